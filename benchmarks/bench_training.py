@@ -1,0 +1,116 @@
+"""A whole training step of pytorch/examples' 784-400-20 VAE at a large batch: forward, backward and Adam, float32.
+
+Eager and torch.compile run in a process as torch leaves it; vae_fast in a process set up as `vae-fast train` sets its
+own up. All start from the same weights, and each must lower the loss.
+
+    pytest benchmarks/bench_training.py -s          python benchmarks/bench_training.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import OURS, QUICK, Case, Comparison, Provider, Work, compare, save
+
+BATCH = 64 if QUICK else 16384
+INPUT_SETS = 2
+
+
+def make_network() -> Any:
+    """The network of pytorch/examples, with its weights."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "encoder": nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40)),
+            "decoder": nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784)),
+        }
+    )
+
+
+def as_people_write_it(network: Any, x: Any) -> Any:
+    import torch
+    import torch.nn.functional as F
+
+    mu, logvar = network["encoder"](x).chunk(2, dim=1)
+    std = torch.exp(0.5 * logvar)
+    z = mu + torch.randn_like(std) * std
+    logits = network["decoder"](z)
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
+    return (nll + kl).mean()
+
+
+def with_vae_fast(network: Any, x: Any) -> Any:
+    import vae_fast
+
+    z, kl = vae_fast.reparameterize_kl_packed(network["encoder"](x))
+    return (vae_fast.bernoulli_nll(network["decoder"](z), x) + kl).mean()
+
+
+def training_work(case: Case, loss_function: Callable[[Any, Any], Any], **adam: Any) -> Work:
+    import torch
+
+    network = make_network()
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.rand((case["batch"], 784), generator=generator) ** 4 for _ in range(INPUT_SETS)]
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, **adam)
+    losses: list[float] = []
+
+    def step(i: int) -> Any:
+        optimizer.zero_grad()
+        loss = loss_function(network, batches[i % INPUT_SETS])
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def check(i: int, loss: Any) -> None:
+        losses.append(float(loss))
+        if i == 0:
+            start = as_people_write_it(make_network(), batches[0])  # the same weights: differs in the noise alone
+            assert abs(losses[0] - float(start)) < 0.02 * float(start), (losses, float(start))
+        assert losses == sorted(losses, reverse=True), losses
+
+    return Work(step, check)
+
+
+def eager(case: Case) -> Work:
+    return training_work(case, as_people_write_it)
+
+
+def compiled(case: Case) -> Work:
+    import torch
+
+    return training_work(case, torch.compile(as_people_write_it))
+
+
+def ours(case: Case) -> Work:
+    return training_work(case, with_vae_fast)
+
+
+PROVIDERS = [
+    Provider("eager", eager),
+    Provider("torch.compile", compiled),
+    Provider(OURS, ours, requires=("vae_fast",), train_process=True),
+]
+
+
+def run(batch: int) -> Comparison:
+    title = f"training step, 784-400-20 MLP, Bernoulli, Adam, batch {batch} float32"
+    return compare(title, {"batch": batch}, PROVIDERS, turn_seconds=2.0)
+
+
+def test_training_step(benchmark: Any) -> None:
+    comparison = run(BATCH)
+    save("training", [comparison])
+    work = ours(comparison.case)
+    benchmark.extra_info.update({r.provider: r.median for r in comparison.results if r.rounds})
+    benchmark.pedantic(work.step, (0,), rounds=3)
+
+
+if __name__ == "__main__":
+    print(save("training", [run(BATCH)]))
