@@ -1,0 +1,32 @@
+"""-log p(target | decoder output) per sample, in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .latent import per_sample, upcast
+
+
+def _value(target: Tensor) -> Tensor:
+    """A target as a number: uint8 counts 255ths, bool is 0 or 1."""
+    if target.dtype == torch.uint8:
+        return target.to(torch.float32) / 255
+    return target.to(torch.float32) if target.dtype == torch.bool else target
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """max(l, 0) - x l + log(1 + exp(-|l|)), summed per sample."""
+    el, x = upcast(logits, _value(target))
+    return per_sample(F.relu(el) - x * el + torch.log1p(torch.exp(-el.abs())))
+
+
+def gaussian_nll(mean: Tensor, target: Tensor, logvar: Tensor | float | None = None) -> Tensor:
+    """(log 2 pi + logvar + (x - mean)^2 exp(-logvar)) / 2, summed per sample; logvar None is unit variance."""
+    if not isinstance(logvar, Tensor):
+        logvar = torch.full((), logvar or 0.0, dtype=torch.float32, device=mean.device)
+    m, x, lv = upcast(mean, _value(target), logvar)
+    return per_sample(0.5 * (math.log(2 * math.pi) + lv + (x - m) ** 2 * torch.exp(-lv)))

@@ -1,0 +1,79 @@
+"""The noise of vae_fast, spelled out: Philox4x32-10 words in int64 arithmetic, then Box-Muller in float64.
+
+Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def _mulhilo(multiplier: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32x32 bit product. Sixteen bits at a time, so int64 never overflows."""
+    low = x * (multiplier & 0xFFFF)
+    mid = x * (multiplier >> 16) + (low >> 16)
+    return mid >> 16, ((mid & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10. Counter (4 words) and key (2 words) are int64 tensors in [0, 2^32); they broadcast."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        hi0, lo0 = _mulhilo(_MULTIPLIERS[0], c0)
+        hi1, lo1 = _mulhilo(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def draw_rng_state(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh (seed, offset), 63 random bits each, from torch's generator: on the device, without a sync."""
+    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)
+
+
+def noise(
+    shape: Sequence[int],
+    rng_state: Tensor,
+    *,
+    num_samples: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal noise of `shape` (batch, ...), or (num_samples, batch, ...), as a function of rng_state."""
+    shape = tuple(shape)
+    if device is not None:
+        rng_state = rng_state.to(device)
+    draws, batch, size = num_samples or 1, shape[0], math.prod(shape[1:])
+
+    def count(n: int) -> Tensor:
+        return torch.arange(n, dtype=torch.int64, device=rng_state.device)
+
+    group = count((size + 3) // 4)
+    if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
+        row = count(draws * batch).view(draws, batch, 1)
+        seed, offset = rng_state[0], rng_state[1]
+    else:  # one state per sample: the row is the draw
+        row = count(draws).view(draws, 1, 1)
+        seed, offset = rng_state[:, 0, None], rng_state[:, 1, None]
+    counter = (group, row, offset & _MASK, (offset >> 32) & _MASK)
+    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+
+    w0, w1, w2, w3 = (w.to(torch.float64) for w in words)
+    pairs = []
+    for a, b in ((w0, w1), (w2, w3)):
+        radius = (-2 * torch.log((a + 0.5) * 2.0**-32)).sqrt()
+        angle = (2 * math.pi * 2.0**-32) * b
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    eps = torch.stack(pairs, -1).flatten(2)[..., :size]
+    # Rounded to the dtype of the arithmetic first, as every backend computes in float32 for 16-bit dtypes.
+    eps = eps.to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
+    return eps.reshape(shape if num_samples is None else (draws, *shape))

@@ -1,0 +1,99 @@
+"""What the ops share: when a direct call is right, the shapes of gradients, the library, no second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .. import backends
+
+LIB = torch.library.Library("vae_fast", "DEF")
+DOUBLE_BACKWARD = (
+    "vae_fast's kernels have no second derivative; "
+    'run the forward pass under vae_fast.backend("reference") to differentiate twice'
+)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can be called right now. If not (torch.compile, fake, meta or subclass tensors, dispatch
+    modes, functorch), the call must go through the library op, which all of these understand."""
+    if torch.compiler.is_compiling():
+        return False
+    for t in tensors:
+        if t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or t.is_meta):
+            return False
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def dispatch(op: str, *tensors: Tensor | None) -> ModuleType | None:
+    """The backend to call now, `reference` for its differentiable expression, or None for the library op."""
+    if is_plain(*tensors):
+        return backends.resolve(op, *tensors)
+    assert tensors[0] is not None
+    return backends.reference if not tensors[0].is_meta and backends.is_reference(*tensors) else None
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype of a sum per sample, which is also that of the arithmetic."""
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def empty_gradient(param: Tensor, shape: Sequence[int], wanted: bool = True) -> Tensor | None:
+    """Where the kernel writes the gradient of `param`, which broadcasts to `shape` (batch, ...).
+
+    Full shape: one per element. shape[1:]: summed over the batch. (): summed over everything.
+    """
+    if not wanted:
+        return None
+    if param.shape == torch.Size(shape):
+        return torch.empty_like(param)
+    if param.numel() == 1:
+        shape = ()
+    elif param.ndim < len(shape) or param.shape[0] == 1:
+        shape = shape[1:]
+    return torch.empty(shape, dtype=result_dtype(param), device=param.device)
+
+
+def reduce_gradient(grad: Tensor | None, param: Tensor) -> Tensor | None:
+    """The rest of the sum, for the broadcasts that kernels do not know."""
+    if grad is None or (grad.shape == param.shape and grad.dtype == param.dtype):
+        return grad
+    grad = grad.reshape((1,) * (param.ndim - grad.ndim) + grad.shape)
+    return grad.sum_to_size(param.shape).to(param.dtype)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Passes gradients on, tied to what they depend on, and says no when they are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(DOUBLE_BACKWARD)
+
+
+def once(grads: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
+    if torch.is_grad_enabled():
+        return _NoSecondDerivative.apply(len(grads), *grads, *sources)  # type: ignore[no-any-return]
+    return tuple(grads)
+
+
+def refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(DOUBLE_BACKWARD)
