@@ -52,8 +52,8 @@ def reparameterize_kl_packed(
     prior = _check_prior(prior, mu)
     clamp = _check_clamp(clamp)
     rng_state = _check_noise(mu, mu.shape, num_samples, generator, rng_state, noise)
-    return ops.latent_packed(  # type: ignore[return-value]
-        moments, dim, prior=prior, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples
+    return ops.latent(  # type: ignore[return-value]
+        moments, None, dim, prior=prior, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -52,12 +52,12 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def empty_gradient(param: Tensor, shape: Sequence[int], wanted: bool = True) -> Tensor | None:
+def empty_gradient(param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:
     """Where the kernel writes the gradient of `param`, which broadcasts to `shape` (batch, ...).
 
     Full shape: one per element. shape[1:]: summed over the batch. (): summed over everything.
     """
-    if not wanted:
+    if param is None or not wanted:
         return None
     if param.shape == torch.Size(shape):
         return torch.empty_like(param)
@@ -68,9 +68,9 @@ def empty_gradient(param: Tensor, shape: Sequence[int], wanted: bool = True) -> 
     return torch.empty(shape, dtype=result_dtype(param), device=param.device)
 
 
-def reduce_gradient(grad: Tensor | None, param: Tensor) -> Tensor | None:
+def reduce_gradient(grad: Tensor | None, param: Tensor | None) -> Tensor | None:
     """The rest of the sum, for the broadcasts that kernels do not know."""
-    if grad is None or (grad.shape == param.shape and grad.dtype == param.dtype):
+    if grad is None or param is None or (grad.shape == param.shape and grad.dtype == param.dtype):
         return grad
     grad = grad.reshape((1,) * (param.ndim - grad.ndim) + grad.shape)
     return grad.sum_to_size(param.shape).to(param.dtype)
@@ -95,5 +95,41 @@ def once(grads: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tenso
     return tuple(grads)
 
 
-def refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
+def dense(like: Tensor, results: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """What is not wanted as an empty tensor, for schemas without optional results."""
+    return tuple(like.new_empty(0) if r is None else r for r in results)
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(DOUBLE_BACKWARD)
+
+
+class _NoKernels:
+    """The backend of fake kernels: computes nothing, so that shapes and strides agree with the real ones."""
+
+    @staticmethod
+    def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+    latent_forward = latent_backward = likelihood_forward = likelihood_backward = noise_fill = _nothing
+
+
+def define(
+    schema: str,
+    function: Callable[..., Any],
+    sources: Sequence[int],
+    differentiate: Callable[..., Any] = _refuse,
+    setup: Callable[..., Any] | None = None,
+) -> None:
+    """Registers `function(backend, *args)` as a library op; the arguments numbered `sources` choose the backend."""
+    name, _, _ = schema.partition("(")
+
+    def kernel(*args: Any) -> Any:
+        tensors: list[Tensor | None] = []
+        for i in sources:
+            tensors += args[i] if isinstance(args[i], (list, tuple)) else [args[i]]
+        return function(backends.resolve(name.removesuffix("_backward"), *tensors), *args)
+
+    LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIB.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(_NoKernels, *args), lib=LIB)
+    torch.library.register_autograd(f"vae_fast::{name}", differentiate, setup_context=setup, lib=LIB)

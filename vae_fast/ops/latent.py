@@ -1,13 +1,12 @@
-"""The op `latent`: sample and KL, for mu and logvar apart or packed in one tensor.
+"""The op `latent`: a sample and its KL, one kernel forward and one backward.
 
-Saved for backward: the inputs and rng_state; the noise is made again. An output that is not wanted is None (an empty
-tensor in the library ops, whose schemas know no optional results).
+Saved for backward are the inputs and rng_state; the noise is made again. Wherever `logvar` is None, `mu` holds both,
+[mu | logvar] along `dim`, and the gradient is one packed tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,79 +15,57 @@ from torch import Tensor
 from ..backends import reference
 from . import _common
 
-Prior = tuple[Tensor, Tensor] | None
-Clamp = tuple[float, float] | None
+Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
 
 
 def latent(
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Tensor | None,
+    dim: int = 1,
     *,
-    prior: Prior = None,
+    prior: tuple[Tensor, Tensor] | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
-    clamp: Clamp = None,
+    clamp: tuple[float, float] | None = None,
     num_samples: int | None = None,
     want_z: bool = True,
     want_kl: bool = True,
 ) -> Pair:
-    """(z, kl), of which one may be unwanted and None. Arguments are checked in `functional`."""
+    """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
     prior_mu, prior_logvar = prior or (None, None)
-    tensors = (mu, logvar, prior_mu, prior_logvar)
+    tensors = (mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise)
     options = (clamp, num_samples, want_z, want_kl)
-    backend = _common.dispatch("latent", *tensors, rng_state, noise)
+    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, rng_state, noise)
     if backend is reference:
-        return _expression(mu, logvar, prior, rng_state, noise, *options)
-    if backend is not None:
-        if _common.needs_grad(*tensors):
-            return _Latent.apply(backend, None, options, prior_mu, prior_logvar, rng_state, noise, mu, logvar)  # type: ignore[no-any-return]
-        return _forward(backend, mu, logvar, prior_mu, prior_logvar, rng_state, noise, *options)
-    z, kl = torch.ops.vae_fast.latent(
-        mu, logvar, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl
-    )
-    return z if want_z else None, kl if want_kl else None
+        return _expression(*tensors, *options)
+    if backend is None:
+        z, kl = torch.ops.vae_fast.latent(*tensors, *options)
+        return z if want_z else None, kl if want_kl else None
+    if _common.needs_grad(mu, logvar, prior_mu, prior_logvar):
+        return _Latent.apply(backend, options, *tensors)  # type: ignore[no-any-return]
+    return forward(backend, *tensors, *options)
 
 
-def latent_packed(
-    moments: Tensor,
-    dim: int,
-    *,
-    prior: Prior = None,
-    rng_state: Tensor | None = None,
-    noise: Tensor | None = None,
-    clamp: Clamp = None,
-    num_samples: int | None = None,
-) -> Pair:
-    """`latent` of moments = [mu | logvar] along dim; its gradient is one packed tensor."""
-    prior_mu, prior_logvar = prior or (None, None)
-    tensors = (moments, prior_mu, prior_logvar)
-    options = (clamp, num_samples, True, True)
-    backend = _common.dispatch("latent", *tensors, rng_state, noise)
-    if backend is reference:
-        mu, logvar = moments.chunk(2, dim)
-        return _expression(mu, logvar, prior, rng_state, noise, *options)
-    if backend is not None:
-        if _common.needs_grad(*tensors):
-            return _Latent.apply(backend, dim, options, prior_mu, prior_logvar, rng_state, noise, moments)  # type: ignore[no-any-return]
-        mu, logvar = moments.chunk(2, dim)
-        return _forward(backend, mu, logvar, prior_mu, prior_logvar, rng_state, noise, *options)
-    return torch.ops.vae_fast.latent_packed(  # type: ignore[no-any-return]
-        moments, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples
-    )
+def _split(mu: Tensor, logvar: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+    return mu.chunk(2, dim) if logvar is None else (mu, logvar)  # type: ignore[return-value]
 
 
 def _expression(
     mu: Tensor,
-    logvar: Tensor,
-    prior: Prior,
+    logvar: Tensor | None,
+    dim: int,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
     rng_state: Tensor | None,
     noise: Tensor | None,
-    clamp: Clamp,
+    clamp: Any,
     num_samples: int | None,
     want_z: bool,
     want_kl: bool,
 ) -> Pair:
+    mu, logvar = _split(mu, logvar, dim)
+    prior = None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
     z = kl = None
     if want_z:
         z = reference.reparameterize(
@@ -99,34 +76,11 @@ def _expression(
     return z, kl
 
 
-# What a kernel call needs around it: outputs, and a prior expanded without memory.
-
-
-def _outputs(
-    mu: Tensor, logvar: Tensor, prior: Pair, num_samples: int | None, want_z: bool, want_kl: bool
-) -> Pair:
-    z = kl = None
-    if want_z:
-        z = torch.empty_like(mu)
-        if num_samples is not None:  # keep the layout of mu (channels-last, say) inside each draw
-            z = torch.empty_strided(
-                (num_samples, *mu.shape), (mu.numel(), *z.stride()), dtype=mu.dtype, device=mu.device
-            )
-    if want_kl:
-        kl = torch.empty(mu.shape[0], dtype=_common.result_dtype(mu, logvar, *prior), device=mu.device)
-    return z, kl
-
-
-def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, shape: torch.Size) -> Prior:
-    if prior_mu is None or prior_logvar is None:
-        return None
-    return prior_mu.expand(shape), prior_logvar.expand(shape)
-
-
-def _forward(
-    backend: ModuleType,
+def forward(
+    backend: Any,
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Tensor | None,
+    dim: int,
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     rng_state: Tensor | None,
@@ -136,87 +90,130 @@ def _forward(
     want_z: bool,
     want_kl: bool,
 ) -> Pair:
-    z, kl = _outputs(mu, logvar, (prior_mu, prior_logvar), num_samples, want_z, want_kl)
-    prior = _expand(prior_mu, prior_logvar, mu.shape)
+    """Allocates the outputs and has the backend fill them."""
+    mu, logvar = _split(mu, logvar, dim)
+    z = kl = None
+    if want_z:
+        z = torch.empty_like(mu)
+        if num_samples is not None:  # each draw keeps the layout of mu (channels-last, say)
+            strides = (mu.numel(), *z.stride())
+            z = torch.empty_strided((num_samples, *mu.shape), strides, dtype=mu.dtype, device=mu.device)
+    if want_kl:
+        dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
+        kl = torch.empty(mu.shape[0], dtype=dtype, device=mu.device)
+    prior = _expand(prior_mu, prior_logvar, mu)
     backend.latent_forward(mu, logvar, prior, rng_state, noise, clamp, z=z, kl=kl)
     return z, kl
 
 
-def _backward(
-    backend: ModuleType,
+def backward(
+    backend: Any,
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
-    logvar: Tensor,
+    logvar: Tensor | None,
+    dim: int,
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     rng_state: Tensor | None,
     noise: Tensor | None,
     clamp: Clamp,
-    grad_mu: Tensor | None,
-    grad_logvar: Tensor | None,
-    needs_prior: Sequence[bool],
-) -> Pair:
-    """Fills grad_mu and grad_logvar; returns the gradients of the prior."""
-    shape = mu.shape
-    if prior_mu is None or prior_logvar is None or not any(needs_prior):
-        prior = _expand(prior_mu, prior_logvar, shape)
-        backend.latent_backward(
-            grad_z, grad_kl, mu, logvar, prior, rng_state, noise, clamp,
-            grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=None,
-        )  # fmt: skip
-        return None, None
-    grads = (
-        _common.empty_gradient(prior_mu, shape, needs_prior[0]),
-        _common.empty_gradient(prior_logvar, shape, needs_prior[1]),
-    )
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (mu, logvar, prior_mu, prior_logvar), None where `needs` says so."""
+    first, second, *needs_prior = needs
+    grad_mu = grad_first = torch.empty_like(mu) if first else None
+    grad_logvar = torch.empty_like(logvar) if second and logvar is not None else None
+    grad_second = grad_logvar
+    if logvar is None and grad_first is not None:  # the kernel writes both halves of one packed gradient
+        grad_mu, grad_logvar = grad_first.chunk(2, dim)
+    mu, logvar = _split(mu, logvar, dim)
+    prior = _expand(prior_mu, prior_logvar, mu)
+    grad_prior: Pair | None = None
+    if any(needs_prior):
+        grad_prior = (
+            _common.empty_gradient(prior_mu, mu.shape, needs_prior[0]),
+            _common.empty_gradient(prior_logvar, mu.shape, needs_prior[1]),
+        )
     backend.latent_backward(
-        grad_z, grad_kl, mu, logvar, _expand(prior_mu, prior_logvar, shape), rng_state, noise, clamp,
-        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grads,
+        grad_z, grad_kl, mu, logvar, prior, rng_state, noise, clamp,
+        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior,
     )  # fmt: skip
-    return _common.reduce_gradient(grads[0], prior_mu), _common.reduce_gradient(grads[1], prior_logvar)
+    if grad_prior is None:
+        return grad_first, grad_second, None, None
+    return (
+        grad_first,
+        grad_second,
+        _common.reduce_gradient(grad_prior[0], prior_mu),
+        _common.reduce_gradient(grad_prior[1], prior_logvar),
+    )
+
+
+def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The prior in mu's shape, by strides of zero."""
+    if prior_mu is None or prior_logvar is None:
+        return None
+    return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
 
 
 class _Latent(torch.autograd.Function):
-    """The eager path. `params` is (mu, logvar), or (moments,) with the packing dim."""
+    """The eager path."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        backend: ModuleType,
-        dim: int | None,
-        options: tuple[Clamp, int | None, bool, bool],
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        rng_state: Tensor | None,
-        noise: Tensor | None,
-        *params: Tensor,
-    ) -> Pair:
+    def forward(ctx: Any, backend: Any, options: Any, *tensors: Any) -> Pair:
+        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise = tensors
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(prior_mu, prior_logvar, rng_state, noise, *params)
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, rng_state, noise)
         ctx.backend, ctx.dim, ctx.clamp = backend, dim, options[0]
-        mu, logvar = params if dim is None else params[0].chunk(2, dim)
-        return _forward(backend, mu, logvar, prior_mu, prior_logvar, rng_state, noise, *options)
+        return forward(backend, *tensors, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        prior_mu, prior_logvar, rng_state, noise, *params = ctx.saved_tensors
-        _, _, _, *needs_prior, _, _, needs_first = ctx.needs_input_grad[:8]
-        if ctx.dim is None:
-            mu, logvar = params
-            grads = [
-                torch.empty_like(p) if needs else None
-                for p, needs in zip(params, ctx.needs_input_grad[7:], strict=True)
-            ]
-            grad_mu, grad_logvar = grads
-        else:
-            mu, logvar = params[0].chunk(2, ctx.dim)
-            grads = [torch.empty_like(params[0]) if needs_first else None]
-            grad_mu, grad_logvar = (None, None) if grads[0] is None else grads[0].chunk(2, ctx.dim)
-        grads_prior = _backward(
-            ctx.backend, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, rng_state, noise, ctx.clamp,
-            grad_mu, grad_logvar, needs_prior,
-        )  # fmt: skip
-        sources = (grad_z, grad_kl, prior_mu, prior_logvar, *params)
-        grad_prior_mu, grad_prior_logvar, *grads = _common.once((*grads_prior, *grads), *sources)
-        return None, None, None, grad_prior_mu, grad_prior_logvar, None, None, *grads
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:  # type: ignore[override]
+        mu, logvar, *rest = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in (2, 3, 5, 6)]
+        grads = backward(ctx.backend, grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
+        grad_mu, grad_logvar, *grad_prior = _common.once(grads, grad_z, grad_kl, mu, logvar, *rest[:2])
+        return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
+
+
+# The same op for torch.compile, fake and meta tensors and dispatch modes. Its schema knows no optional results: what
+# is not wanted is an empty tensor.
+
+_TENSORS = "Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, Tensor? noise"
+
+
+def _forward_op(backend: Any, mu: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _common.dense(mu, forward(backend, mu, *rest))
+
+
+def _backward_op(backend: Any, grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *rest: Any) -> Any:
+    return _common.dense(mu, backward(backend, grad_z, grad_kl, mu, *rest))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise, ctx.clamp, *_ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, rng_state, noise)
+
+
+def _differentiate(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
+    mu, logvar, *rest = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4)]
+    grads = torch.ops.vae_fast.latent_backward(grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
+    grad_mu, grad_logvar, *grad_prior = (g if n else None for g, n in zip(grads, needs, strict=True))
+    return grad_mu, grad_logvar, None, *grad_prior, *(None,) * 6
+
+
+_common.define(
+    f"latent({_TENSORS}, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor, Tensor)",
+    _forward_op,
+    sources=(0, 1, 3, 4, 5, 6),
+    differentiate=_differentiate,
+    setup=_setup,
+)
+_common.define(
+    f"latent_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, float[]? clamp, bool[] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_op,
+    sources=(2, 3, 5, 6, 7, 8),
+)

@@ -1,9 +1,8 @@
-"""The op `likelihood`: -log p(target | params) per sample, for every member of the family."""
+"""The op `likelihood`: -log p(target | params) per sample, for every member of the family, one kernel each way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,51 +13,89 @@ from . import _common
 
 
 def likelihood(member: str, target: Tensor, *params: Tensor) -> Tensor:
-    """The negative log-likelihood per sample. Arguments are checked in `functional`."""
+    """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
     backend = _common.dispatch("likelihood", target, *params)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
+        # The kernels take the target as data; a target that learns is the reference's.
         first, *others = params
         return getattr(reference, f"{member}_nll")(first, target, *others)  # type: ignore[no-any-return]
     if backend is None:
         return torch.ops.vae_fast.likelihood(member, target, params)  # type: ignore[no-any-return]
     if _common.needs_grad(*params):
         return _Likelihood.apply(backend, member, target, *params)  # type: ignore[no-any-return]
-    return _forward(backend, member, target, params)
+    return forward(backend, member, target, params)
 
 
-def _forward(backend: ModuleType, member: str, target: Tensor, params: Sequence[Tensor]) -> Tensor:
-    nll = torch.empty(
-        target.shape[0], dtype=_common.result_dtype(target, *params), device=target.device
-    )
+def forward(backend: Any, member: str, target: Tensor, params: Sequence[Tensor]) -> Tensor:
+    dtype = _common.result_dtype(target, *params)
+    nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
     expanded = tuple(p.expand(target.shape) for p in params)
     backend.likelihood_forward(member, expanded, target, nll=nll)
     return nll
 
 
-def _backward(
-    backend: ModuleType,
+def backward(
+    backend: Any,
+    grad_nll: Tensor,
     member: str,
     target: Tensor,
     params: Sequence[Tensor],
-    grad_nll: Tensor,
     needs: Sequence[bool],
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, ...]:
+    """Gradients of params, None where `needs` says so."""
     shape = target.shape
-    grads = tuple(_common.empty_gradient(p, shape, wanted) for p, wanted in zip(params, needs, strict=True))
+    grads = tuple(_common.empty_gradient(p, shape, n) for p, n in zip(params, needs, strict=True))
     expanded = tuple(p.expand(shape) for p in params)
     backend.likelihood_backward(member, expanded, target, grad_nll, grads=grads)
-    return [_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True)]
+    return tuple(_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True))
 
 
 class _Likelihood(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: ModuleType, member: str, target: Tensor, *params: Tensor) -> Tensor:
-        ctx.save_for_backward(target, *params)
-        ctx.backend, ctx.member = backend, member
-        return _forward(backend, member, target, params)
+    """The eager path."""
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def forward(ctx: Any, backend: Any, member: str, target: Tensor, *params: Tensor) -> Tensor:
+        ctx.save_for_backward(target, *params)
+        ctx.backend, ctx.member = backend, member
+        return forward(backend, member, target, params)
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll: Tensor) -> Any:  # type: ignore[override]
         target, *params = ctx.saved_tensors
-        grads = _backward(ctx.backend, ctx.member, target, params, grad_nll, ctx.needs_input_grad[3:])
+        grads = backward(ctx.backend, grad_nll, ctx.member, target, params, ctx.needs_input_grad[3:])
         return None, None, None, *_common.once(grads, grad_nll, *params)
+
+
+# The same op for torch.compile, fake and meta tensors and dispatch modes.
+
+
+def _backward_op(
+    backend: Any, grad_nll: Tensor, member: str, target: Tensor, params: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    return list(_common.dense(target, backward(backend, grad_nll, member, target, params, needs)))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.member, target, params = inputs
+    ctx.save_for_backward(target, *params)
+
+
+def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
+    target, *params = ctx.saved_tensors
+    needs = ctx.needs_input_grad[2]
+    grads = torch.ops.vae_fast.likelihood_backward(grad_nll, ctx.member, target, params, needs)
+    return None, None, [g if n else None for g, n in zip(grads, needs, strict=True)]
+
+
+_common.define(
+    "likelihood(str member, Tensor target, Tensor[] params) -> Tensor",
+    forward,
+    sources=(1, 2),
+    differentiate=_differentiate,
+    setup=_setup,
+)
+_common.define(
+    "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, bool[] needs) -> Tensor[]",
+    _backward_op,
+    sources=(2, 3),
+)

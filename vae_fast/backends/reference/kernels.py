@@ -1,27 +1,30 @@
-"""The reference behind the functions that every backend has, so that float64 can stand where a kernel stands.
+"""The reference as a backend: the functions that every backend has, which fill outputs that `ops` allocated.
 
-The public functions use the differentiable expressions directly; these serve the library ops (opcheck, a backward
-pass that runs after the backend was switched), and they say in a few lines what a kernel must do.
+Eager and compiled calls on the reference use the differentiable expressions themselves. These closed forms serve where
+autograd cannot: inside the library ops. They say in a few lines what a kernel computes.
+
+A gradient's own shape says what it is: the parameter's full shape, shape[1:] (summed over the batch), or () (summed
+over everything).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import latent, likelihood
-from .noise import noise
+from .noise import noise as draw_noise
 
-Clamp = tuple[float, float] | None
-Pair = tuple[Tensor | None, Tensor | None]
+Clamp = Sequence[float] | None
+Prior = tuple[Tensor, Tensor] | None
 
 
 def latent_forward(
     mu: Tensor,
     logvar: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
+    prior: Prior,
     rng_state: Tensor | None,
     noise: Tensor | None,
     clamp: Clamp,
@@ -29,12 +32,15 @@ def latent_forward(
     z: Tensor | None,
     kl: Tensor | None,
 ) -> None:
-    with torch.no_grad():
-        if z is not None:
-            k = _draws(z, mu)
-            z.copy_(latent.reparameterize(mu, logvar, num_samples=k, clamp=clamp, rng_state=rng_state, noise=noise))
-        if kl is not None:
-            kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=clamp))
+    limits = None if clamp is None else (clamp[0], clamp[1])
+    if z is not None:
+        draws = z.shape[0] if z.ndim > mu.ndim else None
+        sample = latent.reparameterize(
+            mu, logvar, num_samples=draws, clamp=limits, rng_state=rng_state, noise=noise
+        )
+        z.copy_(sample)
+    if kl is not None:
+        kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits))
 
 
 def latent_backward(
@@ -42,31 +48,48 @@ def latent_backward(
     grad_kl: Tensor | None,
     mu: Tensor,
     logvar: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
+    prior: Prior,
     rng_state: Tensor | None,
     noise: Tensor | None,
     clamp: Clamp,
     *,
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
-    grad_prior: Pair | None,
+    grad_prior: tuple[Tensor | None, Tensor | None] | None,
 ) -> None:
-    def loss(m: Tensor, lv: Tensor, *p: Tensor) -> Tensor:
-        total = m.new_zeros(())
-        if grad_z is not None:
-            k = _draws(grad_z, mu)
-            z = latent.reparameterize(m, lv, num_samples=k, clamp=clamp, rng_state=rng_state, noise=noise)
-            total = total + (grad_z * z).sum()
-        if grad_kl is not None:
-            total = total + (grad_kl * latent.kl_divergence(m, lv, prior=p or None, clamp=clamp)).sum()
-        return total
-
-    _fill_gradients(loss, (mu, logvar, *(prior or ())), (grad_mu, grad_logvar, *(grad_prior or ())))
+    m, raw, *p = latent.upcast(mu, logvar, *(prior or ()))
+    lv = raw if clamp is None else raw.clamp(*clamp)
+    d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(m)
+    if grad_z is not None:  # dz/dmu = 1, dz/dlogvar = eps exp(logvar / 2) / 2
+        draws = grad_z.shape[0] if grad_z.ndim > mu.ndim else None
+        if noise is None:
+            assert rng_state is not None
+            noise = draw_noise(mu.shape, rng_state, num_samples=draws, dtype=m.dtype)
+        g = grad_z.to(m.dtype)
+        slope = g * noise.to(m.dtype) * 0.5 * torch.exp(0.5 * lv)
+        d_mu = d_mu + (g if draws is None else g.sum(0))
+        d_logvar = d_logvar + (slope if draws is None else slope.sum(0))
+    if grad_kl is not None:
+        g = grad_kl.to(m.dtype).view(-1, *(1,) * (mu.ndim - 1))
+        mp, lvp = p or (torch.zeros_like(m), torch.zeros_like(m))
+        d, scaled = lv - lvp, (m - mp) * torch.exp(-lvp)
+        d_mu = d_mu + g * scaled
+        d_logvar = d_logvar + g * 0.5 * torch.expm1(d)
+        if grad_prior is not None:
+            _fill(grad_prior[0], -g * scaled)
+            _fill(grad_prior[1], g * 0.5 * (-torch.expm1(d) - (m - mp) * scaled))
+    elif grad_prior is not None:
+        _fill(grad_prior[0], torch.zeros_like(m))
+        _fill(grad_prior[1], torch.zeros_like(m))
+    if clamp is not None:  # the bounds belong to the inside, NaN stays NaN
+        d_logvar = torch.where((raw < clamp[0]) | (raw > clamp[1]), 0.0, d_logvar)
+    _fill(grad_mu, d_mu)
+    _fill(grad_logvar, d_logvar)
 
 
 def likelihood_forward(member: str, params: Sequence[Tensor], target: Tensor, *, nll: Tensor) -> None:
-    with torch.no_grad():
-        nll.copy_(_likelihood(member, params, target))
+    first, *others = params
+    nll.copy_(getattr(likelihood, f"{member}_nll")(first, target, *others))
 
 
 def likelihood_backward(
@@ -77,30 +100,16 @@ def likelihood_backward(
     *,
     grads: Sequence[Tensor | None],
 ) -> None:
-    _fill_gradients(lambda *p: (grad_nll * _likelihood(member, p, target)).sum(), params, grads)
+    x, *p = latent.upcast(likelihood.value(target), *params)
+    g = grad_nll.to(x.dtype).view(-1, *(1,) * (target.ndim - 1))
+    for out, slope in zip(grads, likelihood.DERIVATIVES[member](x, *p), strict=True):
+        _fill(out, g * slope)
 
 
 def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
-    eps.copy_(noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype))
+    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype))
 
 
-def _draws(z: Tensor, mu: Tensor) -> int | None:
-    return z.shape[0] if z.ndim > mu.ndim else None
-
-
-def _likelihood(member: str, params: Sequence[Tensor], target: Tensor) -> Tensor:
-    first, *others = params
-    function: Callable[..., Tensor] = getattr(likelihood, f"{member}_nll")
-    return function(first, target, *others)
-
-
-def _fill_gradients(
-    loss: Callable[..., Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> None:
-    """Gradients of loss(*inputs), in the dtype of the arithmetic and summed to the shape of each output."""
-    with torch.enable_grad():
-        inputs = [t.detach().to(torch.promote_types(t.dtype, torch.float32)).requires_grad_() for t in inputs]
-        found = torch.autograd.grad(loss(*inputs), inputs, allow_unused=True, materialize_grads=True)
-    for out, grad in zip(grads, found, strict=False):
-        if out is not None:
-            out.copy_(grad.sum_to_size(out.shape))
+def _fill(out: Tensor | None, grad: Tensor) -> None:
+    if out is not None:
+        out.copy_(grad.sum_to_size(out.shape))
