@@ -1,0 +1,85 @@
+// What the host and the device compilers spell differently, and nothing else.
+//
+// The math of this folder is written once, as templates over F: `float` in a CUDA thread or a scalar loop, a SIMD
+// vector of floats (csrc/cpu/simd.h) in a CPU kernel. F supports + - * / and comparison; whatever an operator cannot
+// say is a member of Lanes<F>.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define VAE_FAST_FN __host__ __device__ __forceinline__
+#else
+#define VAE_FAST_FN inline __attribute__((always_inline))
+#endif
+
+// Every instruction set compiles this code in a namespace of its own (VAE_FAST_ISA), so that the linker can never
+// pick an AVX-512 copy of an inline function for a machine that has none.
+#if defined(VAE_FAST_ISA)
+#define VAE_FAST_NAMESPACE_BEGIN namespace vae_fast { namespace VAE_FAST_ISA {
+#define VAE_FAST_NAMESPACE_END }}
+#else
+#define VAE_FAST_NAMESPACE_BEGIN namespace vae_fast {
+#define VAE_FAST_NAMESPACE_END }
+#endif
+
+VAE_FAST_NAMESPACE_BEGIN
+
+// What F needs beyond operators. SIMD vectors specialise this in csrc/cpu/simd.h.
+template <class F> struct Lanes;
+
+template <> struct Lanes<float> {
+  using u32 = std::uint32_t;
+  using i32 = std::int32_t;
+
+  static VAE_FAST_FN float splat(float x) { return x; }
+  static VAE_FAST_FN float to_float(i32 i) { return static_cast<float>(i); }
+
+  static VAE_FAST_FN float fma(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
+
+  static VAE_FAST_FN float sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(x);
+#else
+    return __builtin_sqrtf(x);
+#endif
+  }
+};
+
+// The integer types with the lanes of F.
+template <class F> using u32_of = typename Lanes<F>::u32;
+template <class F> using i32_of = typename Lanes<F>::i32;
+
+template <class F> VAE_FAST_FN F splat(float x) { return Lanes<F>::splat(x); }
+template <class F> VAE_FAST_FN F to_float(i32_of<F> i) { return Lanes<F>::to_float(i); }
+
+// a·b + c. Fused wherever the hardware can; the compiler never fuses on its own (-ffp-contract=off).
+template <class F> VAE_FAST_FN F fma(F a, F b, F c) { return Lanes<F>::fma(a, b, c); }
+template <class F> VAE_FAST_FN F sqrt(F x) { return Lanes<F>::sqrt(x); }
+
+template <class To, class From> VAE_FAST_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// mask ? a : b. A vector mask selects lane by lane, so neither side may have a side effect.
+template <class M, class T> VAE_FAST_FN T select(M mask, T a, T b) { return mask ? a : b; }
+
+// Polynomials, highest power last in the argument list.
+template <class F> VAE_FAST_FN F horner(F, float c) { return splat<F>(c); }
+template <class F, class... C> VAE_FAST_FN F horner(F x, float c, C... higher) {
+  return fma(horner(x, higher...), x, splat<F>(c));
+}
+
+VAE_FAST_NAMESPACE_END

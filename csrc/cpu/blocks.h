@@ -1,0 +1,74 @@
+// What the kernels' loops share: the blocks of a task, per-sample sums, summed gradients.
+#pragma once
+
+#include "kernels.h"
+#include "staging.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+template <class Body> VAE_FAST_FN void for_each_block(const Tiling& tiling, const Task& task, Body body) {
+  for (std::int64_t row = task.row_begin; row < task.row_end; row += tiling.rows_per_block) {
+    const std::int64_t left = task.row_end - row, rows = left < tiling.rows_per_block ? left : tiling.rows_per_block;
+    for (std::int64_t column = task.column_begin; column < task.column_end; column += kBlock) {
+      const std::int64_t rest = task.column_end - column;
+      body(Block{row, rows, column, rest < kBlock ? rest : kBlock});
+    }
+  }
+}
+
+// Adds up the terms of each sample: float32 in a block's 16 lanes, float64 from block to block.
+class RowSums {
+ public:
+  VAE_FAST_FN RowSums(const RowSum& out, const Tiling& tiling, const Task& task) : out_(out), tiling_(tiling), task_(task) {}
+
+  VAE_FAST_FN void add(const Block& block, const float* terms) {
+    if (tiling_.rows_per_block > 1) {
+      for (std::int64_t r = 0; r < block.rows; ++r)
+        out_.value[(block.row + r) * out_.stride] = sum(terms + r * block.columns, block.columns);
+      return;
+    }
+    total_ += sum(terms, block.columns);
+    if (block.column + block.columns < task_.column_end) return;
+    if (out_.partial) out_.partial[block.row * tiling_.column_segments + task_.segment] = total_;
+    else out_.value[block.row * out_.stride] = static_cast<float>(total_);
+    total_ = 0;
+  }
+
+ private:
+  const RowSum& out_;
+  const Tiling& tiling_;
+  const Task& task_;
+  double total_ = 0;
+};
+
+// The per-sample gradient that comes from above, spread over the block's elements.
+VAE_FAST_FN void spread(const float* per_row, std::int64_t stride, const Block& block, Buffer& out) {
+  for (std::int64_t r = 0; r < block.rows; ++r) {
+    const float value = per_row[(block.row + r) * stride];
+    float* to = out.data + r * block.columns;
+    for (std::int64_t c = 0; c < block.columns; ++c) to[c] = value;
+  }
+}
+
+// A block's gradient values go to gradient_destination, then emit puts them where they belong.
+inline bool wanted(const Gradient& gradient) { return static_cast<bool>(gradient.view); }
+inline float* gradient_destination(const Gradient& gradient, const Block& block, Buffer& buffer) {
+  return wanted(gradient) && gradient.reduction == Reduction::none ? destination(gradient.view, block, buffer) : buffer.data;
+}
+inline void emit(const Gradient& gradient, const Tiling& tiling, const Task& task, const Block& block,
+                 const float* values) {
+  switch (gradient.reduction) {
+    case Reduction::none:
+      return write(gradient.view, block, values);
+    case Reduction::batch: {
+      double* partial = gradient.partial + task.group * tiling.columns + block.column;
+      for (std::int64_t r = 0; r < block.rows; ++r)
+        for (std::int64_t c = 0; c < block.columns; ++c) partial[c] += values[r * block.columns + c];
+      return;
+    }
+    case Reduction::all:
+      gradient.partial[task.group * tiling.column_segments + task.segment] += sum(values, block.size());
+  }
+}
+
+VAE_FAST_NAMESPACE_END

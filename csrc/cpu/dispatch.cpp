@@ -1,0 +1,69 @@
+// Which instruction set's kernels run: the best that CPUID and the operating system's enabled state allow, or what
+// VAE_FAST_CPU_ISA names. Compiled for the baseline.
+#include <cstdlib>
+#include <stdexcept>
+
+#include "engine.h"
+#include "sets.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace vae_fast {
+namespace {
+
+#define VAE_FAST_KERNELS(isa)                                                                                     \
+  Kernels { #isa, isa::latent_forward, isa::latent_backward, isa::noise_fill, isa::likelihood_forward,            \
+            isa::likelihood_backward, isa::noise_words }
+
+std::vector<Kernels> supported() {
+  std::vector<Kernels> sets{VAE_FAST_KERNELS(baseline)};
+#if defined(__x86_64__)
+  // __builtin_cpu_supports reads CPUID and XCR0; it has no word for F16C in older compilers.
+  unsigned eax, ebx, ecx = 0, edx;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx & bit_F16C);
+  if (avx2) sets.push_back(VAE_FAST_KERNELS(avx2));
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    sets.push_back(VAE_FAST_KERNELS(avx512));
+#endif
+  return sets;
+}
+
+const std::vector<Kernels>& sets() {
+  static const std::vector<Kernels> all = supported();
+  return all;
+}
+
+const Kernels& find(const std::string& name) {
+  std::string known;
+  for (const Kernels& set : sets()) {
+    if (name == set.isa) return set;
+    known += std::string(known.empty() ? "" : ", ") + set.isa;
+  }
+  throw std::invalid_argument("CPU instruction set '" + name + "' is not available here, only " + known);
+}
+
+const Kernels*& current() {
+  static const Kernels* set = [] {
+    const char* wanted = std::getenv("VAE_FAST_CPU_ISA");
+    return wanted && *wanted ? &find(wanted) : &sets().back();
+  }();
+  return set;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Kernels& set : sets()) names.emplace_back(set.isa);
+  return names;
+}
+
+const Kernels& kernels() { return *current(); }
+
+void use_isa(const std::string& name) { current() = &find(name); }
+
+}  // namespace vae_fast

@@ -1,0 +1,191 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <memory>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace vae_fast {
+namespace {
+
+constexpr std::int64_t kTaskElements = 1 << 14;  // some 20 µs of work
+constexpr std::int64_t kSerialElements = 1 << 14;  // below, waking the other threads costs more than it saves
+constexpr std::int64_t kMaxGroups = 4096, kMaxSummedGroups = 32;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// `sums`: whether a gradient is summed over the batch, which costs `columns` float64 a row group.
+Tiling tile(std::int64_t rows, std::int64_t columns, bool sums) {
+  Tiling t;
+  t.rows = rows;
+  t.columns = columns;
+  t.rows_per_block = std::max<std::int64_t>(1, kBlock / columns);
+  // Long samples are cut into segments only where there are too few rows to share out.
+  const std::int64_t wanted_tasks = 256;
+  t.columns_per_segment =
+      rows >= wanted_tasks ? columns
+                           : std::min(columns, round_up(std::max(kTaskElements, ceil_div(rows * columns, wanted_tasks)), kBlock));
+  t.column_segments = ceil_div(columns, t.columns_per_segment);
+  const std::int64_t most_groups = sums ? kMaxSummedGroups : kMaxGroups;
+  const std::int64_t rows_per_task = std::max(kTaskElements / t.columns_per_segment, ceil_div(rows, most_groups));
+  t.rows_per_group = round_up(std::max<std::int64_t>(1, rows_per_task), t.rows_per_block);
+  t.row_groups = ceil_div(rows, t.rows_per_group);
+  return t;
+}
+
+template <class Args> void run_tasks(void (*kernel)(const Args&, const Task&), const Args& args, std::int64_t elements, int threads) {
+  const Tiling& t = args.tiling;
+  const std::int64_t tasks = t.row_groups * t.column_segments;
+  const auto run_one = [&](std::int64_t i) {
+    const std::int64_t group = i / t.column_segments, segment = i % t.column_segments;
+    const std::int64_t row = group * t.rows_per_group, column = segment * t.columns_per_segment;
+    kernel(args, Task{group, segment, row, std::min(row + t.rows_per_group, t.rows), column,
+                      std::min(column + t.columns_per_segment, t.columns)});
+  };
+  // All of torch's threads or none: a team of another size makes libgomp end threads and start them again.
+  if (threads <= 1 || tasks == 1 || elements <= kSerialElements) {
+    for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
+}
+
+using Scratch = std::unique_ptr<double[]>;
+
+Scratch prepare(RowSum& sum, const Tiling& t) {
+  if (!sum.value || t.column_segments == 1) return nullptr;
+  Scratch scratch(new double[t.rows * t.column_segments]);
+  sum.partial = scratch.get();
+  return scratch;
+}
+void finish(const RowSum& sum, const Tiling& t) {
+  if (!sum.partial) return;
+  for (std::int64_t row = 0; row < t.rows; ++row) {
+    double total = 0;
+    for (std::int64_t s = 0; s < t.column_segments; ++s) total += sum.partial[row * t.column_segments + s];
+    sum.value[row * sum.stride] = static_cast<float>(total);
+  }
+}
+
+// The sums over nothing.
+void zero(const RowSum& sum, std::int64_t rows) {
+  for (std::int64_t row = 0; sum.value && row < rows; ++row) sum.value[row * sum.stride] = 0.0f;
+}
+void zero(const Gradient& g, std::int64_t columns) {
+  if (!g.view || g.reduction == Reduction::none) return;
+  std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::batch ? columns : 1, 0.0f);
+}
+
+std::int64_t partial_width(const Gradient& g, const Tiling& t) {
+  return g.reduction == Reduction::batch ? t.columns : t.column_segments;
+}
+Scratch prepare(Gradient& g, const Tiling& t) {
+  if (!g.view || g.reduction == Reduction::none) return nullptr;
+  Scratch scratch(new double[t.row_groups * partial_width(g, t)]());
+  g.partial = scratch.get();
+  return scratch;
+}
+void finish(const Gradient& g, const Tiling& t) {
+  if (!g.partial) return;
+  float* out = reinterpret_cast<float*>(g.view.data);
+  const std::int64_t width = partial_width(g, t);
+  double all = 0;
+  for (std::int64_t c = 0; c < width; ++c) {
+    double total = 0;
+    for (std::int64_t group = 0; group < t.row_groups; ++group) total += g.partial[group * width + c];
+    if (g.reduction == Reduction::batch) out[c] = static_cast<float>(total);
+    all += total;
+  }
+  if (g.reduction == Reduction::all) *out = static_cast<float>(all);
+}
+
+// Large fresh outputs cost more in page faults than the kernel in arithmetic; ask for huge pages before writing them.
+void advise_huge_pages(char* begin, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::int64_t huge = 2 << 20;
+  if (bytes < 2 * huge) return;
+  const std::int64_t from = round_up(reinterpret_cast<std::int64_t>(begin), huge);
+  const std::int64_t to = (reinterpret_cast<std::int64_t>(begin) + bytes) / huge * huge;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a hint: may fail
+#else
+  (void)begin, (void)bytes;
+#endif
+}
+
+void advise_huge_pages(const View& view, const Tiling& t, std::int64_t draws = 1) {
+  if (!view) return;
+  std::int64_t last = (t.rows - 1) * view.row_stride + (draws - 1) * view.draw_stride;
+  for (int d = 0; d < view.dims; ++d) last += (view.size[d] - 1) * view.stride[d];
+  advise_huge_pages(view.data, (last + 1) * view.item_size());
+}
+
+bool is_sum(const Gradient& g) { return g.view && g.reduction != Reduction::none; }
+
+}  // namespace
+
+bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
+void run(LatentForward a, std::int64_t rows, std::int64_t columns, int threads) {
+  if (rows == 0 || columns == 0) return zero(a.kl, rows);
+  a.tiling = tile(rows, columns, false);
+  advise_huge_pages(a.z, a.tiling, a.draws);
+  const Scratch kl = prepare(a.kl, a.tiling);
+  run_tasks(kernels().latent_forward, a, rows * columns * a.draws, threads);
+  finish(a.kl, a.tiling);
+}
+
+void run(LatentBackward a, std::int64_t rows, std::int64_t columns, int threads) {
+  if (rows == 0 || columns == 0) return zero(a.grad_prior_mu, columns), zero(a.grad_prior_logvar, columns);
+  a.tiling = tile(rows, columns, is_sum(a.grad_prior_mu) || is_sum(a.grad_prior_logvar));
+  advise_huge_pages(a.grad_mu, a.tiling);
+  advise_huge_pages(a.grad_logvar, a.tiling);
+  const Scratch mu = prepare(a.grad_prior_mu, a.tiling), logvar = prepare(a.grad_prior_logvar, a.tiling);
+  run_tasks(kernels().latent_backward, a, rows * columns * a.draws, threads);
+  finish(a.grad_prior_mu, a.tiling);
+  finish(a.grad_prior_logvar, a.tiling);
+}
+
+void run(NoiseFill a, std::int64_t rows, std::int64_t columns, int threads) {
+  if (rows == 0 || columns == 0) return;
+  a.tiling = tile(rows, columns, false);
+  advise_huge_pages(a.eps, a.tiling, a.draws);
+  run_tasks(kernels().noise_fill, a, rows * columns * a.draws, threads);
+}
+
+void run(LikelihoodForward a, std::int64_t rows, std::int64_t columns, int threads) {
+  if (rows == 0 || columns == 0) return zero(a.nll, rows);
+  a.tiling = tile(rows, columns, false);
+  const Scratch nll = prepare(a.nll, a.tiling);
+  run_tasks(kernels().likelihood_forward, a, rows * columns, threads);
+  finish(a.nll, a.tiling);
+}
+
+void run(LikelihoodBackward a, std::int64_t rows, std::int64_t columns, int threads) {
+  if (rows == 0 || columns == 0) {
+    for (const Gradient& g : a.gradients) zero(g, columns);
+    return;
+  }
+  bool sums = false;
+  for (const Gradient& g : a.gradients) sums = sums || is_sum(g);
+  a.tiling = tile(rows, columns, sums);
+  Scratch scratch[kMaxParameters];
+  for (int p = 0; p < kMaxParameters; ++p) {
+    if (a.gradients[p].reduction == Reduction::none) advise_huge_pages(a.gradients[p].view, a.tiling);
+    scratch[p] = prepare(a.gradients[p], a.tiling);
+  }
+  run_tasks(kernels().likelihood_backward, a, rows * columns, threads);
+  for (const Gradient& g : a.gradients) finish(g, a.tiling);
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,96 @@
+// The kernels' arguments, and how a whole tensor becomes tasks. Plain data, shared by all instruction sets.
+#pragma once
+
+#include "view.h"
+
+namespace vae_fast {
+
+// A batch of `rows` samples of `columns` elements each, cut into row_groups x column_segments tasks. The cut depends
+// on the shape alone, never on the number of threads, so that every sum is added in the same order.
+struct Tiling {
+  std::int64_t rows = 0, columns = 0;
+  std::int64_t rows_per_block = 1;  // short samples share a block
+  std::int64_t row_groups = 0, rows_per_group = 0;
+  std::int64_t column_segments = 1, columns_per_segment = 0;
+};
+
+struct Task { std::int64_t group, segment, row_begin, row_end, column_begin, column_end; };
+
+struct Noise {
+  View given;  // the caller's own eps, or
+  const std::int64_t* rng_state = nullptr;
+  bool state_per_sample = false;
+  std::int64_t batch = 0;
+};
+
+// A per-sample result: value[row · stride], or partial[row · column_segments + segment] where several tasks share a row.
+struct RowSum { float* value = nullptr; std::int64_t stride = 1; double* partial = nullptr; };
+
+// The gradient of a parameter: per element, summed over the batch, or summed over everything. Sums are gathered per
+// row group in `partial` (row_groups x columns, or row_groups x column_segments) and added up in order.
+enum class Reduction : int { none, batch, all };
+struct Gradient { View view; Reduction reduction = Reduction::none; double* partial = nullptr; };
+
+struct Clamp { bool active = false; float low = 0, high = 0; };
+
+struct LatentForward {
+  Tiling tiling;
+  View mu, logvar, prior_mu, prior_logvar;
+  Noise noise;
+  std::int64_t draws = 1;
+  Clamp clamp;
+  View z;
+  RowSum kl;
+};
+
+struct LatentBackward {
+  Tiling tiling;
+  View grad_z, mu, logvar, prior_mu, prior_logvar;
+  const float* grad_kl = nullptr;
+  std::int64_t grad_kl_stride = 0;
+  Noise noise;
+  std::int64_t draws = 1;
+  Clamp clamp;
+  View grad_mu, grad_logvar;
+  Gradient grad_prior_mu, grad_prior_logvar;
+};
+
+struct NoiseFill {
+  Tiling tiling;
+  Noise noise;
+  std::int64_t draws = 1;
+  View eps;
+};
+
+constexpr int kMaxParameters = 3;
+
+struct LikelihoodForward {
+  Tiling tiling;
+  int member = 0;
+  View parameters[kMaxParameters], target;
+  RowSum nll;
+};
+
+struct LikelihoodBackward {
+  Tiling tiling;
+  int member = 0;
+  View parameters[kMaxParameters], target;
+  const float* grad_nll = nullptr;
+  std::int64_t grad_nll_stride = 0;
+  Gradient gradients[kMaxParameters];
+};
+
+// Every instruction set's kernels; each runs one task.
+struct Kernels {
+  const char* isa;
+  void (*latent_forward)(const LatentForward&, const Task&);
+  void (*latent_backward)(const LatentBackward&, const Task&);
+  void (*noise_fill)(const NoiseFill&, const Task&);
+  void (*likelihood_forward)(const LikelihoodForward&, const Task&);
+  void (*likelihood_backward)(const LikelihoodBackward&, const Task&);
+  // The random words of `count` counters from (group, row) on, four each: what the known-answer tests look at.
+  void (*noise_words)(const std::int64_t* rng_state, std::int64_t group, std::int64_t row, std::int64_t count,
+                      std::uint32_t* words);
+};
+
+}  // namespace vae_fast

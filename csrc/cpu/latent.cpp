@@ -1,0 +1,154 @@
+// The op `latent` on the CPU: one pass forward, one backward; eps is made on the fly both times, never stored.
+// Compiled once per instruction set (VAE_FAST_ISA).
+#include "../common/gaussian.h"
+#include "blocks.h"
+#include "noise.h"
+#include "sets.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+namespace {
+
+VAE_FAST_FN vf32 clamped(vf32 logvar, const Clamp& c) { return c.active ? clamp(logvar, c.low, c.high) : logvar; }
+
+}  // namespace
+
+void latent_forward(const LatentForward& a, const Task& task) {
+  RowSums kl(a.kl, a.tiling, task);
+  const bool wants_kl = a.kl.value != nullptr;
+  for_each_block(a.tiling, task, [&](const Block& block) {
+    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, std, terms, z_buffer;
+    NoiseBuffer noise_buffer;
+    const float* mu = read(a.mu, block, mu_buffer);
+    const float* logvar = read(a.logvar, block, logvar_buffer);
+
+    if (a.prior_mu && wants_kl) {
+      const float* prior_mu = read(a.prior_mu, block, prior_mu_buffer);
+      const float* prior_logvar = read(a.prior_logvar, block, prior_logvar_buffer);
+      for_each_vector(block.size(), [&](std::int64_t i, int count) {
+        const vf32 lv = clamped(load_partial(logvar + i, count), a.clamp);
+        store(std.data + i, exp(splat<vf32>(0.5f) * lv));
+        store(terms.data + i, divergence(load_partial(mu + i, count), lv, load_partial(prior_mu + i, count),
+                                         load_partial(prior_logvar + i, count)).value);
+      });
+    } else {
+      for_each_vector(block.size(), [&](std::int64_t i, int count) {
+        const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
+        const Exponential<vf32> half = exponential(splat<vf32>(0.5f) * lv);
+        store(std.data + i, half.exp);
+        store(terms.data + i, divergence(m * m, half).value);
+      });
+    }
+    if (wants_kl) kl.add(block, terms.data);
+
+    if (!a.z) return;
+    for (std::int64_t draw = 0; draw < a.draws; ++draw) {
+      const View view = a.z.draw(draw);
+      const float* eps = normals(a.noise, draw, block, noise_buffer);
+      float* z = destination(view, block, z_buffer);
+      for_each_vector(block.size(), [&](std::int64_t i, int count) {
+        const vf32 sample = fma(load<vf32>(std.data + i), load_partial(eps + i, count), load_partial(mu + i, count));
+        store_partial(z + i, sample, count);
+      });
+      write(view, block, z);
+    }
+  });
+}
+
+namespace {
+
+// grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
+struct DrawSums {
+  Buffer grad_buffer, read_buffer, weighted;
+  NoiseBuffer noise_buffer;
+  const float* grad = nullptr;
+
+  VAE_FAST_FN void gather(const LatentBackward& a, const Block& block) {
+    const bool wants_noise = static_cast<bool>(a.grad_logvar);
+    for (std::int64_t draw = 0; draw < a.draws; ++draw) {
+      const float* g = read(a.grad_z.draw(draw), block, read_buffer);
+      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer) : nullptr;
+      const bool first = draw == 0;
+      if (wants_noise)
+        for_each_vector(block.size(), [&](std::int64_t i, int count) {
+          const vf32 product = load_partial(g + i, count) * load_partial(eps + i, count);
+          store(weighted.data + i, first ? product : load<vf32>(weighted.data + i) + product);
+        });
+      if (a.draws == 1) {
+        grad = g;
+      } else {
+        for_each_vector(block.size(), [&](std::int64_t i, int count) {
+          const vf32 value = load_partial(g + i, count);
+          store(grad_buffer.data + i, first ? value : load<vf32>(grad_buffer.data + i) + value);
+        });
+        grad = grad_buffer.data;
+      }
+    }
+  }
+};
+
+template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBackward& a, const Task& task) {
+  for_each_block(a.tiling, task, [&](const Block& block) {
+    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, upstream;
+    Buffer grad_mu_buffer, grad_logvar_buffer, grad_prior_mu_buffer, grad_prior_logvar_buffer;
+    DrawSums draws;
+    if (kHasZ) draws.gather(a, block);
+    if (kHasKl) spread(a.grad_kl, a.grad_kl_stride, block, upstream);
+    const float* mu = kHasKl ? read(a.mu, block, mu_buffer) : nullptr;
+    const float* logvar = read(a.logvar, block, logvar_buffer);
+    const float* prior_mu = kHasPrior ? read(a.prior_mu, block, prior_mu_buffer) : nullptr;
+    const float* prior_logvar = kHasPrior ? read(a.prior_logvar, block, prior_logvar_buffer) : nullptr;
+    float* grad_mu = a.grad_mu ? destination(a.grad_mu, block, grad_mu_buffer) : grad_mu_buffer.data;
+    float* grad_logvar = a.grad_logvar ? destination(a.grad_logvar, block, grad_logvar_buffer) : grad_logvar_buffer.data;
+    float* grad_prior_mu = gradient_destination(a.grad_prior_mu, block, grad_prior_mu_buffer);
+    float* grad_prior_logvar = gradient_destination(a.grad_prior_logvar, block, grad_prior_logvar_buffer);
+    const bool wants_prior_mu = kHasPrior && wanted(a.grad_prior_mu);
+    const bool wants_prior_logvar = kHasPrior && wanted(a.grad_prior_logvar);
+
+    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+      const vf32 raw = load_partial(logvar + i, count), lv = clamped(raw, a.clamp);
+      const Exponential<vf32> half = exponential(splat<vf32>(0.5f) * lv);
+      vf32 by_mu{}, by_logvar{};
+      if constexpr (kHasZ) {
+        by_mu = load_partial(draws.grad + i, count);
+        by_logvar = splat<vf32>(0.5f) * load<vf32>(draws.weighted.data + i) * half.exp;
+      }
+      if constexpr (kHasKl) {
+        const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
+        if constexpr (kHasPrior) {
+          const PriorDivergence<vf32> d =
+              divergence(m, lv, load_partial(prior_mu + i, count), load_partial(prior_logvar + i, count));
+          by_mu = fma(g, d.by_mu, by_mu);
+          by_logvar = fma(g, d.by_logvar, by_logvar);
+          if (wants_prior_mu) store_partial(grad_prior_mu + i, -(g * d.by_mu), count);
+          if (wants_prior_logvar) store_partial(grad_prior_logvar + i, g * d.by_prior_logvar, count);
+        } else {
+          by_mu = fma(g, m, by_mu);
+          by_logvar = fma(g, divergence(m * m, half).by_logvar, by_logvar);
+        }
+      }
+      if (a.clamp.active) by_logvar = clamp_gradient(by_logvar, raw, a.clamp.low, a.clamp.high);
+      store_partial(grad_mu + i, by_mu, count);
+      store_partial(grad_logvar + i, by_logvar, count);
+    });
+
+    if (a.grad_mu) write(a.grad_mu, block, grad_mu);
+    if (a.grad_logvar) write(a.grad_logvar, block, grad_logvar);
+    if (wants_prior_mu) emit(a.grad_prior_mu, a.tiling, task, block, grad_prior_mu);
+    if (wants_prior_logvar) emit(a.grad_prior_logvar, a.tiling, task, block, grad_prior_logvar);
+  });
+}
+
+}  // namespace
+
+void latent_backward(const LatentBackward& a, const Task& task) {
+  const bool z = static_cast<bool>(a.grad_z), kl = a.grad_kl != nullptr, prior = kl && a.prior_mu;
+  if (z && prior) backward<true, true, true>(a, task);
+  else if (z && kl) backward<true, true, false>(a, task);
+  else if (z) backward<true, false, false>(a, task);
+  else if (prior) backward<false, true, true>(a, task);
+  else if (kl) backward<false, true, false>(a, task);
+  else backward<false, false, false>(a, task);
+}
+
+VAE_FAST_NAMESPACE_END

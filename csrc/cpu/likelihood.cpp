@@ -1,0 +1,66 @@
+// The op `likelihood` on the CPU: one pass forward, one backward that recomputes from the parameters and the target.
+// Storing the gradient in the forward pass would move as many bytes (2N read and N written, then N read and N written
+// again for the scaling by grad_nll) and hold N elements more until backward. Compiled once per instruction set.
+#include "../common/likelihood.h"
+#include "blocks.h"
+#include "sets.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+namespace {
+
+template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
+  RowSums nll(a.nll, a.tiling, task);
+  for_each_block(a.tiling, task, [&](const Block& block) {
+    Buffer buffers[Member::parameters], target_buffer, terms;
+    const float* parameters[Member::parameters];
+    for (int p = 0; p < Member::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
+    const float* target = read(a.target, block, target_buffer);
+    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+      vf32 at[Member::parameters];
+      for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+      store(terms.data + i, Member::nll(at, load_partial(target + i, count)));
+    });
+    nll.add(block, terms.data);
+  });
+}
+
+template <class Member> void backward(const LikelihoodBackward& a, const Task& task) {
+  for_each_block(a.tiling, task, [&](const Block& block) {
+    Buffer buffers[Member::parameters], target_buffer, upstream, grad_buffers[Member::parameters];
+    const float* parameters[Member::parameters];
+    float* grads[Member::parameters];
+    for (int p = 0; p < Member::parameters; ++p) {
+      parameters[p] = read(a.parameters[p], block, buffers[p]);
+      grads[p] = gradient_destination(a.gradients[p], block, grad_buffers[p]);
+    }
+    const float* target = read(a.target, block, target_buffer);
+    spread(a.grad_nll, a.grad_nll_stride, block, upstream);
+    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+      vf32 at[Member::parameters], by[Member::parameters];
+      for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+      Member::gradient(at, load_partial(target + i, count), by);
+      const vf32 g = load<vf32>(upstream.data + i);
+      for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, g * by[p], count);
+    });
+    for (int p = 0; p < Member::parameters; ++p)
+      if (wanted(a.gradients[p])) emit(a.gradients[p], a.tiling, task, block, grads[p]);
+  });
+}
+
+}  // namespace
+
+#define VAE_FAST_FORWARD(Member) forward<Member>,
+#define VAE_FAST_BACKWARD(Member) backward<Member>,
+
+void likelihood_forward(const LikelihoodForward& a, const Task& task) {
+  static constexpr decltype(&likelihood_forward) members[] = {VAE_FAST_LIKELIHOODS(VAE_FAST_FORWARD)};
+  members[a.member](a, task);
+}
+
+void likelihood_backward(const LikelihoodBackward& a, const Task& task) {
+  static constexpr decltype(&likelihood_backward) members[] = {VAE_FAST_LIKELIHOODS(VAE_FAST_BACKWARD)};
+  members[a.member](a, task);
+}
+
+VAE_FAST_NAMESPACE_END

@@ -1,0 +1,94 @@
+// The noise contract on the CPU: the standard normals of a block, a pure function of (rng_state, row, element).
+#pragma once
+
+#include "../common/normal.h"
+#include "../common/philox.h"
+#include "kernels.h"
+#include "staging.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+constexpr int kCounters = kLanes / 2;  // Philox keeps a 32-bit word in every 64-bit lane: its multiply widens in place
+constexpr int kStreams = 2;            // independent counters in flight hide the multiply's latency
+constexpr int kStep = kCounters * kStreams;
+constexpr int kSlack = 4 * kStep;      // normals written beyond the wanted ones
+
+struct alignas(64) NoiseBuffer { float data[kBlock + kSlack]; };
+
+// One step of Philox: kStreams vectors of counters, their words in the low halves of the lanes.
+struct Step { vu64 c0[kStreams], c1[kStreams], c2[kStreams], c3[kStreams]; };
+
+VAE_FAST_FN Step philox(const RngState& state, const std::uint64_t* group, const std::uint64_t* row) {
+  const vu64 zero{}, m0 = zero + Philox::multiplier0, m1 = zero + Philox::multiplier1;
+  Step c;
+  for (int s = 0; s < kStreams; ++s) {
+    c.c0[s] = halves_to_even_odd(load<vu64>(group + s * kCounters));
+    c.c1[s] = halves_to_even_odd(load<vu64>(row + s * kCounters));
+    c.c2[s] = zero + state.offset_lo;
+    c.c3[s] = zero + state.offset_hi;
+  }
+  // The upper halves of the lanes collect rubbish that the multiply ignores.
+  std::uint32_t key0 = state.key0, key1 = state.key1;
+  for (int round = 0; round < Philox::rounds; ++round) {
+    for (int s = 0; s < kStreams; ++s) {
+      const vu64 product0 = multiply_low_halves(m0, c.c0[s]), product1 = multiply_low_halves(m1, c.c2[s]);
+      c.c0[s] = (product1 >> 32) ^ c.c1[s] ^ (zero + key0);
+      c.c2[s] = (product0 >> 32) ^ c.c3[s] ^ (zero + key1);
+      c.c1[s] = product1;
+      c.c3[s] = product0;
+    }
+    key0 += Philox::weyl0;
+    key1 += Philox::weyl1;
+  }
+  return c;
+}
+
+// out[4i..4i+3] = the four normals of counter (group[i], row[i]), in whole steps. halves_to_even_odd and
+// the two interleaves keep the order with three instructions a vector.
+inline void fill_normals(const RngState& state, const std::uint64_t* group, const std::uint64_t* row,
+                         std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; i += kStep) {
+    const Step c = philox(state, group + i, row + i);
+    for (int s = 0; s < kStreams; ++s) {
+      const NormalPair<vf32> n = box_muller<vf32>(bit_cast<vu32>(pair_low_halves(c.c0[s], c.c2[s])),
+                                                  bit_cast<vu32>(pair_low_halves(c.c1[s], c.c3[s])));
+      float* to = out + 4 * (i + s * kCounters);
+      store(to, interleave_low(n.first, n.second));
+      store(to + kLanes, interleave_high(n.first, n.second));
+    }
+  }
+}
+
+// The normals of one draw of a block, dense: in the noise the caller brought, or made here.
+inline const float* normals(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer) {
+  if (noise.given) return read(noise.given.draw(draw), block, reinterpret_cast<Buffer&>(buffer));
+
+  // Rows whose length is no multiple of 4 leave part of their last counter unused.
+  const std::int64_t groups = (block.columns + 3) / 4, padded = 4 * groups, total = block.rows * groups;
+  alignas(64) std::uint64_t group[kBlock + kStep], row[kBlock + kStep];
+  alignas(64) float spaced[4 * (kBlock + kStep)];
+  const bool compact = padded == block.columns || block.rows == 1;
+  float* out = compact ? buffer.data : spaced;
+
+  const std::int64_t* state = noise.rng_state;
+  if (noise.state_per_sample) {
+    for (std::int64_t g = 0; g < groups; ++g) group[g] = block.column / 4 + g;
+    for (std::int64_t g = 0; g < groups; ++g) row[g] = draw;
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      const std::int64_t* own = state + 2 * (block.row + r);
+      fill_normals(RngState::from(own[0], own[1]), group, row, groups, out + r * padded);
+    }
+  } else {
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      for (std::int64_t g = 0; g < groups; ++g) group[r * groups + g] = block.column / 4 + g;
+      for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = draw * noise.batch + block.row + r;
+    }
+    fill_normals(RngState::from(state[0], state[1]), group, row, total, out);
+  }
+  if (!compact)
+    for (std::int64_t r = 0; r < block.rows; ++r)
+      for (std::int64_t c = 0; c < block.columns; ++c) buffer.data[r * block.columns + c] = spaced[r * padded + c];
+  return buffer.data;
+}
+
+VAE_FAST_NAMESPACE_END

@@ -1,0 +1,144 @@
+"""The C++ CPU engine (csrc/cpu): AVX2 and AVX-512 kernels on torch's OpenMP threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch  # before _cpu: its OpenMP runtime is the one to share
+from torch import Tensor
+
+from .members import DTYPES, LIKELIHOODS
+
+try:
+    from . import _cpu
+except ImportError as error:
+    _cpu = None
+    _reason: str | None = (
+        f"the extension vae_fast.backends.native._cpu is not built or does not load ({error}); "
+        "install a C++17 compiler and reinstall vae_fast from source"
+    )
+else:
+    _reason = None
+
+Prior = tuple[Tensor, Tensor] | None
+Clamp = tuple[float, float] | None
+
+
+def unavailable_reason() -> str | None:
+    """Why this backend cannot run here, or None if it can."""
+    return _reason
+
+
+def details() -> dict[str, Any]:
+    """What was built and what is used."""
+    if _cpu is None:
+        return {}
+    return {"isa": _cpu.isa(), "isas": _cpu.available_isas(), "openmp": _cpu.has_openmp(), "threads": torch.get_num_threads()}
+
+
+def _view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
+    return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride())
+
+
+def _state(rng_state: Tensor | None) -> tuple[Tensor | None, int, bool]:
+    """A dense rng_state (to be kept alive), its address, and whether it holds one state per sample."""
+    if rng_state is None:
+        return None, 0, False
+    rng_state = rng_state.contiguous()
+    return rng_state, rng_state.data_ptr(), rng_state.dim() == 2
+
+
+def _draws(sampled: Tensor | None, mu: Tensor) -> int:
+    return sampled.shape[0] if sampled is not None and sampled.dim() > mu.dim() else 1
+
+
+def latent_forward(
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior,
+    rng_state: Tensor | None,
+    noise: Tensor | None,
+    clamp: Clamp,
+    *,
+    z: Tensor | None,
+    kl: Tensor | None,
+) -> None:
+    prior_mu, prior_logvar = prior or (None, None)
+    _alive, state, per_sample = _state(rng_state)
+    _cpu.latent_forward(
+        torch.get_num_threads(),
+        mu.shape,
+        _draws(z, mu),
+        _view(mu),
+        _view(logvar),
+        _view(prior_mu),
+        _view(prior_logvar),
+        state,
+        per_sample,
+        _view(noise),
+        clamp,
+        _view(z),
+        _view(kl),
+    )
+
+
+def latent_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior,
+    rng_state: Tensor | None,
+    noise: Tensor | None,
+    clamp: Clamp,
+    *,
+    grad_mu: Tensor | None,
+    grad_logvar: Tensor | None,
+    grad_prior: tuple[Tensor | None, Tensor | None] | None,
+) -> None:
+    prior_mu, prior_logvar = prior or (None, None)
+    grad_prior_mu, grad_prior_logvar = grad_prior or (None, None)
+    _alive, state, per_sample = _state(rng_state)
+    _cpu.latent_backward(
+        torch.get_num_threads(),
+        mu.shape,
+        _draws(grad_z, mu),
+        _view(grad_z),
+        _view(grad_kl),
+        _view(mu),
+        _view(logvar),
+        _view(prior_mu),
+        _view(prior_logvar),
+        state,
+        per_sample,
+        _view(noise),
+        clamp,
+        _view(grad_mu),
+        _view(grad_logvar),
+        _view(grad_prior_mu),
+        _view(grad_prior_logvar),
+    )
+
+
+def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
+    _alive, state, per_sample = _state(rng_state)
+    _cpu.noise_fill(torch.get_num_threads(), eps.shape[1:], eps.shape[0], state, per_sample, _view(eps))
+
+
+def likelihood_forward(member: str, params: tuple[Tensor, ...], target: Tensor, *, nll: Tensor) -> None:
+    views = tuple(_view(p) for p in params)
+    _cpu.likelihood_forward(torch.get_num_threads(), target.shape, LIKELIHOODS[member], views, _view(target), _view(nll))
+
+
+def likelihood_backward(
+    member: str, params: tuple[Tensor, ...], target: Tensor, grad_nll: Tensor, *, grads: tuple[Tensor | None, ...]
+) -> None:
+    _cpu.likelihood_backward(
+        torch.get_num_threads(),
+        target.shape,
+        LIKELIHOODS[member],
+        tuple(_view(p) for p in params),
+        _view(target),
+        _view(grad_nll),
+        tuple(_view(g) for g in grads),
+    )
