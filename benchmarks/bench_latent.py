@@ -1,8 +1,9 @@
-"""Sample + KL, forward and backward: z = mu + exp(logvar / 2) * eps and KL(N(mu, exp logvar) || N(0, 1)) per sample.
+"""Sample + KL, forward and backward: z = mu + exp(logvar / 2) * eps, KL(N(mu, exp logvar) || N(0, 1)).
 
-Every provider draws its own noise, returns (z, kl, grad_mu, grad_logvar) for given grad_z and grad_kl, and allocates
-its outputs anew. The gradients are given rather than made by a loss such as (z * w).sum(): in a VAE grad_z comes from the
-decoder, and a made-up loss would add the same memory traffic to everybody and hide the difference.
+Every provider draws its own noise, returns (z, kl, grad_mu, grad_logvar) for given grad_z and grad_kl, and
+allocates its outputs anew. The gradients are given rather than made by a loss such as (z * w).sum(): in a VAE
+grad_z comes from the decoder, and a made-up loss would add the same memory traffic to everybody and hide the
+difference.
 
     pytest benchmarks/bench_latent.py -s          python benchmarks/bench_latent.py
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness import OURS, QUICK, Case, Comparison, Provider, Work, compare, save
+
+from harness import Provider, Work, compare
+from report import OURS, QUICK, Case, Comparison, save
 
 SIZES = [(32, 8)] if QUICK else [(65536, 256), (4096, 64), (128, 20)]
 DTYPES = ["float32", "bfloat16"]
@@ -47,8 +50,11 @@ def check(case: Case, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None
     z, kl, grad_mu, grad_logvar = (torch.as_tensor(t).detach().double() for t in outputs)
     std = (0.5 * logvar).exp()
     eps = (z - mu) / std
-    n = eps.numel()
-    assert abs(eps.mean()) < 6 / n**0.5 and abs(eps.var() - 1) < 6 * (2 / n) ** 0.5 + 0.02
+    n, slack = (
+        eps.numel(),
+        0.001 if case["dtype"] == "float32" else 0.1,
+    )  # JAX makes bfloat16 normals from 8 random bits
+    assert abs(eps.mean()) < 6 / n**0.5 + slack and abs(eps.var() - 1) < 6 * (2 / n) ** 0.5 + slack, eps.var()
     exact = (
         0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(1),
         grad_z + grad_kl[:, None] * mu,
@@ -148,7 +154,12 @@ def run(batch: int, features: int, dtype: str) -> Comparison:
     element = 4 if dtype == "float32" else 2
     # forward reads mu, logvar and writes z; backward reads mu, logvar, grad_z and writes two gradients
     bytes_moved = 8 * batch * features * element
-    return compare(f"sample + KL, forward + backward, {batch} x {features} {dtype}", case, PROVIDERS, bytes_moved=bytes_moved)
+    return compare(
+        f"sample + KL, forward + backward, {batch} x {features} {dtype}",
+        case,
+        PROVIDERS,
+        bytes_moved=bytes_moved,
+    )
 
 
 _done: list[Comparison] = []

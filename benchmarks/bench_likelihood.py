@@ -1,4 +1,4 @@
-"""-log p(x given decoder output) per sample, forward and backward: Bernoulli from logits, Gaussian with learned variance.
+"""-log p(x given decoder output) per sample, forward and backward: Bernoulli, Gaussian.
 
 Every provider returns (nll, gradient of each parameter) for a given grad_nll and allocates them anew.
 
@@ -12,9 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import OURS, QUICK, Case, Comparison, Provider, Work, compare, save
 
-CASES = [("bernoulli", 32, 24), ("gaussian", 32, 24)] if QUICK else [("bernoulli", 16384, 784), ("gaussian", 4096, 784)]
+from harness import Provider, Work, compare
+from report import OURS, QUICK, Case, Comparison, save
+
+CASES = (
+    [("bernoulli", 32, 24), ("gaussian", 32, 24)]
+    if QUICK
+    else [("bernoulli", 16384, 784), ("gaussian", 4096, 784)]
+)
 PARAMETERS = {"bernoulli": 1, "gaussian": 2}  # logits; mean and logvar
 INPUT_SETS = 2
 
@@ -29,7 +35,8 @@ def make_inputs(case: Case) -> list[Inputs]:
 
     def one() -> Inputs:
         params = tuple(
-            torch.randn(shape, generator=generator).requires_grad_() for _ in range(PARAMETERS[case["likelihood"]])
+            torch.randn(shape, generator=generator).requires_grad_()
+            for _ in range(PARAMETERS[case["likelihood"]])
         )
         return params, torch.rand(shape, generator=generator), torch.randn(shape[0], generator=generator)
 
@@ -109,7 +116,9 @@ def jax_jit(case: Case) -> Work:
         return jnp.sum(each, axis=-1)
 
     def gaussian(target: Any, mean: Any, logvar: Any) -> Any:
-        return jnp.sum(0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / jnp.exp(logvar)), axis=-1)
+        return jnp.sum(
+            0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / jnp.exp(logvar)), axis=-1
+        )
 
     likelihood = bernoulli if case["likelihood"] == "bernoulli" else gaussian
 

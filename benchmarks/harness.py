@@ -13,30 +13,21 @@ timed steps. The ratio of two providers is the median over rounds of the quotien
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
-import os
-import platform
 import statistics
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib import metadata, util
-from pathlib import Path
+from dataclasses import dataclass
+from importlib import util
 from typing import Any
 
-OURS = "vae_fast"
-QUICK = os.environ.get("VAE_FAST_BENCH_QUICK", "") not in ("", "0")  # tiny sizes, each provider once: does it run?
-RESULTS = Path(os.environ.get("VAE_FAST_BENCH_RESULTS", Path(__file__).parent / "results" / "cpu"))
-
-Case = dict[str, Any]
+from report import QUICK, Case, Comparison, Result, copy_bandwidth, describe_process
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a provider's process runs: `step(i)` does the work once, `check(i, outputs)` raises if it was done wrong."""
+    """What a provider's process runs: `step(i)` does the work once, `check(i, outputs)` raises if it is wrong."""
 
     step: Callable[[int], Any]
     check: Callable[[int, Any], None]
@@ -44,6 +35,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Provider:
+    """One way to do the work."""
+
     name: str
     build: Callable[[Case], Work]  # called in the provider's own process
     requires: tuple[str, ...] = ()  # modules without which the provider is left out
@@ -51,141 +44,6 @@ class Provider:
 
     def missing(self) -> list[str]:
         return [module for module in self.requires if util.find_spec(module) is None]
-
-
-@dataclass
-class Result:
-    provider: str
-    rounds: list[list[float]] = field(default_factory=list)  # seconds of every timed step, by round
-    process: dict[str, Any] = field(default_factory=dict)
-    skipped: str | None = None
-
-    @property
-    def seconds(self) -> list[float]:
-        return [t for times in self.rounds for t in times]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return low, high
-
-    def times_slower_than(self, other: Result) -> float:
-        pairs = zip(self.rounds, other.rounds, strict=True)
-        return statistics.median(statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs)
-
-
-@dataclass
-class Comparison:
-    title: str
-    case: Case
-    results: list[Result]
-    bytes_moved: int | None = None  # the fewest bytes this work can read and write
-    copy_bandwidth: float | None = None  # bytes per second
-
-    def __getitem__(self, provider: str) -> Result:
-        return next(r for r in self.results if r.provider == provider)
-
-    def ratio(self, provider: str) -> float:
-        """How many times longer `provider` takes than vae_fast."""
-        return self[provider].times_slower_than(self[OURS])
-
-    def table(self) -> str:
-        timed = [r for r in self.results if r.rounds]
-        base = next((r for r in timed if r.provider == OURS), timed[0])
-        head = f"{'provider':<24}{'median ms':>12}{'quartiles':>20}{'x ' + base.provider:>14}"
-        rows = [self.title, head + (f"{'% of copy':>12}" if self.copy_bandwidth else "")]
-        for r in timed:
-            low, high = (f"{1e3 * q:.3f}" for q in r.quartiles)
-            row = f"{r.provider:<24}{1e3 * r.median:>12.3f}{low + ' - ' + high:>20}{r.times_slower_than(base):>14.2f}"
-            if self.copy_bandwidth and self.bytes_moved:
-                row += f"{100 * self.bytes_moved / r.median / self.copy_bandwidth:>12.0f}"
-            rows.append(row)
-        rows += [f"{r.provider:<24}left out: {r.skipped}" for r in self.results if r.skipped]
-        return "\n".join(rows)
-
-    def record(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"title": self.title, "case": self.case, "bytes_moved": self.bytes_moved}
-        out["copy_bandwidth"] = self.copy_bandwidth
-        out["providers"] = [
-            {"provider": r.provider, "skipped": r.skipped}
-            if r.skipped
-            else {
-                "provider": r.provider,
-                "median_s": r.median,
-                "quartiles_s": r.quartiles,
-                "times_vae_fast": self.ratio(r.provider) if any(o.provider == OURS and o.rounds for o in self.results) else None,
-                "process": r.process,
-                "rounds_s": r.rounds,
-            }
-            for r in self.results
-        ]
-        return out
-
-
-def describe_process() -> dict[str, Any]:
-    """Versions, threads and instruction set, as the provider's own process sees them."""
-    import torch
-
-    versions = {}
-    for name in ("torch", "jax", "jaxlib", "numpy", "vae_fast"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "threads": torch.get_num_threads(),
-        "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "KMP_", "MALLOC_", "VAE_FAST_", "XLA_"))},
-    }
-
-
-def describe_machine() -> dict[str, Any]:
-    def git(*args: str) -> str:
-        done = subprocess.run(("git", *args), cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    try:
-        import vae_fast
-
-        ours: Any = vae_fast.info()
-    except ImportError:
-        ours = None
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "vae_fast": ours,
-    }
-
-
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Bytes per second (read and written) of a copy between two arrays that already exist: the speed of light here."""
-    import torch
-
-    source = torch.ones(megabytes << 18)
-    target = torch.zeros_like(source)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.nbytes / statistics.median(times)
 
 
 def _serve(connection: Any, provider: Provider, case: Case) -> None:
@@ -279,14 +137,3 @@ def compare(
     comparison = Comparison(title, case, results, bytes_moved, bandwidth)
     print("\n" + comparison.table(), flush=True)
     return comparison
-
-
-def save(name: str, comparisons: list[Comparison]) -> Path | None:
-    """Write `<name>.json`: machine, commit, and every timed step. A quick run measures nothing and writes nothing."""
-    if QUICK:
-        return None
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    record = {"machine": describe_machine(), "comparisons": [c.record() for c in comparisons]}
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    return path

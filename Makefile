@@ -1,0 +1,74 @@
+# Every target sets up what it needs. Python 3.11+ is a must; with a C++17 compiler the native CPU engine is built.
+#
+#   make train    train a VAE on scikit-learn's digits, results in runs/digits/
+#   make test     run the test suite
+#   make build    install the package into .venv, editable, native code built
+#   make bench    measure against eager PyTorch, torch.compile and JAX
+#   make lint     ruff and mypy
+#   make clean    remove what was built (make distclean: and .venv)
+#
+# With an NVIDIA GPU:   make train TORCH_INDEX=     (PyPI's torch, with CUDA; several gigabytes)
+
+PYTHON ?= python3
+VENV ?= .venv
+# The version that this checkout is tested with; the package itself takes any from 2.11 on.
+TORCH ?= torch==2.13.0
+# Where the CPU build is found. Empty: PyPI alone.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help build train test bench lint format clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+# torch first and by itself, so that its index is asked for nothing else.
+$(VENV)/torch.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit("vae_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another with make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/build.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(PIP) install --quiet --editable ".[train]"
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(PIP) install --quiet --editable ".[train,test,dev]"
+	@touch $(VENV)/build.stamp $@
+
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(PIP) install --quiet "jax>=0.5"
+	@touch $@
+
+build: $(VENV)/build.stamp
+
+train: $(VENV)/build.stamp
+	$(BIN)/vae-fast train
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m pytest benchmarks --capture=no
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/*.stamp
+	find vae_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
