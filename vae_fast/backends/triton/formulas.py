@@ -1,0 +1,77 @@
+"""Per-element math in float32: what csrc/common is to the native backends.
+
+EXACT asks for PyTorch's float32 accuracy, 1 or 2 units in the last place. Without it (16-bit tensors, whose rounding
+is 2^-9 or 2^-12) results are good to about 2^-20 in half the instructions.
+Every function takes NaN to NaN and has the limits of the formula at +-inf.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Adding 1.5 * 2^23 rounds a float to an integer, which then sits in its low bits.
+_ROUND = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _power_of_2(rounded):
+    """2^n of n + 1.5 * 2^23, n from -126 to 127: the low bits become the exponent."""
+    bits = rounded.to(tl.int32, bitcast=True)
+    return ((bits << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp(x, EXACT: tl.constexpr):
+    t = x * 1.4426950408889634
+    if EXACT:  # exp2 of the remainder, whose argument is not rounded
+        t = tl.minimum(tl.maximum(t, -126.0), 127.0) + _ROUND
+        n = t - _ROUND
+        f = tl.fma(x, 1.925963033500011e-08, tl.fma(x, 1.4426950216293335, -n))
+        return tl.exp2(f) * _power_of_2(t)
+    else:
+        return tl.exp2(t)
+
+
+@triton.jit
+def expm1(x, e, EXACT: tl.constexpr):
+    """exp(x) - 1 without cancellation; `e` is exp(x), which the short form uses where it does not cancel."""
+    if EXACT:  # x = n log 2 + r; 2^n (expm1(r) + 1) - 1
+        x = tl.where(x < -80.0, -80.0, x)
+        t = tl.minimum(x * 1.4426950408889634, 127.0) + _ROUND
+        n = t - _ROUND
+        r = tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, x))
+        q = 0.041666266716322900 + r * (0.008367239138539904 + r * 0.0013947585123186528)
+        q = 0.500000006566899100 + r * (0.166665380732863380 + r * q)
+        s = _power_of_2(t)
+        return tl.fma(s, tl.fma(r * r, q, r), s - 1.0)
+    else:
+        q = 0.16666627859047745 + x * (0.04175356224095624 + x * 0.008351954116708329)
+        near = x + x * x * (0.4999993209118778 + x * q)
+        return tl.where(tl.abs(x) < 0.25, near, e - 1.0)
+
+
+@triton.jit
+def log1p(t):
+    """log(1 + t) for 0 <= t <= 1, to 2^-24 relative."""
+    p = 0.0782258799 + t * (-0.0295052313 + t * 0.0052326925)
+    p = 0.1910600612 + t * (-0.1366324458 + t * p)
+    p = 0.3331909678 + t * (-0.2484298202 + t * p)
+    return t * (0.9999999699 + t * (-0.4999949314 + t * p))
+
+
+@triton.jit
+def clamp(x, lo, hi):
+    """torch.clamp: NaN stays NaN."""
+    if lo is not None:
+        x = tl.where(x < tl.cast(lo, tl.float32), tl.cast(lo, tl.float32), x)
+        x = tl.where(x > tl.cast(hi, tl.float32), tl.cast(hi, tl.float32), x)
+    return x
+
+
+@triton.jit
+def unclamped(x, lo, hi, value):
+    """`value` where torch.clamp lets a gradient pass: between the bounds and at them."""
+    if lo is not None:
+        value = tl.where((x >= tl.cast(lo, tl.float32)) & (x <= tl.cast(hi, tl.float32)), value, 0.0)
+    return value

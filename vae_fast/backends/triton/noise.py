@@ -1,0 +1,156 @@
+"""The noise contract on a GPU: Philox4x32-10 words, four normals a call, and the kernel that writes noise alone.
+
+Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A 32x32 bit product is
+written as a 64-bit one, which NVIDIA computes in one instruction (umulhi and mul would be two).
+
+Box-Muller in float32, within 4e-6 of the float64 definition. Where the bound comes from:
+  * u1 is exact to 2^-24 relative at both ends: w0 is read as a signed number, so u1 = y, or 1 + y with y exact.
+  * The hardware's log2 has an absolute error of 2^-22 near 1, where r is small and sqrt would blow it up; within
+    2^-6 of 1 three terms of log(1 + y) replace it. Elsewhere log2 and sqrt put 1.6e-6 into r at most (at r = 6.76).
+  * cos and sin are polynomials over half a turn, and the other half is a flipped sign of r: no branches, no
+    selects, and the same numbers on every device. The hardware's own cos has 2^-21.2, nearly 3e-6 at r = 6.76.
+    The angle is off by 1.5e-7 at most.
+About 24 instructions a normal on sm_90, of which Philox is 10 (tests/test_triton_compile.py counts them).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+from triton.language.target_info import is_cuda
+
+from . import launch
+from .tile import locate, split64
+
+INTERPRETED = tl.constexpr(launch.INTERPRETED)
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 of four counter words and two key words (uint32; they broadcast)."""
+    for _ in tl.static_range(10):
+        p0 = c0.to(tl.uint64) * 0xD2511F53
+        p1 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = p1.to(tl.uint32)
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = p0.to(tl.uint32)
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _log2(x):
+    if INTERPRETED:
+        return tl.log2(x)
+    elif is_cuda():
+        return libdevice.fast_log2f(x)  # lg2.approx; tl.log2 would be a polynomial of 20 instructions
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def box_muller(w0, w1):
+    """r cos(2 pi u2), r sin(2 pi u2) with u1 = (w0 + 1/2) 2^-32, u2 = w1 2^-32, r = sqrt(-2 ln u1)."""
+    y = w0.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-32 + 2.0**-33
+    u = tl.where(y < 0, 1.0 + y, y)
+    far = _log2(u) * -1.3862943611198906  # -2 ln 2
+    near = y * (-2.0 + y * (1.0 + y * -0.6666666666666666))  # -2 log(1 + y)
+    r = tl.sqrt(tl.where(u > 1 - 2.0**-6, near, far))
+    # The angle is half a turn if the top bit of w1 is set, which flips both signs, plus a quarter turn, plus x.
+    r = (r.to(tl.uint32, bitcast=True) ^ (w1 & 0x80000000)).to(tl.float32, bitcast=True)
+    x = (w1 << 1).to(tl.float32) * 7.314590396335798e-10 - 1.5707963267948966  # pi 2^-32, pi / 2
+    t = x * x
+    # cos x and -sin x, minimax over +-pi/2: absolute errors 5e-8 and 3e-9.
+    c = 0.041663584693107210 + t * (-0.0013853704308238162 + t * 2.315393165933249e-05)
+    c = 0.999999953466670900 + t * (-0.4999990534707668400 + t * c)
+    s = -0.008332899823354225 + t * (0.0001980089776294257 + t * -2.590488500813057e-06)
+    s = x * (-0.9999999765898823 + t * (0.16666647634639853 + t * s))
+    return r * s, r * c
+
+
+@triton.jit
+def _four(group, row, o0, o1, k0, k1):
+    w0, w1, w2, w3 = philox(group, row, o0, o1, k0, k1)
+    a, b = box_muller(w0, w1)
+    c, d = box_muller(w2, w3)
+    return a, b, c, d
+
+
+@triton.jit
+def read_state(rng, rng_s, row, inside):
+    """(k0, k1, o0, o1) as uint32: scalars from one state, (ROWS, 1) from one state per sample."""
+    if len(rng_s) == 1:
+        seed = tl.load(rng)
+        offset = tl.load(rng + rng_s[0])
+    else:
+        seed = tl.load(rng + row * rng_s[0], mask=inside, other=0)
+        offset = tl.load(rng + row * rng_s[0] + rng_s[1], mask=inside, other=0)
+    k0, k1 = split64(seed)
+    o0, o1 = split64(offset)
+    return k0, k1, o0, o1
+
+
+@triton.jit
+def normals(state, rng_s, draw, row, rows, start, PAIR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A (ROWS, COLS) tile of noise: elements start.. of samples `row` in the draw `draw`. `start` divides by 4.
+
+    PAIR: a thread makes two neighbouring groups of four, so that eight 16-bit results make one 128-bit store
+    without an exchange between threads.
+    """
+    k0, k1, o0, o1 = state
+    if len(rng_s) == 1:
+        word = (row + draw * rows).to(tl.uint32)
+    else:
+        word = draw.to(tl.uint32)
+    if PAIR:
+        group = (start // 4).to(tl.uint32) + 2 * tl.arange(0, COLS // 8)[None, :].to(tl.uint32)
+        a, b, c, d = _four(group, word, o0, o1, k0, k1)
+        e, f, g, h = _four(group + 1, word, o0, o1, k0, k1)
+        a = tl.join(a, e)
+        b = tl.join(b, f)
+        c = tl.join(c, g)
+        d = tl.join(d, h)
+    else:
+        group = (start // 4).to(tl.uint32) + tl.arange(0, COLS // 4)[None, :].to(tl.uint32)
+        a, b, c, d = _four(group, word, o0, o1, k0, k1)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLS))
+
+
+@triton.jit(do_not_specialize=["rows", "parts", "draws"])
+def _fill(
+    eps, eps_s, eps_draw, rng, rng_s, rows, n, sizes, draws, parts,
+    DRAWS: tl.constexpr, VEC: tl.constexpr, PAIR: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
+    cols = start + tl.arange(0, COLS)[None, :]
+    inside = row < rows
+    mask = inside & (cols < n // VEC * VEC)
+    state = read_state(rng, rng_s, row, inside)
+    where = locate(row, cols, sizes, eps_s, VEC)
+    for i in range(DRAWS):
+        draw = tl.program_id(1).to(tl.int64) * DRAWS + i
+        x = normals(state, rng_s, draw, row, rows, start, PAIR, ROWS, COLS)
+        at = where + draw * (eps_draw // VEC * VEC)
+        tl.store(eps + at, x.to(eps.dtype.element_ty), mask=mask & (draw < draws))
+
+
+def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
+    """Writes the noise of `rng_state` into eps (draws, batch, ...)."""
+    if eps.numel() == 0:
+        return
+    draws, rows = eps.shape[:2]
+    at = launch.describe(eps.shape[1:], launch.rest(eps), draws=(eps.stride(0),))
+    plan = launch.elementwise_plan(rows, at.n)
+    each = launch.draw_steps(draws, plan.programs)
+    launch.run(
+        _fill, (plan.programs, triton.cdiv(draws, each)), eps,
+        eps, at.strides[0], eps.stride(0), rng_state, rng_state.stride(), rows, at.n, at.sizes, draws, plan.parts,
+        DRAWS=each, VEC=at.vec, PAIR=launch.pair(at, eps), WIDE=at.wide, ROWS=plan.rows, COLS=plan.cols,
+        num_warps=plan.warps,
+    )  # fmt: skip
