@@ -14,7 +14,7 @@ struct Bernoulli {
   // max(l, 0) - x·l + log(1 + exp(-|l|)): no exp that overflows, no log of 0.
   template <class F> static VAE_FAST_FN F nll(const F* p, F x) {
     const F l = p[0];
-    return maximum0(l) - x * l + log1p_unit(exp(-absolute(l)));
+    return maximum(splat<F>(0.0f), l) - x * l + log1p_unit(exp(-absolute(l)));
   }
 
   // σ(l) - x as (1-x)·σ(l) - x·σ(-l): exact in both tails, where σ(l) rounds to 1.

@@ -15,8 +15,7 @@ constexpr float kLog2Pi = 1.83787706640934548f;
 
 // x clamped as torch.clamp does: NaN stays NaN.
 template <class F> VAE_FAST_FN F clamp(F x, float low, float high) {
-  const F raised = select(x < splat<F>(low), splat<F>(low), x);
-  return select(raised > splat<F>(high), splat<F>(high), raised);
+  return minimum(splat<F>(high), maximum(splat<F>(low), x));
 }
 
 // exp(x), expm1(x) and expm1(x) - x from one polynomial. The last keeps full relative accuracy around 0, where
@@ -33,9 +32,10 @@ template <class F> VAE_FAST_FN Exponential<F> exponential(F x) {
   const F r = fma(k, splat<F>(-kLn2Low), fma(k, splat<F>(-kLn2High), bounded));  // |r| <= ln(2)/2
 
   // (expm1(r) - r) / r², to 5e-11
-  const F q = horner(r, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333263918757439f,
-                     0.0013946073595434427f, 0.0001991838653339073f);
-  const F residual = r * r * q;
+  const F square = r * r;
+  const F q = polynomial(r, square, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333263918757439f,
+                         0.0013946073595434427f, 0.0001991838653339073f);
+  const F residual = square * q;
   const F p = r + residual;  // expm1(r)
 
   // 2^k as two factors: one alone leaves the exponent's range where exp(x) itself is still finite or subnormal.
@@ -55,9 +55,9 @@ template <class F> VAE_FAST_FN F exp(F x) { return exponential(x).exp; }
 
 // log1p(f) for f in [1/√2 - 1, √2 - 1], to 6e-9 relative.
 template <class F> VAE_FAST_FN F log1p_reduced(F f) {
-  const F p = horner(f, 0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f, -0.16624554991722107f,
-                     0.14181190729141235f, -0.13128751516342163f, 0.12881650030612946f, -0.07859622687101364f);
   const F square = f * f;
+  const F p = polynomial(f, square, 0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f, -0.16624554991722107f,
+                         0.14181190729141235f, -0.13128751516342163f, 0.12881650030612946f, -0.07859622687101364f);
   return fma(square * f, p, fma(square, splat<F>(-0.5f), f));
 }
 
@@ -67,8 +67,6 @@ template <class F> VAE_FAST_FN F log1p_unit(F e) {
   const F f = select(high, (e - splat<F>(1.0f)) * splat<F>(0.5f), e);  // (1 + e)/2 - 1, exact
   return log1p_reduced(f) + select(high, splat<F>(kLn2), splat<F>(0.0f));
 }
-
-template <class F> VAE_FAST_FN F maximum0(F x) { return select(x < splat<F>(0.0f), splat<F>(0.0f), x); }
 
 template <class F> VAE_FAST_FN F absolute(F x) { return bit_cast<F>(bit_cast<u32_of<F>>(x) & 0x7FFFFFFFu); }
 

@@ -46,6 +46,9 @@ template <> struct Lanes<float> {
 #endif
   }
 
+  static VAE_FAST_FN float maximum(float bound, float x) { return bound > x ? bound : x; }
+  static VAE_FAST_FN float minimum(float bound, float x) { return bound < x ? bound : x; }
+
   static VAE_FAST_FN float sqrt(float x) {
 #if defined(__CUDA_ARCH__)
     return __fsqrt_rn(x);
@@ -65,6 +68,9 @@ template <class F> VAE_FAST_FN F to_float(i32_of<F> i) { return Lanes<F>::to_flo
 // a·b + c. Fused wherever the hardware can; the compiler never fuses on its own (-ffp-contract=off).
 template <class F> VAE_FAST_FN F fma(F a, F b, F c) { return Lanes<F>::fma(a, b, c); }
 template <class F> VAE_FAST_FN F sqrt(F x) { return Lanes<F>::sqrt(x); }
+// The larger and the smaller of a bound and x, and NaN where x is NaN: the order of the arguments matters.
+template <class F> VAE_FAST_FN F maximum(F bound, F x) { return Lanes<F>::maximum(bound, x); }
+template <class F> VAE_FAST_FN F minimum(F bound, F x) { return Lanes<F>::minimum(bound, x); }
 
 template <class To, class From> VAE_FAST_FN To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
@@ -76,10 +82,11 @@ template <class To, class From> VAE_FAST_FN To bit_cast(From from) {
 // mask ? a : b. A vector mask selects lane by lane, so neither side may have a side effect.
 template <class M, class T> VAE_FAST_FN T select(M mask, T a, T b) { return mask ? a : b; }
 
-// Polynomials, highest power last in the argument list.
-template <class F> VAE_FAST_FN F horner(F, float c) { return splat<F>(c); }
-template <class F, class... C> VAE_FAST_FN F horner(F x, float c, C... higher) {
-  return fma(horner(x, higher...), x, splat<F>(c));
+// c0 + c1·x + c2·x² + ..., two coefficients a step: as many operations as Horner's rule and half its latency.
+template <class F> VAE_FAST_FN F polynomial(F, F, float c0) { return splat<F>(c0); }
+template <class F> VAE_FAST_FN F polynomial(F x, F, float c0, float c1) { return fma(splat<F>(c1), x, splat<F>(c0)); }
+template <class F, class... C> VAE_FAST_FN F polynomial(F x, F square, float c0, float c1, C... higher) {
+  return fma(polynomial(x, square, higher...), square, fma(splat<F>(c1), x, splat<F>(c0)));
 }
 
 VAE_FAST_NAMESPACE_END

@@ -15,47 +15,63 @@ constexpr int kSlack = 4 * kStep;      // normals written beyond the wanted ones
 
 struct alignas(64) NoiseBuffer { float data[kBlock + kSlack]; };
 
+// What all counters of an rng_state share, spread over the lanes.
+struct Spread {
+  vu64 key0[Philox::rounds], key1[Philox::rounds], offset_lo, offset_hi;
+  VAE_FAST_FN explicit Spread(const RngState& state) {
+    const vu64 zero{};
+    for (int round = 0; round < Philox::rounds; ++round) {
+      key0[round] = zero + static_cast<std::uint32_t>(state.key0 + round * Philox::weyl0);
+      key1[round] = zero + static_cast<std::uint32_t>(state.key1 + round * Philox::weyl1);
+    }
+    offset_lo = zero + state.offset_lo;
+    offset_hi = zero + state.offset_hi;
+  }
+};
+
 // One step of Philox: kStreams vectors of counters, their words in the low halves of the lanes.
 struct Step { vu64 c0[kStreams], c1[kStreams], c2[kStreams], c3[kStreams]; };
 
-VAE_FAST_FN Step philox(const RngState& state, const std::uint64_t* group, const std::uint64_t* row) {
+VAE_FAST_FN Step philox(const Spread& state, const std::uint64_t* group, const std::uint64_t* row) {
   const vu64 zero{}, m0 = zero + Philox::multiplier0, m1 = zero + Philox::multiplier1;
   Step c;
   for (int s = 0; s < kStreams; ++s) {
     c.c0[s] = halves_to_even_odd(load<vu64>(group + s * kCounters));
     c.c1[s] = halves_to_even_odd(load<vu64>(row + s * kCounters));
-    c.c2[s] = zero + state.offset_lo;
-    c.c3[s] = zero + state.offset_hi;
+    c.c2[s] = state.offset_lo;
+    c.c3[s] = state.offset_hi;
   }
   // The upper halves of the lanes collect rubbish that the multiply ignores.
-  std::uint32_t key0 = state.key0, key1 = state.key1;
   for (int round = 0; round < Philox::rounds; ++round) {
     for (int s = 0; s < kStreams; ++s) {
       const vu64 product0 = multiply_low_halves(m0, c.c0[s]), product1 = multiply_low_halves(m1, c.c2[s]);
-      c.c0[s] = (product1 >> 32) ^ c.c1[s] ^ (zero + key0);
-      c.c2[s] = (product0 >> 32) ^ c.c3[s] ^ (zero + key1);
+      c.c0[s] = (product1 >> 32) ^ c.c1[s] ^ state.key0[round];
+      c.c2[s] = (product0 >> 32) ^ c.c3[s] ^ state.key1[round];
       c.c1[s] = product1;
       c.c3[s] = product0;
     }
-    key0 += Philox::weyl0;
-    key1 += Philox::weyl1;
   }
   return c;
 }
 
-// out[4i..4i+3] = the four normals of counter (group[i], row[i]), in whole steps. halves_to_even_odd and
-// the two interleaves keep the order with three instructions a vector.
+// out[4i..4i+3] = the four normals of counter (group[i], row[i]), in whole steps. halves_to_even_odd and the two
+// interleaves keep the order with three instructions a vector. Words first, normals after: each loop alone is short
+// enough for several of its iterations to be in flight at once, which their long dependency chains need.
 inline void fill_normals(const RngState& state, const std::uint64_t* group, const std::uint64_t* row,
                          std::int64_t count, float* out) {
+  const Spread spread(state);
   for (std::int64_t i = 0; i < count; i += kStep) {
-    const Step c = philox(state, group + i, row + i);
+    const Step c = philox(spread, group + i, row + i);
     for (int s = 0; s < kStreams; ++s) {
-      const NormalPair<vf32> n = box_muller<vf32>(bit_cast<vu32>(pair_low_halves(c.c0[s], c.c2[s])),
-                                                  bit_cast<vu32>(pair_low_halves(c.c1[s], c.c3[s])));
       float* to = out + 4 * (i + s * kCounters);
-      store(to, interleave_low(n.first, n.second));
-      store(to + kLanes, interleave_high(n.first, n.second));
+      store(to, pair_low_halves(c.c0[s], c.c2[s]));
+      store(to + kLanes, pair_low_halves(c.c1[s], c.c3[s]));
     }
+  }
+  for (float *to = out, *end = out + 4 * count; to < end; to += 2 * kLanes) {
+    const NormalPair<vf32> n = box_muller<vf32>(load<vu32>(to), load<vu32>(to + kLanes));
+    store(to, interleave_low(n.first, n.second));
+    store(to + kLanes, interleave_high(n.first, n.second));
   }
 }
 

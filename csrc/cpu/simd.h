@@ -44,6 +44,26 @@ template <> struct Lanes<vf32> {
 #endif
   }
 
+  // x86's own semantics: the second operand where either is NaN.
+  static VAE_FAST_FN vf32 maximum(vf32 bound, vf32 x) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(bound, x);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(bound, x);
+#else
+    return bound > x ? bound : x;
+#endif
+  }
+  static VAE_FAST_FN vf32 minimum(vf32 bound, vf32 x) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(bound, x);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(bound, x);
+#else
+    return bound < x ? bound : x;
+#endif
+  }
+
   static VAE_FAST_FN vf32 sqrt(vf32 x) {
 #if defined(__AVX512F__)
     return _mm512_sqrt_ps(x);
