@@ -1,0 +1,143 @@
+"""Encoders and decoders for common use. Any module with the same calls does as well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def relu() -> nn.Module:
+    """In place: the layers before it do not need their output for the backward pass."""
+    return nn.ReLU(inplace=True)
+
+
+def _mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n, m in pairwise(sizes):
+        layers += [nn.Linear(n, m), activation()]
+    return layers[:-1]
+
+
+class MLPEncoder(nn.Sequential):
+    """x (batch, ...) with `in_features` elements -> (batch, 2 latent), mu and logvar side by side.
+
+    MLPEncoder(784, 400, 20) is that of pytorch/examples: its two last layers as one of twice the width.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | Sequence[int],
+        latent: int,
+        activation: Callable[[], nn.Module] = relu,
+    ) -> None:
+        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        super().__init__(nn.Flatten(), *_mlp((in_features, *hidden, 2 * latent), activation))
+        self.latent_shape = (latent,)
+
+
+class MLPDecoder(nn.Sequential):
+    """z (batch, latent) -> (batch, *shape), or num_parameters times shape[0] along dim 1.
+
+    `hidden` is read from z to x. MLPDecoder(20, 400, 784) is that of pytorch/examples, up to its sigmoid.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        hidden: int | Sequence[int],
+        shape: int | Sequence[int],
+        num_parameters: int = 1,
+        activation: Callable[[], nn.Module] = relu,
+    ) -> None:
+        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = (num_parameters * shape[0], *shape[1:])
+        super().__init__(*_mlp((latent, *hidden, math.prod(shape)), activation), nn.Unflatten(1, shape))
+
+
+def _image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width) of (height, width) or (channels, height, width)."""
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    raise ValueError(f"shape is {tuple(shape)}, it takes (height, width) or (channels, height, width)")
+
+
+def _halvings(height: int, width: int, times: int) -> list[tuple[int, int]]:
+    """The sizes of the feature maps: every convolution halves them, rounding up."""
+    sizes = [(height, width)]
+    for _ in range(times):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append((height, width))
+    return sizes
+
+
+class ConvEncoder(nn.Module):
+    """Images (batch, channels, height, width) or (batch, height, width) -> (batch, 2 latent).
+
+    One 3x3 convolution of stride 2 for each of `channels`, then one linear layer.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int],
+        latent: int,
+        activation: Callable[[], nn.Module] = relu,
+    ) -> None:
+        super().__init__()
+        colours, height, width = _image(shape)
+        layers: list[nn.Module] = []
+        for n, m in pairwise((colours, *channels)):
+            layers += [nn.Conv2d(n, m, 3, stride=2, padding=1), activation()]
+        self.convolutions = nn.Sequential(*layers)
+        last = _halvings(height, width, len(channels))[-1]
+        self.linear = nn.Linear((colours, *channels)[-1] * math.prod(last), 2 * latent)
+        self.latent_shape = (latent,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            x = x.unsqueeze(1)
+        moments: Tensor = self.linear(self.convolutions(x).flatten(1))
+        return moments
+
+
+class ConvDecoder(nn.Module):
+    """z (batch, latent) -> images (batch, *shape): ConvEncoder's way back, `channels` in the encoder's order.
+
+    With num_parameters of 2 and more the decoder returns as many tensors.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        channels: Sequence[int],
+        shape: Sequence[int],
+        num_parameters: int = 1,
+        activation: Callable[[], nn.Module] = relu,
+    ) -> None:
+        super().__init__()
+        colours, height, width = _image(shape)
+        sizes = _halvings(height, width, len(channels))[::-1]
+        widths = (colours * num_parameters, *channels)[::-1]
+        self.grid = (widths[0], *sizes[0])
+        layers: list[nn.Module] = []
+        for i, (small, large) in enumerate(pairwise(sizes)):
+            extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)  # 1 for an even size
+            layers += [
+                activation(),
+                nn.ConvTranspose2d(widths[i], widths[i + 1], 3, stride=2, padding=1, output_padding=extra),
+            ]
+        self.linear = nn.Linear(latent, math.prod(self.grid))
+        self.convolutions = nn.Sequential(*layers)
+        self.shape, self.num_parameters = tuple(shape), num_parameters
+
+    def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
+        y = self.convolutions(self.linear(z).unflatten(1, self.grid))
+        params = tuple(p.reshape(z.shape[0], *self.shape) for p in y.chunk(self.num_parameters, dim=1))
+        return params if self.num_parameters > 1 else params[0]
