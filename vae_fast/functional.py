@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .noise import check_counters, check_rng_state, draw_rng_state
+from .noise import check_counters, check_num_samples, check_rng_state, draw_rng_state
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TARGETS = (*_DTYPES, torch.uint8, torch.bool)
@@ -44,8 +44,7 @@ def reparameterize_kl_packed(
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_tensor("moments", moments)
-    if not -moments.ndim <= dim < moments.ndim or dim % moments.ndim == 0:
-        raise ValueError(f"dim is {dim}, moments of shape {_of(moments)} takes any but the first (the batch)")
+    _check_dim(moments, dim)
     if moments.shape[dim] % 2:
         raise ValueError(f"moments has shape {_of(moments)}, it takes an even size along dim {dim}")
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
@@ -53,7 +52,14 @@ def reparameterize_kl_packed(
     clamp = _check_clamp(clamp)
     rng_state = _check_noise(mu, mu.shape, num_samples, generator, rng_state, noise)
     return ops.latent(  # type: ignore[return-value]
-        moments, None, dim, prior=prior, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples
+        moments,
+        None,
+        dim,
+        prior=prior,
+        rng_state=rng_state,
+        noise=noise,
+        clamp=clamp,
+        num_samples=num_samples,
     )
 
 
@@ -99,8 +105,10 @@ def gaussian_nll(mean: Tensor, target: Tensor, logvar: Tensor | float | None = N
     _check_target(target, "mean", mean)
     if isinstance(logvar, Tensor):
         _check_broadcast("logvar", logvar, "mean", mean)
-    else:
+    elif logvar is None or isinstance(logvar, (int, float)):
         logvar = torch.full((), logvar or 0.0, dtype=torch.float32, device=mean.device)
+    else:
+        raise TypeError(f"logvar is {type(logvar).__name__}, it takes a tensor, a number or None")
     return ops.likelihood("gaussian", target, mean, logvar)
 
 
@@ -113,8 +121,23 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} is {type(tensor).__name__}, it takes a tensor")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
     if tensor.ndim == 0:
         raise ValueError(f"{name} has shape (), it takes (batch, ...)")
+
+
+def _check_dim(moments: Tensor, dim: int) -> None:
+    ndim = moments.ndim
+    if ndim == 1:
+        raise ValueError(
+            f"moments has shape {_of(moments)}, it takes (batch, ...) with mu and logvar along dim"
+        )
+    if not isinstance(dim, int):
+        raise TypeError(f"dim is {type(dim).__name__}, it takes an int")
+    if not -ndim < dim < ndim or dim == 0:
+        takes = "1 or -1" if ndim == 2 else f"1 to {ndim - 1} or -{ndim - 1} to -1"
+        raise ValueError(f"dim is {dim}, moments of shape {_of(moments)} takes {takes}")
 
 
 def _check_pair(mu: Tensor, logvar: Tensor) -> None:
@@ -145,19 +168,25 @@ def _check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) 
         raise TypeError(f"{name} is {type(tensor).__name__}, it takes a tensor")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
     shape, full = tensor.shape, other.shape
     if shape != full and (
         len(shape) > len(full) or any(n != m and n != 1 for n, m in zip(reversed(shape), reversed(full)))
     ):
-        raise ValueError(f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {_of(other)}")
+        raise ValueError(
+            f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {_of(other)}"
+        )
     _check_device(name, tensor, other_name, other)
 
 
 def _check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
     if prior is None:
         return None
-    if not isinstance(prior, (tuple, list)) or len(prior) != 2:
+    if not isinstance(prior, (tuple, list)):
         raise TypeError(f"prior is {type(prior).__name__}, it takes a pair of tensors (mu_p, logvar_p)")
+    if len(prior) != 2:
+        raise TypeError(f"prior has {len(prior)} element(s), it takes a pair of tensors (mu_p, logvar_p)")
     prior_mu, prior_logvar = prior
     _check_broadcast("prior mu", prior_mu, "mu", mu)
     _check_broadcast("prior logvar", prior_logvar, "mu", mu)
@@ -186,26 +215,27 @@ def _check_noise(
     noise: Tensor | None,
 ) -> Tensor | None:
     """Checks what the noise comes from, and returns the rng_state to use (None if the noise is given)."""
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
+    if num_samples is not None:
+        check_num_samples(num_samples)
+    if (noise is not None) + (rng_state is not None) + (generator is not None) > 1:
+        raise ValueError("the noise comes from at most one of noise, rng_state and generator")
     if noise is not None:
-        if rng_state is not None or generator is not None:
-            raise ValueError("noise is given, so rng_state and generator must not be")
-        expected = shape if num_samples is None else (num_samples, *shape)
         _check_tensor("noise", noise)
-        if noise.shape != torch.Size(expected):
+        expected = shape if num_samples is None else (num_samples, *shape)
+        if noise.shape != expected:
             raise ValueError(f"noise has shape {_of(noise)}, z has {tuple(expected)}")
         if noise.requires_grad:
-            raise ValueError("noise requires grad, it takes a constant (use noise.detach())")
+            raise ValueError("noise requires grad, it takes a constant (noise.detach(), say)")
         _check_device("noise", noise, "mu", mu)
         return None
     check_counters("mu", shape, num_samples)
-    if rng_state is None:
-        if generator is not None and generator.device != mu.device:
-            raise ValueError(f"generator is on {generator.device}, mu is on {mu.device}")
-        return draw_rng_state(mu.device, generator)
+    if rng_state is not None:
+        check_rng_state(rng_state, shape[0])
+        _check_device("rng_state", rng_state, "mu", mu)
+        return rng_state
     if generator is not None:
-        raise ValueError("rng_state is given, so generator must not be")
-    check_rng_state(rng_state, shape[0])
-    _check_device("rng_state", rng_state, "mu", mu)
-    return rng_state
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator is {type(generator).__name__}, it takes a torch.Generator")
+        if generator.device != mu.device:
+            raise ValueError(f"generator is on {generator.device}, mu is on {mu.device}")
+    return draw_rng_state(mu.device, generator)

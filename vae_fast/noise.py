@@ -19,7 +19,7 @@ from torch import Tensor
 from . import ops
 from .backends.reference import draw_rng_state
 
-__all__ = ["check_counters", "check_rng_state", "draw_rng_state", "noise"]
+__all__ = ["check_counters", "check_num_samples", "check_rng_state", "draw_rng_state", "noise"]
 
 
 def check_rng_state(rng_state: Tensor, batch: int) -> None:
@@ -28,7 +28,16 @@ def check_rng_state(rng_state: Tensor, batch: int) -> None:
     if rng_state.dtype != torch.int64:
         raise TypeError(f"rng_state has dtype {rng_state.dtype}, it takes torch.int64")
     if rng_state.shape != (2,) and rng_state.shape != (batch, 2):
-        raise ValueError(f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)")
+        raise ValueError(
+            f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)"
+        )
+
+
+def check_num_samples(num_samples: int) -> None:
+    if not isinstance(num_samples, (int, torch.SymInt)) or isinstance(num_samples, bool):
+        raise TypeError(f"num_samples is {type(num_samples).__name__}, it takes an int")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
 
 
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
@@ -62,13 +71,15 @@ def noise(
 
     Source: Philox4x32-10 (Salmon et al., SC 2011) and Box & Muller (1958).
     """
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is {type(shape).__name__}, it takes a sequence of ints")
     shape = tuple(shape)
     if not shape:
         raise ValueError("shape is (), it takes (batch, ...)")
     if any(n < 0 for n in shape):
         raise ValueError(f"shape is {shape}, it takes sizes of at least 0")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
+    if num_samples is not None:
+        check_num_samples(num_samples)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
         raise TypeError(f"dtype is {dtype}, it takes float32, bfloat16, float16 or float64")
     check_rng_state(rng_state, shape[0])

@@ -22,7 +22,6 @@ from . import reference
 # The order in which auto looks for a backend, by device type; every other device is served by the reference.
 AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _MODULES = {"cpu": "native.cpu", "cuda": "native.cuda", "triton": "triton", "reference": "reference"}
-NAMES = tuple(_MODULES)
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -35,15 +34,16 @@ _warned: set[str] = set()
 def unavailable_reason(name: str) -> str | None:
     """Why the backend cannot be used in this process, or None if it can. Never imports triton, touches no GPU."""
     if name not in _reasons:
-        _reasons[name] = _find_reason(name)
+        if name == "triton":  # imported when it is used
+            _reasons[name] = None if importlib.util.find_spec("triton") else "triton is not installed"
+        else:
+            _reasons[name] = _import_reason(name)
     return _reasons[name]
 
 
-def _find_reason(name: str) -> str | None:
+def _import_reason(name: str) -> str | None:
     if name == "reference":
         return None
-    if name == "triton":  # imported only when it is used
-        return None if importlib.util.find_spec("triton") else "triton is not installed"
     try:
         reason: str | None = _module(name).unavailable_reason()
     except ImportError as error:
@@ -65,13 +65,12 @@ def choose(device_type: str) -> str:
     return "reference"
 
 
-def resolve(op: str, *tensors: Tensor | None) -> ModuleType:
-    """The backend that computes `op` on these tensors. The first tensor gives the device."""
-    for t in tensors:
+def resolve(op: str, first: Tensor, *others: Tensor | None) -> ModuleType:
+    """The backend that computes `op` on these tensors. The first one gives the device; float64 is the reference's."""
+    for t in (first, *others):
         if t is not None and t.dtype is torch.float64:
             return reference
-    assert tensors[0] is not None
-    key = (op, tensors[0].device.type)
+    key = (op, first.device.type)
     try:
         return _resolved[key]
     except KeyError:
@@ -79,36 +78,43 @@ def resolve(op: str, *tensors: Tensor | None) -> ModuleType:
         return module
 
 
-def is_reference(*tensors: Tensor | None) -> bool:
+def is_reference(first: Tensor, *others: Tensor | None) -> bool:
     """Whether the plain PyTorch expression serves these tensors: `resolve` as torch.compile can trace it."""
-    for t in tensors:
+    for t in (first, *others):
         if t is not None and t.dtype is torch.float64:
             return True
-    assert tensors[0] is not None
-    return choose(tensors[0].device.type) == "reference"
+    return choose(first.device.type) == "reference"
 
 
 def _load(op: str, device_type: str) -> ModuleType:
     name = choose(device_type)
-    if _forced is None:
-        wanted = AUTO.get(device_type, ("reference",))[0]
-        if name == "reference" and name != wanted and device_type not in _warned:
-            _warned.add(device_type)
-            why = "; ".join(f"{n}: {_reasons[n]}" for n in AUTO[device_type] if _reasons[n])
-            warnings.warn(
-                f"vae_fast uses the slow reference backend for {device_type} tensors ({why})", stacklevel=2
-            )
-    else:
+    if _forced is not None:
         _require(name)
-        if device_type not in (*_DEVICES.get(name, (device_type,)), *(("cpu",) if name == "triton" and _INTERPRET else ())):
-            hint = "; it takes CPU tensors only with TRITON_INTERPRET=1 in the environment" if name == "triton" else ""
+        if not (device_type in _DEVICES.get(name, (device_type,)) or (name == "triton" and _INTERPRET)):
+            hint = (
+                "; with TRITON_INTERPRET=1 in the environment it takes cpu tensors"
+                if name == "triton"
+                else ""
+            )
             raise RuntimeError(f"backend {name!r} does not take {device_type} tensors{hint}")
+    if name == "triton" and (reason := _import_reason(name)) is not None:
+        _reasons[name] = reason
+        return _load(op, device_type)
+    wanted = AUTO.get(device_type, ("reference",))
+    if _forced is None and name == "reference" != wanted[0] and device_type not in _warned:
+        _warned.add(device_type)
+        why = "; ".join(f"{n}: {_reasons[n]}" for n in wanted if n != "reference")
+        # The user's line is six calls up: resolve, dispatch, the op, the function.
+        warnings.warn(
+            f"vae_fast uses the slow reference backend for {device_type} tensors ({why})", stacklevel=6
+        )
     return _module(name)
 
 
 def _require(name: str) -> None:
-    if name not in NAMES:
-        raise ValueError(f"backend is {name!r}, it takes one of {', '.join(NAMES)} or auto")
+    if name not in _MODULES:
+        what = "VAE_FAST_BACKEND" if name == os.environ.get("VAE_FAST_BACKEND") else "backend"
+        raise ValueError(f"{what} is {name!r}, it takes one of {', '.join(_MODULES)} or auto")
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
@@ -164,14 +170,21 @@ def info() -> Info:
     """What is built, what is used on each device, and why a backend is missing."""
     from .. import __version__
 
+    gpu = torch.cuda.is_available()
     entries: dict[str, dict[str, Any]] = {}
-    for name in NAMES:
+    for name in _MODULES:
         reason = unavailable_reason(name)
-        entry: dict[str, Any] = {"available": reason is None, "reason": reason}
-        if reason is None and name != "reference" and not (name == "triton" and not _triton_usable()):
-            entry |= _module(name).details()
-        entries[name] = entry
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        if (
+            reason is None
+            and name in ("cuda", "triton")
+            and not gpu
+            and not (name == "triton" and _INTERPRET)
+        ):
+            reason = "torch finds no CUDA device"
+        entries[name] = {"available": reason is None, "reason": reason}
+        if reason is None and name != "reference":
+            entries[name] |= _module(name).details()
+    devices = ["cpu", "cuda"] if gpu else ["cpu"]
     return Info(
         version=__version__,
         torch=torch.__version__,
@@ -181,10 +194,7 @@ def info() -> Info:
     )
 
 
-def _triton_usable() -> bool:
-    return _INTERPRET or torch.cuda.is_available()
-
-
-for _name in NAMES:
+for _name in _MODULES:
     unavailable_reason(_name)
-_force({"": None, "auto": None}.get(_env := os.environ.get("VAE_FAST_BACKEND", ""), _env))
+_environment = os.environ.get("VAE_FAST_BACKEND", "")
+_force(None if _environment in ("", "auto") else _environment)  # a wrong name is told when an op is called

@@ -12,6 +12,9 @@ from torch.nn import Parameter
 
 from .. import backends
 
+_len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+_peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
+
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
     "vae_fast's kernels have no second derivative; "
@@ -19,23 +22,21 @@ DOUBLE_BACKWARD = (
 )
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can be called right now. If not (torch.compile, fake, meta or subclass tensors, dispatch
-    modes, functorch), the call must go through the library op, which all of these understand."""
-    if torch.compiler.is_compiling():
-        return False
-    for t in tensors:
-        if t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or t.is_meta):
-            return False
-    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
-
-def dispatch(op: str, *tensors: Tensor | None) -> ModuleType | None:
-    """The backend to call now, `reference` for its differentiable expression, or None for the library op."""
-    if is_plain(*tensors):
-        return backends.resolve(op, *tensors)
-    assert tensors[0] is not None
-    return backends.reference if not tensors[0].is_meta and backends.is_reference(*tensors) else None
+    Kernels take plain tensors, outside of tracing. Whatever else there is (torch.compile; fake, meta and subclass
+    tensors; dispatch modes; functorch) understands the library op.
+    """
+    if first.is_meta:
+        return None
+    plain = not torch.compiler.is_compiling()
+    for t in (first, *others):
+        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
+            plain = False
+    if plain and _len_torch_dispatch_stack() == 0 and _peek_interpreter_stack() is None:
+        return backends.resolve(op, first, *others)
+    return backends.reference if backends.is_reference(first, *others) else None
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -48,8 +49,10 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype of a sum per sample, which is also that of the arithmetic."""
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if double else torch.float32
+    for t in tensors:
+        if t is not None and t.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def empty_gradient(param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:
@@ -91,7 +94,7 @@ class _NoSecondDerivative(torch.autograd.Function):
 def once(grads: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
     if torch.is_grad_enabled():
-        return _NoSecondDerivative.apply(len(grads), *grads, *sources)  # type: ignore[no-any-return]
+        return _NoSecondDerivative.apply(len(grads), *grads, *sources)
     return tuple(grads)
 
 

@@ -43,7 +43,7 @@ def latent(
         z, kl = torch.ops.vae_fast.latent(*tensors, *options)
         return z if want_z else None, kl if want_kl else None
     if _common.needs_grad(mu, logvar, prior_mu, prior_logvar):
-        return _Latent.apply(backend, options, *tensors)  # type: ignore[no-any-return]
+        return _Latent.apply(backend, options, *tensors)
     return forward(backend, *tensors, *options)
 
 

@@ -18,11 +18,11 @@ def likelihood(member: str, target: Tensor, *params: Tensor) -> Tensor:
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         # The kernels take the target as data; a target that learns is the reference's.
         first, *others = params
-        return getattr(reference, f"{member}_nll")(first, target, *others)  # type: ignore[no-any-return]
+        return getattr(reference, f"{member}_nll")(first, target, *others)
     if backend is None:
-        return torch.ops.vae_fast.likelihood(member, target, params)  # type: ignore[no-any-return]
+        return torch.ops.vae_fast.likelihood(member, target, params)
     if _common.needs_grad(*params):
-        return _Likelihood.apply(backend, member, target, *params)  # type: ignore[no-any-return]
+        return _Likelihood.apply(backend, member, target, *params)
     return forward(backend, member, target, params)
 
 
@@ -70,7 +70,12 @@ class _Likelihood(torch.autograd.Function):
 
 
 def _backward_op(
-    backend: Any, grad_nll: Tensor, member: str, target: Tensor, params: Sequence[Tensor], needs: Sequence[bool]
+    backend: Any,
+    grad_nll: Tensor,
+    member: str,
+    target: Tensor,
+    params: Sequence[Tensor],
+    needs: Sequence[bool],
 ) -> list[Tensor]:
     return list(_common.dense(target, backward(backend, grad_nll, member, target, params, needs)))
 

@@ -100,7 +100,7 @@ def likelihood_backward(
     *,
     grads: Sequence[Tensor | None],
 ) -> None:
-    x, *p = latent.upcast(likelihood.value(target), *params)
+    x, *p = likelihood.upcast_target(target, *params)
     g = grad_nll.to(x.dtype).view(-1, *(1,) * (target.ndim - 1))
     for out, slope in zip(grads, likelihood.DERIVATIVES[member](x, *p), strict=True):
         _fill(out, g * slope)

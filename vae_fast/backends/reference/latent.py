@@ -73,7 +73,13 @@ def reparameterize_kl(
 ) -> tuple[Tensor, Tensor]:
     """A sample of N(mu, exp logvar) and its KL divergence from the prior."""
     z = reparameterize(
-        mu, logvar, num_samples=num_samples, clamp=clamp, generator=generator, rng_state=rng_state, noise=noise
+        mu,
+        logvar,
+        num_samples=num_samples,
+        clamp=clamp,
+        generator=generator,
+        rng_state=rng_state,
+        noise=noise,
     )
     return z, kl_divergence(mu, logvar, prior=prior, clamp=clamp)
 

@@ -12,16 +12,15 @@ from torch import Tensor
 from .latent import per_sample, upcast
 
 
-def value(target: Tensor) -> Tensor:
-    """A target as a number: uint8 counts 255ths, bool is 0 or 1."""
-    if target.dtype == torch.uint8:
-        return target.to(torch.float32) / 255
-    return target.to(torch.float32) if target.dtype == torch.bool else target
+def upcast_target(target: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+    """All in the dtype of the arithmetic; uint8 targets count 255ths, bool is 0 or 1."""
+    x, *rest = upcast(target, *params)
+    return (x / 255 if target.dtype == torch.uint8 else x), *rest
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     """log(1 + exp(l)) - x l, summed per sample; logsigmoid is the stable form, and smooth at 0."""
-    el, x = upcast(logits, value(target))
+    x, el = upcast_target(target, logits)
     return per_sample(-F.logsigmoid(-el) - x * el)
 
 
@@ -29,7 +28,7 @@ def gaussian_nll(mean: Tensor, target: Tensor, logvar: Tensor | float | None = N
     """(log 2 pi + logvar + (x - mean)^2 exp(-logvar)) / 2, summed per sample; logvar None is unit variance."""
     if not isinstance(logvar, Tensor):
         logvar = torch.full((), logvar or 0.0, dtype=torch.float32, device=mean.device)
-    m, x, lv = upcast(mean, value(target), logvar)
+    x, m, lv = upcast_target(target, mean, logvar)
     return per_sample(0.5 * (math.log(2 * math.pi) + lv + (x - m) ** 2 * torch.exp(-lv)))
 
 

@@ -73,7 +73,7 @@ def noise(
         radius = (-2 * torch.log((a + 0.5) * 2.0**-32)).sqrt()
         angle = (2 * math.pi * 2.0**-32) * b
         pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    eps = torch.stack(pairs, -1).flatten(2)[..., :size]
+    eps = torch.stack(pairs, -1).flatten(2)[..., :size].contiguous()
     # Rounded to the dtype of the arithmetic first, as every backend computes in float32 for 16-bit dtypes.
     eps = eps.to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
     return eps.reshape(shape if num_samples is None else (draws, *shape))

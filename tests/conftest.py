@@ -1,0 +1,123 @@
+"""Fixtures for every test: the backends that are here, poisoned outputs, and the rule for accuracy."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vae_fast
+from vae_fast import backends
+
+KERNELS = ("latent_forward", "latent_backward", "likelihood_forward", "likelihood_backward", "noise_fill")
+
+
+def _add_twin() -> None:
+    """The backend "twin" has the reference's closed forms behind the signatures of the kernels: it tests what `ops`
+    does around a kernel, on any machine."""
+    twin = types.ModuleType("vae_fast.backends.twin")
+    for name in KERNELS:
+        setattr(twin, name, getattr(vae_fast.reference, name))
+    twin.details = dict  # type: ignore[attr-defined]
+    sys.modules[twin.__name__] = twin
+    backends._MODULES["twin"] = "twin"
+    backends._reasons["twin"] = None
+
+
+_add_twin()
+NATIVE = backends.unavailable_reason("cpu") is None
+TRITON = os.environ.get("TRITON_INTERPRET") == "1" and backends.unavailable_reason("triton") is None
+needs_native = pytest.mark.skipif(
+    not NATIVE, reason=f"no native CPU engine: {backends.unavailable_reason('cpu')}"
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BACKENDS = [
+    "reference",
+    "twin",
+    pytest.param("cpu", marks=needs_native),
+    *(["triton"] if TRITON else []),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on each backend that takes CPU tensors."""
+    with vae_fast.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=BACKENDS[1:])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same without the plain reference: backends behind autograd Functions and library ops."""
+    with vae_fast.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN (or 77 for integers), so that an element no kernel writes cannot pass for a zero."""
+    if request.node.get_closest_marker("no_poison"):  # torch.compile traces the allocations
+        return
+
+    def poisoned(allocate):  # type: ignore[no-untyped-def]
+        def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]
+            out = allocate(*args, **kwargs)
+            if out.is_meta or type(out) is not Tensor:
+                return out
+            return (
+                out.detach()
+                .fill_(float("nan") if out.is_floating_point() else 77)
+                .requires_grad_(out.requires_grad)
+            )
+
+        return wrapper
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "no_poison: leave torch.empty as it is")
+
+
+def state(seed: int = 1, offset: int = 2) -> Tensor:
+    return torch.tensor([seed, offset])
+
+
+def assert_accurate(what: str, got: Tensor, truth: Tensor, own: Tensor, scale: Tensor | None = None) -> None:
+    """The house rule: at most twice the error that PyTorch makes in the same dtype, against float64.
+
+    PyTorch may be lucky on a few numbers, so two units in the last place of the largest value are always granted: one
+    for rounding the result, one for the arithmetic before it. For a sum with cancellation, `scale` is the sum of the
+    absolute terms, which is what rounding acts on.
+    """
+    assert got.shape == truth.shape, what
+    if truth.numel() == 0:
+        return
+    assert torch.isfinite(got).all(), f"{what}: not finite"
+    if got.dtype == torch.float64:  # the truth is no better than what it judges
+        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12, msg=lambda m: f"{what}: {m}")
+        return
+    error = (got.double() - truth).abs().max().item()
+    unit = torch.finfo(got.dtype).eps * (truth if scale is None else scale).abs().max().item()
+    allowed = 2 * (own.double() - truth).abs().max().item() + 2 * unit
+    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def truth_and_scale(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor], shape: torch.Size
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients in float64 with, for each, what rounding acts on: the sum of absolute terms of a gradient
+    that broadcasting sums, else the result itself."""
+    full = [t.detach().double().expand(shape).clone().requires_grad_() for t in inputs]
+    outputs = function(*full)
+    terms = torch.autograd.grad(outputs, full, [g.double() for g in grads])
+    truth = [*outputs, *(t.sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
+    scale = [*outputs, *(t.abs().sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
+    return truth, scale

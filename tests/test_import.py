@@ -1,0 +1,53 @@
+"""`import vae_fast` needs torch alone, is quick and silent, and touches no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import builtins, sys, time
+import torch
+before = set(sys.modules)
+
+def no_import(name, *args, real=builtins.__import__, **kwargs):
+    if name.split(".")[0] in {allowed!r}:
+        raise ImportError(f"No module named {{name!r}}")
+    return real(name, *args, **kwargs)
+
+builtins.__import__ = no_import
+start = time.perf_counter()
+import vae_fast
+seconds = time.perf_counter() - start
+new = {{m.split(".")[0] for m in set(sys.modules) - before if not m.startswith(("vae_fast", "torch"))}}
+heavy = [m for m in ("torch._dynamo", "torch._inductor") if m in set(sys.modules) - before]
+assert not torch.cuda.is_initialized()
+z, kl = vae_fast.reparameterize_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+assert set(vae_fast.__all__) <= set(dir(vae_fast))
+print(seconds, sorted(m for m in new if m not in sys.stdlib_module_names), heavy, file=sys.stderr)
+"""
+OPTIONAL = [
+    "triton",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "typer",
+    "rich",
+    "matplotlib",
+    "sklearn",
+]
+
+
+def test_import() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CODE.format(allowed=OPTIONAL)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ""
+    seconds, modules = run.stderr.strip().split(" ", 1)
+    assert modules == "[] []"  # nothing but torch and the standard library, and no compiler machinery
+    assert float(seconds) < 0.5  # torch itself takes seconds
