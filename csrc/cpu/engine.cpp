@@ -51,7 +51,8 @@ template <class Args> void run_tasks(void (*kernel)(const Args&, const Task&), c
     for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
     return;
   }
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  // Each thread has one stretch of the output: threads that take turns fault its pages in at half the speed.
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
 }
 

@@ -1,0 +1,76 @@
+// How a kernel reads and writes its tensors: decided on the host, once a launch.
+//
+// A kernel is compiled three times, not once per combination of dtypes and layouts. Alignment and strides decide which
+// of the three; the dtype of a tensor is looked at in the kernel (memory.h), where all threads agree and the branch
+// costs an instruction or two for 4 or 8 elements.
+//   Wide   8 elements, dense: 16-bit tensors in one 128-bit access, float32 beside them in two
+//   Narrow 4 elements, dense: float32 in one 128-bit access, 8-bit targets beside it in 32 bits
+//   Any    4 elements one by one: any strides, any alignment, rows of any length
+// A tensor that is constant along its rows (stride 0) fits all of them.
+#pragma once
+
+#include <initializer_list>
+
+#include "../common/portable.h"
+#include "grid.h"
+
+namespace vae_fast {
+
+template <int kSize, bool kDense> struct Access {
+  static constexpr int size = kSize;
+  static constexpr bool dense = kDense;
+};
+using Wide = Access<8, true>;
+using Narrow = Access<4, true>;
+using Any = Access<4, false>;
+enum class AccessKind { wide, narrow, any };
+
+VAE_FAST_FN bool constant_row(const View& v) { return v.dims == 0 || (v.dims == 1 && v.stride[0] == 0); }
+
+inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws) {
+  if (!v || constant_row(v)) return true;
+  const std::int64_t alignment = std::min<std::int64_t>(16, size * v.item_size());
+  const auto aligned = [&](std::int64_t stride) { return stride * v.item_size() % alignment == 0; };
+  return v.dense_row() && reinterpret_cast<std::uintptr_t>(v.data) % alignment == 0 && (rows <= 1 || aligned(v.row_stride)) &&
+         (draws <= 1 || aligned(v.draw_stride));
+}
+
+// `draws`: of those tensors that have them; the others have a draw_stride of 0.
+inline AccessKind choose_access(std::initializer_list<const View*> views, std::int64_t rows, std::int64_t columns, std::int64_t draws) {
+  bool wide = columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false;
+  for (const View* v : views) {
+    wide = wide && fits(*v, 8, rows, draws);
+    narrow = narrow && fits(*v, 4, rows, draws);
+    has_16_bits = has_16_bits || (*v && v->item_size() == 2 && !constant_row(*v));
+  }
+  if (wide && (has_16_bits || !narrow)) return AccessKind::wide;
+  return narrow ? AccessKind::narrow : AccessKind::any;
+}
+
+constexpr int chunk_size(AccessKind kind) { return kind == AccessKind::wide ? 8 : 4; }
+
+// Calls body(Access{}) for the kind.
+template <class Body> void with_access(AccessKind kind, Body body) {
+  switch (kind) {
+    case AccessKind::wide: return body(Wide{});
+    case AccessKind::narrow: return body(Narrow{});
+    case AccessKind::any: return body(Any{});
+  }
+}
+
+// Where the first dimension of a sample is the fast one in memory (channels-last), threads side by side take the same
+// chunk of neighbouring channels: a row is `runs` channels of `run_chunks` chunks. Each thread still has four
+// neighbours in the order that the noise counts.
+inline void follow_memory(Grid& grid, std::initializer_list<const View*> views) {
+  const auto distance = [](std::int64_t stride) { return stride < 0 ? -stride : stride; };
+  for (const View* v : views) {
+    if (!*v || v->dims < 2) continue;
+    if (v->dims == 2 && v->stride[0] != 0 && distance(v->stride[0]) < distance(v->stride[1]) && v->size[1] % Any::size == 0) {
+      grid.runs = v->size[0];
+      grid.run_chunks = v->size[1] / Any::size;
+    }
+    return;
+  }
+}
+
+}  // namespace vae_fast

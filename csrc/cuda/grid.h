@@ -1,0 +1,119 @@
+// How threads are laid over a batch of rows (samples) of columns (elements).
+//
+// A thread works on a chunk of 4 or 8 neighbouring elements of a row: one or two Philox counters, and one 128-bit
+// access where dtype, stride and alignment allow (access.h). `lanes` threads side by side share a row, the block's
+// other threads take the next rows:
+//   many short rows   few lanes, many rows a block: no thread is without work, and a sum per sample stays in a warp
+//   few long rows     the whole block on one row, and the row cut into segments, a block each
+// The cut depends on the shapes alone, not on the device, so that a sum has the same bits on every one.
+#pragma once
+
+#include <algorithm>
+
+#include "launch.h"
+
+namespace vae_fast {
+
+constexpr int kThreads = 256;                // of a block
+constexpr int kWarp = 32;
+constexpr std::int64_t kFill = 1 << 18;      // threads that fill the largest chip: 132 to 160 processors, 2048 each
+constexpr std::int64_t kMostChunks = 8;      // a thread's share of a row, while there are threads enough
+constexpr std::int64_t kSummingBlocks = 512; // more blocks would leave more partial sums to the last of them
+
+struct Grid {
+  std::int64_t rows = 0, columns = 0, chunks = 0;  // chunks: of a row
+  std::int64_t row_tiles = 1, rows_per_tile = 1;
+  std::int64_t segments = 1, chunks_per_segment = 0;
+  std::int64_t draw_parts = 1, draws_per_part = 1;
+  std::int64_t runs = 1, run_chunks = 0;  // see follow_memory in access.h
+  int lane_bits = 0;
+  std::uint32_t* tickets = nullptr;
+
+  VAE_FAST_FN int lanes() const { return 1 << lane_bits; }
+  VAE_FAST_FN int rows_at_once() const { return kThreads >> lane_bits; }
+  VAE_FAST_FN std::int64_t blocks() const { return row_tiles * segments * draw_parts; }
+};
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// One row a thread. Row sums need nothing but the threads of a row.
+inline Grid tile_rows(std::int64_t rows, std::int64_t columns, int chunk_size, std::int64_t draws = 1) {
+  Grid g;
+  g.rows = rows;
+  g.columns = columns;
+  g.chunks = ceil_div(columns, chunk_size);
+  while (g.lanes() < kThreads && g.lanes() < g.chunks &&
+         (rows * g.lanes() < kFill || ceil_div(g.chunks, g.lanes()) > kMostChunks))
+    ++g.lane_bits;
+  g.rows_per_tile = g.rows_at_once();
+  g.row_tiles = ceil_div(rows, g.rows_per_tile);
+  g.chunks_per_segment = std::max<std::int64_t>(g.chunks, 1);
+  if (g.lanes() == kThreads && rows * kThreads < kFill) {
+    const std::int64_t wanted = ceil_div(kFill, rows * kThreads), steps = ceil_div(g.chunks, kThreads);
+    g.chunks_per_segment = ceil_div(steps, std::min(wanted, steps)) * kThreads;
+    g.segments = ceil_div(g.chunks, g.chunks_per_segment);
+  }
+  const std::int64_t parts = std::max<std::int64_t>(1, kFill / std::max<std::int64_t>(1, g.blocks() * kThreads));
+  g.draws_per_part = ceil_div(draws, std::min(parts, draws));
+  g.draw_parts = ceil_div(draws, g.draws_per_part);
+  return g;
+}
+
+// One chunk a thread, and many rows: a sum over the batch stays in the thread's registers as long as possible.
+inline Grid tile_columns(std::int64_t rows, std::int64_t columns, int chunk_size) {
+  Grid g;
+  g.rows = rows;
+  g.columns = columns;
+  g.chunks = ceil_div(columns, chunk_size);
+  while (g.lanes() < kThreads && g.lanes() < g.chunks && (g.lanes() < kWarp || g.rows_at_once() > rows)) ++g.lane_bits;
+  g.chunks_per_segment = g.lanes();
+  g.segments = std::max<std::int64_t>(1, ceil_div(g.chunks, g.chunks_per_segment));
+  const std::int64_t wanted = ceil_div(kSummingBlocks, g.segments), steps = ceil_div(rows, g.rows_at_once());
+  g.rows_per_tile = std::max<std::int64_t>(1, ceil_div(steps, std::max<std::int64_t>(1, std::min(wanted, steps)))) * g.rows_at_once();
+  g.row_tiles = std::max<std::int64_t>(1, ceil_div(rows, g.rows_per_tile));
+  return g;
+}
+
+VAE_FAST_FN std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Where this thread is.
+struct Place {
+  std::int64_t row, row_end;      // every rows_at_once()-th of them
+  std::int64_t chunk, chunk_end;  // every lanes()-th of them
+  std::uint32_t row_tile, segment, draw_part;
+};
+
+VAE_FAST_DEVICE std::uint32_t split(std::uint32_t& index, std::int64_t count) {
+  if (count == 1) return 0;
+  const std::uint32_t n = static_cast<std::uint32_t>(count), rest = index % n;
+  index /= n;
+  return rest;
+}
+
+VAE_FAST_DEVICE Place place(const Grid& g) {
+  Place p;
+  std::uint32_t block = blockIdx.x;
+  p.draw_part = split(block, g.draw_parts);
+  p.segment = split(block, g.segments);
+  p.row_tile = block;
+  p.row = p.row_tile * g.rows_per_tile + (threadIdx.x >> g.lane_bits);
+  p.row_end = smaller((p.row_tile + 1) * g.rows_per_tile, g.rows);
+  p.chunk = p.segment * g.chunks_per_segment + (threadIdx.x & (g.lanes() - 1));
+  p.chunk_end = smaller((p.segment + 1) * g.chunks_per_segment, g.chunks);
+  return p;
+}
+
+// The first element of a chunk.
+template <int kSize> VAE_FAST_DEVICE std::int64_t column_of(const Grid& g, std::int64_t chunk) {
+  if (g.runs > 1) {
+    if (g.chunks <= 0xFFFFFFFFll) {  // a 64-bit division is slow
+      const std::uint32_t c = static_cast<std::uint32_t>(chunk), runs = static_cast<std::uint32_t>(g.runs);
+      chunk = c % runs * g.run_chunks + c / runs;
+    } else {
+      chunk = chunk % g.runs * g.run_chunks + chunk / g.runs;
+    }
+  }
+  return chunk * kSize;
+}
+
+}  // namespace vae_fast

@@ -1,0 +1,59 @@
+// What a launch needs on the host: the tensors' device made current, the caller's stream, errors as exceptions.
+//
+// Nothing here waits for the device or allocates on it, so every launch can be captured in a CUDA graph.
+#pragma once
+
+#if defined(VAE_FAST_CUDA_EMULATION)
+#include "cuda_emulation.h"  // the tests run these sources on the CPU
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define VAE_FAST_SHARED(type, name) __shared__ type name
+#endif
+
+#include <stdexcept>
+#include <string>
+
+#include "engine.h"
+
+#define VAE_FAST_DEVICE __device__ __forceinline__
+
+namespace vae_fast {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // leaves no error behind for the next caller
+  std::string message = std::string("CUDA: ") + what + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorNoKernelImageForDevice)
+    message += std::string(" (vae_fast was built for ") + built_architectures() + "; rebuild with TORCH_CUDA_ARCH_LIST)";
+  throw std::runtime_error(message);
+}
+
+// Makes the tensors' device current, and the caller's again at the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : device_(device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ != device_) check(cudaSetDevice(device_), "cudaSetDevice");
+  }
+  ~DeviceGuard() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int device_, before_ = 0;
+};
+
+template <class... Args>
+void launch(const char* name, void (*kernel)(Args...), const Stream& stream, std::int64_t blocks, int threads, Args... args) {
+  if (blocks > 0x7FFFFFFF) throw std::invalid_argument(std::string(name) + ": the tensor is too large for one launch");
+  const DeviceGuard guard(stream.device);
+  void* addresses[] = {&args...};
+  check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), addresses, 0,
+                         reinterpret_cast<cudaStream_t>(stream.handle)), name);
+}
+
+}  // namespace vae_fast

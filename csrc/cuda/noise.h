@@ -1,0 +1,35 @@
+// The noise contract on the GPU: the standard normals of a chunk, a pure function of (rng_state, row, element).
+#pragma once
+
+#include "../common/normal.h"
+#include "../common/philox.h"
+#include "memory.h"
+
+namespace vae_fast {
+
+// Read in the kernel: a CUDA-graph replay sees the state of that moment.
+VAE_FAST_DEVICE RngState state_of(const Noise& noise, std::int64_t row) {
+  if (!noise.rng_state) return {};
+  const std::int64_t* state = noise.rng_state + (noise.state_per_sample ? 2 * row : 0);
+  return RngState::from(state[0], state[1]);
+}
+
+// The normals of one draw of a chunk: from the caller's own noise, or made here, four a Philox call.
+template <class A>
+VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int64_t draw, std::int64_t row, std::int64_t column,
+                             int count, float (&eps)[A::size]) {
+  if (noise.given) {
+    load<A>(noise.given, row * noise.given.row_stride + draw * noise.given.draw_stride, column, count, eps);
+    return;
+  }
+  const std::uint32_t counter_row = static_cast<std::uint32_t>(noise.state_per_sample ? draw : draw * noise.batch + row);
+  const std::uint32_t group = static_cast<std::uint32_t>(column >> 2);
+#pragma unroll
+  for (int g = 0; g < A::size / 4; ++g) {
+    const Words w = state.words(group + g, counter_row);
+    const NormalPair<float> a = box_muller<float>(w.w0, w.w1), b = box_muller<float>(w.w2, w.w3);
+    eps[4 * g] = a.first, eps[4 * g + 1] = a.second, eps[4 * g + 2] = b.first, eps[4 * g + 3] = b.second;
+  }
+}
+
+}  // namespace vae_fast

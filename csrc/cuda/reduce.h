@@ -1,0 +1,117 @@
+// Sums in one fixed order: within a thread, over the lanes of a warp, over the warps of a block, and over blocks by the
+// last of them to finish. No atomic ever adds floats, so the bits are the same from run to run.
+//
+// The last block takes a ticket to know that it is the last, which saves the second launch that sums of partial sums
+// otherwise cost. A ticket counter wraps back to zero by itself, ready for the next launch.
+#pragma once
+
+#include "memory.h"
+
+namespace vae_fast {
+
+// Whether this block is the last of `blocks` to come here: it then sees all that the others wrote before.
+VAE_FAST_DEVICE bool comes_last(std::uint32_t* ticket, std::int64_t blocks) {
+  VAE_FAST_SHARED(bool, last);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicInc(ticket, static_cast<unsigned>(blocks - 1)) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The sum over the threads of a row, `lanes` neighbours; every thread of the block calls it and has its row's sum.
+VAE_FAST_DEVICE double sum_over_lanes(double value, int lanes) {
+  for (int offset = (lanes < kWarp ? lanes : kWarp) / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
+  if (lanes <= kWarp) return value;
+  VAE_FAST_SHARED(double[kThreads / kWarp], warps);
+  __syncthreads();  // the sum before this one has been read
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  const int first = threadIdx.x / lanes * (lanes / kWarp);
+  value = warps[first];
+  for (int w = 1; w < lanes / kWarp; ++w) value += warps[first + w];
+  return value;
+}
+
+// The sum of a sample, from what its threads have of it.
+VAE_FAST_DEVICE void reduce_row(const RowSum& out, const Grid& grid, const Place& at, double value) {
+  value = sum_over_lanes(value, grid.lanes());
+  const bool first = (threadIdx.x & (grid.lanes() - 1)) == 0 && at.row < at.row_end;
+  if (grid.segments > 1) {  // then the row has this block, and others, for itself
+    double* partial = out.partial + at.row * grid.segments;
+    if (first) partial[at.segment] = value;
+    if (!comes_last(grid.tickets + at.row, grid.segments)) return;
+    value = 0;
+    for (std::int64_t s = threadIdx.x; s < grid.segments; s += kThreads) value += __ldcg(partial + s);
+    value = sum_over_lanes(value, kThreads);
+  }
+  if (first) out.value[at.row * out.stride] = static_cast<float>(value);
+}
+
+// The sums over the threads with the same chunk, which are `lanes` apart; the first of them have the result.
+template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], int lanes) {
+  VAE_FAST_SHARED(double[kSize][kThreads], shared);
+  __syncthreads();  // the sum before this one has been read
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) shared[i][threadIdx.x] = value[i];
+  for (int half = kThreads / 2; half >= lanes; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half)
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) shared[i][threadIdx.x] += shared[i][threadIdx.x + half];
+  }
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) value[i] = shared[i][threadIdx.x];
+}
+
+// A gradient summed over the batch or over everything, from each thread's sum over its rows; `index` is that of the
+// gradient among those of the launch. Each has segments + 1 tickets.
+template <class A>
+VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid, const Place& at, int index, double (&value)[A::size]) {
+  constexpr int size = A::size;
+  if (!gradient.view || gradient.reduction == Reduction::none) return;
+  float* out = reinterpret_cast<float*>(gradient.view.data);
+  std::uint32_t* tickets = grid.tickets + index * (grid.segments + 1);
+
+  if (gradient.reduction == Reduction::batch) {
+    const bool first = threadIdx.x < grid.lanes() && at.chunk < at.chunk_end;
+    sum_over_rows(value, grid.lanes());
+    if (grid.row_tiles > 1) {
+      const std::int64_t width = grid.chunks * size;
+      double* partial = gradient.partial + at.chunk * size;
+      if (first)
+#pragma unroll
+        for (int i = 0; i < size; ++i) partial[at.row_tile * width + i] = value[i];
+      if (!comes_last(tickets + at.segment, grid.row_tiles)) return;
+#pragma unroll
+      for (int i = 0; i < size; ++i) value[i] = 0;
+      if (at.chunk < at.chunk_end)
+        for (std::int64_t tile = threadIdx.x >> grid.lane_bits; tile < grid.row_tiles; tile += grid.rows_at_once())
+#pragma unroll
+          for (int i = 0; i < size; ++i) value[i] += __ldcg(partial + tile * width + i);
+      sum_over_rows(value, grid.lanes());
+    }
+    const std::int64_t column = column_of<size>(grid, at.chunk);
+#pragma unroll
+    for (int i = 0; i < size; ++i)
+      if (first && column + i < grid.columns) out[column + i] = static_cast<float>(value[i]);
+    return;
+  }
+
+  double total = 0;
+#pragma unroll
+  for (int i = 0; i < size; ++i) total += value[i];
+  total = sum_over_lanes(total, kThreads);
+  if (grid.blocks() > 1) {
+    if (threadIdx.x == 0) gradient.partial[blockIdx.x] = total;
+    if (!comes_last(tickets + grid.segments, grid.blocks())) return;
+    total = 0;
+    for (std::int64_t block = threadIdx.x; block < grid.blocks(); block += kThreads) total += __ldcg(gradient.partial + block);
+    total = sum_over_lanes(total, kThreads);
+  }
+  if (threadIdx.x == 0) *out = static_cast<float>(total);
+}
+
+}  // namespace vae_fast
