@@ -35,10 +35,12 @@ $(VENV)/torch.stamp:
 	@touch $@
 
 $(VENV)/build.stamp: $(VENV)/torch.stamp $(SOURCES)
+	@echo "Installing what is needed and building the native code: a minute or two"
 	$(PIP) install --quiet --editable ".[train]"
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/torch.stamp $(SOURCES)
+	@echo "Installing what is needed and building the native code: a minute or two"
 	$(PIP) install --quiet --editable ".[train,test,dev]"
 	@touch $(VENV)/build.stamp $@
 
@@ -47,6 +49,7 @@ $(VENV)/bench.stamp: $(VENV)/test.stamp
 	@touch $@
 
 build: $(VENV)/build.stamp
+	$(BIN)/python -c "import vae_fast; print(vae_fast.info())"
 
 train: $(VENV)/build.stamp
 	$(BIN)/vae-fast train
