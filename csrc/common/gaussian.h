@@ -6,15 +6,11 @@
 
 VAE_FAST_NAMESPACE_BEGIN
 
-// KL(N(mean, exp d) ‖ N(0, 1)) for mean² = squared_mean, and its derivative by d.
-// Written with h = expm1(d/2): mean² + expm1(d) - d = mean² + h² + 2·(h - d/2), a sum of terms that are never
-// negative, so nothing cancels around d = 0.
+// KL(N(mean, exp d) ‖ N(0, 1)) for mean² = squared_mean: ½(mean² + expm1(d) - d), and its derivative by d.
 template <class F> struct Divergence { F value, by_logvar; };
 
-template <class F> VAE_FAST_FN Divergence<F> divergence(F squared_mean, const Exponential<F>& half) {
-  const F h = half.expm1;
-  return {splat<F>(0.5f) * (squared_mean + fma(h, h, half.expm1_minus + half.expm1_minus)),
-          splat<F>(0.5f) * h * (h + splat<F>(2.0f))};
+template <class F> VAE_FAST_FN Divergence<F> divergence(F squared_mean, const Exponential<F>& d) {
+  return {splat<F>(0.5f) * (squared_mean + d.expm1_minus), splat<F>(0.5f) * d.expm1};
 }
 
 // KL to another diagonal Gaussian N(mu_p, exp logvar_p) and the derivatives; those by the prior's parameters follow.
@@ -23,7 +19,7 @@ template <class F> struct PriorDivergence { F value, by_mu, by_logvar, by_prior_
 template <class F> VAE_FAST_FN PriorDivergence<F> divergence(F mu, F logvar, F prior_mu, F prior_logvar) {
   const F precision = exp(-prior_logvar), difference = mu - prior_mu;
   const F by_mu = difference * precision, scaled_square = difference * by_mu;
-  const Divergence<F> d = divergence(scaled_square, exponential(splat<F>(0.5f) * (logvar - prior_logvar)));
+  const Divergence<F> d = divergence(scaled_square, exponential(logvar - prior_logvar));
   return {d.value, by_mu, d.by_logvar, -fma(splat<F>(0.5f), scaled_square, d.by_logvar)};
 }
 

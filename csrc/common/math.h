@@ -18,54 +18,57 @@ template <class F> VAE_FAST_FN F clamp(F x, float low, float high) {
   return minimum(splat<F>(high), maximum(splat<F>(low), x));
 }
 
-// exp(x), expm1(x) and expm1(x) - x from one polynomial. The last keeps full relative accuracy around 0, where
-// subtracting would cancel: it is what a Gaussian KL is made of.
-template <class F> struct Exponential { F exp, expm1, expm1_minus; };
+// x = k·ln 2 + r with |r| <= ln(2)/2, expm1(r) = p, and p - r = residual without cancellation.
+template <class F> struct Reduced { F k; u32_of<F> bits; F p, residual; };
 
-template <class F> VAE_FAST_FN Exponential<F> exponential(F x) {
-  // Beyond these bounds exp is 0 and infinity in float32; NaN passes.
-  const F bounded = clamp(x, -105.0f, 90.0f);
-  constexpr float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
-  const F shifted = fma(bounded, splat<F>(kLog2e), splat<F>(magic));
+template <class F> VAE_FAST_FN Reduced<F> reduce(F x) {
+  constexpr float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer k, kept in the low bits
+  const F shifted = fma(x, splat<F>(kLog2e), splat<F>(magic));
   const F k = shifted - splat<F>(magic);
-  const u32_of<F> integer = bit_cast<u32_of<F>>(shifted) - 0x4B400000u;
-  const F r = fma(k, splat<F>(-kLn2Low), fma(k, splat<F>(-kLn2High), bounded));  // |r| <= ln(2)/2
-
+  const F r = fma(k, splat<F>(-kLn2Low), fma(k, splat<F>(-kLn2High), x));
   // (expm1(r) - r) / r², to 5e-11
   const F square = r * r;
   const F q = polynomial(r, square, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333263918757439f,
                          0.0013946073595434427f, 0.0001991838653339073f);
   const F residual = square * q;
-  const F p = r + residual;  // expm1(r)
+  return {k, bit_cast<u32_of<F>>(shifted), r + residual, residual};
+}
 
+constexpr std::uint32_t kMagicBits = 0x4B400000u, kOneBits = 0x3F800000u;  // of 1.5·2^23 and of 1
+
+// exp(x) with subnormal results and infinity, from x bounded to [-105, 90], beyond which it is 0 or infinite.
+template <class F> VAE_FAST_FN F bounded(F x) { return clamp(x, -105.0f, 90.0f); }
+template <class F> VAE_FAST_FN F exp(const Reduced<F>& e) {
   // 2^k as two factors: one alone leaves the exponent's range where exp(x) itself is still finite or subnormal.
-  const u32_of<F> half = bit_cast<u32_of<F>>(bit_cast<i32_of<F>>(integer) >> 1);
-  const F scale1 = bit_cast<F>((half + 127u) << 23);
-  const F scale2 = bit_cast<F>((integer - half + 127u) << 23);
-  const F inverse2 = bit_cast<F>((half - integer + 127u) << 23);
+  const u32_of<F> exponent = e.bits << 23, half = (e.bits << 22) & 0xFF800000u;
+  const F scale1 = bit_cast<F>(half + kOneBits), scale2 = bit_cast<F>(exponent - half + kOneBits);
+  return fma(scale1, e.p, scale1) * scale2;
+}
+template <class F> VAE_FAST_FN F exp(F x) { return exp(reduce(bounded(x))); }
 
-  Exponential<F> e;
-  e.exp = fma(scale1, p, scale1) * scale2;
-  e.expm1 = fma(scale1, p, scale1 - inverse2) * scale2;
-  e.expm1_minus = select(k == splat<F>(0.0f), residual, e.expm1 - x);
-  return e;
+// exp(x) for x <= 0 (NaN passes), where nobody minds that a subnormal result becomes 2^-126.
+template <class F> VAE_FAST_FN F exp_nonpositive(F x) {
+  const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
+  const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
+  return fma(scale, e.p, scale);
 }
 
-template <class F> VAE_FAST_FN F exp(F x) { return exponential(x).exp; }
+// exp(x/2), expm1(x) and expm1(x) - x from one polynomial: what a Gaussian sample and its KL are made of. Around 0 the
+// last is a sum of terms that are never negative, so it keeps its relative accuracy where subtracting would cancel.
+template <class F> struct Exponential { F root, expm1, expm1_minus; };
 
-// log1p(f) for f in [1/√2 - 1, √2 - 1], to 6e-9 relative.
-template <class F> VAE_FAST_FN F log1p_reduced(F f) {
-  const F square = f * f;
-  const F p = polynomial(f, square, 0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f, -0.16624554991722107f,
-                         0.14181190729141235f, -0.13128751516342163f, 0.12881650030612946f, -0.07859622687101364f);
-  return fma(square * f, p, fma(square, splat<F>(-0.5f), f));
+template <class F> VAE_FAST_FN Exponential<F> exponential(F x) {
+  const Reduced<F> half = reduce(bounded(splat<F>(0.5f) * x));
+  const F root = exp(half), p = half.p, far = fma(root, root, splat<F>(-1.0f));
+  const auto near = half.k == splat<F>(0.0f);  // |x| <= ln 2, and there root = 1 + p
+  return {root, select(near, fma(p, p, p + p), far), select(near, fma(p, p, half.residual + half.residual), far - x)};
 }
 
-// log(1 + e) for e in [0, 1], as log(1 + exp(-|x|)) needs it.
+// log(1 + e) for e in [0, 1], to 5e-9 relative.
 template <class F> VAE_FAST_FN F log1p_unit(F e) {
-  const auto high = e > splat<F>(0.41421356f);
-  const F f = select(high, (e - splat<F>(1.0f)) * splat<F>(0.5f), e);  // (1 + e)/2 - 1, exact
-  return log1p_reduced(f) + select(high, splat<F>(kLn2), splat<F>(0.0f));
+  return e * polynomial(e, e * e, 1.0f, -0.4999990165233612f, 0.3332996368408203f, -0.24954134225845337f,
+                        0.1967593878507614f, -0.15305592119693756f, 0.10603654384613037f, -0.05695952847599983f,
+                        0.019851459190249443f, -0.003244024468585849f);
 }
 
 template <class F> VAE_FAST_FN F absolute(F x) { return bit_cast<F>(bit_cast<u32_of<F>>(x) & 0x7FFFFFFFu); }

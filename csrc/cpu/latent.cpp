@@ -34,9 +34,9 @@ void latent_forward(const LatentForward& a, const Task& task) {
     } else {
       for_each_vector(block.size(), [&](std::int64_t i, int count) {
         const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
-        const Exponential<vf32> half = exponential(splat<vf32>(0.5f) * lv);
-        store(std.data + i, half.exp);
-        store(terms.data + i, divergence(m * m, half).value);
+        const Exponential<vf32> e = exponential(lv);
+        store(std.data + i, e.root);
+        store(terms.data + i, divergence(m * m, e).value);
       });
     }
     if (wants_kl) kl.add(block, terms.data);
@@ -107,11 +107,11 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
 
     for_each_vector(block.size(), [&](std::int64_t i, int count) {
       const vf32 raw = load_partial(logvar + i, count), lv = clamped(raw, a.clamp);
-      const Exponential<vf32> half = exponential(splat<vf32>(0.5f) * lv);
+      const Exponential<vf32> e = exponential(lv);
       vf32 by_mu{}, by_logvar{};
       if constexpr (kHasZ) {
         by_mu = load_partial(draws.grad + i, count);
-        by_logvar = splat<vf32>(0.5f) * load<vf32>(draws.weighted.data + i) * half.exp;
+        by_logvar = splat<vf32>(0.5f) * load<vf32>(draws.weighted.data + i) * e.root;
       }
       if constexpr (kHasKl) {
         const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
@@ -124,7 +124,7 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
           if (wants_prior_logvar) store_partial(grad_prior_logvar + i, g * d.by_prior_logvar, count);
         } else {
           by_mu = fma(g, m, by_mu);
-          by_logvar = fma(g, divergence(m * m, half).by_logvar, by_logvar);
+          by_logvar = fma(g, divergence(m * m, e).by_logvar, by_logvar);
         }
       }
       if (a.clamp.active) by_logvar = clamp_gradient(by_logvar, raw, a.clamp.low, a.clamp.high);

@@ -9,8 +9,6 @@
 // A tensor that is constant along its rows (stride 0) fits all of them.
 #pragma once
 
-#include <initializer_list>
-
 #include "../common/portable.h"
 #include "grid.h"
 
@@ -36,7 +34,8 @@ inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws)
 }
 
 // `draws`: of those tensors that have them; the others have a draw_stride of 0.
-inline AccessKind choose_access(std::initializer_list<const View*> views, std::int64_t rows, std::int64_t columns, std::int64_t draws) {
+template <std::size_t n>
+AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws) {
   bool wide = columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false;
   for (const View* v : views) {
     wide = wide && fits(*v, 8, rows, draws);
@@ -61,7 +60,8 @@ template <class Body> void with_access(AccessKind kind, Body body) {
 // Where the first dimension of a sample is the fast one in memory (channels-last), threads side by side take the same
 // chunk of neighbouring channels: a row is `runs` channels of `run_chunks` chunks. Each thread still has four
 // neighbours in the order that the noise counts.
-inline void follow_memory(Grid& grid, std::initializer_list<const View*> views) {
+template <std::size_t n> void follow_memory(Grid& grid, AccessKind kind, const View* const (&views)[n]) {
+  if (kind != AccessKind::any) return;
   const auto distance = [](std::int64_t stride) { return stride < 0 ? -stride : stride; };
   for (const View* v : views) {
     if (!*v || v->dims < 2) continue;

@@ -22,7 +22,4 @@ void run(NoiseFill args, std::int64_t rows, std::int64_t columns, const Stream& 
 void run(LikelihoodForward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
 void run(LikelihoodBackward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
 
-const char* built_architectures();
-int runtime_version();
-
 }  // namespace vae_fast

@@ -14,16 +14,16 @@
 
 namespace vae_fast {
 
-constexpr int kThreads = 256;                // of a block
+constexpr int kThreads = 256;                 // of a block
 constexpr int kWarp = 32;
-constexpr std::int64_t kFill = 1 << 18;      // threads that fill the largest chip: 132 to 160 processors, 2048 each
-constexpr std::int64_t kMostChunks = 8;      // a thread's share of a row, while there are threads enough
-constexpr std::int64_t kSummingBlocks = 512; // more blocks would leave more partial sums to the last of them
+constexpr std::int64_t kFill = 1 << 18;       // threads that fill the largest chips: 132 to 160 processors, 2048 each
+constexpr std::int64_t kMostChunks = 8;       // a thread's share of a row, while the whole block is not on it
+constexpr std::int64_t kSummingBlocks = 512;  // more would leave too many partial sums to the last of them
 
 struct Grid {
   std::int64_t rows = 0, columns = 0, chunks = 0;  // chunks: of a row
   std::int64_t row_tiles = 1, rows_per_tile = 1;
-  std::int64_t segments = 1, chunks_per_segment = 0;
+  std::int64_t segments = 1, chunks_per_segment = 1;
   std::int64_t draw_parts = 1, draws_per_part = 1;
   std::int64_t runs = 1, run_chunks = 0;  // see follow_memory in access.h
   int lane_bits = 0;
@@ -36,7 +36,7 @@ struct Grid {
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// One row a thread. Row sums need nothing but the threads of a row.
+// One row a thread: a sum per sample needs nothing but the threads of a row.
 inline Grid tile_rows(std::int64_t rows, std::int64_t columns, int chunk_size, std::int64_t draws = 1) {
   Grid g;
   g.rows = rows;
@@ -49,11 +49,11 @@ inline Grid tile_rows(std::int64_t rows, std::int64_t columns, int chunk_size, s
   g.row_tiles = ceil_div(rows, g.rows_per_tile);
   g.chunks_per_segment = std::max<std::int64_t>(g.chunks, 1);
   if (g.lanes() == kThreads && rows * kThreads < kFill) {
-    const std::int64_t wanted = ceil_div(kFill, rows * kThreads), steps = ceil_div(g.chunks, kThreads);
+    const std::int64_t steps = ceil_div(g.chunks, kThreads), wanted = ceil_div(kFill, rows * kThreads);
     g.chunks_per_segment = ceil_div(steps, std::min(wanted, steps)) * kThreads;
     g.segments = ceil_div(g.chunks, g.chunks_per_segment);
   }
-  const std::int64_t parts = std::max<std::int64_t>(1, kFill / std::max<std::int64_t>(1, g.blocks() * kThreads));
+  const std::int64_t parts = std::max<std::int64_t>(1, kFill / (g.blocks() * kThreads));
   g.draws_per_part = ceil_div(draws, std::min(parts, draws));
   g.draw_parts = ceil_div(draws, g.draws_per_part);
   return g;
@@ -68,8 +68,8 @@ inline Grid tile_columns(std::int64_t rows, std::int64_t columns, int chunk_size
   while (g.lanes() < kThreads && g.lanes() < g.chunks && (g.lanes() < kWarp || g.rows_at_once() > rows)) ++g.lane_bits;
   g.chunks_per_segment = g.lanes();
   g.segments = std::max<std::int64_t>(1, ceil_div(g.chunks, g.chunks_per_segment));
-  const std::int64_t wanted = ceil_div(kSummingBlocks, g.segments), steps = ceil_div(rows, g.rows_at_once());
-  g.rows_per_tile = std::max<std::int64_t>(1, ceil_div(steps, std::max<std::int64_t>(1, std::min(wanted, steps)))) * g.rows_at_once();
+  const std::int64_t steps = std::max<std::int64_t>(1, ceil_div(rows, g.rows_at_once()));
+  g.rows_per_tile = ceil_div(steps, std::min(steps, ceil_div(kSummingBlocks, g.segments))) * g.rows_at_once();
   g.row_tiles = std::max<std::int64_t>(1, ceil_div(rows, g.rows_per_tile));
   return g;
 }

@@ -9,7 +9,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#define VAE_FAST_SHARED(type, name) __shared__ type name
+#define VAE_FAST_SHARED(type, name) __shared__ vae_fast::Same<type> name
 #endif
 
 #include <stdexcept>
@@ -17,16 +17,22 @@
 
 #include "engine.h"
 
+#if !defined(VAE_FAST_CUDA_ARCHITECTURES)
+#define VAE_FAST_CUDA_ARCHITECTURES "unknown architectures"
+#endif
+
 #define VAE_FAST_DEVICE __device__ __forceinline__
 
 namespace vae_fast {
+
+template <class T> using Same = T;  // so that an array type comes before its variable's name
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // leaves no error behind for the next caller
   std::string message = std::string("CUDA: ") + what + ": " + cudaGetErrorString(status);
   if (status == cudaErrorNoKernelImageForDevice)
-    message += std::string(" (vae_fast was built for ") + built_architectures() + "; rebuild with TORCH_CUDA_ARCH_LIST)";
+    message += " (vae_fast was built for " VAE_FAST_CUDA_ARCHITECTURES "; rebuild it with TORCH_CUDA_ARCH_LIST set)";
   throw std::runtime_error(message);
 }
 

@@ -77,6 +77,11 @@ VAE_FAST_DEVICE std::uint64_t divide(std::uint64_t a, std::uint64_t b, std::uint
   return q;
 }
 
+// How many elements the chunk at `column` has.
+template <class A> VAE_FAST_DEVICE int count_of(const Grid& grid, std::int64_t column) {
+  return A::dense ? A::size : static_cast<int>(smaller(A::size, grid.columns - column));
+}
+
 // Memory offsets, in elements, of `count` elements of a row from `column` on; `base` is the row's own.
 template <int kSize>
 VAE_FAST_DEVICE void find_offsets(const View& v, std::int64_t base, std::int64_t column, int count, std::int64_t (&at)[kSize]) {

@@ -66,6 +66,22 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
   for (int i = 0; i < kSize; ++i) value[i] = shared[i][threadIdx.x];
 }
 
+// A chunk of a gradient: into its tensor, or onto this thread's sum.
+template <class A, bool kSums>
+VAE_FAST_DEVICE void emit(const Gradient& gradient, std::int64_t row, std::int64_t column, int count, const float (&value)[A::size],
+                          double (&sum)[A::size]) {
+  if (!gradient.view) return;
+  if constexpr (kSums) {
+    if (gradient.reduction != Reduction::none) {
+#pragma unroll
+      for (int i = 0; i < A::size; ++i)
+        if (i < count) sum[i] += value[i];
+      return;
+    }
+  }
+  store<A>(gradient.view, row * gradient.view.row_stride, column, count, value);
+}
+
 // A gradient summed over the batch or over everything, from each thread's sum over its rows; `index` is that of the
 // gradient among those of the launch. Each has segments + 1 tickets.
 template <class A>
@@ -112,6 +128,41 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
     total = sum_over_lanes(total, kThreads);
   }
   if (threadIdx.x == 0) *out = static_cast<float>(total);
+}
+
+// ---- on the host: the memory that blocks share ----
+
+inline void share(RowSum& sum, Grid& grid, const Allocate& allocate) {
+  if (!sum.value || grid.segments == 1) return;
+  const Scratch scratch = allocate(grid.rows * grid.segments, grid.rows);
+  sum.partial = scratch.partials;
+  grid.tickets = scratch.tickets;
+}
+
+inline bool is_sum(const Gradient& g) { return g.view && g.reduction != Reduction::none; }
+
+template <std::size_t n> bool any_sum(Gradient* const (&gradients)[n]) {
+  return std::any_of(gradients, gradients + n, [](const Gradient* g) { return is_sum(*g); });
+}
+
+// The gradient's tensor where the kernel writes to it element by element.
+inline const View* per_element(const Gradient& g) {
+  static const View absent{};
+  return is_sum(g) ? &absent : &g.view;
+}
+
+template <std::size_t n> void share(Gradient* const (&gradients)[n], Grid& grid, int chunk_size, const Allocate& allocate) {
+  std::int64_t begin[n + 1] = {};
+  for (std::size_t i = 0; i < n; ++i) {
+    const Gradient& g = *gradients[i];
+    begin[i + 1] = begin[i];
+    if (is_sum(g) && g.reduction == Reduction::batch && grid.row_tiles > 1) begin[i + 1] += grid.row_tiles * grid.chunks * chunk_size;
+    if (is_sum(g) && g.reduction == Reduction::all && grid.blocks() > 1) begin[i + 1] += grid.blocks();
+  }
+  if (begin[n] == 0) return;
+  const Scratch scratch = allocate(begin[n], n * (grid.segments + 1));
+  grid.tickets = scratch.tickets;
+  for (std::size_t i = 0; i < n; ++i) gradients[i]->partial = scratch.partials + begin[i];
 }
 
 }  // namespace vae_fast
