@@ -1,0 +1,135 @@
+"""Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
+
+`load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, or a folder of
+images. Batches are gathered by index in one go: no workers, no copies of single samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import files
+from .errors import DataError
+
+TEST_FRACTION, MOST_TEST = (
+    5,
+    10_000,
+)  # a set that comes without a test part gives a fifth, but no more than this
+_SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    train: Tensor  # (n, *shape): uint8 (255ths), bool or float32
+    test: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A sample's shape: (features,), (height, width) or (channels, height, width)."""
+        return tuple(self.train.shape[1:])
+
+    def reshaped(self, shape: tuple[int, ...]) -> Dataset:
+        """Flat samples as images, say."""
+        if math.prod(shape) != math.prod(self.shape):
+            raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
+        return replace(self, train=self.train.reshape(-1, *shape), test=self.test.reshape(-1, *shape))
+
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value, uint8 as 255ths."""
+        if not self.train.is_floating_point():
+            return 0.0, 1.0
+        lo, hi = torch.stack([torch.stack(torch.aminmax(part)) for part in (self.train, self.test)]).unbind(1)
+        return lo.min().item(), hi.max().item()
+
+    def to(self, device: torch.device) -> Dataset:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def load(source: str) -> Dataset:
+    """The data set `source` names, split in train and test. Raises DataError."""
+    if source == "digits" and not Path(source).exists():
+        return _digits()
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{source}: no such file or folder (and not the embedded set: digits)")
+    try:
+        train, test = files.read(path)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"{source}: does not fit in memory") from None
+    name = path.resolve().name.split(".")[0]
+    if test is None:
+        train, test = _split(source, train)
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(
+            f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
+        )
+    return Dataset(name, _tensor(source, train), _tensor(source, test))
+
+
+def batches(
+    n: int, batch_size: int, generator: torch.Generator | None, *, rank: int = 0, world: int = 1
+) -> Iterator[Tensor]:
+    """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
+
+    A batch larger than the set is filled up with further shuffles of it: the epoch is that one batch. Of several
+    processes each takes its own samples and as many as the others, wrapping around at the end.
+    """
+    if generator is None:
+        order = torch.arange(n)
+    else:
+        rounds = math.ceil(batch_size * world / n)
+        order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
+        order = order[: max(n, batch_size * world)]
+    if world > 1:
+        order = torch.cat([order, order[: -len(order) % world]])[rank::world]
+    return iter(order.split(batch_size))
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("digits come with scikit-learn: pip install scikit-learn") from None
+    images = load_digits().images  # 8x8, sixteenths
+    train, test = _split("digits", np.rint(images * (255 / 16)).astype(np.uint8))
+    return Dataset("digits", torch.from_numpy(train), torch.from_numpy(test))
+
+
+def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n = len(array)
+    if n < 2:
+        raise DataError(
+            f"{source}: has {n} sample{'s' * (n != 1)}, it takes 2 at least (one to train, one to test)"
+        )
+    order = np.random.default_rng(_SPLIT_SEED).permutation(n)
+    held_out = min(max(1, n // TEST_FRACTION), MOST_TEST)
+    return array[np.sort(order[held_out:])], array[np.sort(order[:held_out])]
+
+
+def _tensor(source: str, array: np.ndarray) -> Tensor:
+    """Checks an array of samples, and makes it a tensor of a dtype that the ops read."""
+    if array.ndim < 2:
+        raise DataError(f"{source}: has shape {array.shape}, it takes (samples, features) or (samples, ...)")
+    if array.size == 0:
+        raise DataError(f"{source}: is empty, its shape is {array.shape}")
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{source}: holds {array.dtype}, it takes numbers")
+    if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy
+    if array.dtype not in (np.uint8, np.bool_):
+        if not np.isfinite(array).all():
+            raise DataError(f"{source}: holds NaN or infinite values")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise DataError(f"{source}: holds values beyond float32")
+    return torch.from_numpy(np.array(array, order="C"))

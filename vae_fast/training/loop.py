@@ -1,0 +1,193 @@
+"""The training loop. Accelerate places it: devices, processes, mixed precision."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from . import checkpoint, data
+from .errors import CheckpointError, DataError, TrainingError
+from .model import HubVAE
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .callbacks import Callback
+
+Row = dict[str, float]
+
+
+class Trainer:
+    """Trains a HubVAE as a recipe says: Adam, batches shuffled anew in every epoch, evaluation on the test part.
+
+    All randomness comes from the recipe's seed and the epoch's number, so that a resumed run is the same as one that
+    was never interrupted. Nothing waits for the device but the evaluations.
+
+    Attributes for callbacks: recipe, model, dataset, accelerator, epoch (finished ones), steps, seconds (of training
+    alone), history (a row for each evaluation).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: data.Dataset,
+        *,
+        callbacks: Sequence[Callback] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        if recipe.likelihood == "bernoulli" and not 0 <= (limits := dataset.limits())[0] <= limits[1] <= 1:
+            raise DataError(
+                f"{dataset.name}: values from {limits[0]:g} to {limits[1]:g}, the Bernoulli likelihood takes 0 to 1 "
+                "(uint8: 255ths); use the Gaussian one, or scale the values"
+            )
+        self.recipe = recipe
+        self.accelerator = accelerator or Accelerator(mixed_precision=recipe.mixed_precision)
+        device = self.accelerator.device
+        self.dataset = dataset.to(device)
+        torch.manual_seed(recipe.seed)
+        try:
+            self.model = HubVAE(**recipe.model_config(dataset.shape)).to(device)
+        except (ValueError, TypeError) as error:
+            raise TrainingError(str(error)) from None
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
+        )
+        self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.callbacks = tuple(callbacks)
+        self.epoch, self.steps, self.seconds = 0, 0, 0.0
+        self.history: list[Row] = []
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def images(self) -> int:
+        """Training samples seen, by all processes."""
+        return self.epoch * self._samples_per_epoch * self.accelerator.num_processes
+
+    def fit(self) -> None:
+        """Trains from the last finished epoch to the recipe's last."""
+        self._call("on_start")
+        self.model.train()
+        totals, start = self._totals(), time.perf_counter()
+        for epoch in range(self.epoch, self.recipe.epochs):
+            self._train_epoch(epoch, totals)
+            self.epoch = epoch + 1
+            if self.recipe.is_evaluated(self.epoch):
+                nll, kl = self._means(totals)  # waits for the device
+                self.seconds += time.perf_counter() - start
+                self._record(nll, kl)
+                totals, start = self._totals(), time.perf_counter()
+        self._call("on_end")
+
+    def evaluate(self) -> tuple[float, float]:
+        """Mean NLL and KL of the test part in nats, with the same noise each time, and the training's untouched."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe.seed_of(0, rank, 2))
+        totals = self._totals()
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for x in self.dataset.test[rank::world].split(self.recipe.batch_size):
+                output = self.model(x, generator=generator)
+                self._count(totals, output.nll, output.kl)
+        self.model.train()
+        return self._means(totals)
+
+    def save(self, folder: Path) -> None:
+        """The model, and all it takes to resume. Raises CheckpointError."""
+        scaler = self.accelerator.scaler
+        progress = {
+            "recipe": self.recipe.to_dict(),
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "history": self.history,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        checkpoint.save_model(self.model, folder)
+        checkpoint.save_state(folder, self.model, self.optimizer, progress)
+
+    def resume(self, folder: Path) -> None:
+        """Goes on where `save` was called last. Raises CheckpointError."""
+        progress = checkpoint.read_progress(folder)
+        try:
+            self.epoch, self.steps = int(progress["epoch"]), int(progress["steps"])
+            self.seconds, self.history = float(progress["seconds"]), list(progress["history"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{folder / checkpoint.STATE}: holds no training state") from None
+        checkpoint.load_state(folder, self.model, self.optimizer)
+        if self.accelerator.scaler is not None and progress.get("scaler"):
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+    @property
+    def _samples_per_epoch(self) -> int:
+        world = self.accelerator.num_processes
+        return max(self.recipe.batch_size, math.ceil(len(self.dataset.train) / world))
+
+    def _batches(self, epoch: int) -> Iterable[Tensor]:
+        order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return data.batches(len(self.dataset.train), self.recipe.batch_size, order, rank=rank, world=world)
+
+    def _train_epoch(self, epoch: int, totals: Tensor) -> None:
+        torch.manual_seed(self.recipe.seed_of(epoch, self.accelerator.process_index, 1))  # the latents' noise
+        train = self.dataset.train
+        for indices in self._batches(epoch):
+            output = self._wrapped(train.index_select(0, indices.to(train.device)))
+            self.accelerator.backward(output.loss)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            self._count(totals, output.nll, output.kl)
+            self.steps += 1
+            self._call("on_step")
+
+    def _record(self, nll: float, kl: float) -> None:
+        loss = nll + self.recipe.beta * kl
+        if not math.isfinite(loss):
+            saved = (
+                f"the last checkpoint is of epoch {int(self.history[-1]['epoch'])}" if self.history else ""
+            )
+            raise TrainingError(
+                f"the loss is {loss} by epoch {self.epoch}: a smaller --lr or --clamp may help"
+                + (f"; {saved}" if saved else "")
+            )
+        test_nll, test_kl = self.evaluate()
+        row = {
+            "epoch": self.epoch,
+            "step": self.steps,
+            "seconds": round(self.seconds, 3),
+            "train_loss": loss,
+            "train_nll": nll,
+            "train_kl": kl,
+            "test_nll": test_nll,
+            "test_kl": test_kl,
+            "test_elbo": -(test_nll + test_kl),
+        }
+        self.history.append(row)
+        self._call("on_evaluate")
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def _totals(self) -> Tensor:
+        return torch.zeros(3, device=self.accelerator.device)
+
+    @staticmethod
+    def _count(totals: Tensor, nll: Tensor, kl: Tensor) -> None:
+        """Adds to (sum of NLLs, sum of KLs, samples) without waiting for the device."""
+        totals[0] += nll.detach().sum()
+        totals[1] += kl.detach().sum()
+        totals[2] += nll.shape[0]
+
+    def _means(self, totals: Tensor) -> tuple[float, float]:
+        summed: Any = self.accelerator.reduce(totals, reduction="sum")
+        nll, kl, n = summed.tolist()
+        return nll / n, kl / n

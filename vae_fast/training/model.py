@@ -1,0 +1,70 @@
+"""A VAE that a JSON config describes, so that a checkpoint is enough to make it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin
+
+from .. import nn
+
+ARCHITECTURES = ("mlp", "conv")
+DEFAULT_HIDDEN = {"mlp": (400,), "conv": (32, 64)}
+
+
+class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
+    """`vae_fast.nn.VAE` with common networks. save_pretrained and from_pretrained keep it in a folder.
+
+    Args:
+        shape: a sample's shape, (features,), (height, width) or (channels, height, width).
+        architecture: "mlp" or "conv".
+        hidden: widths from x to z (the decoder's are the same, reversed): of the layers, or the channels of the
+            convolutions. By default 400, or 32 and 64.
+        latent: the size of z.
+        likelihood: "bernoulli" or "gaussian".
+        variance: of "gaussian": a number, "learned" or "decoder". By default 1.
+        beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        architecture: str = "mlp",
+        hidden: Sequence[int] | None = None,
+        latent: int = 20,
+        likelihood: str = "bernoulli",
+        variance: float | str | None = None,
+        beta: float = 1.0,
+        clamp: Sequence[float] | None = None,
+        num_samples: int | None = None,
+    ) -> None:
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {architecture!r}, it takes one of {', '.join(ARCHITECTURES)}")
+        hidden = tuple(DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
+        options = {} if variance is None else {"variance": variance}
+        member = nn.likelihoods.make_likelihood(likelihood, **options)
+        encoder: Any
+        decoder: Any
+        if architecture == "mlp":
+            encoder = nn.MLPEncoder(math.prod(shape), hidden, latent)
+            decoder = nn.MLPDecoder(latent, hidden[::-1], shape, member.num_parameters)
+        else:
+            encoder = nn.ConvEncoder(shape, hidden, latent)
+            decoder = nn.ConvDecoder(latent, hidden, shape, member.num_parameters)
+        bounds = None if clamp is None else (clamp[0], clamp[1])
+        super().__init__(encoder, decoder, member, beta=beta, clamp=bounds, num_samples=num_samples)
+        self.config: dict[str, Any] = {
+            "shape": list(shape),
+            "architecture": architecture,
+            "hidden": list(hidden),
+            "latent": latent,
+            "likelihood": likelihood,
+            "variance": variance,
+            "beta": beta,
+            "clamp": bounds and list(bounds),
+            "num_samples": num_samples,
+        }
+        self.shape = tuple(shape)

@@ -1,0 +1,74 @@
+"""What a run is made from. The same recipe gives the same run, bit for bit, on one machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError, TrainingError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: str = "digits"
+    shape: tuple[int, ...] | None = None  # reads the samples as this shape
+    epochs: int = 100
+    batch_size: int = 1024  # of each process
+    lr: float = 1e-3
+    seed: int = 0
+    architecture: str = "mlp"
+    hidden: tuple[int, ...] | None = None
+    latent: int = 20
+    likelihood: str = "bernoulli"
+    variance: float | str | None = None
+    beta: float = 1.0
+    clamp: tuple[float, float] | None = None
+    num_samples: int | None = None
+    mixed_precision: str = "no"
+    evaluate_every: int | None = None  # epochs; by default a hundredth of them
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "latent", "num_samples", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainingError(f"{name} is {value}, it takes at least 1")
+        for name in ("hidden", "shape"):
+            sizes = getattr(self, name)
+            if sizes is not None and (not sizes or min(sizes) < 1):
+                raise TrainingError(f"{name} is {sizes}, it takes sizes of at least 1")
+        if not 0 < self.lr < math.inf:
+            raise TrainingError(f"lr is {self.lr}, it takes a number above 0")
+        if not 0 <= self.beta < math.inf:
+            raise TrainingError(f"beta is {self.beta}, it takes a number of at least 0")
+        if self.seed < 0:
+            raise TrainingError(f"seed is {self.seed}, it takes at least 0")
+
+    def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """The arguments of HubVAE."""
+        names = ("architecture", "hidden", "latent", "likelihood", "variance", "beta", "clamp", "num_samples")
+        return {"shape": shape, **{name: getattr(self, name) for name in names}}
+
+    def seed_of(self, *path: int) -> int:
+        """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""
+        return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+
+    def is_evaluated(self, epoch: int) -> bool:
+        every = self.evaluate_every or max(1, self.epochs // 100)
+        return epoch % every == 0 or epoch == self.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        try:
+            known = {f.name for f in fields(cls)}
+            known_values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+            }
+            return cls(**known_values)
+        except (TypeError, AttributeError, TrainingError) as error:
+            raise CheckpointError(f"the saved recipe cannot be read ({error})") from None
