@@ -179,7 +179,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "call, error, message", CASES, ids=[f"{i}: {c[2][:40]}" for i, c in enumerate(CASES)]
+    ("call", "error", "message"), CASES, ids=[f"{i}: {c[2][:40]}" for i, c in enumerate(CASES)]
 )
 def test_bad_input(call, error, message: str) -> None:
     with pytest.raises(error, match=message):

@@ -147,7 +147,7 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("name", layouts())
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(backend: str, name: str, dtype: torch.dtype) -> None:
     mu, logvar = layouts()[name]
     if dtype != torch.float32:
@@ -161,7 +161,7 @@ def test_layouts(backend: str, name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape, dim, layout",
+    ("shape", "dim", "layout"),
     [
         ((4, 12), 1, torch.contiguous_format),
         ((4, 12), -1, torch.contiguous_format),
@@ -182,7 +182,7 @@ def test_packed(backend: str, shape, dim, layout, dtype) -> None:
     prior_shape = [1] * len(shape)
     prior_shape[dim] = half
     prior = moments(*prior_shape, dtype=dtype)
-    kwargs = dict(prior=prior, clamp=(-1.0, 1.0), rng_state=state())
+    kwargs = {"prior": prior, "clamp": (-1.0, 1.0), "rng_state": state()}
     for draws in (None, 2):
         z, kl = vae_fast.reparameterize_kl_packed(packed, dim=dim, num_samples=draws, **kwargs)
         z2, kl2 = vae_fast.reparameterize_kl(*twice.chunk(2, dim), num_samples=draws, **kwargs)
@@ -461,7 +461,7 @@ def test_threads_do_not_change_the_bits() -> None:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             mu, logvar = map(leaf, moments(3001, 67))
-            prior = [leaf(t) for t in (*moments(67), *moments())][:1] + [leaf(torch.zeros(()))]
+            prior = [*[leaf(t) for t in (*moments(67), *moments())][:1], leaf(torch.zeros(()))]
             with vae_fast.backend("cpu"):
                 z, kl = vae_fast.reparameterize_kl(mu, logvar, prior=prior, rng_state=state())
                 results.append(

@@ -148,7 +148,7 @@ def strided(kind: str, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("target", (torch.float32, torch.uint8))
+@pytest.mark.parametrize("target", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("of_target", ["dense", "channels-last", "permuted", "slice", "expanded"])
 @pytest.mark.parametrize("of_params", ["dense", "channels-last", "permuted", "slice"])
 def test_layouts(backend: str, of_target: str, of_params: str, target: torch.dtype) -> None:

@@ -44,7 +44,7 @@ def eps_of_integers(j: int, row: int, seed: int, offset: int) -> float:
     return radius * (math.sin(angle) if j % 2 else math.cos(angle))
 
 
-@pytest.mark.parametrize("counter, key, words", KNOWN)
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_philox_known_answers(counter, key, words) -> None:
     as_tensors = [[torch.tensor(w) for w in part] for part in (counter, key)]
     assert tuple(w.item() for w in reference.philox(*as_tensors)) == words
@@ -60,7 +60,7 @@ def test_philox_on_random_words() -> None:
         assert tuple(got[:, i].tolist()) == philox_of_integers(column[:4], column[4:])
 
 
-@pytest.mark.parametrize("seed, offset", [(0, 0), (1, 2), (-1, -(2**63)), (2**62 + 12345, 2**40 + 7)])
+@pytest.mark.parametrize(("seed", "offset"), [(0, 0), (1, 2), (-1, -(2**63)), (2**62 + 12345, 2**40 + 7)])
 @pytest.mark.parametrize("shape", [(3, 10), (2, 3, 5), (6,), (1, 1)], ids=str)
 def test_contract(backend: str, seed: int, offset: int, shape: tuple[int, ...]) -> None:
     """Element by element against the contract in double precision, with and without draws and states per sample."""

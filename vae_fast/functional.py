@@ -172,7 +172,8 @@ def _check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) 
         raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
     shape, full = tensor.shape, other.shape
     if shape != full and (
-        len(shape) > len(full) or any(n != m and n != 1 for n, m in zip(reversed(shape), reversed(full)))
+        len(shape) > len(full)
+        or any(n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False))
     ):
         raise ValueError(
             f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {_of(other)}"

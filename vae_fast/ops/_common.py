@@ -25,16 +25,18 @@ DOUBLE_BACKWARD = (
 def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | None:
     """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
-    Kernels take plain tensors, outside of tracing. Whatever else there is (torch.compile; fake, meta and subclass
-    tensors; dispatch modes; functorch) understands the library op.
+    Kernels take plain tensors, outside of tracing. torch.compile, fake, meta and subclass tensors and dispatch modes
+    understand the library op; functorch's transforms understand only the expression.
     """
     if first.is_meta:
         return None
     plain = not torch.compiler.is_compiling()
+    if plain and _peek_interpreter_stack() is not None:
+        return backends.reference
     for t in (first, *others):
         if t is not None and type(t) is not Tensor and type(t) is not Parameter:
             plain = False
-    if plain and _len_torch_dispatch_stack() == 0 and _peek_interpreter_stack() is None:
+    if plain and _len_torch_dispatch_stack() == 0:
         return backends.resolve(op, first, *others)
     return backends.reference if backends.is_reference(first, *others) else None
 
@@ -107,7 +109,7 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(DOUBLE_BACKWARD)
 
 
-class _NoKernels:
+class NoKernels:
     """The backend of fake kernels: computes nothing, so that shapes and strides agree with the real ones."""
 
     @staticmethod
@@ -127,12 +129,12 @@ def define(
     name, _, _ = schema.partition("(")
 
     def kernel(*args: Any) -> Any:
-        tensors: list[Tensor | None] = []
+        tensors: list[Any] = []
         for i in sources:
             tensors += args[i] if isinstance(args[i], (list, tuple)) else [args[i]]
         return function(backends.resolve(name.removesuffix("_backward"), *tensors), *args)
 
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIB.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(_NoKernels, *args), lib=LIB)
+    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(NoKernels, *args), lib=LIB)
     torch.library.register_autograd(f"vae_fast::{name}", differentiate, setup_context=setup, lib=LIB)

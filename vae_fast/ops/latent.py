@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..backends import reference
 from . import _common
+from .noise import noise as draw
 
 Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
@@ -68,9 +69,10 @@ def _expression(
     prior = None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
     z = kl = None
     if want_z:
-        z = reference.reparameterize(
-            mu, logvar, num_samples=num_samples, clamp=clamp, rng_state=rng_state, noise=noise
-        )
+        if noise is None:
+            assert rng_state is not None
+            noise = draw(mu.shape, rng_state, num_samples, _common.result_dtype(mu, logvar))
+        z = reference.reparameterize(mu, logvar, num_samples=num_samples, clamp=clamp, noise=noise)
     if want_kl:
         kl = reference.kl_divergence(mu, logvar, prior=prior, clamp=clamp)
     return z, kl
@@ -168,18 +170,25 @@ class _Latent(torch.autograd.Function):
         return forward(backend, *tensors, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:  # type: ignore[override]
-        mu, logvar, *rest = ctx.saved_tensors
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        mu, logvar, prior_mu, prior_logvar, rng_state, noise = saved
         needs = [ctx.needs_input_grad[i] for i in (2, 3, 5, 6)]
-        grads = backward(ctx.backend, grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
-        grad_mu, grad_logvar, *grad_prior = _common.once(grads, grad_z, grad_kl, mu, logvar, *rest[:2])
+        grads = backward(
+            ctx.backend, grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise,
+            ctx.clamp, needs,
+        )  # fmt: skip
+        grad_mu, grad_logvar, *grad_prior = _common.once(grads, grad_z, grad_kl, *saved[:4])
         return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes. Its schema knows no optional results: what
 # is not wanted is an empty tensor.
 
-_TENSORS = "Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, Tensor? noise"
+_TENSORS = (
+    "Tensor mu, Tensor? logvar, int dim, "
+    "Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, Tensor? noise"
+)
 
 
 def _forward_op(backend: Any, mu: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -191,13 +200,16 @@ def _backward_op(backend: Any, grad_z: Tensor | None, grad_kl: Tensor | None, mu
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise, ctx.clamp, *_ = inputs
+    mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise, ctx.clamp, _, ctx.want_z, ctx.want_kl = (
+        inputs
+    )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, rng_state, noise)
 
 
 def _differentiate(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
     mu, logvar, *rest = ctx.saved_tensors
+    grad_z, grad_kl = grad_z if ctx.want_z else None, grad_kl if ctx.want_kl else None
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4)]
     grads = torch.ops.vae_fast.latent_backward(grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
     grad_mu, grad_logvar, *grad_prior = (g if n else None for g, n in zip(grads, needs, strict=True))

@@ -60,7 +60,7 @@ class _Likelihood(torch.autograd.Function):
         return forward(backend, member, target, params)
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_nll: Tensor) -> Any:
         target, *params = ctx.saved_tensors
         grads = backward(ctx.backend, grad_nll, ctx.member, target, params, ctx.needs_input_grad[3:])
         return None, None, None, *_common.once(grads, grad_nll, *params)

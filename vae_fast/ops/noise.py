@@ -14,11 +14,9 @@ from . import _common
 
 def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtype: torch.dtype) -> Tensor:
     """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `noise.py`."""
-    backend = _common.dispatch("noise", rng_state)
-    if backend is reference or dtype == torch.float64:
-        return reference.noise(shape, rng_state, num_samples=num_samples, dtype=dtype)
     draws = num_samples or 1
-    if backend is None:
+    backend = None if torch.compiler.is_compiling() else _common.dispatch("noise", rng_state)
+    if backend is None:  # for the reference too: a compiler would take a minute over Philox in plain PyTorch
         eps: Tensor = torch.ops.vae_fast.noise(rng_state, (draws, *shape), dtype)
     else:
         eps = fill(backend, rng_state, (draws, *shape), dtype)
@@ -27,6 +25,8 @@ def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtyp
 
 def fill(backend: Any, rng_state: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device=rng_state.device)
+    if dtype == torch.float64 and backend is not _common.NoKernels:
+        backend = reference
     backend.noise_fill(eps, rng_state)
     return eps
 
