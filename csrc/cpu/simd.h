@@ -143,6 +143,35 @@ template <class V, class T> VAE_FAST_FN V load(const T* p) {
 }
 template <class V, class T> VAE_FAST_FN void store(T* p, V v) { memcpy(p, &v, sizeof(V)); }
 
+// The first `count` lanes of a vector, 0 in the others; count is kLanes but for the last vector of a run.
+VAE_FAST_FN vi32 first_lanes(int count) {
+  vi32 lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < count;
+}
+VAE_FAST_FN vf32 load_partial(const float* p, int count) {
+  if (__builtin_expect(count == kLanes, 1)) return load<vf32>(p);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), p);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(p, (__m256i)first_lanes(count));
+#else
+  vf32 v{};
+  memcpy(&v, p, count * sizeof(float));
+  return v;
+#endif
+}
+VAE_FAST_FN void store_partial(float* p, vf32 v, int count) {
+  if (__builtin_expect(count == kLanes, 1)) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, (__m256i)first_lanes(count), v);
+#else
+  memcpy(p, &v, count * sizeof(float));
+#endif
+}
+
 // body(i, count) over [0, n) in whole vectors; count < kLanes only for the last, whose loads and stores go through
 // load_partial and store_partial.
 template <class Body> VAE_FAST_FN void for_each_vector(std::int64_t n, Body body) {
@@ -150,19 +179,10 @@ template <class Body> VAE_FAST_FN void for_each_vector(std::int64_t n, Body body
   for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
   if (i < n) body(i, static_cast<int>(n - i));
 }
-VAE_FAST_FN vf32 load_partial(const float* p, int count) {
-  if (__builtin_expect(count == kLanes, 1)) return load<vf32>(p);
-  vf32 v{};
-  memcpy(&v, p, count * sizeof(float));
-  return v;
-}
-VAE_FAST_FN void store_partial(float* p, vf32 v, int count) {
-  if (__builtin_expect(count == kLanes, 1)) store(p, v);
-  else memcpy(p, &v, count * sizeof(float));
-}
 
 // Sums have 16 lanes on every instruction set, folded in one fixed order, so their bits do not depend on it.
 VAE_FAST_FN float sum(const float* p, std::int64_t n) {
+  typedef float quarter __attribute__((vector_size(16)));
   constexpr int width = 16, vectors = width / kLanes;
   vf32 lanes[vectors] = {};
   std::int64_t i = 0;
@@ -170,11 +190,10 @@ VAE_FAST_FN float sum(const float* p, std::int64_t n) {
     for (int v = 0; v < vectors; ++v) lanes[v] += load<vf32>(p + i + v * kLanes);
   for (int v = 0; v < vectors && i < n; ++v, i += kLanes)
     lanes[v] += load_partial(p + i, n - i < kLanes ? static_cast<int>(n - i) : kLanes);
-  float f[width];
-  for (int v = 0; v < vectors; ++v) store(f + v * kLanes, lanes[v]);
-  for (int half = width / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) f[l] += f[l + half];
-  return f[0];
+  quarter q[4];
+  memcpy(q, lanes, sizeof(q));
+  const quarter four = (q[0] + q[2]) + (q[1] + q[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 VAE_FAST_NAMESPACE_END
