@@ -10,7 +10,6 @@ sample; with one state per sample, row = k.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,35 +17,9 @@ from torch import Tensor
 
 from . import ops
 from .backends.reference import draw_rng_state
+from .checks import check_counters, check_num_samples, check_rng_state
 
-__all__ = ["check_counters", "check_num_samples", "check_rng_state", "draw_rng_state", "noise"]
-
-
-def check_rng_state(rng_state: Tensor, batch: int) -> None:
-    if not isinstance(rng_state, Tensor):
-        raise TypeError(f"rng_state is {type(rng_state).__name__}, it takes an int64 tensor")
-    if rng_state.dtype != torch.int64:
-        raise TypeError(f"rng_state has dtype {rng_state.dtype}, it takes torch.int64")
-    if rng_state.shape != (2,) and rng_state.shape != (batch, 2):
-        raise ValueError(
-            f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)"
-        )
-
-
-def check_num_samples(num_samples: int) -> None:
-    if not isinstance(num_samples, (int, torch.SymInt)) or isinstance(num_samples, bool):
-        raise TypeError(f"num_samples is {type(num_samples).__name__}, it takes an int")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
-
-
-def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
-    """The noise counts elements of a sample and rows in 32 bits each (four elements a count)."""
-    size, rows = math.prod(shape[1:]), shape[0] * (num_samples or 1)
-    if size >= 2**34:
-        raise ValueError(f"{name} has {size} elements per sample, the noise takes fewer than 2**34")
-    if rows >= 2**32:
-        raise ValueError(f"{name} has {rows} samples (draws included), the noise takes fewer than 2**32")
+__all__ = ["draw_rng_state", "noise"]
 
 
 def noise(
