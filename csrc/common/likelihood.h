@@ -22,7 +22,7 @@ struct Bernoulli {
     const F l = p[0], one = splat<F>(1.0f), e = exp_nonpositive(-absolute(l));
     const auto negative = l < splat<F>(0.0f);
     const F success = select(negative, e, one), failure = select(negative, one, e);
-    by[0] = fma(one - x, success, -(x * failure)) / (one + e);
+    by[0] = divide(fma(one - x, success, -(x * failure)), one + e);
   }
 };
 

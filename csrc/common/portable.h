@@ -51,7 +51,11 @@ template <> struct Lanes<float> {
 
   static VAE_FAST_FN float sqrt(float x) {
 #if defined(__CUDA_ARCH__)
-    return __fsqrt_rn(x);
+    // What __fsqrt_rn does for a normal number, without its branch for the others: the same, correctly rounded bits.
+    float root;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    const float s = __fmul_rn(x, root), half = __fmul_rn(root, 0.5f);
+    return __fmaf_rn(__fmaf_rn(-s, s, x), half, s);
 #else
     return __builtin_sqrtf(x);
 #endif
@@ -68,6 +72,18 @@ template <class F> VAE_FAST_FN F to_float(i32_of<F> i) { return Lanes<F>::to_flo
 // a·b + c. Fused wherever the hardware can; the compiler never fuses on its own (-ffp-contract=off).
 template <class F> VAE_FAST_FN F fma(F a, F b, F c) { return Lanes<F>::fma(a, b, c); }
 template <class F> VAE_FAST_FN F sqrt(F x) { return Lanes<F>::sqrt(x); }
+template <class F> VAE_FAST_FN F divide(F a, F b) {
+#if defined(__CUDA_ARCH__)
+  // The IEEE division for a divisor in the middle of the range, without its branch for the ends.
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  r = __fmaf_rn(__fmaf_rn(-b, r, 1.0f), r, r);
+  const float q = __fmul_rn(a, r);
+  return __fmaf_rn(__fmaf_rn(-b, q, a), r, q);
+#else
+  return a / b;
+#endif
+}
 // The larger and the smaller of a bound and x, and NaN where x is NaN: the order of the arguments matters.
 template <class F> VAE_FAST_FN F maximum(F bound, F x) { return Lanes<F>::maximum(bound, x); }
 template <class F> VAE_FAST_FN F minimum(F bound, F x) { return Lanes<F>::minimum(bound, x); }
