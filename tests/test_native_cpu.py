@@ -1,0 +1,225 @@
+"""The CPU engine itself: every instruction set gives the same words and the same bits, on any number of threads."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import itertools
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import needs_native
+from torch import Tensor
+
+from vae_fast.backends import reference
+from vae_fast.backends.native import cpu
+from vae_fast.backends.native.members import DTYPES, LIKELIHOODS
+
+pytestmark = needs_native
+CSRC = Path(__file__).parents[1] / "csrc"
+STRICT = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w")
+X86 = platform.machine() in ("x86_64", "AMD64")
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def signed(word: int) -> int:
+    return word - 2**64 if word >> 63 else word
+
+
+KNOWN = (
+    ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ((2**32 - 1,) * 4, (2**32 - 1,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+)
+
+
+def use_isa(engine: ModuleType, name: str) -> Iterator[ModuleType]:
+    before = engine.isa()
+    engine.use_isa(name)
+    yield engine
+    engine.use_isa(before)
+
+
+@pytest.fixture(params=cpu._cpu.available_isas() if cpu._cpu else [])
+def engine(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The extension module, on each of this machine's instruction sets."""
+    yield from use_isa(cpu._cpu, request.param)
+
+
+def compile_engine(folder: Path) -> Path:
+    """The extension with the AVX-512 kernels behind every instruction set's name, emulated on AVX2."""
+    import pybind11
+
+    emulate = ("-include", str(Path(__file__).parent / "avx512_emulation" / "avx512.h"), "-mavx2", "-mfma", "-mf16c")
+    python = f"-I{sys.base_prefix}/include/python{sys.version_info.major}.{sys.version_info.minor}"
+    jobs = [(f"cpu/{k}.cpp", ("-O1", "-DVAE_FAST_ISA=avx512", *emulate)) for k in ("latent", "likelihood", "noise")]
+    jobs += [("cpu/dispatch.cpp", ("-O1", "-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1"))]
+    jobs += [("cpu/engine.cpp", ("-O1",)), ("bindings/cpu.cpp", ("-O1", f"-I{pybind11.get_include()}", python))]
+    compiler = os.environ.get("CXX", "c++").split()
+    objects = []
+    for source, flags in jobs:
+        objects.append(folder / (source.replace("/", "_") + ".o"))
+        subprocess.run([*compiler, *STRICT, *flags, "-c", str(CSRC / source), "-o", str(objects[-1])], check=True)
+    module = folder / "emulated_cpu.so"
+    subprocess.run([*compiler, "-shared", *map(str, objects), "-o", str(module)], check=True)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The AVX-512 kernels without AVX-512."""
+    if not X86 or "avx2" not in cpu._cpu.available_isas():
+        pytest.skip("needs an x86-64 machine with AVX2 to emulate AVX-512 on")
+    if not CSRC.is_dir():
+        pytest.skip("needs the source checkout")
+    path = compile_engine(tmp_path_factory.mktemp("emulated"))
+    loader = importlib.machinery.ExtensionFileLoader("emulated._cpu", str(path))
+    spec = importlib.util.spec_from_file_location("emulated._cpu", path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def words(engine: ModuleType, counter: tuple[int, ...], key: tuple[int, int], count: int = 1) -> list[list[int]]:
+    group, row, low, high = counter
+    flat = engine.noise_words(signed(key[1] << 32 | key[0]), signed(high << 32 | low), group, row, count)
+    return [flat[i : i + 4] for i in range(0, len(flat), 4)]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_known_answers(engine: ModuleType, counter, key, expected) -> None:
+    assert " ".join(f"{w:08x}" for w in words(engine, counter, key)[0]) == expected
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_known_answers_on_avx512(emulated: ModuleType, counter, key, expected) -> None:
+    assert " ".join(f"{w:08x}" for w in words(emulated, counter, key)[0]) == expected
+
+
+def check_random_words(engine: ModuleType) -> None:
+    g = torch.Generator().manual_seed(1)
+    counters = torch.randint(0, 2**32, (30, 6), generator=g).tolist()
+    for a, b, c, d, k0, k1 in counters:
+        for i, got in enumerate(words(engine, (a, b, c, d), (k0, k1), 37)):
+            at = [torch.tensor(w) for w in ((a + i) % 2**32, b, c, d)]
+            assert got == [w.item() for w in reference.philox(at, [torch.tensor(k0), torch.tensor(k1)])]
+
+
+def test_philox_on_random_counters(engine: ModuleType) -> None:
+    check_random_words(engine)
+
+
+def test_philox_on_random_counters_on_avx512(emulated: ModuleType) -> None:
+    check_random_words(emulated)
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[bytes]:
+    """The bits of all that the engine computes, over dtypes, layouts, odd sizes, priors, draws, states, targets."""
+    monkeypatch.setattr(cpu, "_cpu", engine)
+    g = torch.Generator().manual_seed(2)
+    results = []
+
+    def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (torch.randn(shape, generator=g) * 2).to(dtype)
+
+    shapes = ((5, 37), (3, 1031), (130, 20), (1, 4099), (600, 1), (2, 6, 5, 7))
+    for shape, dtype in itertools.product(shapes, LOW):
+        batch = shape[0]
+        packed = random(batch, 2 * shape[1], *shape[2:], dtype=dtype)
+        if len(shape) == 4:
+            packed = packed.contiguous(memory_format=torch.channels_last)
+        mu, logvar = packed.chunk(2, 1)
+        full = (random(*shape, dtype=dtype), random(*shape))
+        per_feature = (random(*shape[1:]).expand(shape), random(*shape[1:]).expand(shape))
+        for draws, prior, per_sample in itertools.product((1, 3), (None, full, per_feature), (False, True)):
+            state = torch.randint(-(2**63), 2**63 - 1, (batch, 2) if per_sample else (2,), generator=g)
+            z = torch.empty((draws, *shape), dtype=dtype)
+            kl = torch.empty(batch)
+            cpu.latent_forward(mu, logvar, prior, state, None, (-3.0, 2.0), z=z, kl=kl)
+            grads = [torch.empty_like(mu), torch.empty_like(logvar)]
+            summed = prior is per_feature
+            grad_prior = prior and tuple(torch.empty(shape[1:] if summed else shape) for _ in range(2))
+            cpu.latent_backward(
+                random(draws, *shape, dtype=dtype), random(batch), mu, logvar, prior, state, None, (-3.0, 2.0),
+                grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
+            )  # fmt: skip
+            results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
+        for member, target_dtype in itertools.product(LIKELIHOODS, DTYPES):
+            target = (torch.rand(shape, generator=g) * (255 if target_dtype == torch.uint8 else 1.5)).to(target_dtype)
+            params = (mu, random().expand(shape))[: 1 if member == "bernoulli" else 2]
+            nll = torch.empty(batch)
+            cpu.likelihood_forward(member, params, target, nll=nll)
+            out = (torch.empty_like(mu), torch.empty(()))[: len(params)]
+            cpu.likelihood_backward(member, params, target, random(1).expand(batch), grads=out)
+            results += [bits(t) for t in (nll, *out)]
+    return results
+
+
+def test_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch, emulated: ModuleType) -> None:
+    for native in use_isa(cpu._cpu, "avx2"):
+        expected = every_result(monkeypatch, native)
+    assert every_result(monkeypatch, emulated) == expected
+
+
+@pytest.mark.skipif(
+    not cpu._cpu or "avx512" not in cpu._cpu.available_isas(),
+    reason="needs a processor with AVX-512 (the test above runs the same source without one)",
+)
+def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = cpu._cpu
+    results = [every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)]
+    assert results[0] == results[1]
+
+
+def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> None:
+    before = torch.get_num_threads()
+    results: dict[tuple[int, int], list[list[bytes]]] = {}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            # Large enough to be shared out: few long samples, many short ones.
+            g = torch.Generator().manual_seed(3)
+            for shape in ((3, 50_000), (4_001, 33)):
+                mu, logvar, prior = (torch.randn(shape, generator=g) for _ in range(3))
+                state = torch.tensor([5, 6])
+                z, kl, *grads = (torch.empty(shape), torch.empty(shape[0]), torch.empty(shape), torch.empty(shape))
+                one = torch.zeros(()).expand(shape)
+                summed = (torch.empty(shape[1:]), torch.empty(()))
+                cpu.latent_forward(mu, logvar, (prior, one), state, None, None, z=z, kl=kl)
+                cpu.latent_backward(
+                    z, kl, mu, logvar, (prior, one), state, None, None,
+                    grad_mu=grads[0], grad_logvar=grads[1], grad_prior=summed,
+                )  # fmt: skip
+                results.setdefault(shape, []).append([bits(t) for t in (z, kl, *grads, *summed)])
+    finally:
+        torch.set_num_threads(before)
+    for one_thread, two, three in results.values():
+        assert one_thread == two == three
+
+
+@pytest.mark.skipif(not X86, reason="instruction sets are chosen on x86-64 only")
+def test_environment_chooses_the_instruction_set() -> None:
+    def run(isa: str) -> subprocess.CompletedProcess[str]:
+        code = "import torch, vae_fast; vae_fast.noise((1, 4), torch.tensor([1, 2])); print(vae_fast.info())"
+        env = os.environ | {"VAE_FAST_CPU_ISA": isa}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+    assert "isa: baseline" in run("baseline").stdout
+    wrong = run("sse9")
+    assert wrong.returncode != 0 and "sse9" in wrong.stderr and "baseline" in wrong.stderr
