@@ -62,7 +62,7 @@ class Build(build_ext):
             for kernel in KERNELS
             for isa, flags in ISA_FLAGS.items()
         ]
-        jobs += [(CSRC / "cpu" / f"{name}.cpp", objects / f"{name}.o", openmp) for name in ("dispatch", "engine")]
+        jobs += [(CSRC / "cpu" / f"{name}.cpp", objects / f"{name}.o", openmp) for name in ("dispatch", "engine", "pool")]
         jobs += [(CSRC / "bindings" / "cpu.cpp", objects / "bindings.o", includes)]
         extra = os.environ.get("CXXFLAGS", "").split()
 

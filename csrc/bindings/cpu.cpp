@@ -6,6 +6,8 @@
 
 #include "../common/philox.h"
 #include "../cpu/engine.h"
+#include "../cpu/pool.h"
+#include "dlpack.h"
 
 namespace py = pybind11;
 using namespace vae_fast;
@@ -167,6 +169,16 @@ void likelihood_backward(int threads, const py::tuple& sizes, int member, const 
   run_without_gil(a, shape, threads);
 }
 
+// Uninitialised, as a DLPack capsule; dense up to a permutation of its dimensions.
+py::object empty_strided(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides, int dtype) {
+  View element;
+  element.dtype = static_cast<DType>(dtype);
+  std::int64_t bytes = element.item_size();
+  for (const std::int64_t size : shape) bytes *= size;
+  return to_dlpack(pool_allocate(bytes), element.dtype == DType::bfloat16, static_cast<int>(8 * element.item_size()),
+                   std::move(shape), std::move(strides), &pool_free);
+}
+
 std::vector<std::uint32_t> noise_words(std::int64_t seed, std::int64_t offset, std::int64_t group, std::int64_t row,
                                        std::int64_t count) {
   std::vector<std::uint32_t> words(4 * count);
@@ -186,6 +198,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("likelihood_backward", &likelihood_backward);
   m.def("noise_words", &noise_words, py::arg("seed"), py::arg("offset"), py::arg("group"), py::arg("row"), py::arg("count"),
         "Philox words of `count` counters (group, row, offset) on, four each, by the vector kernels");
+  m.def("empty_strided", &empty_strided, py::arg("shape"), py::arg("strides"), py::arg("dtype"));
+  m.def("cached_bytes", &pool_cached);
+  m.def("cache_limit", &pool_limit);
+  m.def("empty_cache", &pool_trim);
   m.def("available_isas", &available_isas, "instruction sets usable here, best last");
   m.def("isa", [] { return std::string(kernels().isa); }, "the instruction set in use");
   m.def("use_isa", &use_isa, py::arg("name"));

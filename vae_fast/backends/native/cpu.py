@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch  # before _cpu: its OpenMP runtime is the one to share
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from .members import DTYPES, LIKELIHOODS
 
@@ -33,7 +36,24 @@ def details() -> dict[str, Any]:
     """What was built and what is used."""
     if _cpu is None:
         return {}
-    return {"isa": _cpu.isa(), "isas": _cpu.available_isas(), "openmp": _cpu.has_openmp(), "threads": torch.get_num_threads()}
+    return {"isa": _cpu.isa(), "isas": _cpu.available_isas(), "openmp": _cpu.has_openmp(), "threads": torch.get_num_threads(), "cache_mb": _cpu.cache_limit() >> 20}
+
+
+# Smaller outputs malloc reuses by itself; larger ones it would give back to the system after every step.
+_POOLED_BYTES = 1 << 20
+
+
+def empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """torch.empty_strided for the outputs of this backend; large ones reuse the memory of those that are gone."""
+    if math.prod(shape) * dtype.itemsize < _POOLED_BYTES:
+        return torch.empty_strided(shape, strides, dtype=dtype)
+    return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))
+
+
+def empty_cache() -> None:
+    """Gives the memory that is kept for outputs back to the system."""
+    if _cpu is not None:
+        _cpu.empty_cache()
 
 
 def _view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
