@@ -24,7 +24,7 @@ from vae_fast.backends.native.members import DTYPES, LIKELIHOODS
 
 pytestmark = needs_native
 CSRC = Path(__file__).parents[1] / "csrc"
-STRICT = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w")
+STRICT = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-w")
 X86 = platform.machine() in ("x86_64", "AMD64")
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,14 +63,15 @@ def compile_engine(folder: Path) -> Path:
 
     emulate = ("-include", str(Path(__file__).parent / "avx512_emulation" / "avx512.h"), "-mavx2", "-mfma", "-mf16c")
     python = f"-I{sys.base_prefix}/include/python{sys.version_info.major}.{sys.version_info.minor}"
-    jobs = [(f"cpu/{k}.cpp", ("-O1", "-DVAE_FAST_ISA=avx512", *emulate)) for k in ("latent", "likelihood", "noise")]
-    jobs += [("cpu/dispatch.cpp", ("-O1", "-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1"))]
-    jobs += [("cpu/engine.cpp", ("-O1",)), ("bindings/cpu.cpp", ("-O1", f"-I{pybind11.get_include()}", python))]
+    flags = {name: ("-DVAE_FAST_ISA=avx512", *emulate) for name in ("latent", "likelihood", "noise")}
+    flags["dispatch"] = ("-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1")
+    jobs = [(source, flags.get(source.stem, ())) for source in sorted((CSRC / "cpu").glob("*.cpp"))]
+    jobs += [(CSRC / "bindings" / "cpu.cpp", (f"-I{pybind11.get_include()}", python))]
     compiler = os.environ.get("CXX", "c++").split()
     objects = []
-    for source, flags in jobs:
-        objects.append(folder / (source.replace("/", "_") + ".o"))
-        subprocess.run([*compiler, *STRICT, *flags, "-c", str(CSRC / source), "-o", str(objects[-1])], check=True)
+    for source, own in jobs:
+        objects.append(folder / f"{source.parent.name}_{source.stem}.o")
+        subprocess.run([*compiler, *STRICT, *own, "-c", str(source), "-o", str(objects[-1])], check=True)
     module = folder / "emulated_cpu.so"
     subprocess.run([*compiler, "-shared", *map(str, objects), "-o", str(module)], check=True)
     return module
