@@ -22,15 +22,20 @@ def _power_of_2(rounded):
 
 
 @triton.jit
-def exp(x, EXACT: tl.constexpr):
-    t = x * 1.4426950408889634
-    if EXACT:  # exp2 of the remainder, whose argument is not rounded
-        t = tl.minimum(tl.maximum(t, -126.0), 127.0) + _ROUND
-        n = t - _ROUND
-        f = tl.fma(x, 1.925963033500011e-08, tl.fma(x, 1.4426950216293335, -n))
-        return tl.exp2(f) * _power_of_2(t)
+def _remainder(x, n):
+    """x - n log 2; n times the first part of log 2 is exact."""
+    return tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, x))
+
+
+@triton.jit
+def exp(x, EXACT: tl.constexpr, SCALE: tl.constexpr = 1.0):
+    """exp(SCALE x); SCALE is a power of two."""
+    if EXACT:  # x = n log 2 + r: exp2 of a small argument, which rounding hardly moves
+        x = SCALE * x
+        t = tl.minimum(tl.maximum(x * 1.4426950408889634, -126.0), 127.0) + _ROUND
+        return tl.exp2(_remainder(x, t - _ROUND) * 1.4426950408889634) * _power_of_2(t)
     else:
-        return tl.exp2(t)
+        return tl.exp2(x * (SCALE * 1.4426950408889634))
 
 
 @triton.jit
@@ -39,8 +44,7 @@ def expm1(x, e, EXACT: tl.constexpr):
     if EXACT:  # x = n log 2 + r; 2^n (expm1(r) + 1) - 1
         x = tl.where(x < -80.0, -80.0, x)
         t = tl.minimum(x * 1.4426950408889634, 127.0) + _ROUND
-        n = t - _ROUND
-        r = tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, x))
+        r = _remainder(x, t - _ROUND)
         q = 0.041666266716322900 + r * (0.008367239138539904 + r * 0.0013947585123186528)
         q = 0.500000006566899100 + r * (0.166665380732863380 + r * q)
         s = _power_of_2(t)

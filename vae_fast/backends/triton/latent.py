@@ -22,7 +22,7 @@ from . import launch
 from .formulas import clamp, exp, expm1, unclamped
 from .noise import normals, read_state
 from .sums import Sum, add, add_up, keep, zeros
-from .tile import load, locate, store
+from .tile import load, locate, read, store, write
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -32,7 +32,7 @@ def _forward(
     mu, mu_s, logvar, logvar_s, mu_p, mu_p_s, logvar_p, logvar_p_s, rng, rng_s, noise, noise_s, noise_draw,
     z, z_s, z_draw, kl, kl_s, lo, hi, rows, n, sizes, draws, parts,
     DRAWS: tl.constexpr, STEPS: tl.constexpr, VEC: tl.constexpr, PAIR: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    CLEAN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % parts
@@ -48,7 +48,7 @@ def _forward(
         mask = inside & (cols < n // VEC * VEC)
         m = load(mu, mu_s, row, cols, inside, mask, sizes, VEC)
         lv = clamp(load(logvar, logvar_s, row, cols, inside, mask, sizes, VEC), lo, hi)
-        std = exp(0.5 * lv, EXACT)
+        std = exp(lv, EXACT, 0.5)
         if kl is not None:
             if mu_p is None:
                 term = m * m + (expm1(lv, std * std, EXACT) - lv)
@@ -57,23 +57,24 @@ def _forward(
                 far = m - load(mu_p, mu_p_s, row, cols, inside, mask, sizes, VEC)
                 d = lv - lvp
                 term = far * far * exp(-lvp, EXACT) + (expm1(d, exp(d, False), EXACT) - d)
-            total += tl.where(mask, 0.5 * term, 0.0)
+            if not CLEAN:
+                term = tl.where(mask, term, 0.0)
+            total += term
         if z is not None:
             if noise is not None:
                 eps_at = locate(row, cols, sizes, noise_s, VEC)
             z_at = locate(row, cols, sizes, z_s, VEC)
             for i in range(DRAWS):
                 draw = tl.program_id(1).to(tl.int64) * DRAWS + i
-                live = mask & (draw < draws)
+                live = draw < draws
                 if noise is None:
                     eps = normals(state, rng_s, draw, row, rows, start, PAIR, ROWS, COLS)
                 else:
-                    eps = tl.load(noise + eps_at + draw * (noise_draw // VEC * VEC), mask=live, other=0)
-                x = m + std * eps.to(tl.float32)
-                tl.store(z + z_at + draw * (z_draw // VEC * VEC), x.to(z.dtype.element_ty), mask=live)
+                    eps = read(noise + (eps_at + draw * (noise_draw // VEC * VEC)), inside & live, mask & live)
+                write(z + (z_at + draw * (z_draw // VEC * VEC)), m + std * eps, mask & live)
     if kl is not None:
         first = tl.program_id(1) == 0  # the others make more draws of the same samples
-        tl.store(kl + row * kl_s[0] + part * kl_s[1], tl.sum(total, axis=1)[:, None], mask=inside & first)
+        tl.store(kl + row * kl_s[0] + part * kl_s[1], 0.5 * tl.sum(total, axis=1)[:, None], mask=inside & first)
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
@@ -96,7 +97,7 @@ def _backward(
         mask = inside & (cols < n // VEC * VEC)
         raw = load(logvar, logvar_s, row, cols, inside, mask, sizes, VEC)
         lv = clamp(raw, lo, hi)
-        std = exp(0.5 * lv, EXACT)
+        std = exp(lv, EXACT, 0.5)
         d_mu = tl.zeros((ROWS, COLS), tl.float32)
         d_lv = tl.zeros((ROWS, COLS), tl.float32)
         if grad_z is not None:
@@ -108,14 +109,14 @@ def _backward(
                     eps_at = locate(row, cols, sizes, noise_s, VEC)
             for i in range(DRAWS):
                 draw = tl.program_id(1).to(tl.int64) + i  # the grid has one dim: this is i
-                g = tl.load(grad_z + grad_z_at + draw * (grad_z_draw // VEC * VEC), mask=mask, other=0)
-                d_mu += g.to(tl.float32)
+                g = read(grad_z + (grad_z_at + draw * (grad_z_draw // VEC * VEC)), inside, mask)
+                d_mu += g
                 if grad_logvar is not None:
                     if noise is None:
                         eps = normals(state, rng_s, draw, row, rows, start, PAIR, ROWS, COLS)
                     else:
-                        eps = tl.load(noise + eps_at + draw * (noise_draw // VEC * VEC), mask=mask, other=0)
-                    d_lv += g.to(tl.float32) * eps.to(tl.float32)
+                        eps = read(noise + (eps_at + draw * (noise_draw // VEC * VEC)), inside, mask)
+                    d_lv += g * eps
             d_lv *= 0.5 * std
         if grad_kl is not None:
             g = tl.load(grad_kl + row * grad_kl_s[0], mask=inside, other=0)
@@ -176,6 +177,7 @@ def latent_forward(
     at = launch.describe(
         mu.shape, mu.stride(), logvar.stride(), launch.strides(mu_p), launch.strides(logvar_p),
         launch.rest(noise, lead), launch.rest(z, lead), draws=(z_draw, noise_draw),
+        free=z is None or noise is not None,
     )  # fmt: skip
     plan = launch.elementwise_plan(rows, at.n) if kl is None else launch.row_sum_plan(rows, at.n)
     each = launch.draw_steps(draws, plan.programs)
@@ -183,6 +185,8 @@ def latent_forward(
     if kl is not None and plan.parts > 1:
         out, out_s = kl.new_empty((plan.parts, rows)), (1, rows)
     s_mu, s_lv, s_mp, s_lp, s_noise, s_z = at.strides
+    # Elements past the end read as 0, and mu = logvar = 0 has no divergence from a prior of zeros.
+    clean = clamp is None and all(len(s) != 1 for s in (s_mu, s_lv, s_mp, s_lp))
     launch.run(
         _forward, (plan.programs, triton.cdiv(draws, each)), mu,
         mu, s_mu, logvar, s_lv, mu_p, s_mp, logvar_p, s_lp,
@@ -190,7 +194,7 @@ def latent_forward(
         noise, s_noise, noise_draw, z, s_z, z_draw, out, out_s, *(clamp or (None, None)),
         rows, at.n, at.sizes, draws, plan.parts,
         DRAWS=each, STEPS=plan.steps, VEC=at.vec, PAIR=launch.pair(at, mu, logvar, z), WIDE=at.wide, EXACT=_exact(mu, logvar),
-        ROWS=plan.rows, COLS=plan.cols, num_warps=plan.warps,
+        CLEAN=clean, ROWS=plan.rows, COLS=plan.cols, num_warps=plan.warps,
     )  # fmt: skip
     if out is not kl and kl is not None:
         add_up(out, kl)
@@ -228,13 +232,14 @@ def latent_backward(
         noise_draw = 0 if noise is None else noise.stride(0)
     rows = mu.shape[0]
     at = launch.describe(
-        mu.shape, launch.rest(grad_z, lead), mu.stride(), logvar.stride(), launch.strides(mu_p),
+        mu.shape, mu.stride(), logvar.stride(), launch.rest(grad_z, lead), launch.strides(mu_p),
         launch.strides(logvar_p), launch.rest(noise, lead), launch.strides(grad_mu), launch.strides(grad_logvar),
         *(s.full_strides() for s in grads_p), draws=(grad_z_draw, noise_draw),
+        free=grad_z is None or noise is not None,
     )  # fmt: skip
     sums = any(s.summed for s in grads_p)
     plan = launch.column_sum_plan(rows, at.n) if sums else launch.elementwise_plan(rows, at.n)
-    s_gz, s_mu, s_lv, s_mp, s_lp, s_noise, s_gmu, s_glv, s_gmp, s_glp = at.strides
+    s_mu, s_lv, s_gz, s_mp, s_lp, s_noise, s_gmu, s_glv, s_gmp, s_glp = at.strides
     outs = [s.target(plan, at.n) for s in grads_p]
     launch.run(
         _backward, (plan.programs,), mu,
@@ -247,4 +252,4 @@ def latent_backward(
         ROWS=plan.rows, COLS=plan.cols, num_warps=plan.warps,
     )  # fmt: skip
     for s in grads_p:
-        s.finish()
+        s.finish(at)

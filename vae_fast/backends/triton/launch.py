@@ -19,7 +19,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 TILE = 1024  # elements of a program with four warps: eight a thread, one 128-bit access of 16-bit values
 LONG = 16384  # a longer sample is summed by several programs
-FEW = 256  # fewer programs than about this leave a GPU idle
+FEW = 1 if INTERPRETED else 256  # fewer programs than about this leave a GPU idle
 MANY = 2048  # so many keep it busy
 GRID_Y = 65535
 
@@ -34,6 +34,7 @@ class Layout(NamedTuple):
     strides: tuple[Strides, ...]  # of each tensor: (batch, innermost, ..., outermost), or (batch,) if constant
     vec: int  # power of two up to 16 that divides the innermost size and all strides but the innermost
     wide: bool  # offsets inside a sample need 64 bits
+    order: Strides  # of the dims, outermost first, in which elements are counted
 
 
 def rest(x: Tensor | None, drop: int = 1) -> Strides | None:
@@ -46,15 +47,23 @@ def strides(x: Tensor | None) -> Strides | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def describe(shape: Sequence[int], *tensors: Strides | None, draws: Strides = ()) -> Layout:
+def describe(
+    shape: Sequence[int], *tensors: Strides | None, draws: Strides = (), order: Strides | None = None, free: bool = False
+) -> Layout:
     """Merges neighbouring dims where every tensor allows it. An absent tensor (None) gets strides ().
 
+    Elements are counted row-major, or in the given `order` of dims. If `free`, nothing depends on the order, and it
+    follows the first tensor's memory: tensors that are all channels-last (or permuted otherwise) read as dense ones.
     `draws` are the strides of leading dims, which count for `vec` only.
     """
     batch, *inner = shape
     present = [s for s in tensors if s is not None]
+    if order is None:
+        order = tuple(range(1, len(shape)))
+        if free:
+            order = tuple(sorted(order, key=lambda d: present[0][d], reverse=True))
     dims: list[tuple[int, Strides]] = []  # innermost first
-    for d in range(len(inner), 0, -1):
+    for d in reversed(order):
         size, step = shape[d], tuple(s[d] for s in present)
         if size == 1:
             continue
@@ -79,6 +88,7 @@ def describe(shape: Sequence[int], *tensors: Strides | None, draws: Strides = ()
         tuple(() if s is None else next(found) for s in tensors),
         vec,
         max(n, extent) >= 2**31 - 2**16,
+        order,
     )
 
 

@@ -35,7 +35,7 @@ def _bernoulli_grads(el, _, x, g, EXACT: tl.constexpr):
     # sigmoid(l) - x, from the side on which it does not cancel
     t = exp(-tl.abs(el), EXACT)
     s = t / (1.0 + t)
-    return g * tl.where(el > 0, (1.0 - x) - s, s - x), None
+    return g * tl.where(el > 0, (1.0 - x) - s, s - x), 0.0
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def likelihood_forward(member: str, params: Sequence[Tensor], target: Tensor, *,
         return
     first, second = (*params, None)[:2]
     rows = target.shape[0]
-    at = launch.describe(target.shape, first.stride(), launch.strides(second), target.stride())
+    at = launch.describe(target.shape, first.stride(), launch.strides(second), target.stride(), free=True)
     plan = launch.row_sum_plan(rows, at.n)
     out, out_s = nll, (nll.stride(0), 0)
     if plan.parts > 1:
@@ -154,8 +154,9 @@ def likelihood_backward(
     first, second = (*params, None)[:2]
     rows = target.shape[0]
     at = launch.describe(
-        target.shape, first.stride(), launch.strides(second), target.stride(), *(s.full_strides() for s in outs)
-    )
+        target.shape, first.stride(), launch.strides(second), target.stride(), *(s.full_strides() for s in outs),
+        free=True,
+    )  # fmt: skip
     sums = any(s.summed for s in outs)
     plan = launch.column_sum_plan(rows, at.n) if sums else launch.elementwise_plan(rows, at.n)
     s_first, s_second, s_target, s_gfirst, s_gsecond = at.strides
@@ -169,4 +170,4 @@ def likelihood_backward(
         ROWS=plan.rows, COLS=plan.cols, num_warps=plan.warps,
     )  # fmt: skip
     for s in outs:
-        s.finish()
+        s.finish(at)

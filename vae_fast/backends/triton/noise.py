@@ -3,14 +3,13 @@
 Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A 32x32 bit product is
 written as a 64-bit one, which NVIDIA computes in one instruction (umulhi and mul would be two).
 
-Box-Muller in float32, within 4e-6 of the float64 definition. Where the bound comes from:
-  * u1 is exact to 2^-24 relative at both ends: w0 is read as a signed number, so u1 = y, or 1 + y with y exact.
-  * The hardware's log2 has an absolute error of 2^-22 near 1, where r is small and sqrt would blow it up; within
-    2^-6 of 1 three terms of log(1 + y) replace it. Elsewhere log2 and sqrt put 1.6e-6 into r at most (at r = 6.76).
+Box-Muller in float32, within 4e-6 of the float64 definition. Where the bound comes from, with r at most 6.76:
+  * The hardware's log2 is off by 2^-22, absolute near 1, where r is small and the square root would magnify it. So
+    within 2^-6 of 1 two terms of log(1 + y) stand in. This and the square root put 1.7e-6 into r at most.
   * cos and sin are polynomials over half a turn, and the other half is a flipped sign of r: no branches, no
-    selects, and the same numbers on every device. The hardware's own cos has 2^-21.2, nearly 3e-6 at r = 6.76.
-    The angle is off by 1.5e-7 at most.
-About 24 instructions a normal on sm_90, of which Philox is 10 (tests/test_triton_compile.py counts them).
+    selects, and the same numbers on every device. The angle is off by 1.6e-7, 1.1e-6 in the result. (The hardware's
+    own cos would add 2^-21.2, 2.8e-6 at the largest r.)
+About 22 instructions a normal on sm_90, of which Philox is 10 (tests/test_triton_compile.py counts them).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from triton.language.extra import libdevice
 from triton.language.target_info import is_cuda
 
 from . import launch
-from .tile import locate, split64
+from .tile import locate, split64, write
 
 INTERPRETED = tl.constexpr(launch.INTERPRETED)
 
@@ -55,20 +54,20 @@ def _log2(x):
 @triton.jit
 def box_muller(w0, w1):
     """r cos(2 pi u2), r sin(2 pi u2) with u1 = (w0 + 1/2) 2^-32, u2 = w1 2^-32, r = sqrt(-2 ln u1)."""
-    y = w0.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-32 + 2.0**-33
-    u = tl.where(y < 0, 1.0 + y, y)
-    far = _log2(u) * -1.3862943611198906  # -2 ln 2
-    near = y * (-2.0 + y * (1.0 + y * -0.6666666666666666))  # -2 log(1 + y)
-    r = tl.sqrt(tl.where(u > 1 - 2.0**-6, near, far))
+    u = w0.to(tl.float32) * 2.0**-32 + 2.0**-33
+    # -log2(1 + y) near 1, two terms, with y = (f + 1/2) 2^-32 multiplied out; f is exact where y is small.
+    f = w0.to(tl.int32, bitcast=True).to(tl.float32)
+    near = -1.679474677351105e-10 + f * (-3.35894935470221e-10 + f * 3.9619741044102704e-20)
+    r = tl.sqrt(tl.where(u > 1 - 2.0**-6, near, -_log2(u)))
     # The angle is half a turn if the top bit of w1 is set, which flips both signs, plus a quarter turn, plus x.
     r = (r.to(tl.uint32, bitcast=True) ^ (w1 & 0x80000000)).to(tl.float32, bitcast=True)
     x = (w1 << 1).to(tl.float32) * 7.314590396335798e-10 - 1.5707963267948966  # pi 2^-32, pi / 2
     t = x * x
-    # cos x and -sin x, minimax over +-pi/2: absolute errors 5e-8 and 3e-9.
-    c = 0.041663584693107210 + t * (-0.0013853704308238162 + t * 2.315393165933249e-05)
-    c = 0.999999953466670900 + t * (-0.4999990534707668400 + t * c)
-    s = -0.008332899823354225 + t * (0.0001980089776294257 + t * -2.590488500813057e-06)
-    s = x * (-0.9999999765898823 + t * (0.16666647634639853 + t * s))
+    # cos x and -sin x times sqrt(2 ln 2), minimax over +-pi/2: absolute errors 5e-8 and 4e-9.
+    c = 0.049055122191586740 + t * (-0.0016311490301485422 + t * 2.7261671196336427e-05)
+    c = 1.177409967726666700 + t * (-0.5887038968047316000 + t * c)
+    s = -0.009811239768634692 + t * (0.00023313775480892830 + t * -3.0500671240683797e-06)
+    s = x * (-1.1774099949521675 + t * (0.19623477966758793 + t * s))
     return r * s, r * c
 
 
@@ -136,8 +135,7 @@ def _fill(
     for i in range(DRAWS):
         draw = tl.program_id(1).to(tl.int64) * DRAWS + i
         x = normals(state, rng_s, draw, row, rows, start, PAIR, ROWS, COLS)
-        at = where + draw * (eps_draw // VEC * VEC)
-        tl.store(eps + at, x.to(eps.dtype.element_ty), mask=mask & (draw < draws))
+        write(eps + (where + draw * (eps_draw // VEC * VEC)), x, mask & (draw < draws))
 
 
 def noise_fill(eps: Tensor, rng_state: Tensor) -> None:

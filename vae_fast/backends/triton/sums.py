@@ -46,10 +46,10 @@ def keep(KIND: tl.constexpr, total, partial, pid, parts, cols, n):
         tl.store(partial + pid, tl.sum(total))
 
 
-def add_up(partial: Tensor, out: Tensor) -> None:
-    """out = partial.sum(0), in a fixed order, in one small launch."""
+def add_up(partial: Tensor, out: Tensor, order: tuple[int, ...] | None = None) -> None:
+    """out = partial.sum(0), in one small launch and always in the same order. `order` is that of a launch.Layout."""
     count, width = partial.shape
-    at = launch.describe((1, *out.shape), (0, *out.stride()))
+    at = launch.describe((1, *out.shape), (0, *out.stride()), order=order if out.ndim else None)
     r = min(triton.next_power_of_2(count), 1024 if width < 16 else 64)
     c = max(1, min(1024 // r, triton.next_power_of_2(width)))
     steps = triton.next_power_of_2(triton.cdiv(count, r))
@@ -92,6 +92,6 @@ class Sum:
         self.partial = torch.empty(size, dtype=torch.float32, device=self.grad.device)
         return self.partial
 
-    def finish(self) -> None:
+    def finish(self, at: launch.Layout) -> None:
         if self.partial is not None and self.grad is not None:
-            add_up(self.partial, self.grad)
+            add_up(self.partial, self.grad, at.order)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def locate(row, cols, sizes, strides, VEC: tl.constexpr):
-    """Memory offset of the elements `cols` of the samples `row`."""
+    """Memory offset of the elements `cols` of the samples `row`; (ROWS, 1) for a tensor with one value a sample."""
     if len(strides) == 1:
         return row * strides[0]
     else:
@@ -35,19 +35,32 @@ def locate(row, cols, sizes, strides, VEC: tl.constexpr):
 
 
 @triton.jit
-def load(tensor, strides, row, cols, inside, mask, sizes, VEC: tl.constexpr):
-    """The values as float32, (ROWS, COLS) or, where a sample has one value, (ROWS, 1)."""
-    where = locate(row, cols, sizes, strides, VEC)
-    if len(strides) == 1:
-        x = tl.load(tensor + where, mask=inside, other=0)
+def read(pointers, inside, mask):
+    """Values as float32 where the tile is live; (ROWS, 1) where a sample has one value."""
+    if pointers.shape[1] == 1:
+        x = tl.load(pointers, mask=inside, other=0)
     else:
-        x = tl.load(tensor + where, mask=mask, other=0)
+        x = tl.load(pointers, mask=mask, other=0)
     return x.to(tl.float32)
 
 
 @triton.jit
+def load(tensor, strides, row, cols, inside, mask, sizes, VEC: tl.constexpr):
+    return read(tensor + locate(row, cols, sizes, strides, VEC), inside, mask)
+
+
+@triton.jit
+def write(pointers, value, mask):
+    if pointers.shape[1] == 1:  # a sample of one element, whose tile is still COLS wide
+        pointers += tl.zeros(mask.shape, tl.int32)
+    if value.shape[1] == 1:
+        value += tl.zeros(mask.shape, tl.float32)
+    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def store(tensor, strides, value, row, cols, mask, sizes, VEC: tl.constexpr):
-    tl.store(tensor + locate(row, cols, sizes, strides, VEC), value.to(tensor.dtype.element_ty), mask=mask)
+    write(tensor + locate(row, cols, sizes, strides, VEC), value, mask)
 
 
 @triton.jit
