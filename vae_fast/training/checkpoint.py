@@ -25,7 +25,7 @@ CONFIG, MODEL, STATE = "config.json", "model.safetensors", "training.safetensors
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Has `write` make a new file beside `path`, and puts it in its place in one step. OSError if it cannot."""
-    new = path.with_name(f".{path.name}.new")
+    new = _new(path)
     try:
         write(new)
         with new.open("rb") as file:
@@ -40,6 +40,12 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed run was about to write."""
+    for name in (CONFIG, MODEL, STATE):
+        _new(folder / name).unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -142,6 +148,10 @@ def load_state(folder: Path, model: HubVAE, optimizer: torch.optim.Optimizer) ->
         if not state[i]:
             raise CheckpointError(f"{path}: holds no optimizer state of {name}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _read_config(folder: Path) -> tuple[Path, str]:

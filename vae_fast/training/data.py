@@ -18,6 +18,7 @@ from torch import Tensor
 from . import files
 from .errors import DataError
 
+DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = (
     5,
     10_000,
@@ -53,27 +54,35 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
+def resolve(source: str) -> str:
+    """A source that means the same from every folder."""
+    return source if source == DIGITS else str(Path(source).expanduser().resolve())
+
+
+def name_of(source: str) -> str:
+    return Path(source).name.split(".")[0] or "data"
+
+
 def load(source: str) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError."""
-    if source == "digits" and not Path(source).exists():
+    if source == DIGITS:
         return _digits()
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError(f"{source}: no such file or folder (and not the embedded set: digits)")
+        raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
         train, test = files.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    name = path.resolve().name.split(".")[0]
     if test is None:
         train, test = _split(source, train)
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
         )
-    return Dataset(name, _tensor(source, train), _tensor(source, test))
+    return Dataset(name_of(source), _tensor(source, train), _tensor(source, test))
 
 
 def batches(
@@ -99,10 +108,10 @@ def _digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise DataError("digits come with scikit-learn: pip install scikit-learn") from None
+        raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split("digits", np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset("digits", torch.from_numpy(train), torch.from_numpy(test))
+    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
+    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
 
 
 def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,12 +126,16 @@ class Trainer:
         if self.accelerator.scaler is not None and progress.get("scaler"):
             self.accelerator.scaler.load_state_dict(progress["scaler"])
 
+    def sample_batch(self) -> Tensor:
+        """A batch as training sees them."""
+        return self.dataset.train.index_select(0, next(iter(self._batches(0))).to(self.accelerator.device))
+
     @property
     def _samples_per_epoch(self) -> int:
         world = self.accelerator.num_processes
         return max(self.recipe.batch_size, math.ceil(len(self.dataset.train) / world))
 
-    def _batches(self, epoch: int) -> Iterable[Tensor]:
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         return data.batches(len(self.dataset.train), self.recipe.batch_size, order, rank=rank, world=world)

@@ -1,0 +1,207 @@
+"""The commands and their options. What they do is imported when they run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Trains variational autoencoders fast.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Architecture(StrEnum):
+    mlp = "mlp"
+    conv = "conv"
+
+
+class LikelihoodName(StrEnum):
+    bernoulli = "bernoulli"
+    gaussian = "gaussian"
+
+
+class MixedPrecision(StrEnum):
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Backend(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    triton = "triton"
+    reference = "reference"
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not sizes like 256,128") from None
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    try:
+        lo, hi = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not two numbers like -20,10") from None
+    return lo, hi
+
+
+def _variance(text: str) -> float | str:
+    if text in ("learned", "decoder"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f'{text!r} is not a number, "learned" or "decoder"') from None
+
+
+Folder = Annotated[Path, typer.Argument(help="A run's folder: config.json and model.safetensors.")]
+BackendOption = Annotated[Backend, typer.Option(help="Which code computes the fused ops.")]
+CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
+
+
+@app.callback(invoke_without_command=True)
+def show_help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images."
+        ),
+    ] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. (default runs/NAME of the data)")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, by its own recipe.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[default: 20; digits: 1000]")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each process. (default 1024; digits: 4096, each image many times)"),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of Adam. (default 1e-3; digits: 3e-3)")
+    ] = None,
+    seed: Seed = 0,
+    architecture: Annotated[Architecture, typer.Option(help="The networks.")] = Architecture.mlp,
+    hidden: Annotated[
+        Any,
+        typer.Option(
+            parser=_sizes, metavar="N,...", help="Widths from x to z, or channels. (default 400; 32,64)"
+        ),
+    ] = None,
+    latent: Annotated[int, typer.Option(min=1, help="Size of z.")] = 20,
+    likelihood: Annotated[LikelihoodName, typer.Option(help="p(x given z).")] = LikelihoodName.bernoulli,
+    variance: Annotated[
+        Any,
+        typer.Option(
+            parser=_variance, metavar="V", help="Of gaussian: a number, learned, or decoder. (default 1)"
+        ),
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0, help="Weight of the KL.")] = 1.0,
+    clamp: Annotated[
+        Any, typer.Option(parser=_bounds, metavar="LO,HI", help="Bounds of the encoder's log-variance.")
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Draws of z for each x. (default 1)")] = None,
+    shape: Annotated[
+        Any, typer.Option(parser=_sizes, metavar="N,...", help="Read flat samples as images, such as 28,20.")
+    ] = None,
+    mixed_precision: Annotated[MixedPrecision, typer.Option(help="Of the networks.")] = MixedPrecision.no,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=1, help="Epochs between evaluations. (default a hundredth of all)")
+    ] = None,
+    backend: BackendOption = Backend.auto,
+    cpu: CPU = False,
+) -> None:
+    """Train a VAE; write pictures, metrics and a checkpoint.
+
+    Several processes: accelerate launch -m vae_fast.cli train ...
+    """
+    from .train import run_training
+
+    given = {name for name in context.params if _is_given(context, name)}
+    options = {
+        "data": data,
+        "shape": shape,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "architecture": architecture.value,
+        "hidden": hidden,
+        "latent": latent,
+        "likelihood": likelihood.value,
+        "variance": variance,
+        "beta": beta,
+        "clamp": clamp,
+        "num_samples": num_samples,
+        "mixed_precision": mixed_precision.value,
+        "evaluate_every": evaluate_every,
+    }
+    run_training(options, given, out=out, resume=resume, backend=backend.value, cpu=cpu)
+
+
+@app.command()
+def generate(
+    folder: Folder = Path("runs/digits"),
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A .png, or .npy for the values. (default generated.png in the folder)"),
+    ] = None,
+    seed: Seed = 0,
+    cpu: CPU = False,
+) -> None:
+    """Draw new samples from a trained model: the means of p(x given z), z from the prior."""
+    from .use import run_generate
+
+    run_generate(folder, n, out or folder / "generated.png", seed, cpu)
+
+
+@app.command()
+def reconstruct(
+    folder: Folder = Path("runs/digits"),
+    data: Annotated[
+        str | None, typer.Option(help="As in train; its test part. (default what it was trained on)")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 48,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A .png, or .npy for the values. (default reconstructed.png in the folder)"),
+    ] = None,
+    cpu: CPU = False,
+) -> None:
+    """Send data through a trained model and back: the means of p(x given z) at the means of q(z given x)."""
+    from .use import run_reconstruct
+
+    run_reconstruct(folder, data, n, out or folder / "reconstructed.png", cpu)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is built, what is used, and why something is not."""
+    from .doctor import run_doctor
+
+    run_doctor()
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source: Any = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
