@@ -61,9 +61,15 @@ def compile_engine(folder: Path) -> Path:
     """The extension with the AVX-512 kernels behind every instruction set's name, emulated on AVX2."""
     import pybind11
 
-    emulate = ("-include", str(Path(__file__).parent / "avx512_emulation" / "avx512.h"), "-mavx2", "-mfma", "-mf16c")
+    emulate = (
+        "-include",
+        str(Path(__file__).parent / "avx512_emulation" / "avx512.h"),
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+    )
     python = f"-I{sys.base_prefix}/include/python{sys.version_info.major}.{sys.version_info.minor}"
-    flags = {name: ("-DVAE_FAST_ISA=avx512", *emulate) for name in ("latent", "likelihood", "noise")}
+    flags = dict.fromkeys(("latent", "likelihood", "noise"), ("-DVAE_FAST_ISA=avx512", *emulate))
     flags["dispatch"] = ("-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1")
     jobs = [(source, flags.get(source.stem, ())) for source in sorted((CSRC / "cpu").glob("*.cpp"))]
     jobs += [(CSRC / "bindings" / "cpu.cpp", (f"-I{pybind11.get_include()}", python))]
@@ -93,7 +99,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-def words(engine: ModuleType, counter: tuple[int, ...], key: tuple[int, int], count: int = 1) -> list[list[int]]:
+def words(
+    engine: ModuleType, counter: tuple[int, ...], key: tuple[int, int], count: int = 1
+) -> list[list[int]]:
     group, row, low, high = counter
     flat = engine.noise_words(signed(key[1] << 32 | key[0]), signed(high << 32 | low), group, row, count)
     return [flat[i : i + 4] for i in range(0, len(flat), 4)]
@@ -162,7 +170,9 @@ def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[by
             )  # fmt: skip
             results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
         for member, target_dtype in itertools.product(LIKELIHOODS, DTYPES):
-            target = (torch.rand(shape, generator=g) * (255 if target_dtype == torch.uint8 else 1.5)).to(target_dtype)
+            target = (torch.rand(shape, generator=g) * (255 if target_dtype == torch.uint8 else 1.5)).to(
+                target_dtype
+            )
             params = (mu, random().expand(shape))[: 1 if member == "bernoulli" else 2]
             nll = torch.empty(batch)
             cpu.likelihood_forward(member, params, target, nll=nll)
@@ -184,7 +194,9 @@ def test_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch, emulated
 )
 def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     native = cpu._cpu
-    results = [every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)]
+    results = [
+        every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)
+    ]
     assert results[0] == results[1]
 
 
@@ -199,7 +211,12 @@ def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, engine:
             for shape in ((3, 50_000), (4_001, 33)):
                 mu, logvar, prior = (torch.randn(shape, generator=g) for _ in range(3))
                 state = torch.tensor([5, 6])
-                z, kl, *grads = (torch.empty(shape), torch.empty(shape[0]), torch.empty(shape), torch.empty(shape))
+                z, kl, *grads = (
+                    torch.empty(shape),
+                    torch.empty(shape[0]),
+                    torch.empty(shape),
+                    torch.empty(shape),
+                )
                 one = torch.zeros(()).expand(shape)
                 summed = (torch.empty(shape[1:]), torch.empty(()))
                 cpu.latent_forward(mu, logvar, (prior, one), state, None, None, z=z, kl=kl)

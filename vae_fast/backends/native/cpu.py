@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from .members import DTYPES, LIKELIHOODS
 
 try:
-    from . import _cpu
+    from . import _cpu  # type: ignore[attr-defined]
 except ImportError as error:
     _cpu = None
     _reason: str | None = (
@@ -36,18 +35,20 @@ def details() -> dict[str, Any]:
     """What was built and what is used."""
     if _cpu is None:
         return {}
-    return {"isa": _cpu.isa(), "isas": _cpu.available_isas(), "openmp": _cpu.has_openmp(), "threads": torch.get_num_threads(), "cache_mb": _cpu.cache_limit() >> 20}
-
-
-# Smaller outputs malloc reuses by itself; larger ones it would give back to the system after every step.
-_POOLED_BYTES = 1 << 20
+    return {
+        "isa": _cpu.isa(),
+        "isas": _cpu.available_isas(),
+        "openmp": _cpu.has_openmp(),
+        "threads": torch.get_num_threads(),
+        "cache_mb": _cpu.cache_limit() >> 20,
+    }
 
 
 def empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """torch.empty_strided for the outputs of this backend; large ones reuse the memory of those that are gone."""
-    if math.prod(shape) * dtype.itemsize < _POOLED_BYTES:
-        return torch.empty_strided(shape, strides, dtype=dtype)
-    return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))
+    """torch.empty_strided for large outputs: reuses the memory of those that are gone, where malloc would give it back
+    to the system and every step would pay for its pages again. VAE_FAST_CACHE_MB bounds what is kept (1024; 0: off).
+    """
+    return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))  # type: ignore[no-any-return]
 
 
 def empty_cache() -> None:
@@ -147,11 +148,18 @@ def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
 
 def likelihood_forward(member: str, params: tuple[Tensor, ...], target: Tensor, *, nll: Tensor) -> None:
     views = tuple(_view(p) for p in params)
-    _cpu.likelihood_forward(torch.get_num_threads(), target.shape, LIKELIHOODS[member], views, _view(target), _view(nll))
+    _cpu.likelihood_forward(
+        torch.get_num_threads(), target.shape, LIKELIHOODS[member], views, _view(target), _view(nll)
+    )
 
 
 def likelihood_backward(
-    member: str, params: tuple[Tensor, ...], target: Tensor, grad_nll: Tensor, *, grads: tuple[Tensor | None, ...]
+    member: str,
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    grad_nll: Tensor,
+    *,
+    grads: tuple[Tensor | None, ...],
 ) -> None:
     _cpu.likelihood_backward(
         torch.get_num_threads(),
