@@ -80,6 +80,9 @@ def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    if NATIVE:  # which has memory of its own for large outputs
+        cpu = backends._module("cpu")
+        monkeypatch.setattr(cpu, "empty_strided", poisoned(cpu.empty_strided))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -109,6 +109,25 @@ def test_one_long_sample() -> None:
         check(*moments(1, 1_000_003))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_outputs(backend: str, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Outputs over a megabyte may come from memory that the backend keeps: still their own, still in mu's layout."""
+    mu, logvar = (t.contiguous(memory_format=layout) for t in moments(40, 24, 24, 24, dtype=dtype))
+    assert mu.nbytes > 2**20
+    check(mu, logvar)
+    z, _ = vae_fast.reparameterize_kl(mu, logvar, rng_state=state(), num_samples=2)
+    assert z[0].stride() == mu.stride() and z.is_contiguous() == (layout == torch.contiguous_format)
+    before = z.clone()
+    for _ in range(3):  # memory that is still in use is not given out again
+        vae_fast.reparameterize_kl(mu, logvar, num_samples=2)
+    assert torch.equal(z, before)
+    packed = leaf(torch.cat((mu, logvar), 1).contiguous(memory_format=layout))
+    z, kl = vae_fast.reparameterize_kl_packed(packed, rng_state=state())
+    (z.sum() + kl.sum()).backward()
+    assert packed.grad.stride() == packed.stride() and packed.grad.isfinite().all()
+
+
 def test_mixed_dtypes(backend: str) -> None:
     """Each tensor may have its own dtype; z has mu's."""
     mu, logvar = moments(4, 6)

@@ -131,7 +131,8 @@ def check_noise(
             raise ValueError("noise requires grad, it takes a constant (noise.detach(), say)")
         check_device("noise", noise, "mu", mu)
         return None
-    check_counters("mu", shape, num_samples)
+    if mu.numel() * (num_samples or 1) >= 2**32:
+        check_counters("mu", shape, num_samples)
     if rng_state is not None:
         check_rng_state(rng_state, shape[0])
         check_device("rng_state", rng_state, "mu", mu)
@@ -164,7 +165,8 @@ def check_num_samples(num_samples: int) -> None:
 
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
     """The noise counts elements of a sample and rows in 32 bits each (four elements a count)."""
-    size, rows = math.prod(shape[1:]), shape[0] * (num_samples or 1)
+    rows = shape[0] * (num_samples or 1)
+    size = math.prod(shape[1:])
     if size >= 2**34:
         raise ValueError(f"{name} has {size} elements per sample, the noise takes fewer than 2**34")
     if rows >= 2**32:

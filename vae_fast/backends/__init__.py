@@ -70,20 +70,16 @@ def resolve(op: str, first: Tensor, *others: Tensor | None) -> ModuleType:
     for t in (first, *others):
         if t is not None and t.dtype is torch.float64:
             return reference
-    key = (op, first.device.type)
+    return serving(op, first.device.type)
+
+
+def serving(op: str, device_type: str) -> ModuleType:
+    """The backend that computes `op` on a device, for dtypes that kernels take."""
     try:
-        return _resolved[key]
+        return _resolved[op, device_type]
     except KeyError:
-        module = _resolved[key] = _load(*key)
+        module = _resolved[op, device_type] = _load(op, device_type)
         return module
-
-
-def is_reference(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether the plain PyTorch expression serves these tensors: `resolve` as torch.compile can trace it."""
-    for t in (first, *others):
-        if t is not None and t.dtype is torch.float64:
-            return True
-    return choose(first.device.type) == "reference"
 
 
 def _load(op: str, device_type: str) -> ModuleType:
@@ -104,7 +100,7 @@ def _load(op: str, device_type: str) -> ModuleType:
     if _forced is None and name == "reference" != wanted[0] and device_type not in _warned:
         _warned.add(device_type)
         why = "; ".join(f"{n}: {_reasons[n]}" for n in wanted if n != "reference")
-        # The user's line is six calls up: resolve, dispatch, the op, the function.
+        # The user's line is six calls up: serving, dispatch, the op, the function.
         warnings.warn(
             f"vae_fast uses the slow reference backend for {device_type} tensors ({why})", stacklevel=6
         )

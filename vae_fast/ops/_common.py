@@ -15,6 +15,7 @@ from .. import backends
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
 
+LARGE = 1 << 20  # bytes; malloc reuses what is smaller by itself
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
     "vae_fast's kernels have no second derivative; "
@@ -33,12 +34,18 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | Non
     plain = not torch.compiler.is_compiling()
     if plain and _peek_interpreter_stack() is not None:
         return backends.reference
+    double = False
     for t in (first, *others):
-        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
-            plain = False
+        if t is not None:
+            if type(t) is not Tensor and type(t) is not Parameter:
+                plain = False
+            if t.dtype is torch.float64:
+                double = True
+    if double:
+        return backends.reference
     if plain and _len_torch_dispatch_stack() == 0:
-        return backends.resolve(op, first, *others)
-    return backends.reference if backends.is_reference(first, *others) else None
+        return backends.serving(op, first.device.type)
+    return backends.reference if backends.choose(first.device.type) == "reference" else None
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -57,7 +64,26 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def empty_gradient(param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:
+def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
+    """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`.
+
+    A backend with an `empty_strided` of its own, which keeps memory between steps, gets to serve the large outputs.
+    """
+    own = getattr(backend, "empty_strided", None)
+    if own is not None and like.numel() * (draws or 1) * like.itemsize < LARGE:
+        own = None
+    if own is None and draws is None:
+        return torch.empty_like(like)
+    shape: tuple[int, ...] = like.shape
+    strides = torch.empty_like(like, device="meta").stride()
+    if draws is not None:
+        shape, strides = (draws, *shape), (like.numel(), *strides)
+    if own is None:
+        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+    return own(shape, strides, like.dtype)
+
+
+def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:
     """Where the kernel writes the gradient of `param`, which broadcasts to `shape` (batch, ...).
 
     Full shape: one per element. shape[1:]: summed over the batch. (): summed over everything.
@@ -65,7 +91,7 @@ def empty_gradient(param: Tensor | None, shape: Sequence[int], wanted: bool) -> 
     if param is None or not wanted:
         return None
     if param.shape == torch.Size(shape):
-        return torch.empty_like(param)
+        return empty_like(backend, param)
     if param.numel() == 1:
         shape = ()
     elif param.ndim < len(shape) or param.shape[0] == 1:
@@ -121,18 +147,17 @@ class NoKernels:
 def define(
     schema: str,
     function: Callable[..., Any],
-    sources: Sequence[int],
+    sources: Callable[..., Sequence[Any]],
     differentiate: Callable[..., Any] = _refuse,
     setup: Callable[..., Any] | None = None,
 ) -> None:
-    """Registers `function(backend, *args)` as a library op; the arguments numbered `sources` choose the backend."""
+    """Registers `function(backend, *args)` as a library op; the tensors `sources(*args)` choose the backend."""
     name, _, _ = schema.partition("(")
+    op = name.removesuffix("_backward")
 
     def kernel(*args: Any) -> Any:
-        tensors: list[Any] = []
-        for i in sources:
-            tensors += args[i] if isinstance(args[i], (list, tuple)) else [args[i]]
-        return function(backends.resolve(name.removesuffix("_backward"), *tensors), *args)
+        first, *others = sources(*args)
+        return function(backends.resolve(op, first, *others), *args)
 
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIB.impl(name, kernel, "CompositeExplicitAutograd")

@@ -37,7 +37,7 @@ def latent(
     prior_mu, prior_logvar = prior or (None, None)
     tensors = (mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise)
     options = (clamp, num_samples, want_z, want_kl)
-    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, rng_state, noise)
+    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise)
     if backend is reference:
         return _expression(*tensors, *options)
     if backend is None:
@@ -96,10 +96,7 @@ def forward(
     mu, logvar = _split(mu, logvar, dim)
     z = kl = None
     if want_z:
-        z = torch.empty_like(mu)
-        if num_samples is not None:  # each draw keeps the layout of mu (channels-last, say)
-            strides = (mu.numel(), *z.stride())
-            z = torch.empty_strided((num_samples, *mu.shape), strides, dtype=mu.dtype, device=mu.device)
+        z = _common.empty_like(backend, mu, num_samples)
     if want_kl:
         dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
         kl = torch.empty(mu.shape[0], dtype=dtype, device=mu.device)
@@ -124,8 +121,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (mu, logvar, prior_mu, prior_logvar), None where `needs` says so."""
     first, second, *needs_prior = needs
-    grad_mu = grad_first = torch.empty_like(mu) if first else None
-    grad_logvar = torch.empty_like(logvar) if second and logvar is not None else None
+    grad_mu = grad_first = _common.empty_like(backend, mu) if first else None
+    grad_logvar = _common.empty_like(backend, logvar) if second and logvar is not None else None
     grad_second = grad_logvar
     if logvar is None and grad_first is not None:  # the kernel writes both halves of one packed gradient
         grad_mu, grad_logvar = grad_first.chunk(2, dim)
@@ -134,8 +131,8 @@ def backward(
     grad_prior: Pair | None = None
     if any(needs_prior):
         grad_prior = (
-            _common.empty_gradient(prior_mu, mu.shape, needs_prior[0]),
-            _common.empty_gradient(prior_logvar, mu.shape, needs_prior[1]),
+            _common.empty_gradient(backend, prior_mu, mu.shape, needs_prior[0]),
+            _common.empty_gradient(backend, prior_logvar, mu.shape, needs_prior[1]),
         )
     backend.latent_backward(
         grad_z, grad_kl, mu, logvar, prior, rng_state, noise, clamp,
@@ -171,14 +168,15 @@ class _Latent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        saved = ctx.saved_tensors
-        mu, logvar, prior_mu, prior_logvar, rng_state, noise = saved
-        needs = [ctx.needs_input_grad[i] for i in (2, 3, 5, 6)]
+        mu, logvar, prior_mu, prior_logvar, rng_state, noise = ctx.saved_tensors
+        _, _, needs_mu, needs_logvar, _, *needs_prior, _, _ = ctx.needs_input_grad
         grads = backward(
             ctx.backend, grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise,
-            ctx.clamp, needs,
+            ctx.clamp, (needs_mu, needs_logvar, *needs_prior),
         )  # fmt: skip
-        grad_mu, grad_logvar, *grad_prior = _common.once(grads, grad_z, grad_kl, *saved[:4])
+        grad_mu, grad_logvar, *grad_prior = _common.once(
+            grads, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar
+        )
         return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
 
 
@@ -216,10 +214,16 @@ def _differentiate(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> A
     return grad_mu, grad_logvar, None, *grad_prior, *(None,) * 6
 
 
+def _sources(
+    mu: Tensor, logvar: Any, dim: int, prior_mu: Any, prior_logvar: Any, rng_state: Any, noise: Any, *_: Any
+) -> tuple[Any, ...]:
+    return mu, logvar, prior_mu, prior_logvar, noise
+
+
 _common.define(
     f"latent({_TENSORS}, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor, Tensor)",
     _forward_op,
-    sources=(0, 1, 3, 4, 5, 6),
+    sources=_sources,
     differentiate=_differentiate,
     setup=_setup,
 )
@@ -227,5 +231,5 @@ _common.define(
     f"latent_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, float[]? clamp, bool[] needs)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_op,
-    sources=(2, 3, 5, 6, 7, 8),
+    sources=lambda grad_z, grad_kl, *rest: _sources(*rest),
 )

@@ -44,7 +44,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of params, None where `needs` says so."""
     shape = target.shape
-    grads = tuple(_common.empty_gradient(p, shape, n) for p, n in zip(params, needs, strict=True))
+    grads = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
     expanded = tuple(p.expand(shape) for p in params)
     backend.likelihood_backward(member, expanded, target, grad_nll, grads=grads)
     return tuple(_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True))
@@ -95,12 +95,12 @@ def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
 _common.define(
     "likelihood(str member, Tensor target, Tensor[] params) -> Tensor",
     forward,
-    sources=(1, 2),
+    sources=lambda member, target, params: (target, *params),
     differentiate=_differentiate,
     setup=_setup,
 )
 _common.define(
     "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, bool[] needs) -> Tensor[]",
     _backward_op,
-    sources=(2, 3),
+    sources=lambda grad_nll, member, target, params, needs: (target, *params),
 )

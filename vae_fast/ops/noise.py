@@ -31,4 +31,8 @@ def fill(backend: Any, rng_state: Tensor, shape: Sequence[int], dtype: torch.dty
     return eps
 
 
-_common.define("noise(Tensor rng_state, SymInt[] shape, ScalarType dtype) -> Tensor", fill, sources=(0,))
+_common.define(
+    "noise(Tensor rng_state, SymInt[] shape, ScalarType dtype) -> Tensor",
+    fill,
+    sources=lambda *args: args[:1],
+)
