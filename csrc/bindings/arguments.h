@@ -1,0 +1,180 @@
+// What the native engines' bindings share: from Python's (address, dtype code, strides), None if absent, to the kernels'
+// arguments, and the ops themselves. Nothing of torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "../cpu/kernels.h"
+
+namespace vae_fast {
+namespace py = pybind11;
+
+// (batch, ...) and the number of elements of one sample.
+struct Shape {
+  std::int64_t rows = 0, columns = 1;
+  std::vector<std::int64_t> sizes;
+  explicit Shape(const py::tuple& shape) {
+    for (py::handle size : shape) sizes.push_back(size.cast<std::int64_t>());
+    rows = sizes.at(0);
+    for (std::size_t d = 1; d < sizes.size(); ++d) columns *= sizes[d];
+  }
+};
+
+inline View view_of(const py::object& tensor, const Shape& shape) {
+  View v;
+  if (tensor.is_none()) return v;
+  const py::tuple parts = tensor.cast<py::tuple>();
+  const py::tuple strides = parts[2].cast<py::tuple>();
+  const std::size_t dims = shape.sizes.size();
+  v.data = reinterpret_cast<char*>(parts[0].cast<std::uintptr_t>());
+  v.dtype = static_cast<DType>(parts[1].cast<int>());
+  const std::size_t lead = strides.size() - dims;  // 1 for (num_samples, batch, ...)
+  if (lead == 1) v.draw_stride = strides[0].cast<std::int64_t>();
+  v.row_stride = strides[lead].cast<std::int64_t>();
+  for (std::size_t d = 1; d < dims; ++d) {
+    const std::int64_t size = shape.sizes[d], stride = strides[lead + d].cast<std::int64_t>();
+    if (size == 1) continue;
+    if (v.dims > 0 && v.stride[v.dims - 1] == stride * size) {
+      v.size[v.dims - 1] *= size;
+      v.stride[v.dims - 1] = stride;
+      continue;
+    }
+    if (v.dims == kMaxDims) throw std::invalid_argument("a sample has more than 8 dimensions that strides keep apart");
+    v.size[v.dims] = size;
+    v.stride[v.dims++] = stride;
+  }
+  return v;
+}
+
+inline RowSum row_sum_of(const py::object& tensor) {
+  RowSum sum;
+  if (tensor.is_none()) return sum;
+  const py::tuple parts = tensor.cast<py::tuple>();
+  sum.value = reinterpret_cast<float*>(parts[0].cast<std::uintptr_t>());
+  sum.stride = parts[2].cast<py::tuple>()[0].cast<std::int64_t>();
+  return sum;
+}
+
+// A summed gradient is dense float32 and has fewer dimensions than the shape: those of a sample, or none.
+inline Gradient gradient_of(const py::object& tensor, const Shape& shape) {
+  Gradient g;
+  if (tensor.is_none()) return g;
+  const py::tuple parts = tensor.cast<py::tuple>();
+  const std::size_t dims = parts[2].cast<py::tuple>().size();
+  if (dims == shape.sizes.size()) {
+    g.view = view_of(tensor, shape);
+  } else {
+    g.view.data = reinterpret_cast<char*>(parts[0].cast<std::uintptr_t>());
+    g.reduction = dims == 0 ? Reduction::all : Reduction::batch;
+  }
+  return g;
+}
+
+inline Noise noise_of(std::uintptr_t rng_state, bool per_sample, const py::object& given, const Shape& shape) {
+  return {view_of(given, shape), reinterpret_cast<const std::int64_t*>(rng_state), per_sample, shape.rows};
+}
+
+inline Clamp clamp_of(const py::object& bounds) {
+  if (bounds.is_none()) return {};
+  const py::tuple pair = bounds.cast<py::tuple>();
+  return {true, pair[0].cast<float>(), pair[1].cast<float>()};
+}
+
+template <class Engine>
+void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
+                    const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
+                    const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
+  const Shape shape(sizes);
+  LatentForward a;
+  a.mu = view_of(mu, shape);
+  a.logvar = view_of(logvar, shape);
+  a.prior_mu = view_of(prior_mu, shape);
+  a.prior_logvar = view_of(prior_logvar, shape);
+  a.noise = noise_of(rng_state, state_per_sample, given, shape);
+  a.draws = draws;
+  a.clamp = clamp_of(bounds);
+  a.z = view_of(z, shape);
+  a.kl = row_sum_of(kl);
+  Engine(where).run(a, shape);
+}
+
+template <class Engine>
+void latent_backward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& grad_z, const py::object& grad_kl,
+                     const py::object& mu, const py::object& logvar, const py::object& prior_mu, const py::object& prior_logvar,
+                     std::uintptr_t rng_state, bool state_per_sample, const py::object& given, const py::object& bounds,
+                     const py::object& grad_mu, const py::object& grad_logvar, const py::object& grad_prior_mu,
+                     const py::object& grad_prior_logvar) {
+  const Shape shape(sizes);
+  const RowSum from_kl = row_sum_of(grad_kl);
+  LatentBackward a;
+  a.grad_z = view_of(grad_z, shape);
+  a.grad_kl = from_kl.value;
+  a.grad_kl_stride = from_kl.stride;
+  a.mu = view_of(mu, shape);
+  a.logvar = view_of(logvar, shape);
+  a.prior_mu = view_of(prior_mu, shape);
+  a.prior_logvar = view_of(prior_logvar, shape);
+  a.noise = noise_of(rng_state, state_per_sample, given, shape);
+  a.draws = draws;
+  a.clamp = clamp_of(bounds);
+  a.grad_mu = view_of(grad_mu, shape);
+  a.grad_logvar = view_of(grad_logvar, shape);
+  a.grad_prior_mu = gradient_of(grad_prior_mu, shape);
+  a.grad_prior_logvar = gradient_of(grad_prior_logvar, shape);
+  Engine(where).run(a, shape);
+}
+
+template <class Engine>
+void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, bool state_per_sample,
+                const py::object& eps) {
+  const Shape shape(sizes);
+  NoiseFill a;
+  a.noise = noise_of(rng_state, state_per_sample, py::none(), shape);
+  a.draws = draws;
+  a.eps = view_of(eps, shape);
+  Engine(where).run(a, shape);
+}
+
+template <class Engine>
+void likelihood_forward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
+                        const py::object& nll) {
+  const Shape shape(sizes);
+  LikelihoodForward a;
+  a.member = member;
+  for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
+  a.target = view_of(target, shape);
+  a.nll = row_sum_of(nll);
+  Engine(where).run(a, shape);
+}
+
+template <class Engine>
+void likelihood_backward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
+                         const py::object& grad_nll, const py::tuple& gradients) {
+  const Shape shape(sizes);
+  const RowSum from_nll = row_sum_of(grad_nll);
+  LikelihoodBackward a;
+  a.member = member;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    a.parameters[p] = view_of(parameters[p], shape);
+    a.gradients[p] = gradient_of(gradients[p], shape);
+  }
+  a.target = view_of(target, shape);
+  a.grad_nll = from_nll.value;
+  a.grad_nll_stride = from_nll.stride;
+  Engine(where).run(a, shape);
+}
+
+// Defines the ops in a module. An Engine is made from what Python says about where to run, the first argument, and has
+// run(arguments, shape).
+template <class Engine> void define_ops(py::module_& m) {
+  m.def("latent_forward", &latent_forward<Engine>);
+  m.def("latent_backward", &latent_backward<Engine>);
+  m.def("noise_fill", &noise_fill<Engine>);
+  m.def("likelihood_forward", &likelihood_forward<Engine>);
+  m.def("likelihood_backward", &likelihood_backward<Engine>);
+}
+
+}  // namespace vae_fast
