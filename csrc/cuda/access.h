@@ -3,10 +3,11 @@
 // A kernel is compiled three times, not once per combination of dtypes and layouts. Alignment and strides decide which
 // of the three; the dtype of a tensor is looked at in the kernel (memory.h), where all threads agree and the branch
 // costs an instruction or two for 4 or 8 elements.
-//   Wide   8 elements, dense: 16-bit tensors in one 128-bit access, float32 beside them in two
-//   Narrow 4 elements, dense: float32 in one 128-bit access, 8-bit targets beside it in 32 bits
+//   Wide   8 elements, dense: 16-bit tensors in one 128-bit access, 8-bit targets in 64 bits
+//   Narrow 4 elements, dense: float32 in one 128-bit access, 16-bit tensors in 64 bits, 8-bit targets in 32
 //   Any    4 elements one by one: any strides, any alignment, rows of any length
-// A tensor that is constant along its rows (stride 0) fits all of them.
+// A tensor that is constant along its rows (stride 0) fits all of them. Kernels with a prior or with sums over the batch
+// have no Wide form: its registers would leave a processor with a single block.
 #pragma once
 
 #include "../common/portable.h"
@@ -27,7 +28,8 @@ VAE_FAST_FN bool constant_row(const View& v) { return v.dims == 0 || (v.dims == 
 
 inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws) {
   if (!v || constant_row(v)) return true;
-  const std::int64_t alignment = std::min<std::int64_t>(16, size * v.item_size());
+  const std::int64_t alignment = size * v.item_size();
+  if (alignment > 16) return false;
   const auto aligned = [&](std::int64_t stride) { return stride * v.item_size() % alignment == 0; };
   return v.dense_row() && reinterpret_cast<std::uintptr_t>(v.data) % alignment == 0 && (rows <= 1 || aligned(v.row_stride)) &&
          (draws <= 1 || aligned(v.draw_stride));
@@ -35,26 +37,28 @@ inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws)
 
 // `draws`: of those tensors that have them; the others have a draw_stride of 0.
 template <std::size_t n>
-AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws) {
-  bool wide = columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false;
+AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws,
+                         bool may_be_wide = true) {
+  bool wide = may_be_wide && columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false;
   for (const View* v : views) {
     wide = wide && fits(*v, 8, rows, draws);
     narrow = narrow && fits(*v, 4, rows, draws);
     has_16_bits = has_16_bits || (*v && v->item_size() == 2 && !constant_row(*v));
   }
-  if (wide && (has_16_bits || !narrow)) return AccessKind::wide;
+  if (wide && has_16_bits) return AccessKind::wide;
   return narrow ? AccessKind::narrow : AccessKind::any;
 }
 
 constexpr int chunk_size(AccessKind kind) { return kind == AccessKind::wide ? 8 : 4; }
 
-// Calls body(Access{}) for the kind.
+// Calls body(Access{}) for the kind, or for narrow and any alone.
+template <class Body> void with_narrow_access(AccessKind kind, Body body) {
+  if (kind == AccessKind::narrow) body(Narrow{});
+  else body(Any{});
+}
 template <class Body> void with_access(AccessKind kind, Body body) {
-  switch (kind) {
-    case AccessKind::wide: return body(Wide{});
-    case AccessKind::narrow: return body(Narrow{});
-    case AccessKind::any: return body(Any{});
-  }
+  if (kind == AccessKind::wide) body(Wide{});
+  else with_narrow_access(kind, body);
 }
 
 // Where the first dimension of a sample is the fast one in memory (channels-last), threads side by side take the same

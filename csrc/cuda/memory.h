@@ -1,6 +1,8 @@
 // A chunk of a strided tensor of any dtype, into registers as float32 and back.
 #pragma once
 
+#include <type_traits>
+
 #include "access.h"
 
 namespace vae_fast {
@@ -30,41 +32,33 @@ template <int kWords> VAE_FAST_DEVICE void store_words(const std::uint32_t* from
   }
 }
 
-VAE_FAST_DEVICE std::uint32_t load_bits(const View& v, std::int64_t offset) {
-  switch (v.item_size()) {
-    case 4: return reinterpret_cast<const std::uint32_t*>(v.data)[offset];
-    case 2: return reinterpret_cast<const std::uint16_t*>(v.data)[offset];
-    default: return reinterpret_cast<const std::uint8_t*>(v.data)[offset];
-  }
-}
-VAE_FAST_DEVICE void store_bits(const View& v, std::int64_t offset, std::uint32_t bits) {
-  if (v.item_size() == 4) reinterpret_cast<std::uint32_t*>(v.data)[offset] = bits;
-  else reinterpret_cast<std::uint16_t*>(v.data)[offset] = static_cast<std::uint16_t>(bits);
-}
-
-VAE_FAST_DEVICE float half_to_float(std::uint32_t bits) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-}
-// byte / 255, correctly rounded: a division by another name.
-VAE_FAST_DEVICE float byte_fraction(std::uint32_t byte) {
-  const float x = static_cast<float>(byte), q = x * (1.0f / 255.0f);
+// The float32 value of an element's bits, and back. bool and uint8 targets are read as 0 or 1, and as x/255.
+template <DType kType> VAE_FAST_DEVICE float value_of(std::uint32_t bits) {
+  if constexpr (kType == DType::float32) return bit_cast<float>(bits);
+  if constexpr (kType == DType::bfloat16) return bit_cast<float>(bits << 16);
+  if constexpr (kType == DType::float16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  if constexpr (kType == DType::boolean) return bits != 0 ? 1.0f : 0.0f;
+  // correctly rounded, as the division by 255 is
+  const float x = static_cast<float>(bits), q = x * (1.0f / 255.0f);
   return fma(fma(-q, 255.0f, x), 1.0f / 255.0f, q);
 }
+template <DType kType> VAE_FAST_DEVICE std::uint32_t bits_of(float low, float high) {  // two 16-bit elements
+  if constexpr (kType == DType::bfloat16) return bit_cast<std::uint32_t>(__floats2bfloat162_rn(low, high));
+  else return bit_cast<std::uint32_t>(__floats2half2_rn(low, high));
+}
 
-VAE_FAST_DEVICE float value_of(DType dtype, std::uint32_t bits) {
+// Calls body(std::integral_constant<DType, ...>): one branch for a whole chunk.
+template <class Body> VAE_FAST_DEVICE void with_dtype(DType dtype, Body body) {
   switch (dtype) {
-    case DType::bfloat16: return bit_cast<float>(bits << 16);
-    case DType::float16: return half_to_float(bits);
-    case DType::uint8: return byte_fraction(bits);
-    case DType::boolean: return bits != 0 ? 1.0f : 0.0f;
-    default: return bit_cast<float>(bits);
+    case DType::float32: return body(std::integral_constant<DType, DType::float32>{});
+    case DType::bfloat16: return body(std::integral_constant<DType, DType::bfloat16>{});
+    case DType::float16: return body(std::integral_constant<DType, DType::float16>{});
+    case DType::uint8: return body(std::integral_constant<DType, DType::uint8>{});
+    case DType::boolean: return body(std::integral_constant<DType, DType::boolean>{});
   }
 }
-// Two values rounded to 16 bits, the first in the low half.
-VAE_FAST_DEVICE std::uint32_t bits_of(DType dtype, float low, float high) {
-  return dtype == DType::bfloat16 ? bit_cast<std::uint32_t>(__floats2bfloat162_rn(low, high))
-                                  : bit_cast<std::uint32_t>(__floats2half2_rn(low, high));
-}
+template <DType kType>
+constexpr int kItemSize = kType == DType::float32 ? 4 : kType == DType::bfloat16 || kType == DType::float16 ? 2 : 1;
 
 VAE_FAST_DEVICE std::uint64_t divide(std::uint64_t a, std::uint64_t b, std::uint64_t& rest) {
   if (((a | b) >> 32) == 0) {  // a 64-bit division is slow
@@ -83,18 +77,17 @@ template <class A> VAE_FAST_DEVICE int count_of(const Grid& grid, std::int64_t c
 }
 
 // Memory offsets, in elements, of `count` elements of a row from `column` on; `base` is the row's own.
-template <int kSize>
-VAE_FAST_DEVICE void find_offsets(const View& v, std::int64_t base, std::int64_t column, int count, std::int64_t (&at)[kSize]) {
+VAE_FAST_DEVICE void find_offsets(const View& v, std::int64_t base, std::int64_t column, int count, std::int64_t (&at)[4]) {
   const int last = v.dims - 1;
   if (last <= 0) {
     const std::int64_t stride = last < 0 ? 0 : v.stride[0];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) at[i] = base + (column + i) * stride;
+    for (int i = 0; i < 4; ++i) at[i] = base + (column + i) * stride;
     return;
   }
   std::int64_t inner = 0, offset = 0;
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (i < count) {
       if (i == 0 || ++inner == v.size[last]) {
         std::uint64_t coordinate, index = divide(column + i, v.size[last], coordinate);
@@ -116,47 +109,56 @@ VAE_FAST_DEVICE void find_offsets(const View& v, std::int64_t base, std::int64_t
 
 // What a load brings, untouched, so that nothing waits for it yet: the chunk's bytes if the access is dense, else an
 // element a word. Of a constant row only the first word counts.
-template <class A> struct Raw { std::uint32_t word[A::size]; };
+template <class A> struct Raw { std::uint32_t word[4]; };
+
+template <class T>
+VAE_FAST_DEVICE void gather(const char* data, const std::int64_t (&at)[4], int count, std::uint32_t (&word)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word[i] = i < count ? reinterpret_cast<const T*>(data)[at[i]] : 0u;
+}
+template <class T>
+VAE_FAST_DEVICE void scatter(const std::uint32_t (&word)[4], const std::int64_t (&at)[4], int count, char* data) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) reinterpret_cast<T*>(data)[at[i]] = static_cast<T>(word[i]);
+}
 
 // Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them.
 template <class A> VAE_FAST_DEVICE Raw<A> fetch(const View& v, std::int64_t base, std::int64_t column, int count) {
   Raw<A> raw;
-  if constexpr (!A::dense) {
-    std::int64_t at[A::size];
-    find_offsets(v, base, column, count, at);
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) raw.word[i] = i < count ? load_bits(v, at[i]) : 0u;
-  } else if (constant_row(v)) {
-    raw.word[0] = load_bits(v, base);
-  } else {
-    const char* from = v.data + (base + column) * v.item_size();
-    switch (v.item_size()) {
-      case 4: load_words<A::size>(from, raw.word); break;
-      case 2: load_words<A::size / 2>(from, raw.word); break;
-      default: load_words<A::size / 4>(from, raw.word);
-    }
+  const std::int64_t size = v.item_size();
+  if (A::dense && !constant_row(v)) {
+    const char* from = v.data + (base + column) * size;
+    if (A::size == 4 && size == 4) load_words<4>(from, raw.word);
+    else if (size == 2) load_words<A::size / 2>(from, raw.word);
+    else load_words<A::size / 4>(from, raw.word);
+    return raw;
   }
+  std::int64_t at[4];
+  if (A::dense) at[0] = base, count = 1;
+  else find_offsets(v, base, column, count, at);
+  if (size == 4) gather<std::uint32_t>(v.data, at, count, raw.word);
+  else if (size == 2) gather<std::uint16_t>(v.data, at, count, raw.word);
+  else gather<std::uint8_t>(v.data, at, count, raw.word);
   return raw;
 }
 
 template <class A> VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::size]) {
-  if constexpr (!A::dense) {
+  if (A::dense && constant_row(v)) {
+    with_dtype(v.dtype, [&](auto type) { out[0] = value_of<decltype(type)::value>(raw.word[0]); });
 #pragma unroll
-    for (int i = 0; i < A::size; ++i) out[i] = value_of(v.dtype, raw.word[i]);
-  } else if (constant_row(v)) {
-    const float value = value_of(v.dtype, raw.word[0]);
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) out[i] = value;
-  } else if (v.item_size() == 4) {
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) out[i] = bit_cast<float>(raw.word[i]);
-  } else if (v.item_size() == 2) {
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) out[i] = value_of(v.dtype, raw.word[i / 2] >> i % 2 * 16 & 0xFFFFu);
-  } else {
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) out[i] = value_of(v.dtype, raw.word[i / 4] >> i % 4 * 8 & 0xFFu);
+    for (int i = 1; i < A::size; ++i) out[i] = out[0];
+    return;
   }
+  with_dtype(v.dtype, [&](auto type) {
+    constexpr DType dtype = decltype(type)::value;
+    if constexpr (A::size * kItemSize<dtype> <= 16) {  // there are no others
+      constexpr int per_word = A::dense ? 4 / kItemSize<dtype> : 1, bits = 32 / per_word;
+      constexpr std::uint32_t mask = 0xFFFFFFFFu >> (32 - bits);
+#pragma unroll
+      for (int i = 0; i < A::size; ++i) out[i] = value_of<dtype>(raw.word[i / per_word] >> i % per_word * bits & mask);
+    }
+  });
 }
 
 template <class A>
@@ -166,24 +168,27 @@ VAE_FAST_DEVICE void load(const View& v, std::int64_t base, std::int64_t column,
 
 template <class A>
 VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column, int count, const float (&in)[A::size]) {
-  if constexpr (!A::dense) {
-    std::int64_t at[A::size];
-    find_offsets(v, base, column, count, at);
+  std::uint32_t word[4];
+  std::int64_t at[4];
+  if constexpr (!A::dense) find_offsets(v, base, column, count, at);
+  char* const to = v.data + (base + column) * v.item_size();
+  if constexpr (A::size == 4) {
+    if (v.dtype == DType::float32) {
 #pragma unroll
-    for (int i = 0; i < A::size; ++i)
-      if (i < count) store_bits(v, at[i], v.item_size() == 4 ? bit_cast<std::uint32_t>(in[i]) : bits_of(v.dtype, in[i], in[i]));
-    return;
+      for (int i = 0; i < 4; ++i) word[i] = bit_cast<std::uint32_t>(in[i]);
+      if (A::dense) store_words<4>(word, to);
+      else scatter<std::uint32_t>(word, at, count, v.data);
+      return;
+    }
   }
-  std::uint32_t word[A::size];
-  char* to = v.data + (base + column) * v.item_size();
-  if (v.item_size() == 4) {
 #pragma unroll
-    for (int i = 0; i < A::size; ++i) word[i] = bit_cast<std::uint32_t>(in[i]);
-    store_words<A::size>(word, to);
-  } else {
-#pragma unroll
-    for (int i = 0; i < A::size; i += 2) word[i / 2] = bits_of(v.dtype, in[i], in[i + 1]);
+  for (int i = 0; i < A::size; i += 2)
+    word[i / 2] = v.dtype == DType::bfloat16 ? bits_of<DType::bfloat16>(in[i], in[i + 1]) : bits_of<DType::float16>(in[i], in[i + 1]);
+  if constexpr (A::dense) {
     store_words<A::size / 2>(word, to);
+  } else {
+    const std::uint32_t element[4] = {word[0], word[0] >> 16, word[1], word[1] >> 16};
+    scatter<std::uint16_t>(element, at, count, v.data);
   }
 }
 

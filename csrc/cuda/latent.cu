@@ -1,0 +1,164 @@
+// The op `latent` on the GPU: one launch forward, one backward; eps is made in registers both times, never stored.
+#include "../common/gaussian.h"
+#include "noise.h"
+#include "reduce.h"
+
+namespace vae_fast {
+namespace {
+
+// Blocks that share a processor: what its registers allow without spilling.
+template <class A, bool kHasPrior> constexpr int kResident = A::dense && A::size == 4 && !kHasPrior ? 3 : 2;
+
+VAE_FAST_DEVICE float clamped(float logvar, const Clamp& c) { return c.active ? clamp(logvar, c.low, c.high) : logvar; }
+
+template <class A, bool kHasPrior>
+__global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
+latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {
+  const Place at = place(grid);
+  const bool wants_kl = a.kl.value && at.draw_part == 0;
+  double kl = 0;
+  if (const std::int64_t row = at.row; row < at.row_end) {
+    const RngState state = state_of(a.noise, row);
+    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
+      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const int count = count_of<A>(grid, column);
+      const Raw<A> raw_mu = fetch<A>(a.mu, row * a.mu.row_stride, column, count);
+      const Raw<A> raw_logvar = fetch<A>(a.logvar, row * a.logvar.row_stride, column, count);
+      float prior_mu[A::size], prior_logvar[A::size];
+      if constexpr (kHasPrior) {
+        const Raw<A> raw = fetch<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
+        load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
+        unpack<A>(a.prior_mu, raw, prior_mu);
+      }
+      float mu[A::size], std[A::size], sum = 0;
+      unpack<A>(a.mu, raw_mu, mu);
+      unpack<A>(a.logvar, raw_logvar, std);
+#pragma unroll
+      for (int i = 0; i < A::size; ++i) {
+        const float logvar = clamped(std[i], a.clamp);
+        const Exponential<float> e = exponential(logvar);
+        std[i] = e.root;
+        float term;
+        if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
+        else term = divergence(mu[i] * mu[i], e).value;
+        if (i < count) sum += term;
+      }
+      kl += sum;
+
+      if (!a.z) continue;
+      const std::int64_t first = at.draw_part * grid.draws_per_part, end = smaller(first + grid.draws_per_part, a.draws);
+      for (std::int64_t draw = first; draw < end; ++draw) {
+        float z[A::size];
+        normals<A>(a.noise, state, draw, row, column, count, z);
+#pragma unroll
+        for (int i = 0; i < A::size; ++i) z[i] = fma(std[i], z[i], mu[i]);
+        store<A>(a.z, row * a.z.row_stride + draw * a.z.draw_stride, column, count, z);
+      }
+    }
+  }
+  if (wants_kl) reduce_row(a.kl, grid, at, kl);
+}
+
+template <class A, bool kHasPrior, bool kSums>
+__global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
+latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant__ Grid grid) {
+  const Place at = place(grid);
+  double mu_sums[A::size] = {}, logvar_sums[A::size] = {};
+  for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
+    const RngState state = state_of(a.noise, row);
+    const float upstream = a.grad_kl ? a.grad_kl[row * a.grad_kl_stride] : 0.0f;
+    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
+      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const int count = count_of<A>(grid, column);
+      const Raw<A> raw_logvar = fetch<A>(a.logvar, row * a.logvar.row_stride, column, count);
+
+      // grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
+      float by_mu[A::size] = {}, by_logvar[A::size] = {};
+      for (std::int64_t draw = 0; a.grad_z && draw < a.draws; ++draw) {
+        const Raw<A> raw = fetch<A>(a.grad_z, row * a.grad_z.row_stride + draw * a.grad_z.draw_stride, column, count);
+        float grad[A::size], eps[A::size] = {};
+        if (a.grad_logvar) normals<A>(a.noise, state, draw, row, column, count, eps);
+        unpack<A>(a.grad_z, raw, grad);
+#pragma unroll
+        for (int i = 0; i < A::size; ++i) {
+          by_mu[i] += grad[i];
+          by_logvar[i] += grad[i] * eps[i];
+        }
+      }
+
+      Raw<A> raw_mu = {};
+      if (a.grad_kl) raw_mu = fetch<A>(a.mu, row * a.mu.row_stride, column, count);
+      float mu[A::size], logvar[A::size], prior_mu[A::size], prior_logvar[A::size];
+      unpack<A>(a.mu, raw_mu, mu);
+      unpack<A>(a.logvar, raw_logvar, logvar);
+      if constexpr (kHasPrior) {
+        const Raw<A> raw = fetch<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
+        load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
+        unpack<A>(a.prior_mu, raw, prior_mu);
+      }
+#pragma unroll
+      for (int i = 0; i < A::size; ++i) {
+        const float raw = logvar[i], lv = clamped(raw, a.clamp);
+        const Exponential<float> e = exponential(lv);
+        float from_kl = 0.0f;
+        by_logvar[i] = 0.5f * by_logvar[i] * e.root;
+        if constexpr (kHasPrior) {
+          const PriorDivergence<float> d = divergence(mu[i], lv, prior_mu[i], prior_logvar[i]);
+          by_mu[i] = fma(upstream, d.by_mu, by_mu[i]);
+          from_kl = d.by_logvar;
+          prior_mu[i] = -(upstream * d.by_mu);
+          prior_logvar[i] = upstream * d.by_prior_logvar;
+        } else if (a.grad_kl) {
+          by_mu[i] = fma(upstream, mu[i], by_mu[i]);
+          from_kl = divergence(mu[i] * mu[i], e).by_logvar;
+        }
+        if (a.grad_kl) by_logvar[i] = fma(upstream, from_kl, by_logvar[i]);
+        if (a.clamp.active) by_logvar[i] = clamp_gradient(by_logvar[i], raw, a.clamp.low, a.clamp.high);
+      }
+
+      if (a.grad_mu) store<A>(a.grad_mu, row * a.grad_mu.row_stride, column, count, by_mu);
+      if (a.grad_logvar) store<A>(a.grad_logvar, row * a.grad_logvar.row_stride, column, count, by_logvar);
+      if constexpr (kHasPrior) {
+        emit<A, kSums>(a.grad_prior_mu, row, column, count, prior_mu, mu_sums);
+        emit<A, kSums>(a.grad_prior_logvar, row, column, count, prior_logvar, logvar_sums);
+      }
+    }
+  }
+  if constexpr (kSums) {
+    reduce_gradient<A>(a.grad_prior_mu, grid, at, 0, mu_sums);
+    reduce_gradient<A>(a.grad_prior_logvar, grid, at, 1, logvar_sums);
+  }
+}
+
+}  // namespace
+
+void run(LatentForward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
+  if (rows == 0) return;
+  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z};
+  const bool prior = a.kl.value && a.prior_mu;
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, !prior);
+  Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
+  follow_memory(grid, kind, views);
+  share(a.kl, grid, allocate);
+  const auto run_kernel = [&](auto kernel) { launch("latent_forward", kernel, stream, grid.blocks(), kThreads, a, grid); };
+  if (prior) with_narrow_access(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), true>); });
+  else with_access(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), false>); });
+}
+
+void run(LatentBackward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
+  Gradient* const summed[] = {&a.grad_prior_mu, &a.grad_prior_logvar};
+  const bool sums = any_sum(summed), prior = a.grad_kl && a.prior_mu;
+  if (rows * columns == 0 && !sums) return;
+  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
+                               &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar)};
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, !prior && !sums);
+  Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
+  follow_memory(grid, kind, views);
+  if (sums) share(summed, grid, chunk_size(kind), allocate);
+  const auto run_kernel = [&](auto kernel) { launch("latent_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
+  if (sums) with_narrow_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, true>); });
+  else if (prior) with_narrow_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, false>); });
+  else with_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), false, false>); });
+}
+
+}  // namespace vae_fast

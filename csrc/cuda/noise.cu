@@ -1,0 +1,38 @@
+// The noise on its own: what vae_fast.noise returns.
+#include "noise.h"
+
+namespace vae_fast {
+namespace {
+
+template <class A>
+__global__ void __launch_bounds__(kThreads, 3) noise_fill(const __grid_constant__ NoiseFill a, const __grid_constant__ Grid grid) {
+  const Place at = place(grid);
+  const std::int64_t first = at.draw_part * grid.draws_per_part, end = smaller(first + grid.draws_per_part, a.draws);
+  if (const std::int64_t row = at.row; row < at.row_end) {
+    const RngState state = state_of(a.noise, row);
+    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
+      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const int count = count_of<A>(grid, column);
+      for (std::int64_t draw = first; draw < end; ++draw) {
+        float eps[A::size];
+        normals<A>(a.noise, state, draw, row, column, count, eps);
+        store<A>(a.eps, row * a.eps.row_stride + draw * a.eps.draw_stride, column, count, eps);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run(NoiseFill a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate&) {
+  if (rows * columns * a.draws == 0) return;
+  const View* const views[] = {&a.eps};
+  const AccessKind kind = choose_access(views, rows, columns, a.draws);
+  Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
+  follow_memory(grid, kind, views);
+  with_access(kind, [&](auto access) {
+    launch("noise_fill", noise_fill<decltype(access)>, stream, grid.blocks(), kThreads, a, grid);
+  });
+}
+
+}  // namespace vae_fast
