@@ -76,13 +76,13 @@ def load(source: str) -> Dataset:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    if test is None:
-        train, test = _split(source, train)
+    train = _checked(source, train)
+    train, test = _split(source, train) if test is None else (train, _checked(source, test))
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
         )
-    return Dataset(name_of(source), _tensor(source, train), _tensor(source, test))
+    return Dataset(name_of(source), torch.from_numpy(train), torch.from_numpy(test))
 
 
 def batches(
@@ -125,8 +125,8 @@ def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return array[np.sort(order[held_out:])], array[np.sort(order[:held_out])]
 
 
-def _tensor(source: str, array: np.ndarray) -> Tensor:
-    """Checks an array of samples, and makes it a tensor of a dtype that the ops read."""
+def _checked(source: str, array: np.ndarray) -> np.ndarray:
+    """An array of samples in a dtype that the ops read, once it is found to be one."""
     if array.ndim < 2:
         raise DataError(f"{source}: has shape {array.shape}, it takes (samples, features) or (samples, ...)")
     if array.size == 0:
@@ -141,4 +141,4 @@ def _tensor(source: str, array: np.ndarray) -> Tensor:
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise DataError(f"{source}: holds values beyond float32")
-    return torch.from_numpy(np.array(array, order="C"))
+    return np.ascontiguousarray(array)

@@ -103,9 +103,9 @@ def _load_numpy(path: Path) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> Parts:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: is not a .npz file, or truncated")
     with _numpy_errors(path), np.load(path, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: is not a .npz file")
         names = archive.files
         train = next((name for name in _TRAIN_KEYS if name in names), None)
         test = next((name for name in _TEST_KEYS if name in names), None)
