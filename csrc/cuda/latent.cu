@@ -100,19 +100,18 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
       for (int i = 0; i < A::size; ++i) {
         const float raw = logvar[i], lv = clamped(raw, a.clamp);
         const Exponential<float> e = exponential(lv);
-        float from_kl = 0.0f;
-        by_logvar[i] = 0.5f * by_logvar[i] * e.root;
+        // Selected, not multiplied by zero: what does not count may be infinite.
+        by_logvar[i] = a.grad_z ? 0.5f * by_logvar[i] * e.root : 0.0f;
         if constexpr (kHasPrior) {
           const PriorDivergence<float> d = divergence(mu[i], lv, prior_mu[i], prior_logvar[i]);
-          by_mu[i] = fma(upstream, d.by_mu, by_mu[i]);
-          from_kl = d.by_logvar;
-          prior_mu[i] = -(upstream * d.by_mu);
-          prior_logvar[i] = upstream * d.by_prior_logvar;
+          by_mu[i] = a.grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];
+          by_logvar[i] = a.grad_kl ? fma(upstream, d.by_logvar, by_logvar[i]) : by_logvar[i];
+          prior_mu[i] = a.grad_kl ? -(upstream * d.by_mu) : 0.0f;
+          prior_logvar[i] = a.grad_kl ? upstream * d.by_prior_logvar : 0.0f;
         } else if (a.grad_kl) {
           by_mu[i] = fma(upstream, mu[i], by_mu[i]);
-          from_kl = divergence(mu[i] * mu[i], e).by_logvar;
+          by_logvar[i] = fma(upstream, divergence(mu[i] * mu[i], e).by_logvar, by_logvar[i]);
         }
-        if (a.grad_kl) by_logvar[i] = fma(upstream, from_kl, by_logvar[i]);
         if (a.clamp.active) by_logvar[i] = clamp_gradient(by_logvar[i], raw, a.clamp.low, a.clamp.high);
       }
 
@@ -147,7 +146,7 @@ void run(LatentForward a, std::int64_t rows, std::int64_t columns, const Stream&
 
 void run(LatentBackward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
   Gradient* const summed[] = {&a.grad_prior_mu, &a.grad_prior_logvar};
-  const bool sums = any_sum(summed), prior = a.grad_kl && a.prior_mu;
+  const bool sums = any_sum(summed), prior = a.prior_mu && (a.grad_kl || a.grad_prior_mu.view || a.grad_prior_logvar.view);
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
                                &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar)};

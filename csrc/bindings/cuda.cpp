@@ -1,0 +1,38 @@
+// Python's door to the CUDA engine. Nothing of torch: a tensor arrives as (address, dtype code, strides), None if absent.
+#include "../cuda/engine.h"
+#include "arguments.h"
+
+using namespace vae_fast;
+
+namespace {
+
+// Where to run: (device index, stream handle, allocate). allocate(partials, tickets) -> (address, address) gives the
+// memory of a Scratch; most launches need none.
+struct Engine {
+  Stream stream;
+  py::object allocate;
+  explicit Engine(const py::object& where) {
+    const py::tuple parts = where.cast<py::tuple>();
+    stream = {parts[0].cast<int>(), parts[1].cast<std::uintptr_t>()};
+    allocate = parts[2];
+  }
+  template <class Args> void run(const Args& args, const Shape& shape) const {
+    const Allocate scratch = [this](std::int64_t partials, std::int64_t tickets) {
+      py::gil_scoped_acquire acquire;
+      const py::tuple addresses = allocate(partials, tickets).cast<py::tuple>();
+      return Scratch{reinterpret_cast<double*>(addresses[0].cast<std::uintptr_t>()),
+                     reinterpret_cast<std::uint32_t*>(addresses[1].cast<std::uintptr_t>())};
+    };
+    py::gil_scoped_release release;  // a launch waits while the stream's queue is full
+    vae_fast::run(args, shape.rows, shape.columns, stream, scratch);
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "vae_fast's CUDA kernels. Tensors are (address, dtype code, strides) or None.";
+  define_ops<Engine>(m);
+  m.attr("architectures") = VAE_FAST_CUDA_ARCHITECTURES;
+  m.attr("toolkit") = VAE_FAST_CUDA_TOOLKIT;
+}
