@@ -144,5 +144,5 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
             f"{measured.times_faster_than('plain'):.1f}x the plain PyTorch lines' "
             f"({measured.seconds['fused'] * 1e3:.2f} ms forward and backward at batch {measured.batch:,})"
         )
-    names = ", ".join([*drawn, "metrics.csv", checkpoint.CONFIG, checkpoint.MODEL])
+    names = ", ".join([*drawn, checkpoint.METRICS, checkpoint.CONFIG, checkpoint.MODEL])
     console.print(f"written       {folder}/: {names}")

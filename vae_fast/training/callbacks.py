@@ -100,7 +100,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: Trainer) -> None:
         if trainer.is_main:
             trainer.save(self._folder)
-            write_metrics(self._folder / "metrics.csv", trainer.history)
+            write_metrics(self._folder / checkpoint.METRICS, trainer.history)
         self._saved_at, self._saved_epoch = time.perf_counter(), trainer.epoch
 
 
@@ -111,6 +111,6 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     try:
-        checkpoint.replace_text(path, text.getvalue())
+        checkpoint.replace_bytes(path, text.getvalue().encode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import CheckpointError
 from .model import HubVAE
 
-CONFIG, MODEL, STATE = "config.json", "model.safetensors", "training.safetensors"
+CONFIG, MODEL, STATE, METRICS = "config.json", "model.safetensors", "training.safetensors", "metrics.csv"
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -44,12 +44,12 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """What a killed run was about to write."""
-    for name in (CONFIG, MODEL, STATE):
+    for name in (CONFIG, MODEL, STATE, METRICS):
         _new(folder / name).unlink(missing_ok=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    replace_file(path, lambda new: _write_text(new, text))
+def replace_bytes(path: Path, content: bytes) -> None:
+    replace_file(path, lambda new: _write(new, content))
 
 
 def save_model(model: HubVAE, folder: Path) -> None:
@@ -57,7 +57,7 @@ def save_model(model: HubVAE, folder: Path) -> None:
     config = json.dumps(model.config)
     save_tensors(folder / MODEL, model.state_dict(), {"config": config})
     try:
-        replace_text(folder / CONFIG, json.dumps(model.config, indent=2) + "\n")
+        replace_bytes(folder / CONFIG, f"{json.dumps(model.config, indent=2)}\n".encode())
     except OSError as error:
         raise _cannot_write(folder / CONFIG, error) from None
 
@@ -95,8 +95,9 @@ def fill_model(model: HubVAE, tensors: dict[str, Tensor], source: Path) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        replace_file(path, lambda new: save_file(tensors, new, {"format": "pt", **metadata}))
-    except (OSError, SafetensorError) as error:
+        # save_file has a temporary file of its own, with a name that nobody could clean up after a kill.
+        replace_bytes(path, save(tensors, {"format": "pt", **metadata}))
+    except OSError as error:
         raise _cannot_write(path, error) from None
 
 
@@ -164,8 +165,8 @@ def _read_config(folder: Path) -> tuple[Path, str]:
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from None
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="")
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _cannot_write(path: Path, error: Exception) -> CheckpointError:

@@ -43,6 +43,8 @@ class Recipe:
             raise TrainingError(f"lr is {self.lr}, it takes a number above 0")
         if not 0 <= self.beta < math.inf:
             raise TrainingError(f"beta is {self.beta}, it takes a number of at least 0")
+        if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
+            raise TrainingError(f"clamp is {self.clamp}, it takes lo <= hi")
         if self.seed < 0:
             raise TrainingError(f"seed is {self.seed}, it takes at least 0")
 
