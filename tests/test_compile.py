@@ -274,9 +274,50 @@ def test_dispatch_modes_see_one_op(kernels: str) -> None:
 
 
 def test_functorch(kernels: str) -> None:
+    """Transforms are served by the plain expression: reverse and forward derivatives, vmap."""
     mu, logvar = leaf(3, 4).detach(), leaf(3, 4, seed=1).detach()
     got = torch.func.grad(lambda m: vae_fast.kl_divergence(m, logvar).sum())(mu)
     torch.testing.assert_close(got, mu)
+    _, tangent = torch.func.jvp(lambda m: vae_fast.kl_divergence(m, logvar), (mu,), (torch.ones(3, 4),))
+    torch.testing.assert_close(tangent, mu.sum(1))
+    together = torch.func.vmap(vae_fast.kl_divergence)(mu[:, None], logvar[:, None])
+    torch.testing.assert_close(together[:, 0], vae_fast.kl_divergence(mu, logvar))
+    draws = torch.func.vmap(vae_fast.reparameterize, randomness="different")(
+        torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
+    )
+    assert not torch.equal(draws[0], draws[1])
+
+
+def test_forward_mode(kernels: str) -> None:
+    from torch.autograd import forward_ad
+
+    mu, logvar = leaf(3, 4).detach(), leaf(3, 4, seed=1).detach()
+    with forward_ad.dual_level():
+        kl = vae_fast.kl_divergence(forward_ad.make_dual(mu, torch.ones(3, 4)), logvar)
+        torch.testing.assert_close(forward_ad.unpack_dual(kl).tangent, mu.sum(1))
+
+
+def test_views_with_a_pending_negation(kernels: str) -> None:
+    """The imaginary part of a conjugate is a real tensor whose memory holds the opposite numbers."""
+    pending = torch.complex(torch.zeros(3, 4), leaf(3, 4).detach()).conj().imag
+    assert pending.is_neg()
+    for f in (
+        lambda m: vae_fast.reparameterize(m, m, rng_state=state()),
+        lambda m: vae_fast.bernoulli_nll(m, m),
+    ):
+        assert torch.equal(f(pending), f(pending.clone()))
+    mu, logvar = leaf(3, 4), leaf(3, 4, seed=1)
+    weight = torch.randn(3, 4, dtype=torch.complex64)
+    z = vae_fast.reparameterize(mu, logvar, rng_state=state())
+    (grad,) = torch.autograd.grad(torch.complex(torch.zeros(3, 4), z).conj(), mu, weight)
+    torch.testing.assert_close(grad, -weight.imag)
+
+
+def test_jit_trace(kernels: str) -> None:
+    """A kernel called while tracing would leave nothing in the graph."""
+    mu = leaf(3, 4).detach()
+    traced = torch.jit.trace(lambda m: vae_fast.kl_divergence(m, m), mu)
+    torch.testing.assert_close(traced(2 * mu), vae_fast.kl_divergence(2 * mu, 2 * mu))
 
 
 def test_double_backward_of_the_library_op_is_refused(kernels: str) -> None:

@@ -44,7 +44,9 @@ def reparameterize_kl(
         num_samples: k draws per sample instead of one; z is (k, batch, ...).
         prior: (mu_p, logvar_p), another diagonal Gaussian, each broadcastable to mu; gradients flow to both.
         clamp: (lo, hi) for logvar, as torch.clamp: the gradient is 1 on the bounds and 0 outside.
-        generator: where the noise comes from, on mu's device; by default torch's own generator of that device.
+        generator: where the noise comes from, on mu's device; by default torch's own generator of that device, so
+            that torch.manual_seed repeats a run. (torch.compile takes no generator= here, and Inductor draws other
+            numbers than eager from the same seed: pass rng_state for the same noise in both.)
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the noise exactly
             (`vae_fast.noise`).
         noise: a constant to take for eps, in z's shape. At most one of noise, rng_state and generator.

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .. import backends
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+_get_tracing_state = torch._C._get_tracing_state
 _peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
 
 LARGE = 1 << 20  # bytes; malloc reuses what is smaller by itself
@@ -26,26 +28,38 @@ DOUBLE_BACKWARD = (
 def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | None:
     """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
-    Kernels take plain tensors, outside of tracing. torch.compile, fake, meta and subclass tensors and dispatch modes
-    understand the library op; functorch's transforms understand only the expression.
+    Kernels take plain tensors, outside of tracing. torch.compile, torch.jit.trace, fake, meta and subclass tensors and
+    dispatch modes understand the library op; functorch's transforms and forward-mode AD only the expression.
     """
     if first.is_meta:
         return None
-    plain = not torch.compiler.is_compiling()
-    if plain and _peek_interpreter_stack() is not None:
-        return backends.reference
+    traced = torch.compiler.is_compiling()
+    if not traced:
+        if _peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return backends.reference
+        traced = _get_tracing_state() is not None or _len_torch_dispatch_stack() > 0
     double = False
     for t in (first, *others):
         if t is not None:
-            if type(t) is not Tensor and type(t) is not Parameter:
-                plain = False
+            if not _is_plain(t):
+                traced = True
             if t.dtype is torch.float64:
                 double = True
     if double:
         return backends.reference
-    if plain and _len_torch_dispatch_stack() == 0:
+    if not traced:
         return backends.serving(op, first.device.type)
     return backends.reference if backends.choose(first.device.type) == "reference" else None
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether the memory of the tensor holds its numbers (negation may be pending in a view)."""
+    return (type(t) is Tensor or type(t) is Parameter) and not t.is_neg()
+
+
+def are_plain(*grads: Tensor | None) -> bool:
+    """Whether a kernel can take these gradients; autograd may hand over batched, fake or negated ones."""
+    return _peek_interpreter_stack() is None and all(g is None or _is_plain(g) for g in grads)
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -170,13 +170,14 @@ class _Latent(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         mu, logvar, prior_mu, prior_logvar, rng_state, noise = ctx.saved_tensors
         _, _, needs_mu, needs_logvar, _, *needs_prior, _, _ = ctx.needs_input_grad
-        grads = backward(
-            ctx.backend, grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise,
-            ctx.clamp, (needs_mu, needs_logvar, *needs_prior),
-        )  # fmt: skip
-        grad_mu, grad_logvar, *grad_prior = _common.once(
-            grads, grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar
-        )
+        tensors = (grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise)
+        needs = (needs_mu, needs_logvar, *needs_prior)
+        if _common.are_plain(grad_z, grad_kl):
+            grads = backward(ctx.backend, *tensors, ctx.clamp, needs)
+        else:
+            grads = _backward_traced(*tensors, ctx.clamp, needs)
+        sources = (grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar)
+        grad_mu, grad_logvar, *grad_prior = _common.once(grads, *sources)
         return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
 
 
@@ -197,6 +198,11 @@ def _backward_op(backend: Any, grad_z: Tensor | None, grad_kl: Tensor | None, mu
     return _common.dense(mu, backward(backend, grad_z, grad_kl, mu, *rest))
 
 
+def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.vae_fast.latent_backward(*args)
+    return tuple(g if needed else None for g, needed in zip(grads, args[-1], strict=True))
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise, ctx.clamp, _, ctx.want_z, ctx.want_kl = (
         inputs
@@ -209,8 +215,8 @@ def _differentiate(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> A
     mu, logvar, *rest = ctx.saved_tensors
     grad_z, grad_kl = grad_z if ctx.want_z else None, grad_kl if ctx.want_kl else None
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4)]
-    grads = torch.ops.vae_fast.latent_backward(grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
-    grad_mu, grad_logvar, *grad_prior = (g if n else None for g, n in zip(grads, needs, strict=True))
+    grads = _backward_traced(grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
+    grad_mu, grad_logvar, *grad_prior = grads
     return grad_mu, grad_logvar, None, *grad_prior, *(None,) * 6
 
 

@@ -62,7 +62,11 @@ class _Likelihood(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
         target, *params = ctx.saved_tensors
-        grads = backward(ctx.backend, grad_nll, ctx.member, target, params, ctx.needs_input_grad[3:])
+        arguments = (grad_nll, ctx.member, target, params, ctx.needs_input_grad[3:])
+        if _common.are_plain(grad_nll):
+            grads = backward(ctx.backend, *arguments)
+        else:
+            grads = _backward_traced(*arguments)
         return None, None, None, *_common.once(grads, grad_nll, *params)
 
 
@@ -80,6 +84,11 @@ def _backward_op(
     return list(_common.dense(target, backward(backend, grad_nll, member, target, params, needs)))
 
 
+def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.vae_fast.likelihood_backward(*args)
+    return tuple(g if needed else None for g, needed in zip(grads, args[-1], strict=True))
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.member, target, params = inputs
     ctx.save_for_backward(target, *params)
@@ -87,9 +96,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
     target, *params = ctx.saved_tensors
-    needs = ctx.needs_input_grad[2]
-    grads = torch.ops.vae_fast.likelihood_backward(grad_nll, ctx.member, target, params, needs)
-    return None, None, [g if n else None for g, n in zip(grads, needs, strict=True)]
+    grads = _backward_traced(grad_nll, ctx.member, target, params, ctx.needs_input_grad[2])
+    return None, None, list(grads)
 
 
 _common.define(

@@ -14,12 +14,14 @@ from . import _common
 
 def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtype: torch.dtype) -> Tensor:
     """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `noise.py`."""
-    draws = num_samples or 1
     backend = None if torch.compiler.is_compiling() else _common.dispatch("noise", rng_state)
+    if backend is reference:
+        return reference.noise(shape, rng_state, num_samples=num_samples, dtype=dtype)
+    shape = (num_samples or 1, *shape)
     if backend is None:  # for the reference too: a compiler would take a minute over Philox in plain PyTorch
-        eps: Tensor = torch.ops.vae_fast.noise(rng_state, (draws, *shape), dtype)
+        eps: Tensor = torch.ops.vae_fast.noise(rng_state, shape, dtype)
     else:
-        eps = fill(backend, rng_state, (draws, *shape), dtype)
+        eps = fill(backend, rng_state, shape, dtype)
     return eps if num_samples is not None else eps[0]
 
 
