@@ -41,7 +41,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | Non
     double = False
     for t in (first, *others):
         if t is not None:
-            if not _is_plain(t):
+            if not traced and not _is_plain(t):
                 traced = True
             if t.dtype is torch.float64:
                 double = True
