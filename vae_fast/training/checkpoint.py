@@ -52,8 +52,9 @@ def replace_bytes(path: Path, content: bytes) -> None:
     replace_file(path, lambda new: _write(new, content))
 
 
-def save_model(model: HubVAE, folder: Path) -> None:
-    """config.json and model.safetensors. Raises CheckpointError."""
+def save_model(model: HubVAE, folder: Path | str) -> None:
+    """config.json and model.safetensors, in a folder that exists. Raises CheckpointError."""
+    folder = Path(folder)
     config = json.dumps(model.config)
     save_tensors(folder / MODEL, model.state_dict(), {"config": config})
     try:
@@ -62,8 +63,9 @@ def save_model(model: HubVAE, folder: Path) -> None:
         raise _cannot_write(folder / CONFIG, error) from None
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> HubVAE:
-    """The model of a run's folder. Raises CheckpointError."""
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> HubVAE:
+    """The model of a run's folder, in eval mode. Raises CheckpointError."""
+    folder = Path(folder)
     path = folder / MODEL
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
