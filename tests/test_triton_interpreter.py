@@ -42,7 +42,7 @@ if INTERPRETED:
 
     from vae_fast.backends import reference
     from vae_fast.backends import triton as kernels
-    from vae_fast.backends.triton import formulas, launch, noise
+    from vae_fast.backends.triton import formulas, launch, layout, noise
 
     @triton.jit
     def _philox(counter, key, words, N: tl.constexpr):
@@ -114,13 +114,11 @@ def assert_close(what: str, got: Tensor, truth: Tensor, terms: float = 1.0, extr
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Lets a test shrink the constants of `launch`, so that small shapes are cut up as large ones are."""
-    cached = (launch.elementwise_plan, launch.row_sum_plan, launch.column_sum_plan)
-    for f in cached:
-        f.cache_clear()
+    """Lets a test shrink the constants of `layout`, so that small shapes are cut up as large ones are."""
+    launch.forget()
     yield monkeypatch
-    for f in cached:
-        f.cache_clear()
+    monkeypatch.undo()
+    launch.forget()
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="")
@@ -238,8 +236,8 @@ class TestNoise:
         kernels.noise_fill(want, state())
         for constants in ({"FEW": 1000}, {"MANY": 1}, {"MANY": 10**6, "FEW": 4}):
             for name, value in constants.items():
-                plans.setattr(launch, name, value)
-            launch.elementwise_plan.cache_clear()
+                plans.setattr(layout, name, value)
+            launch.forget()
             eps = filled((4, *shape))
             kernels.noise_fill(eps, state())
             assert torch.equal(eps, want)
@@ -261,6 +259,7 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
         "packed": packed.chunk(2, 1),
         "packed last": normal(3, 5, 16, seed=3).chunk(2, -1),
         "channels-last packed": packed.to(memory_format=torch.channels_last).chunk(2, 1),
+        "channels-last by four": tuple(x.to(memory_format=torch.channels_last) for x in normal(2, 3, 5, 4, 3, seed=6)),
         "channels-last": tuple(t.to(memory_format=torch.channels_last) for t in packed.clone().chunk(2, 1)),
         "one of each": (normal(3, 4, 3, 4).to(memory_format=torch.channels_last), normal(3, 4, 3, 4, seed=9)),
         "every other": (normal(3, 24)[:, ::2], normal(3, 24)[:, 1::2]),
@@ -353,16 +352,17 @@ class TestLatent:
         mu, logvar = normal(37, 20), normal(37, 20, seed=1)
         prior = (normal(20, seed=2).expand(37, 20), normal(1, seed=3).expand(37, 20))
         check_latent(mu, logvar, prior=prior, clamp=(-1.0, 1.0))
-        plans.setattr(launch, "FEW", 10)
+        plans.setattr(layout, "FEW", 10)
+        launch.forget()
         check_latent(mu, logvar, prior=prior)
 
     def test_long_samples_are_shared(self, plans: pytest.MonkeyPatch) -> None:
         """Two-stage sums: KL over parts of a sample, prior gradients over blocks of samples."""
-        plans.setattr(launch, "LONG", 64)
-        plans.setattr(launch, "TILE", 32)
-        plans.setattr(launch, "MANY", 2)
+        plans.setattr(layout, "LONG", 64)
+        plans.setattr(layout, "TILE", 32)
+        plans.setattr(layout, "MANY", 2)
         mu, logvar = normal(3, 300), normal(3, 300, seed=1)
-        assert launch.row_sum_plan(3, 300).parts == 5 and launch.column_sum_plan(3, 300).programs > 1
+        assert layout.row_sum_plan(3, 300).parts == 5 and layout.column_sum_plan(3, 300).programs > 1
         check_latent(mu, logvar, kl_step=2)
         prior = (normal(300, seed=2).expand(3, 300), normal(1, seed=3).expand(3, 300))
         check_latent(mu, logvar, prior=prior, clamp=(-1.0, 1.0), draws=2)
@@ -501,12 +501,12 @@ class TestLikelihood:
         check_likelihood("gaussian", (normal(6), normal()), target(6), [(6,), ()])
 
     def test_sums_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:
-        plans.setattr(launch, "LONG", 64)
-        plans.setattr(launch, "TILE", 32)
-        plans.setattr(launch, "MANY", 40)
+        plans.setattr(layout, "LONG", 64)
+        plans.setattr(layout, "TILE", 32)
+        plans.setattr(layout, "MANY", 40)
         shape = (19, 300)
-        assert launch.row_sum_plan(*shape).parts > 1
-        plan = launch.column_sum_plan(*shape)
+        assert layout.row_sum_plan(*shape).parts > 1
+        plan = layout.column_sum_plan(*shape)
         assert plan.steps > 1 and plan.programs > plan.parts > 1
         x, mean = target(*shape), normal(*shape)
         check_likelihood("gaussian", (mean, normal(300)), x, [shape, (300,)])

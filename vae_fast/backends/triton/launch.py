@@ -1,170 +1,94 @@
-"""The host's side: how tensors are described to a kernel, and which elements a program works on.
+"""The host's side of a launch: tensors in, a compiled kernel with its grid and arguments out, once per kind of call.
 
-Everything here is arithmetic on shapes and strides, cached, and depends on nothing else: not on the device, so that
-a sum has the same bits on every GPU of a kind, and never in a way that noise could notice.
+A `Job` is prepared from what Triton specializes a kernel on (shapes, strides, dtypes, alignment) and kept, so that a
+call costs a look-up and the launch itself: Triton's own dispatch takes several times as long, and small batches are
+bound by it.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
-TILE = 1024  # elements of a program with four warps: eight a thread, one 128-bit access of 16-bit values
-LONG = 16384  # a longer sample is summed by several programs
-FEW = 1 if INTERPRETED else 256  # fewer programs than about this leave a GPU idle
-MANY = 2048  # so many keep it busy
-GRID_Y = 65535
-
-Strides = tuple[int, ...]
+_HIP = torch.version.hip is not None
+_caches: list[Any] = []
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Layout(NamedTuple):
-    """How the elements of a sample lie in memory, for several tensors of one shape (batch, ...)."""
-
-    n: int  # elements of a sample
-    sizes: Strides  # of the merged dims, innermost first, without the outermost
-    strides: tuple[Strides, ...]  # of each tensor: (batch, innermost, ..., outermost), or (batch,) if constant
-    vec: int  # power of two up to 16 that divides the innermost size and all strides but the innermost
-    wide: bool  # offsets inside a sample need 64 bits
-    order: Strides  # of the dims, outermost first, in which elements are counted
+def cached(function: F) -> F:
+    """lru_cache, which `forget` can empty."""
+    kept = functools.lru_cache(maxsize=4096)(function)
+    _caches.append(kept)
+    return kept  # type: ignore[return-value]
 
 
-def rest(x: Tensor | None, drop: int = 1) -> Strides | None:
-    """Strides without the leading (draws) dim."""
-    return None if x is None else x.stride()[drop:]
+def forget() -> None:
+    """Drops all prepared launches and what they were prepared from."""
+    for cache in _caches:
+        cache.cache_clear()
 
 
-def strides(x: Tensor | None) -> Strides | None:
-    return None if x is None else x.stride()
+class Spec(NamedTuple):
+    """What a launch depends on of a tensor."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    aligned: bool
+    small: bool  # Triton addresses less than 2 GB with 32 bits on AMD
 
 
-@functools.lru_cache(maxsize=4096)
-def describe(
-    shape: Sequence[int], *tensors: Strides | None, draws: Strides = (), order: Strides | None = None, free: bool = False
-) -> Layout:
-    """Merges neighbouring dims where every tensor allows it. An absent tensor (None) gets strides ().
-
-    Elements are counted row-major, or in the given `order` of dims. If `free`, nothing depends on the order, and it
-    follows the first tensor's memory: tensors that are all channels-last (or permuted otherwise) read as dense ones.
-    `draws` are the strides of leading dims, which count for `vec` only.
-    """
-    batch, *inner = shape
-    present = [s for s in tensors if s is not None]
-    if order is None:
-        order = tuple(range(1, len(shape)))
-        if free:
-            order = tuple(sorted(order, key=lambda d: present[0][d], reverse=True))
-    dims: list[tuple[int, Strides]] = []  # innermost first
-    for d in reversed(order):
-        size, step = shape[d], tuple(s[d] for s in present)
-        if size == 1:
-            continue
-        if dims and all(a == b * dims[-1][0] for a, b in zip(step, dims[-1][1], strict=True)):
-            dims[-1] = (dims[-1][0] * size, dims[-1][1])
-        else:
-            dims.append((size, step))
-    constant = [all(step[i] == 0 for _, step in dims) for i in range(len(present))]
-    first = [s[0] if batch > 1 else 0 for s in present]
-    n = math.prod(inner)
-    vec = math.gcd(16, dims[0][0] if dims else 1, *draws)
-    for i, step in enumerate(zip(*(step for _, step in dims), strict=True)):
-        if not constant[i]:
-            vec = math.gcd(vec, first[i], *step[1:])
-    found = iter(
-        (first[i],) if constant[i] else (first[i], *(step[i] for _, step in dims)) for i in range(len(present))
-    )
-    extent = max((sum((size - 1) * step[i] for size, step in dims) for i in range(len(present))), default=0)
-    return Layout(
-        n,
-        tuple(size for size, _ in dims[:-1]),
-        tuple(() if s is None else next(found) for s in tensors),
-        vec,
-        max(n, extent) >= 2**31 - 2**16,
-        order,
-    )
+Key = tuple[Any, ...] | None  # a Spec as a plain tuple, which is quicker to make
 
 
-class Plan(NamedTuple):
-    programs: int  # along the first grid dim
-    parts: int  # of a sample
-    steps: int  # tiles of a program
-    rows: int
-    cols: int
-    warps: int
+def key(x: Tensor | None) -> Key:
+    if x is None:
+        return None
+    small = _HIP and x.untyped_storage().nbytes() < 2**31
+    return (x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0, small)
 
 
-def _width(n: int) -> int:
-    """Columns of a tile: the widest that wastes little of the last tile of a sample."""
-    widths = [w for w in (1024, 512, 256, 128, 64, 32) if w < 2 * n] or [max(4, triton.next_power_of_2(n))]
-    padded = {w: triton.cdiv(n, w) * w for w in widths}
-    return next(w for w in widths if padded[w] <= 1.125 * min(padded.values()))
+def specs(*keys: Key) -> list[Spec | None]:
+    return [None if k is None else Spec(*k) for k in keys]
 
 
-def _height(rows: int, cols: int, parts: int) -> int:
-    """Rows of a tile: as many as TILE holds, fewer if that leaves too few programs."""
-    height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
-    while height > 1 and triton.cdiv(rows, height) * parts < FEW:
-        height //= 2
-    return height
+class Job:
+    """A launch that is ready but for its tensors, which are a kernel's first arguments. `rest` are the others."""
+
+    def __init__(self, kernel: Any, grid: Sequence[int], threads: int, rest: Sequence[Any]) -> None:
+        self.kernel = kernel
+        self.grid = (*grid, 1, 1)[:3]
+        self.threads = threads
+        self.rest = tuple(rest)
+        self.scratch: list[
+            tuple[int, int] | None
+        ] = []  # shapes of partial sums, None where the output is written
+        self.order: tuple[int, ...] | None = None
+        self.compiled: Any = None
 
 
-def _warps(elements: int) -> int:
-    return min(16, max(1, elements // 256))
+def run(job: Job, on: Tensor, *tensors: Tensor | None) -> None:
+    """Launches on the device of `on` and its current stream."""
+    if not on.is_cuda or on.get_device() == torch.cuda.current_device():
+        start(job, tensors)
+    else:
+        with torch.cuda.device(on.device):
+            start(job, tensors)
 
 
-@functools.lru_cache(maxsize=4096)
-def elementwise_plan(rows: int, n: int, itemsize: int = 4) -> Plan:
-    """One tile a program: nothing is summed."""
-    cols = _width(n)
-    parts = triton.cdiv(n, cols)
-    height = _height(rows, cols, parts)
-    return Plan(triton.cdiv(rows, height) * parts, parts, 1, height, cols, _warps(height * cols))
+def start(job: Job, tensors: Sequence[Tensor | None]) -> None:
+    if job.compiled is None:
+        job.compiled = job.kernel if INTERPRETED else compile_for(job, tensors)
+    job.compiled[job.grid](*tensors, *job.rest)
 
 
-@functools.lru_cache(maxsize=4096)
-def row_sum_plan(rows: int, n: int) -> Plan:
-    """Sums along samples. A program walks along `rows` whole samples, or along one part of one long sample."""
-    cols = _width(n)
-    if n <= LONG:
-        if n >= 4 * TILE and rows <= FEW:  # few samples: more warps on each
-            cols = 4 * TILE
-        height = _height(rows, cols, 1)
-        return Plan(triton.cdiv(rows, height), 1, triton.cdiv(n, cols), height, cols, _warps(height * cols))
-    span = min(LONG, max(4 * TILE, triton.next_power_of_2(triton.cdiv(rows * n, MANY))))
-    parts = triton.cdiv(n, span)
-    return Plan(rows * parts, parts, span // TILE, 1, TILE, _warps(TILE))
-
-
-@functools.lru_cache(maxsize=4096)
-def column_sum_plan(rows: int, n: int) -> Plan:
-    """Sums across samples. A program walks down `steps` tiles of `rows` samples, and there are few programs."""
-    cols = min(_width(n), 128)
-    parts = triton.cdiv(n, cols)
-    height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
-    tiles = triton.cdiv(rows, height)
-    steps = triton.next_power_of_2(max(1, triton.cdiv(tiles * parts, MANY), min(tiles, 4)))
-    return Plan(triton.cdiv(tiles, steps) * parts, parts, steps, height, cols, _warps(height * cols))
-
-
-def draw_steps(draws: int, programs: int) -> int:
-    """How many draws one program makes: all of them, unless few programs would be left."""
-    return max(1, triton.cdiv(draws, GRID_Y), min(draws, draws * programs // MANY))
-
-
-def pair(at: Layout, *tensors: Tensor | None) -> bool:
-    """Whether threads hold eight neighbouring elements (16-bit values in 128-bit accesses) rather than four."""
-    return at.vec >= 8 and any(t is not None and t.element_size() == 2 for t in tensors)
-
-
-def run(kernel: Any, grid: tuple[int, ...], on: Tensor, /, *args: Any, **options: Any) -> None:
-    """Launches on the tensor's device and its current stream."""
-    with torch.cuda.device_of(on):
-        kernel[grid](*args, **options)
+def compile_for(job: Job, tensors: Sequence[Tensor | None]) -> Any:
+    """Compiles for the current device, or finds it in Triton's cache."""
+    warp = triton.runtime.driver.active.get_current_target().warp_size
+    return job.kernel.warmup(*tensors, *job.rest, grid=job.grid, num_warps=max(1, job.threads // warp))

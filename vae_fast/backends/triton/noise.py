@@ -14,16 +14,18 @@ About 22 instructions a normal on sm_90, of which Philox is 10 (tests/test_trito
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 from triton.language.target_info import is_cuda
 
-from . import launch
-from .tile import locate, split64, write
+from .launch import INTERPRETED, Job, Key, Spec, cached, key, run
+from .layout import constants, describe, draw_steps, elementwise_plan, pair
+from .tile import elements, locate, step_of, swapped_group, write
 
-INTERPRETED = tl.constexpr(launch.INTERPRETED)
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -43,7 +45,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def _log2(x):
-    if INTERPRETED:
+    if _INTERPRETED:
         return tl.log2(x)
     elif is_cuda():
         return libdevice.fast_log2f(x)  # lg2.approx; tl.log2 would be a polynomial of 20 instructions
@@ -80,6 +82,12 @@ def _four(group, row, o0, o1, k0, k1):
 
 
 @triton.jit
+def _halves(x):
+    """The two uint32 halves of an int64, low first."""
+    return x.to(tl.uint32), (x >> 32).to(tl.uint32)
+
+
+@triton.jit
 def read_state(rng, rng_s, row, inside):
     """(k0, k1, o0, o1) as uint32: scalars from one state, (ROWS, 1) from one state per sample."""
     if len(rng_s) == 1:
@@ -88,14 +96,17 @@ def read_state(rng, rng_s, row, inside):
     else:
         seed = tl.load(rng + row * rng_s[0], mask=inside, other=0)
         offset = tl.load(rng + row * rng_s[0] + rng_s[1], mask=inside, other=0)
-    k0, k1 = split64(seed)
-    o0, o1 = split64(offset)
+    k0, k1 = _halves(seed)
+    o0, o1 = _halves(offset)
     return k0, k1, o0, o1
 
 
 @triton.jit
-def normals(state, rng_s, draw, row, rows, start, PAIR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """A (ROWS, COLS) tile of noise: elements start.. of samples `row` in the draw `draw`. `start` divides by 4.
+def normals(
+    state, rng_s, draw, row, rows, start, n, sizes,
+    PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The noise at COLS places from `start` (see tile.elements) of the samples `row`, as (ROWS, COLS).
 
     PAIR: a thread makes two neighbouring groups of four, so that eight 16-bit results make one 128-bit store
     without an exchange between threads.
@@ -114,41 +125,57 @@ def normals(state, rng_s, draw, row, rows, start, PAIR: tl.constexpr, ROWS: tl.c
         c = tl.join(c, g)
         d = tl.join(d, h)
     else:
-        group = (start // 4).to(tl.uint32) + tl.arange(0, COLS // 4)[None, :].to(tl.uint32)
-        a, b, c, d = _four(group, word, o0, o1, k0, k1)
+        group = start // 4 + tl.arange(0, COLS // 4)[None, :]
+        if SWAP:
+            group = swapped_group(group, n, sizes)
+        a, b, c, d = _four(group.to(tl.uint32), word, o0, o1, k0, k1)
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLS))
 
 
 @triton.jit(do_not_specialize=["rows", "parts", "draws"])
 def _fill(
-    eps, eps_s, eps_draw, rng, rng_s, rows, n, sizes, draws, parts,
-    DRAWS: tl.constexpr, VEC: tl.constexpr, PAIR: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    eps, rng, eps_s, eps_draw, rng_s, rows, n, sizes, draws, parts, DRAWS: tl.constexpr, PAIR: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
-    cols = start + tl.arange(0, COLS)[None, :]
+    place, cols = elements(start, n, sizes, SWAP, COLS)
     inside = row < rows
-    mask = inside & (cols < n // VEC * VEC)
+    mask = inside & (place < n // VEC * VEC)
     state = read_state(rng, rng_s, row, inside)
-    where = locate(row, cols, sizes, eps_s, VEC)
+    where = locate((row, cols, inside, mask), sizes, eps_s, VEC)
     for i in range(DRAWS):
         draw = tl.program_id(1).to(tl.int64) * DRAWS + i
-        x = normals(state, rng_s, draw, row, rows, start, PAIR, ROWS, COLS)
-        write(eps + (where + draw * (eps_draw // VEC * VEC)), x, mask & (draw < draws))
+        x = normals(state, rng_s, draw, row, rows, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        live = draw < draws
+        write(eps + (where + step_of(draw, eps_draw, VEC)), x, (row, cols, inside & live, mask & live))
+
+
+@cached
+def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
+    assert eps_key is not None and rng_key is not None
+    eps, rng = Spec(*eps_key), Spec(*rng_key)
+    draws, rows = eps.shape[:2]
+    at = describe(eps.shape[1:], eps.strides[1:], draws=eps.strides[:1])
+    plan = elementwise_plan(rows, at.n)
+    each = draw_steps(draws, plan.programs)
+    rest = (
+        at.strides[0],
+        eps.strides[0],
+        rng.strides,
+        rows,
+        at.n,
+        at.sizes,
+        draws,
+        plan.parts,
+        each,
+        pair(at, eps),
+    )
+    return Job(_fill, (plan.programs, triton.cdiv(draws, each)), plan.threads, (*rest, *constants(at, plan)))
 
 
 def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
     """Writes the noise of `rng_state` into eps (draws, batch, ...)."""
-    if eps.numel() == 0:
-        return
-    draws, rows = eps.shape[:2]
-    at = launch.describe(eps.shape[1:], launch.rest(eps), draws=(eps.stride(0),))
-    plan = launch.elementwise_plan(rows, at.n)
-    each = launch.draw_steps(draws, plan.programs)
-    launch.run(
-        _fill, (plan.programs, triton.cdiv(draws, each)), eps,
-        eps, at.strides[0], eps.stride(0), rng_state, rng_state.stride(), rows, at.n, at.sizes, draws, plan.parts,
-        DRAWS=each, VEC=at.vec, PAIR=launch.pair(at, eps), WIDE=at.wide, ROWS=plan.rows, COLS=plan.cols,
-        num_warps=plan.warps,
-    )  # fmt: skip
+    if eps.numel():
+        run(_job(eps.device, key(eps), key(rng_state)), eps, eps, rng_state)

@@ -1,6 +1,7 @@
-"""Gradients of broadcast parameters: summed down the samples by each program, then over programs by `combine`.
+"""Sums in two stages: a program's own, and one small launch that adds those of all programs in a fixed order.
 
-The kind of a gradient: 0 not wanted, 1 one value per element, 2 summed over the batch, 3 summed over everything.
+A gradient of a broadcast parameter has a kind: 0 not wanted, 1 one value per element, 2 summed over the batch,
+3 summed over everything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
+from .launch import Job, Key, Spec, cached, key, run, specs
+from .layout import Plan, Strides, column_sum_plan, describe, elementwise_plan
 from .tile import combine, store
 
 ABSENT, ELEMENT, BATCH, ALL = 0, 1, 2, 3
@@ -27,71 +29,73 @@ def zeros(KIND: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def add(KIND: tl.constexpr, total, value, grad, grad_s, row, cols, mask, sizes, VEC: tl.constexpr):
+def add(KIND: tl.constexpr, total, value, grad, grad_s, at, sizes, VEC: tl.constexpr):
     """Stores a gradient per element, or returns the running sum with this tile in it."""
     if KIND == 1:
-        store(grad, grad_s, value, row, cols, mask, sizes, VEC)
+        store(grad, grad_s, value, at, sizes, VEC)
     elif KIND >= 2:
-        total += tl.where(mask, value, 0.0)
+        total += tl.where(at[3], value, 0.0)
     return total
 
 
 @triton.jit
-def keep(KIND: tl.constexpr, total, partial, pid, parts, cols, n):
+def keep(KIND: tl.constexpr, total, partial, pid, parts, place, cols, n):
     """Writes a program's sum: a row of partial[pid // parts, :], or partial[pid]."""
     if KIND == 2:
         row = (pid // parts).to(tl.int64)
-        tl.store(partial + row * n + cols, tl.sum(total, axis=0)[None, :], mask=cols < n)
+        tl.store(partial + row * n + cols, tl.sum(total, axis=0)[None, :], mask=place < n)
     elif KIND == 3:
         tl.store(partial + pid, tl.sum(total))
 
 
-def add_up(partial: Tensor, out: Tensor, order: tuple[int, ...] | None = None) -> None:
-    """out = partial.sum(0), in one small launch and always in the same order. `order` is that of a launch.Layout."""
+def kind(grad: Spec | None, shape: Strides) -> int:
+    if grad is None:
+        return ABSENT
+    if grad.shape == shape:
+        return ELEMENT
+    return BATCH if grad.shape else ALL
+
+
+def strides(grad: Spec | None, shape: Strides) -> Strides | None:
+    """Strides of a gradient per element; None where the kernel writes partial sums."""
+    return grad.strides if grad is not None and kind(grad, shape) == ELEMENT else None
+
+
+def plan_gradients(
+    grads: Sequence[Spec | None], shape: Strides, n: int
+) -> tuple[Plan, list[tuple[int, int] | None]]:
+    """The plan of a backward kernel, and the shapes of its partial sums."""
+    kinds = [kind(g, shape) for g in grads]
+    if max(kinds) < BATCH:
+        return elementwise_plan(shape[0], n), [None] * len(kinds)
+    plan = column_sum_plan(shape[0], n)
+    sizes = {BATCH: (plan.programs // plan.parts, n), ALL: (plan.programs, 1)}
+    return plan, [sizes.get(k) for k in kinds]
+
+
+def outputs(job: Job, grads: Sequence[Tensor | None], on: Tensor) -> list[Tensor | None]:
+    """What a kernel writes: the gradients, or scratch for partial sums."""
+    if not any(job.scratch):
+        return list(grads)
+    return [
+        g if size is None else torch.empty(size, dtype=torch.float32, device=on.device)
+        for g, size in zip(grads, job.scratch, strict=True)
+    ]
+
+
+def add_up(partial: Tensor | None, out: Tensor | None, order: Strides | None = None) -> None:
+    """out = partial.sum(0) in one small launch; nothing to do if they are one tensor. `order` is that of a Layout."""
+    if partial is not None and out is not None and partial is not out:
+        run(_combine_job(out.device, order if out.ndim else None, key(partial), key(out)), out, partial, out)
+
+
+@cached
+def _combine_job(device: torch.device, order: Strides | None, *keys: Key) -> Job:
+    partial, out = specs(*keys)
+    assert partial is not None and out is not None
     count, width = partial.shape
-    at = launch.describe((1, *out.shape), (0, *out.stride()), order=order if out.ndim else None)
+    at = describe((1, *out.shape), (0, *out.strides), order=order)
     r = min(triton.next_power_of_2(count), 1024 if width < 16 else 64)
     c = max(1, min(1024 // r, triton.next_power_of_2(width)))
     steps = triton.next_power_of_2(triton.cdiv(count, r))
-    launch.run(
-        combine, (triton.cdiv(width, c),), out,
-        partial, out, at.strides[0], at.sizes, count, width, STEPS=steps, R=r, C=c,
-    )  # fmt: skip
-
-
-class Sum:
-    """One gradient output of a kernel."""
-
-    def __init__(self, grad: Tensor | None, shape: Sequence[int]) -> None:
-        self.grad = grad
-        self.partial: Tensor | None = None
-        if grad is None:
-            self.kind = ABSENT
-        elif grad.shape == shape:
-            self.kind = ELEMENT
-        else:
-            self.kind = BATCH if grad.ndim else ALL
-
-    @property
-    def summed(self) -> bool:
-        return self.kind >= BATCH
-
-    def zero(self) -> None:
-        if self.grad is not None:
-            self.grad.zero_()
-
-    def full_strides(self) -> tuple[int, ...] | None:
-        """Strides of a gradient per element; None where the kernel writes partial sums."""
-        return self.grad.stride() if self.grad is not None and self.kind == ELEMENT else None
-
-    def target(self, plan: launch.Plan, n: int) -> Tensor | None:
-        """What the kernel writes."""
-        if self.grad is None or not self.summed:
-            return self.grad
-        size = (plan.programs // plan.parts, n) if self.kind == BATCH else (plan.programs, 1)
-        self.partial = torch.empty(size, dtype=torch.float32, device=self.grad.device)
-        return self.partial
-
-    def finish(self, at: launch.Layout) -> None:
-        if self.partial is not None and self.grad is not None:
-            add_up(self.partial, self.grad, at.order)
+    return Job(combine, (triton.cdiv(width, c),), 128, (at.strides[0], at.sizes, count, width, steps, r, c))

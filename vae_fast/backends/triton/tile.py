@@ -4,6 +4,9 @@ A tile is (ROWS, COLS): ROWS samples, COLS consecutive elements of each in row-m
 (batch, innermost, ..., outermost) over the dims that are left after neighbours were merged, or (batch,) for a tensor
 with one value a sample. Every stride but the innermost is a multiple of VEC; writing `s // VEC * VEC` tells the
 compiler so, and that is what makes loads and stores 128 bits wide.
+
+Tiles travel as a tuple `at` = (row, cols, inside, mask): int64 samples (ROWS, 1), element numbers (1, COLS), which
+samples exist (ROWS, 1), which elements exist (ROWS, COLS).
 """
 
 from __future__ import annotations
@@ -13,13 +16,34 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(row, cols, sizes, strides, VEC: tl.constexpr):
-    """Memory offset of the elements `cols` of the samples `row`; (ROWS, 1) for a tensor with one value a sample."""
-    if len(strides) == 1:
-        return row * strides[0]
+def elements(start, n, sizes, SWAP: tl.constexpr, COLS: tl.constexpr):
+    """COLS places from `start`, and the element numbers that they stand for.
+
+    SWAP is for channels-last tensors where noise wants row-major groups of four: a group still has four neighbours in
+    row-major order (pixels of one channel), but the next group is the same pixels of the next channel, so that a warp
+    reads neighbouring memory.
+    """
+    place = start + tl.arange(0, COLS)[None, :]
+    if SWAP:
+        return place, swapped_group(place // 4, n, sizes) * 4 + place % 4
     else:
-        offset = row * (strides[0] // VEC * VEC)
-        rest = cols
+        return place, place
+
+
+@triton.jit
+def swapped_group(group, n, sizes):
+    outer = n // sizes[0]
+    return (group % outer) * (sizes[0] // 4) + group // outer
+
+
+@triton.jit
+def locate(at, sizes, strides, VEC: tl.constexpr):
+    """Memory offsets of a tile; (ROWS, 1) for a tensor with one value a sample."""
+    if len(strides) == 1:
+        return at[0] * strides[0]
+    else:
+        offset = at[0] * (strides[0] // VEC * VEC)
+        rest = at[1]
         for d in tl.static_range(len(sizes)):
             if d == 0:
                 size = sizes[0] // VEC * VEC
@@ -35,38 +59,38 @@ def locate(row, cols, sizes, strides, VEC: tl.constexpr):
 
 
 @triton.jit
-def read(pointers, inside, mask):
-    """Values as float32 where the tile is live; (ROWS, 1) where a sample has one value."""
+def read(pointers, at):
+    """Values as float32, 0 outside; (ROWS, 1) where a sample has one value."""
     if pointers.shape[1] == 1:
-        x = tl.load(pointers, mask=inside, other=0)
+        x = tl.load(pointers, mask=at[2], other=0)
     else:
-        x = tl.load(pointers, mask=mask, other=0)
+        x = tl.load(pointers, mask=at[3], other=0)
     return x.to(tl.float32)
 
 
 @triton.jit
-def load(tensor, strides, row, cols, inside, mask, sizes, VEC: tl.constexpr):
-    return read(tensor + locate(row, cols, sizes, strides, VEC), inside, mask)
+def load(tensor, strides, at, sizes, VEC: tl.constexpr):
+    return read(tensor + locate(at, sizes, strides, VEC), at)
 
 
 @triton.jit
-def write(pointers, value, mask):
+def write(pointers, value, at):
     if pointers.shape[1] == 1:  # a sample of one element, whose tile is still COLS wide
-        pointers += tl.zeros(mask.shape, tl.int32)
+        pointers += tl.zeros(at[3].shape, tl.int32)
     if value.shape[1] == 1:
-        value += tl.zeros(mask.shape, tl.float32)
-    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)
+        value += tl.zeros(at[3].shape, tl.float32)
+    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=at[3])
 
 
 @triton.jit
-def store(tensor, strides, value, row, cols, mask, sizes, VEC: tl.constexpr):
-    write(tensor + locate(row, cols, sizes, strides, VEC), value, mask)
+def store(tensor, strides, value, at, sizes, VEC: tl.constexpr):
+    write(tensor + locate(at, sizes, strides, VEC), value, at)
 
 
 @triton.jit
-def split64(x):
-    """The two uint32 halves of an int64, low first."""
-    return x.to(tl.uint32), (x >> 32).to(tl.uint32)
+def step_of(draw, stride, VEC: tl.constexpr):
+    """Memory offset of a draw."""
+    return draw * (stride // VEC * VEC)
 
 
 @triton.jit
@@ -77,6 +101,5 @@ def combine(partial, out, out_s, sizes, count, width, STEPS: tl.constexpr, R: tl
     for step in range(STEPS):
         r = step * R + tl.arange(0, R)[:, None].to(tl.int64)
         total += tl.load(partial + r * width + cols, mask=(r < count) & (cols < width), other=0)
-    total = tl.sum(total, axis=0)[None, :]
-    row = tl.zeros((1, 1), tl.int64)
-    store(out, out_s, total, row, cols, cols < width, sizes, 1)
+    at = (tl.zeros((1, 1), tl.int64), cols, cols >= 0, cols < width)
+    store(out, out_s, tl.sum(total, axis=0)[None, :], at, sizes, 1)

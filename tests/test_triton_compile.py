@@ -1,0 +1,318 @@
+"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and gfx942, and its assembly read.
+
+The backend's own functions are called with CPU tensors, and where they would launch, the kernel is compiled instead:
+for the target, with the very specialization and block sizes of a launch. No GPU and no driver is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from vae_fast.backends import triton as kernels  # noqa: E402
+from vae_fast.backends.triton import launch, layout  # noqa: E402
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+STATE = torch.empty(2, dtype=torch.int64, device="meta")
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Driver:
+    """As much of a GPU driver as compiling asks for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.name]
+
+    def get_current_device(self) -> int:
+        return list(TARGETS).index(self.name)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Kernel:
+    """A compiled kernel and what its assembly says."""
+
+    def __init__(self, job: launch.Job, compiled: Any, folder: Path) -> None:
+        self.name = job.kernel.__name__
+        names = job.kernel.arg_names
+        self.options = dict(zip(names[len(names) - len(job.rest) :], job.rest, strict=True))
+        self.exchanges = compiled.asm["ttgir"].count("ttg.convert_layout")
+        if "cubin" in compiled.asm:
+            cubin = folder / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            sass = self._dump("-sass", cubin)
+            lines = re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", sass)
+            self.code = Counter(op for op in lines if op != "NOP")
+            usage = self._dump("-res-usage", cubin)
+            self.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+            self.local = sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+            self.local += self.count(r"(LDL|STL)\b")
+            self.loads, self.stores = self.count(r"LDG\.E.*\.128"), self.count(r"STG\.E.*\.128")
+            self.narrow = self.count(r"(LDG|STG)\.E") - self.loads - self.stores
+        else:
+            text = compiled.asm["amdgcn"]
+            self.code = Counter(re.findall(r"^\s+([a-z]\w+)", text, re.M))
+            self.registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
+            pattern = r"\.(?:private_segment_fixed_size|vgpr_spill_count):\s+(\d+)"
+            self.local = sum(int(n) for n in re.findall(pattern, text)) + self.count("scratch_")
+            self.loads = self.count("(global|buffer)_load_dwordx4$")
+            self.stores = self.count("(global|buffer)_store_dwordx4$")
+            self.narrow = self.count("(global|buffer)_(load|store)") - self.loads - self.stores
+
+    @staticmethod
+    def _dump(what: str, cubin: Path) -> str:
+        return subprocess.run([CUOBJDUMP, what, cubin], check=True, capture_output=True, text=True).stdout
+
+    def count(self, pattern: str) -> int:
+        return sum(n for op, n in self.code.items() if re.match(pattern, op))
+
+
+Compile = Callable[..., list[Kernel]]
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compile]:
+    """compiled(target, function, *args, **kwargs): the kernels that the function launches."""
+    found: list[Kernel] = []
+
+    def start(job: launch.Job, tensors: Sequence[Tensor | None]) -> None:
+        assert len(job.grid) == 3 and all(0 < g < (2**31, 65536, 65536)[i] for i, g in enumerate(job.grid))
+        found.append(Kernel(job, launch.compile_for(job, tensors), tmp_path))
+
+    def call(target: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> list[Kernel]:
+        monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+        found.clear()
+        function(*args, **kwargs)
+        assert found
+        for kernel in found:
+            assert kernel.local == 0, f"{kernel.name} spills or has local memory"
+            assert kernel.registers <= 168, f"{kernel.name} takes {kernel.registers} registers"
+        return list(found)
+
+    monkeypatch.setattr(launch, "start", start)
+    yield call
+
+
+def tensors(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Tensors without memory: a compiler reads only shapes, strides and dtypes."""
+    return [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)]
+
+
+def floats(*shape: int) -> Tensor:
+    return tensors(1, *shape)[0]
+
+
+class TestInterpreted:
+    """Kernels that were imported for the interpreter cannot be compiled: another process does it."""
+
+    __test__ = launch.INTERPRETED
+
+    def test_in_its_own_process(self) -> None:
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+        assert run.returncode == 0, run.stdout[-4000:]
+
+
+def assert_wide(kernel: Kernel, loads: int, stores: int, narrow: int, width: int = 1) -> None:
+    """All tiles go in 128-bit accesses, `loads` and `stores` tensors of them; `width` accesses a tensor and thread.
+    `narrow` other accesses are allowed: rng_state, gradients per sample, results per sample."""
+    assert (kernel.loads, kernel.stores) == (loads * width, stores * width), f"{kernel.name}: {kernel.code}"
+    assert kernel.narrow <= narrow, f"{kernel.name}: {kernel.code}"
+    assert kernel.registers <= 64, f"{kernel.name} takes {kernel.registers} registers"
+
+
+class TestDense:
+    """Contiguous tensors: nothing but 128-bit accesses, and threads exchange nothing except for sums."""
+
+    __test__ = not launch.INTERPRETED
+
+    @staticmethod
+    def width(target: str, dtype: torch.dtype) -> int:
+        return 2 if dtype == torch.float32 else 1  # eight elements a thread
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(4096, 64), (300, 4096)], ids=str)
+    def test_latent(self, compiled: Compile, target: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        mu, logvar, z, *grads = tensors(5, *shape, dtype=dtype)
+        kl = floats(shape[0])
+        width = self.width(target, dtype)
+        (kernel,) = compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=kl)
+        assert_wide(kernel, 2, 1, 3 if target != "gfx942" else 4, width)
+        (kernel,) = compiled(
+            target, kernels.latent_backward, z, kl, mu, logvar, None, STATE, None, None,
+            grad_mu=grads[0], grad_logvar=grads[1], grad_prior=None,
+        )  # fmt: skip
+        assert_wide(kernel, 3, 2, 4, width)
+        assert kernel.exchanges == 0
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_noise(self, compiled: Compile, target: str, dtype: torch.dtype) -> None:
+        (eps,) = tensors(1, 2, 300, 4096, dtype=dtype)
+        (kernel,) = compiled(target, kernels.noise_fill, eps, STATE)
+        assert kernel.exchanges == 0 and kernel.count("(LDS|STS|ds_)") == 0
+        assert kernel.stores > 0 and kernel.narrow <= 2
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("member", ["bernoulli", "gaussian"])
+    def test_likelihood(self, compiled: Compile, target: str, member: str, dtype: torch.dtype) -> None:
+        x, *params = tensors(3, 1000, 1024, dtype=dtype)
+        params = params[: 1 if member == "bernoulli" else 2]
+        nll, width = floats(1000), self.width(target, dtype)
+        (kernel,) = compiled(target, kernels.likelihood_forward, member, params, x, nll=nll)
+        assert_wide(kernel, 1 + len(params), 0, 1, width)
+        (kernel,) = compiled(target, kernels.likelihood_backward, member, params, x, nll, grads=params)
+        assert_wide(kernel, 1 + len(params), len(params), 1, width)
+        assert kernel.exchanges == 0
+
+
+class TestOtherShapes:
+    """What else the kernels do: it compiles for every target, without local memory, and wide where it can be."""
+
+    __test__ = not launch.INTERPRETED
+
+    def test_long_samples(self, compiled: Compile, target: str) -> None:
+        mu, logvar, z = tensors(3, 4, 2**20, dtype=torch.bfloat16)
+        first, second = compiled(
+            target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=floats(4)
+        )
+        assert first.loads == 2 and first.stores == 1 and second.name == "combine"
+
+    def test_prior_draws_and_states(self, compiled: Compile, target: str) -> None:
+        mu, logvar, *grads = tensors(4, 256, 512)
+        prior = tensors(2, 512)
+        full = (prior[0].expand(256, 512), prior[1].expand(256, 512))
+        (z,), (states,) = tensors(1, 5, 256, 512), tensors(1, 256, 2, dtype=torch.int64)
+        args, clamp = (mu, logvar, full, states, None), (-30.0, 20.0)
+        (kernel,) = compiled(target, kernels.latent_forward, *args, clamp, z=z, kl=floats(256))
+        assert kernel.loads >= 4 and kernel.stores >= 1
+        found = compiled(
+            target, kernels.latent_backward, z, floats(1).expand(256), *args, clamp,
+            grad_mu=grads[0], grad_logvar=grads[1], grad_prior=(floats(512), floats()),
+        )  # fmt: skip
+        assert [k.name for k in found] == ["_backward", "combine", "combine"]
+        assert found[0].loads >= 4 and found[0].stores >= 2
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_packed_last_is_wide(self, compiled: Compile, target: str, dtype: torch.dtype) -> None:
+        """Halves of (batch, tokens, 2 C): rows of C elements apart, and all accesses are 128 bits wide."""
+        packed, grad = tensors(2, 16, 77, 64, dtype=dtype)
+        (z,) = tensors(1, 16, 77, 32, dtype=dtype)
+        kl = floats(16)
+        width = TestDense.width(target, dtype)
+        args = (*packed.chunk(2, -1), None, STATE, None, None)
+        (kernel,) = compiled(target, kernels.latent_forward, *args, z=z, kl=kl)
+        assert (kernel.loads, kernel.stores) == (2 * width, width) or kernel.options["COLS"] > 1024
+        halves = grad.chunk(2, -1)
+        (kernel,) = compiled(
+            target, kernels.latent_backward, z, kl, *args, grad_mu=halves[0], grad_logvar=halves[1], grad_prior=None
+        )
+        assert (kernel.loads, kernel.stores) == (3 * width, 2 * width)
+
+    def test_channels_last(self, compiled: Compile, target: str) -> None:
+        mu, logvar, z = (x.to(memory_format=torch.channels_last) for x in tensors(3, 4, 32, 16, 16))
+        compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=floats(4))
+        (kernel,) = compiled(target, kernels.likelihood_backward, "gaussian", (mu, logvar), z, floats(4), grads=(mu, logvar))  # fmt: skip
+        assert kernel.narrow <= 1, "all tensors in one order read as dense ones"
+
+    @pytest.mark.parametrize("of_target", [torch.uint8, torch.bool, torch.float32])
+    def test_mixed_targets(self, compiled: Compile, target: str, of_target: torch.dtype) -> None:
+        (logits,), (x,) = tensors(1, 500, 784, dtype=torch.bfloat16), tensors(1, 500, 784, dtype=of_target)
+        compiled(target, kernels.likelihood_forward, "bernoulli", (logits,), x, nll=floats(500))
+        (kernel,) = compiled(target, kernels.likelihood_backward, "bernoulli", (logits,), x, floats(500), grads=(logits,))  # fmt: skip
+        assert kernel.loads >= 1 and kernel.stores >= 1
+
+    def test_broadcast_parameters(self, compiled: Compile, target: str) -> None:
+        mean, x = tensors(2, 500, 3, 32, 32)
+        for shape in ((), (3, 1, 1), (3, 32, 32)):
+            logvar = floats(*shape).expand(x.shape)
+            grad = torch.zeros(shape if shape != (3, 1, 1) else x.shape)
+            compiled(target, kernels.likelihood_backward, "gaussian", (mean, logvar), x, floats(500), grads=(mean, grad))  # fmt: skip
+
+    def test_odd_and_small(self, compiled: Compile, target: str) -> None:
+        for shape in ((5, 7), (6,), (1000, 3), (2, 100_003)):
+            mu, logvar, z = tensors(3, *shape)
+            kl = floats(shape[0])
+            compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=kl)
+
+    def test_more_than_2_31_elements(self, compiled: Compile, target: str) -> None:
+        """Offsets of 64 bits."""
+        mu, logvar, z = tensors(3, 2, 2**31 + 8)
+        found = compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=floats(2))
+        assert found[0].options["WIDE"] and found[0].loads and found[0].stores
+
+
+class TestInstructions:
+    """Instructions per element on sm_90: the difference between two compilations, one with twice the elements a
+    thread. What is left out is what a program does once."""
+
+    __test__ = not launch.INTERPRETED
+
+    # The limits are what was counted, plus a little. In bfloat16 a GPU of 30e12 instructions a second that copies
+    # 4 TB/s has 45 instructions for an element of the forward pass (6 bytes) and 75 for one of backward (10 bytes).
+    @pytest.mark.parametrize(
+        ("what", "dtype", "limit"),
+        [
+            ("noise", torch.float32, 25),
+            ("noise", torch.bfloat16, 25),
+            ("forward", torch.float32, 60),
+            ("forward", torch.bfloat16, 42),
+            ("backward", torch.float32, 62),
+            ("backward", torch.bfloat16, 46),
+        ],
+    )
+    def test_per_element(self, compiled: Compile, monkeypatch, what: str, dtype: torch.dtype, limit: int) -> None:
+        mu, logvar, z, *grads = tensors(5, 1000, 1024, dtype=dtype)
+        counts = []
+        for threads in (64, 128):
+            monkeypatch.setattr(layout.Plan, "threads", threads)
+            launch.forget()
+            args = (mu, logvar, None, STATE, None, None)
+            if what == "noise":
+                (kernel,) = compiled("sm_90", kernels.noise_fill, z[None], STATE)
+            elif what == "forward":
+                (kernel,) = compiled("sm_90", kernels.latent_forward, *args, z=z, kl=floats(1000))
+            else:
+                (kernel,) = compiled(
+                    "sm_90", kernels.latent_backward, z, floats(1000), *args,
+                    grad_mu=grads[0], grad_logvar=grads[1], grad_prior=None,
+                )  # fmt: skip
+            counts.append(kernel.code.total())
+        launch.forget()
+        each = (counts[0] - counts[1]) / 8
+        print(f"{what} in {dtype}: {each} instructions an element")
+        assert 0.8 * limit < each <= limit
+
+    def test_philox_takes_one_multiply_a_product(self, compiled: Compile) -> None:
+        """Two 32x32 bit products a round, each one IMAD.WIDE; the first rounds fold into scalars."""
+        (kernel,) = compiled("sm_90", kernels.noise_fill, tensors(1, 1, 1000, 1024)[0], STATE)
+        calls = 2  # eight elements a thread
+        assert kernel.count(r"IMAD\.WIDE\.U32") + kernel.count(r"IMAD\.HI\.U32") <= 20 * calls + 4
+        assert kernel.count(r"MUFU\.(LG2|SQRT)") == 8  # log2 and sqrt of four pairs

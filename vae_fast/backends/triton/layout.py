@@ -1,0 +1,182 @@
+"""How tensors are described to a kernel, and which elements each program works on.
+
+Everything here is arithmetic on shapes and strides. It depends on nothing else: not on the device, so that a sum has
+the same bits on every GPU of a kind, and never in a way that noise could notice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from .launch import INTERPRETED, Spec, cached
+
+TILE = 1024  # elements of most programs, eight a thread: one 128-bit access of 16-bit values, two of float32
+LONG = 16384  # a longer sample is summed by several programs
+FEW = 1 if INTERPRETED else 256  # fewer programs than about this leave a GPU idle
+MANY = 2048  # so many keep it busy
+GRID_Y = 65535
+
+Strides = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How the elements of a sample lie in memory, for several tensors of one shape (batch, ...)."""
+
+    n: int  # elements of a sample
+    sizes: Strides  # of the merged dims, innermost first, without the outermost
+    strides: tuple[Strides, ...]  # of each tensor: (batch, innermost, ..., outermost), (batch,) if constant
+    vec: int  # power of two up to 16 that divides the innermost size and all strides but the innermost
+    wide: bool  # offsets inside a sample need 64 bits
+    order: Strides  # of the dims, outermost first, in which elements are counted
+    swap: bool  # most tensors are channels-last (see tile.elements)
+
+
+def describe(
+    shape: Strides,
+    *tensors: Strides | None,
+    draws: Iterable[int] = (),
+    order: Strides | None = None,
+    free: bool = False,
+) -> Layout:
+    """Merges neighbouring dims where every tensor allows it. An absent tensor (None) gets strides ().
+
+    Elements are counted row-major, or in the given `order` of dims. If `free`, nothing depends on the order, and it
+    follows the first tensor's memory: tensors that are all channels-last (or permuted otherwise) read as dense ones.
+    `draws` are the strides of leading dims, which count for `vec` only.
+    """
+    present = [s for s in tensors if s is not None]
+    if order is None:
+        order = tuple(range(1, len(shape)))
+        if free:
+            order = tuple(sorted(order, key=lambda d: present[0][d], reverse=True))
+    dims: list[tuple[int, Strides]] = []  # innermost first
+    for d in reversed(order):
+        size, step = shape[d], tuple(s[d] for s in present)
+        if size == 1:
+            continue
+        if dims and all(a == b * dims[-1][0] for a, b in zip(step, dims[-1][1], strict=True)):
+            dims[-1] = (dims[-1][0] * size, dims[-1][1])
+        else:
+            dims.append((size, step))
+    n = math.prod(shape[1:])
+    vec = math.gcd(16, dims[0][0] if dims else 1, *draws)
+    extent = n
+    strides: list[Strides] = []
+    for i, s in enumerate(present):
+        batch, inner = s[0] if shape[0] > 1 else 0, [step[i] for _, step in dims]
+        if any(inner):
+            vec = math.gcd(vec, batch, *inner[1:])
+            extent = max(extent, sum((size - 1) * step[i] for size, step in dims))
+        strides.append((batch, *inner) if any(inner) else (batch,))
+    found = iter(strides)
+    return Layout(
+        n,
+        tuple(size for size, _ in dims[:-1]),
+        tuple(() if s is None else next(found) for s in tensors),
+        vec,
+        extent >= 2**31 - 2**16,
+        order,
+        not free and _channels_last(dims),
+    )
+
+
+def _channels_last(dims: list[tuple[int, Strides]]) -> bool:
+    if len(dims) != 2 or dims[0][0] % 4:
+        return False
+    votes = [outer < inner for inner, outer in zip(dims[0][1], dims[1][1], strict=True)]
+    return 2 * sum(votes) > len(votes)
+
+
+def lead(x: Spec | None, over: Spec) -> tuple[int, int, Strides | None]:
+    """Draws, their stride and the other strides of a tensor (batch, ...) or (draws, batch, ...)."""
+    if x is None:
+        return 1, 0, None
+    if len(x.shape) == len(over.shape):
+        return 1, 0, x.strides
+    return x.shape[0], x.strides[0], x.strides[1:]
+
+
+class Plan(NamedTuple):
+    programs: int  # along the first grid dim
+    parts: int  # of a sample
+    steps: int  # tiles of a program
+    rows: int
+    cols: int
+
+    @property
+    def threads(self) -> int:
+        return max(32, self.rows * self.cols // 8)
+
+
+def _width(n: int) -> int:
+    """Columns of a tile: the widest that wastes little of the last tile of a sample."""
+    widths = [w for w in (1024, 512, 256, 128, 64, 32) if w < 2 * n] or [max(4, triton.next_power_of_2(n))]
+    padded = {w: triton.cdiv(n, w) * w for w in widths}
+    return next(w for w in widths if padded[w] <= 1.125 * min(padded.values()))
+
+
+def _height(rows: int, cols: int, parts: int) -> int:
+    """Rows of a tile: as many as TILE holds, fewer if that leaves too few programs."""
+    height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
+    while height > 1 and triton.cdiv(rows, height) * parts < FEW:
+        height //= 2
+    return height
+
+
+@cached
+def elementwise_plan(rows: int, n: int) -> Plan:
+    """One tile a program: nothing is summed."""
+    cols = _width(n)
+    parts = triton.cdiv(n, cols)
+    height = _height(rows, cols, parts)
+    return Plan(triton.cdiv(rows, height) * parts, parts, 1, height, cols)
+
+
+@cached
+def row_sum_plan(rows: int, n: int) -> Plan:
+    """Sums along samples. A program walks along `rows` whole samples, or along one part of one long sample."""
+    cols = _width(n)
+    if n <= LONG:
+        if n >= 4 * TILE and rows <= FEW:  # few samples: more threads on each
+            cols = 4 * TILE
+        height = _height(rows, cols, 1)
+        return Plan(triton.cdiv(rows, height), 1, triton.cdiv(n, cols), height, cols)
+    span = min(LONG, max(4 * TILE, triton.next_power_of_2(triton.cdiv(rows * n, MANY))))
+    parts = triton.cdiv(n, span)
+    return Plan(rows * parts, parts, span // TILE, 1, TILE)
+
+
+@cached
+def column_sum_plan(rows: int, n: int) -> Plan:
+    """Sums across samples. A program walks down `steps` tiles of `rows` samples, and there are few programs."""
+    cols = min(_width(n), 128)
+    parts = triton.cdiv(n, cols)
+    height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
+    tiles = triton.cdiv(rows, height)
+    steps = triton.next_power_of_2(max(1, triton.cdiv(tiles * parts, MANY), min(tiles, 4)))
+    return Plan(triton.cdiv(tiles, steps) * parts, parts, steps, height, cols)
+
+
+def draw_steps(draws: int, programs: int) -> int:
+    """How many draws one program makes: all of them, unless few programs would be left."""
+    return max(1, triton.cdiv(draws, GRID_Y), min(draws, draws * programs // MANY))
+
+
+def exact(*tensors: Spec) -> bool:
+    """Whether to compute to float32 accuracy (see formulas)."""
+    return any(t.dtype is torch.float32 for t in tensors)
+
+
+def pair(at: Layout, *tensors: Spec | None) -> bool:
+    """Whether threads hold eight neighbouring elements (16-bit values in 128-bit accesses) rather than four."""
+    return at.vec >= 8 and not at.swap and any(t is not None and t.dtype.itemsize == 2 for t in tensors)
+
+
+def constants(at: Layout, plan: Plan) -> tuple[Any, ...]:
+    """The last arguments of every kernel: VEC, SWAP, WIDE, ROWS, COLS."""
+    return at.vec, at.swap, at.wide, plan.rows, plan.cols
