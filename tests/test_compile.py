@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
 
-pytestmark = pytest.mark.no_poison
+pytestmark = [pytest.mark.no_poison, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
 LATENT = torch.ops.vae_fast.latent
 LIKELIHOOD = torch.ops.vae_fast.likelihood
 

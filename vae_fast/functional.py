@@ -36,7 +36,7 @@ def reparameterize_kl(
         kl = sum (expm1(d) - d + (mu - mu_p)^2 exp(-logvar_p)) / 2,  d = logvar - logvar_p
 
     The sums run over all dims but the first. The noise is never stored: backward makes it again from `rng_state`.
-    With float64 among the inputs the arithmetic is in float64, else in float32. NaN and infinities propagate.
+    Arithmetic is in float32, or in float64 if mu, logvar or the prior is. NaN and infinities propagate.
 
     Args:
         mu: (batch, ...), float32, bfloat16, float16 or float64, any strides. (batch,) is one element per sample.
