@@ -59,7 +59,10 @@ def _is_plain(t: Tensor) -> bool:
 
 def are_plain(*grads: Tensor | None) -> bool:
     """Whether a kernel can take these gradients; autograd may hand over batched, fake or negated ones."""
-    return _peek_interpreter_stack() is None and all(g is None or _is_plain(g) for g in grads)
+    for g in grads:
+        if g is not None and not _is_plain(g):
+            return False
+    return _peek_interpreter_stack() is None
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
