@@ -154,11 +154,14 @@ def run(batch: int, features: int, dtype: str) -> Comparison:
     element = 4 if dtype == "float32" else 2
     # forward reads mu, logvar and writes z; backward reads mu, logvar, grad_z and writes two gradients
     bytes_moved = 8 * batch * features * element
+    large = batch * features > 1 << 22
     return compare(
         f"sample + KL, forward + backward, {batch} x {features} {dtype}",
         case,
-        PROVIDERS,
+        # The reference spells Philox out in tensor operations: minutes at the large size.
+        [p for p in PROVIDERS if not (large and p.build is ours_reference)],
         bytes_moved=bytes_moved,
+        rounds=6 if large else 12,
     )
 
 

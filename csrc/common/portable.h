@@ -14,6 +14,8 @@
 #define VAE_FAST_FN inline __attribute__((always_inline))
 #endif
 
+#define VAE_FAST_LAMBDA __attribute__((always_inline))
+
 // Every instruction set compiles this code in a namespace of its own (VAE_FAST_ISA), so that the linker can never
 // pick an AVX-512 copy of an inline function for a machine that has none.
 #if defined(VAE_FAST_ISA)

@@ -16,74 +16,80 @@ VAE_FAST_FN vf32 clamped(vf32 logvar, const Clamp& c) { return c.active ? clamp(
 void latent_forward(const LatentForward& a, const Task& task) {
   RowSums kl(a.kl, a.tiling, task);
   const bool wants_kl = a.kl.value != nullptr;
+  const bool one_pass = a.z && a.draws == 1;  // else exp(logvar/2) is kept for the draws
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, std, terms, z_buffer;
     NoiseBuffer noise_buffer;
     const float* mu = read(a.mu, block, mu_buffer);
     const float* logvar = read(a.logvar, block, logvar_buffer);
+    const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer) : nullptr;
+    float* z = one_pass ? destination(a.z, block, z_buffer) : nullptr;
 
+    const auto emit_std = [&](std::int64_t i, int count, vf32 m, vf32 deviation) VAE_FAST_LAMBDA {
+      if (one_pass) store_partial(z + i, fma(deviation, load_partial(eps + i, count), m), count);
+      else store(std.data + i, deviation);
+    };
     if (a.prior_mu && wants_kl) {
       const float* prior_mu = read(a.prior_mu, block, prior_mu_buffer);
       const float* prior_logvar = read(a.prior_logvar, block, prior_logvar_buffer);
-      for_each_vector(block.size(), [&](std::int64_t i, int count) {
-        const vf32 lv = clamped(load_partial(logvar + i, count), a.clamp);
-        store(std.data + i, exp(splat<vf32>(0.5f) * lv));
-        store(terms.data + i, divergence(load_partial(mu + i, count), lv, load_partial(prior_mu + i, count),
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
+        store(terms.data + i, divergence(m, lv, load_partial(prior_mu + i, count),
                                          load_partial(prior_logvar + i, count)).value);
+        emit_std(i, count, m, exp(splat<vf32>(0.5f) * lv));
       });
     } else {
-      for_each_vector(block.size(), [&](std::int64_t i, int count) {
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
         const Exponential<vf32> e = exponential(lv);
-        store(std.data + i, e.root);
         store(terms.data + i, divergence(m * m, e).value);
+        emit_std(i, count, m, e.root);
       });
     }
     if (wants_kl) kl.add(block, terms.data);
+    if (one_pass) return write(a.z, block, z);
 
-    if (!a.z) return;
-    for (std::int64_t draw = 0; draw < a.draws; ++draw) {
+    for (std::int64_t draw = 0; a.z && draw < a.draws; ++draw) {
       const View view = a.z.draw(draw);
-      const float* eps = normals(a.noise, draw, block, noise_buffer);
-      float* z = destination(view, block, z_buffer);
-      for_each_vector(block.size(), [&](std::int64_t i, int count) {
-        const vf32 sample = fma(load<vf32>(std.data + i), load_partial(eps + i, count), load_partial(mu + i, count));
-        store_partial(z + i, sample, count);
+      const float* own = normals(a.noise, draw, block, noise_buffer);
+      float* to = destination(view, block, z_buffer);
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        const vf32 sample = fma(load<vf32>(std.data + i), load_partial(own + i, count), load_partial(mu + i, count));
+        store_partial(to + i, sample, count);
       });
-      write(view, block, z);
+      write(view, block, to);
     }
   });
 }
 
 namespace {
 
-// grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
+// What the draws contribute: the sum of grad_z, and that of grad_z·eps as the product of two arrays.
 struct DrawSums {
-  Buffer grad_buffer, read_buffer, weighted;
+  Buffer read_buffer, grad_buffer, weighted_buffer, ones;
   NoiseBuffer noise_buffer;
-  const float* grad = nullptr;
+  const float *grad = nullptr, *weighted = nullptr, *factor = nullptr;
 
   VAE_FAST_FN void gather(const LatentBackward& a, const Block& block) {
     const bool wants_noise = static_cast<bool>(a.grad_logvar);
+    if (a.draws == 1) {
+      grad = weighted = read(a.grad_z, block, read_buffer);
+      factor = wants_noise ? normals(a.noise, 0, block, noise_buffer) : grad;
+      return;
+    }
     for (std::int64_t draw = 0; draw < a.draws; ++draw) {
       const float* g = read(a.grad_z.draw(draw), block, read_buffer);
-      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer) : nullptr;
-      const bool first = draw == 0;
-      if (wants_noise)
-        for_each_vector(block.size(), [&](std::int64_t i, int count) {
-          const vf32 product = load_partial(g + i, count) * load_partial(eps + i, count);
-          store(weighted.data + i, first ? product : load<vf32>(weighted.data + i) + product);
-        });
-      if (a.draws == 1) {
-        grad = g;
-      } else {
-        for_each_vector(block.size(), [&](std::int64_t i, int count) {
-          const vf32 value = load_partial(g + i, count);
-          store(grad_buffer.data + i, first ? value : load<vf32>(grad_buffer.data + i) + value);
-        });
-        grad = grad_buffer.data;
-      }
+      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer) : g;
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        const vf32 value = load_partial(g + i, count), product = value * load_partial(eps + i, count);
+        store(grad_buffer.data + i, draw == 0 ? value : load<vf32>(grad_buffer.data + i) + value);
+        store(weighted_buffer.data + i, draw == 0 ? product : load<vf32>(weighted_buffer.data + i) + product);
+      });
     }
+    for (std::int64_t i = 0; i < kBlock; ++i) ones.data[i] = 1.0f;
+    grad = grad_buffer.data;
+    weighted = weighted_buffer.data;
+    factor = ones.data;
   }
 };
 
@@ -105,13 +111,13 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
     const bool wants_prior_mu = kHasPrior && wanted(a.grad_prior_mu);
     const bool wants_prior_logvar = kHasPrior && wanted(a.grad_prior_logvar);
 
-    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+    for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
       const vf32 raw = load_partial(logvar + i, count), lv = clamped(raw, a.clamp);
       const Exponential<vf32> e = exponential(lv);
       vf32 by_mu{}, by_logvar{};
       if constexpr (kHasZ) {
         by_mu = load_partial(draws.grad + i, count);
-        by_logvar = splat<vf32>(0.5f) * load<vf32>(draws.weighted.data + i) * e.root;
+        by_logvar = splat<vf32>(0.5f) * (load_partial(draws.weighted + i, count) * load_partial(draws.factor + i, count)) * e.root;
       }
       if constexpr (kHasKl) {
         const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
