@@ -30,9 +30,10 @@ def run(arguments: list[str] | None = None) -> int:
         status = app(arguments, prog_name="vae-fast", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA:
             raise
-        return _fail(f"{error.name} is not installed; the command takes: pip install 'vae_fast[train]'")
+        return _fail(f"{package} is not installed; the command takes: pip install 'vae_fast[train]'")
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:

@@ -8,7 +8,6 @@ from importlib import metadata
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import vae_fast
 
@@ -19,22 +18,18 @@ _VARIABLES = ("VAE_FAST_BACKEND", "VAE_FAST_CPU_ISA", "TRITON_INTERPRET", "OMP_N
 def run_doctor() -> None:
     info = vae_fast.info()
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("backend", "state", "details", title=None, box=None, pad_edge=False)
-    for name, entry in info["backends"].items():
-        details = [f"{k}: {_text(v)}" for k, v in entry.items() if k not in ("available", "reason")]
-        state = "[green]available[/]" if entry["available"] else "[yellow]missing[/]"
-        table.add_row(name, state, entry["reason"] or ", ".join(details))
     console.print(f"vae_fast {info['version']}, torch {info['torch']}, Python {platform.python_version()}")
     console.print(f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         console.print(f"cuda:{i} {torch.cuda.get_device_name(i)}")
-    console.print()
-    console.print(table)
-    console.print()
+    for name, entry in info["backends"].items():
+        details = ", ".join(f"{k} {_text(v)}" for k, v in entry.items() if k not in ("available", "reason"))
+        state = f"available  {details}" if entry["available"] else f"missing: {entry['reason']}"
+        console.print(f"{name:10} {state}".rstrip(), markup=False)
     for device, name in info["used"].items():
         forced = " (forced)" if info["forced"] else ""
-        console.print(f"{device} tensors are served by: [bold]{name}[/]{forced}")
-        if name == "reference":
+        console.print(f"{device} tensors are served by: {name}{forced}")
+        if name == "reference" and not info["forced"]:
             console.print(f"  the plain PyTorch twin: right, but slow. {_advice(device)}")
     for variable in _VARIABLES:
         if variable in os.environ:

@@ -114,14 +114,15 @@ def _draw(trainer: Trainer, folder: Path) -> list[str]:
 
 
 def _print_start(console: Console, trainer: Trainer) -> None:
-    recipe, dataset = trainer.recipe, trainer.dataset
+    recipe, dataset, accelerator = trainer.recipe, trainer.dataset, trainer.accelerator
     shape = "x".join(map(str, dataset.shape))
     count = sum(p.numel() for p in trainer.model.parameters())
-    device = trainer.accelerator.device
+    device, world = accelerator.device.type, accelerator.num_processes
+    used = vae_fast.info()["used"].get(device, "reference")
     console.print(
         f"{dataset.name}: {len(dataset.train):,} to train, {len(dataset.test):,} to test, {shape}; "
         f"{recipe.architecture} VAE, {count:,} parameters, {recipe.likelihood}; batch {recipe.batch_size:,}; "
-        f"{device}, fused ops: {vae_fast.info()['used'].get(device.type, 'reference')}"
+        f"{device}{f', {world} processes' if world > 1 else ''}; fused ops: {used}"
     )
     if trainer.epoch:
         console.print(f"goes on from epoch {trainer.epoch} of {recipe.epochs}")

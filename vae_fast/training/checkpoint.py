@@ -98,7 +98,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         # save_file has a temporary file of its own, with a name that nobody could clean up after a kill.
-        replace_bytes(path, save(tensors, {"format": "pt", **metadata}))
+        replace_bytes(path, save(tensors, metadata))
     except OSError as error:
         raise _cannot_write(path, error) from None
 
