@@ -68,10 +68,13 @@ def compare(
 
 def run(engine: str, device: str) -> int:
     generator = torch.Generator().manual_seed(0)
+    dtypes, shapes = (torch.float32, torch.bfloat16), ((5, 64), (33, 7), (2, 20_001))
+    if device == "cpu":  # Triton's interpreter is slow
+        dtypes, shapes = dtypes[:1], ((3, 7),)
     checks = 0
     with vae_fast.backend(engine):
-        for dtype in (torch.float32, torch.bfloat16):
-            for rows, n in ((5, 64), (33, 7), (2, 20_001 if device == "cuda" else 401)):
+        for dtype in dtypes:
+            for rows, n in shapes:
 
                 def made(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
                     return torch.randn(shape, generator=generator).to(dtype)

@@ -1,0 +1,207 @@
+"""The record of scripts/gpu_check.sh: record.json, and the table that it prints last. Exit code 0 is PASS.
+
+Passing is about being right: the speeds are compared with the targets, and a missed target is said, not failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import report
+
+ROOT = Path(__file__).resolve().parents[1]
+OF_COPY, OVER_COMPILE, OVER_EAGER = 0.92, 1.3, 6.0  # the targets for tensors of LARGE bytes and more
+LARGE = 256 << 20
+NVIDIA_SMI = (
+    "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+)
+MET = {True: "met", False: "missed", None: "not judged"}
+Row = dict[str, Any]
+
+
+def output_of(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() or None
+
+
+def describe_device() -> dict[str, Any]:
+    import torch
+
+    smi = output_of("nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader")
+    device: dict[str, Any] = {
+        "nvidia-smi": dict(zip(NVIDIA_SMI.split(","), smi.splitlines()[0].split(", "), strict=False))
+        if smi
+        else None
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        device |= {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+            "processors": properties.multi_processor_count,
+            "devices": torch.cuda.device_count(),
+        }
+    return device
+
+
+def versions() -> dict[str, str | None]:
+    import torch
+
+    nvcc = output_of("nvcc", "--version")
+    found: dict[str, str | None] = {"torch": torch.__version__, "cuda_of_torch": torch.version.cuda}
+    found["nvcc"] = nvcc.splitlines()[-1] if nvcc else None
+    for name in ("triton", "pybind11", "pytest", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def source_hash() -> str:
+    """Of the sources, for a copy without its history."""
+    files = (f for folder in ("csrc", "vae_fast", "benchmarks") for f in (ROOT / folder).rglob("*"))
+    digest = hashlib.sha256()
+    for f in sorted(f for f in files if f.suffix in (".py", ".h", ".cpp", ".cu")):
+        digest.update(f"{f.relative_to(ROOT)}\n".encode() + f.read_bytes())
+    return digest.hexdigest()
+
+
+def read_stages(path: Path) -> list[Row]:
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = ("name", "result", "seconds", "exit", "note")
+    stages = [dict(zip(names, line.split("\t"), strict=False)) for line in lines]
+    return [stage | {"seconds": int(stage["seconds"]), "exit": int(stage["exit"])} for stage in stages]
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[tuple[str, str], Row]]:
+    """{case: {(direction, provider): row}}"""
+    groups: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        if "median_s" in row:
+            case = (row["op"], row["dtype"], row["rows"], row["features"])
+            groups.setdefault(case, {})[row["direction"], row["provider"]] = row
+    return groups
+
+
+def judge(rows: Sequence[Row]) -> list[Row]:
+    """Each engine and case against the targets."""
+    found = []
+    for (op, dtype, batch, features), group in grouped(rows).items():
+        for engine in ("cuda", "triton", "cpu"):
+            ours = {d: group.get((d, engine)) for d in ("forward", "backward", "both")}
+            both = ours["both"]
+            if both is None:
+                continue
+
+            def over(other: str, key: str, both: Row = both, group: Any = group) -> float | None:
+                theirs = group.get(("both", other), {}).get(key)
+                return theirs / both[key] if theirs and both.get(key) else None
+
+            large = both["tensor_bytes"] >= LARGE
+            entry: Row = {"op": op, "dtype": dtype, "rows": batch, "features": features, "engine": engine}
+            entry |= {f"{d}_of_copy": row["of_copy"] if row else None for d, row in ours.items()}
+            entry |= {"both_s": both["median_s"], "large": large}
+            entry |= {
+                "over_compile": over("torch.compile", "median_s"),
+                "over_eager": over("eager", "median_s"),
+            }
+            entry |= {
+                "host_over_compile": over("torch.compile", "host_s"),
+                "host_over_eager": over("eager", "host_s"),
+            }
+            compare: list[tuple[Any, float]]
+            if large:
+                compare = [(entry["forward_of_copy"], OF_COPY), (entry["backward_of_copy"], OF_COPY)]
+                compare += [(entry["over_compile"], OVER_COMPILE), (entry["over_eager"], OVER_EAGER)]
+            else:
+                compare = [(entry["over_compile"], 1.0), (entry["host_over_compile"], 1.0)]
+            entry["met"] = all(value is not None and value >= target for value, target in compare)
+            found.append(entry)
+    return found
+
+
+def table(stages: Sequence[Row], targets: Sequence[Row], left_out: Sequence[str]) -> list[str]:
+    def number(value: float | None, scale: float = 1, digits: int = 2) -> str:
+        return "-" if value is None else f"{scale * value:.{digits}f}"
+
+    lines = [f"{s['name']:<13} {s['result']:<5}{s['seconds']:>5} s  {s['note'][:90]}" for s in stages]
+    if targets:
+        lines += [
+            "",
+            "forward + backward; % of the bandwidth of a copy; times faster (device time; host time)",
+        ]
+        lines.append(
+            f"{'':<46}{'us':>9}{'fwd %':>7}{'bwd %':>7}{'compile':>9}{'eager':>7}{'host: compile':>15}  targets"
+        )
+    for t in targets:
+        case = f"{t['op']} {t['rows']}x{t['features']} {t['dtype']} {t['engine']}"
+        line = f"{case:<46}{number(t['both_s'], 1e6, 1):>9}"
+        line += f"{number(t['forward_of_copy'], 100, 0):>7}{number(t['backward_of_copy'], 100, 0):>7}"
+        line += (
+            f"{number(t['over_compile']):>9}{number(t['over_eager']):>7}{number(t['host_over_compile']):>15}"
+        )
+        lines.append(f"{line}  {MET[t['met']]}")
+    if left_out:
+        lines.append(f"not measured, no time: {', '.join(left_out)}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--stages", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true")
+    arguments = parser.parse_args()
+    stages = read_stages(arguments.stages)
+    measured = (
+        json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {"rows": [], "left_out": []}
+    )
+    targets = judge(measured["rows"])
+    if arguments.dry_run:  # tiny sizes on a CPU: the columns are real, the numbers mean nothing
+        for target in targets:
+            target["met"] = None
+    passed = bool(stages) and all(stage["result"] != "fail" for stage in stages)
+    verdict = ("PASS" if passed else "FAIL") + (" (dry run: no GPU was used)" if arguments.dry_run else "")
+    skipped = [s["name"] for s in stages if s["result"] == "skip"]
+    verdict += f" (skipped: {', '.join(skipped)})" if skipped else ""
+    machine, device, found = report.describe_machine(), describe_device(), versions()
+    torch_version = found["torch"]
+    record = {
+        "verdict": verdict,
+        "dry_run": arguments.dry_run,
+        "machine": machine | {"source_sha256": source_hash()},
+        "device": device,
+        "versions": found,
+        "stages": stages,
+        "targets": targets,
+        "left_out": measured["left_out"],
+        "benchmarks": measured["rows"],
+    }
+    (arguments.out / "record.json").write_text(report.compact(record) + "\n")
+    text_of_device = device.get("name", "no GPU")
+    head = f"{machine['time']}  {text_of_device}  torch {torch_version}  commit {machine['commit'][:10] or 'unknown'}"
+    text = "\n".join([head, *table(stages, targets, measured["left_out"]), verdict])
+    (arguments.out / "summary.txt").write_text(text + "\n")
+    print(f"\n{text}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
