@@ -225,7 +225,7 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
     sources = [one.inputs[0].detach() for one in sets]
     targets = [torch.empty_like(sources[0]) for _ in sets]
     copies = [lambda a=a, b=b: b.copy_(a) for a, b in zip(sources, targets, strict=True)]
-    shared = {
+    shared: dict[str, Any] = {
         "op": case.op,
         "dtype": case.dtype,
         "rows": case.rows,
@@ -244,7 +244,8 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
             try:
                 outputs = provider.function(*first.inputs)
                 check(case, first, outputs, differentiate(outputs, first))
-                facts[provider.name] = fact = {}
+                fact: dict[str, Any] = {}
+                facts[provider.name] = fact
                 del outputs
 
                 def both(function: Callable[..., Outputs] = provider.function) -> None:
@@ -278,7 +279,9 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
         speed = 2 * case.tensor_bytes / copy["median_s"]
         least, formula = case.fewest_bytes(direction)
         for name, seconds in times.items():
-            row = shared | {"direction": direction, "provider": name} | gpu_timing.summary(seconds)
+            row: dict[str, Any] = (
+                shared | {"direction": direction, "provider": name} | gpu_timing.summary(seconds)
+            )
             row |= {"bytes": least, "bytes_formula": formula, "copy_bytes_per_s": speed}
             row["of_copy"] = least / row["median_s"] / speed
             rows.append(row | (facts[name] if direction == "both" else {}))

@@ -76,7 +76,9 @@ def interleaved(replays: dict[str, Replay], rounds: int) -> dict[str, list[float
 
 
 def summary(times: Sequence[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
+    low, median, high = (
+        statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
+    )
     return {"median_s": median, "quartiles_s": [low, high], "rounds_s": [float(f"{t:.4g}") for t in times]}
 
 
@@ -104,7 +106,7 @@ def launches(call: Call, device: str) -> int | None:
         call()
         _drain(device)
     events = profile.events() or []
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events) or None
+    return sum(event.device_type.name == "CUDA" for event in events) or None
 
 
 def _drain(device: str) -> None:

@@ -50,7 +50,7 @@ sys.exit(not info["backends"]["cuda"]["available"])'
 
 run_pytest() {  # a run in which every test is skipped proves nothing
     local status
-    "$python" -m pytest -q -p no:cacheprovider "$@" | tee "$work/pytest.log"
+    "$python" -m pytest -q --tb=short --maxfail=40 -p no:cacheprovider "$@" | tee "$work/pytest.log"
     status=${PIPESTATUS[0]}
     grep -q '[0-9] passed' "$work/pytest.log" || { [ "$status" != 0 ] || echo "no test ran"; return 1; }
     return "$status"
@@ -59,7 +59,7 @@ run_pytest() {  # a run in which every test is skipped proves nothing
 workers() {  # pytest-xdist, where it is installed
     local cores
     cores=$(nproc)
-    "$python" -c 'import xdist' 2> /dev/null && echo "-n $((cores < 8 ? cores : 8))"
+    "$python" -c 'import xdist' 2> /dev/null && echo "-n $((cores < 14 ? cores : 14))"
 }
 
 tests_cuda() {
@@ -182,9 +182,9 @@ if [ -z "$dry" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.i
 fi
 stage build 130 "$reserve"
 stage tests_cuda 90 "$reserve"
-stage tests_triton 130 "$reserve"
-stage tests_large 60 "$reserve"
-stage sanitizers 100 "$reserve"
+stage tests_triton 170 "$reserve"
+stage tests_large 50 "$reserve"
+stage sanitizers 95 "$reserve"
 stage bench 240 10
 
 "$python" benchmarks/gpu_record.py "$out" --stages "$work/stages.tsv" --rows "$work/rows.json" ${dry:+--dry-run}

@@ -20,7 +20,7 @@ import test_latent
 import test_likelihood
 import test_noise
 import torch
-from conftest import TRITON, state
+from conftest import NATIVE, TRITON, state
 from test_compile import everything, leaf
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -34,7 +34,7 @@ GPU = torch.cuda.is_available()
 DEVICE = os.environ.get("VAE_FAST_TEST_DEVICE", "cuda")
 ENGINES = os.environ.get("VAE_FAST_TEST_ENGINES", "cuda triton").split()
 if DEVICE == "cpu":
-    ENGINES = ["triton"] if TRITON else ["cpu"]
+    ENGINES = ["triton" if TRITON else "cpu" if NATIVE else "twin"]
 pytestmark = [
     pytest.mark.skipif(DEVICE == "cuda" and not GPU, reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -46,7 +46,8 @@ class OnDevice(TorchFunctionMode):
     """Tensors that a test makes without saying where are made on the CPU, with the same numbers, and moved."""
 
     FACTORIES = frozenset(
-        getattr(torch, name) for name in ["randn", "rand", "randint", "zeros", "ones", "full", "tensor", "arange"]
+        getattr(torch, name)
+        for name in ["randn", "rand", "randint", "zeros", "ones", "full", "tensor", "arange"]
     )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -390,13 +391,14 @@ def test_streams_at_once(backend: str) -> None:
 @needs_gpu
 @pytest.mark.no_poison
 def test_no_host_sync(backend: str) -> None:
-    args = inputs(4, 100_003)
-    step(*args)  # compiles and loads
+    args, rng_state = inputs(4, 100_003), seeds()
+    step(*args, rng_state)  # compiles and loads
+    vae_fast.noise((4, 5), rng_state)
     torch.cuda.set_sync_debug_mode("error")
     try:
         step(*args)
-        step(*args, seeds_on_device := torch.zeros(2, dtype=torch.int64, device="cuda"))
-        vae_fast.noise((4, 5), seeds_on_device)
+        step(*args, rng_state)
+        vae_fast.noise((4, 5), rng_state)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

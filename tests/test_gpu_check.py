@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import needs_native
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["build", "tests_cuda", "tests_triton", "tests_large", "sanitizers", "bench"]
@@ -35,6 +36,7 @@ def dry_run(out: Path, python: str | Path) -> tuple[subprocess.CompletedProcess[
     return run, json.loads((out / "record.json").read_text())
 
 
+@needs_native
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("pybind11") is None, reason="pybind11 is not installed")
 def test_dry_run_passes(tmp_path: Path) -> None:
