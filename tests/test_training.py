@@ -96,6 +96,25 @@ def test_evaluation_leaves_training_alone() -> None:
     assert trainer.evaluate() == trainer.evaluate()
 
 
+def test_each_epoch_has_noise_and_order_of_its_own() -> None:
+    trainer = Trainer(replace(TINY, batch_size=48, lr=1e-30), blobs())
+    for p in trainer.model.parameters():
+        torch.nn.init.zeros_(p)
+    noise: list[Tensor] = []  # z itself, where mu and the log-variance are 0
+    trainer.model.register_forward_hook(lambda _module, _inputs, output: noise.append(output.z.detach()))
+    for epoch in (0, 1, 0):
+        trainer._train_epoch(epoch, trainer._totals())
+    torch.testing.assert_close(noise[0], noise[2])
+    assert (noise[0] - noise[1]).abs().max() > 1
+    orders = [torch.cat(list(trainer._batches(epoch))) for epoch in (0, 1, 0)]
+    assert torch.equal(orders[0], orders[2])
+    assert not torch.equal(orders[0], orders[1])
+    seeds = {
+        trainer.recipe.seed_of(epoch, *rest) for epoch in range(5) for rest in ((), (0, 1), (1, 1), (0, 2))
+    }
+    assert len(seeds) == 20
+
+
 def test_floats_train_as_their_bytes_do() -> None:
     one, two = train(), train(dataset=floats(blobs()))
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
@@ -149,7 +168,7 @@ def test_a_learned_variance_follows_the_error() -> None:
     model, x = trainer.model, trainer.dataset.train
     error = (model.reconstruct(x) - x / 255).pow(2).mean().log().item()
     assert error < -3
-    assert float(model.likelihood.logvar) == pytest.approx(error, abs=0.3)
+    assert model.likelihood.logvar.item() == pytest.approx(error, abs=0.3)
 
 
 def test_history_counts_what_was_done() -> None:
@@ -313,10 +332,11 @@ import resource, sys, torch
 from vae_fast.training.process import set_up_process
 assert not sys.argv[1:] or set_up_process()
 def step():
-    tensors = [torch.ones(1 << 21) for _ in range(4)]
+    tensors = [torch.ones(1 << 23) for _ in range(4)]  # 32 MB each
+step()
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(5):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -331,7 +351,7 @@ def test_process_keeps_its_memory() -> None:
     plain, kept = faults(), faults("set up")
     if plain < 1000:
         pytest.skip("this system gives huge pages of itself")
-    assert kept < plain / 20
+    assert kept < plain / 4  # the heap may still grow once
 
 
 def test_loss_waits_for_nothing_between_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
