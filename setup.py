@@ -29,7 +29,15 @@ ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 
 # Strict floating point: the compiler neither fuses nor reorders, so every instruction set gives the same bits.
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 # One translation unit a kernel, compiled once per instruction set; never -march=native in a package.
@@ -41,7 +49,13 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 # No fast math and no fusing of its own either: the noise has the bits that the CPU engine gives.
-NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "--fmad=false",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unknown-pragmas",
+]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 
 
@@ -91,7 +105,9 @@ class Build(build_ext):
             if wish == "1":
                 raise
             server = "Triton" if cuda else "the reference backend"
-            print(f"vae_fast: the {name} engine could not be built, {server} serves: {error}", file=sys.stderr)
+            print(
+                f"vae_fast: the {name} engine could not be built, {server} serves: {error}", file=sys.stderr
+            )
 
     def build_cpu(self, ext: Extension) -> None:
         import pybind11
@@ -106,20 +122,35 @@ class Build(build_ext):
             for kernel in KERNELS
             for isa, flags in ISA_FLAGS.items()
         ]
-        jobs += [(CSRC / "cpu" / f"{name}.cpp", objects / f"{name}.o", openmp) for name in ("dispatch", "engine", "pool")]
+        jobs += [
+            (CSRC / "cpu" / f"{name}.cpp", objects / f"{name}.o", openmp)
+            for name in ("dispatch", "engine", "pool")
+        ]
         jobs += [(CSRC / "bindings" / "cpu.cpp", objects / "bindings.o", includes)]
         extra = os.environ.get("CXXFLAGS", "").split()
 
         def compile_one(job: tuple[Path, Path, list[str]]) -> None:
             source, target, flags = job
-            subprocess.run([*compiler, *FLAGS, *WARNINGS, *extra, *flags, "-c", str(source), "-o", str(target)], check=True)
+            subprocess.run(
+                [*compiler, *FLAGS, *WARNINGS, *extra, *flags, "-c", str(source), "-o", str(target)],
+                check=True,
+            )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, jobs))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        link = [*compiler, "-shared", *openmp, *undefined, *extra, *(str(o) for _, o, _ in jobs), "-o", str(target)]
+        link = [
+            *compiler,
+            "-shared",
+            *openmp,
+            *undefined,
+            *extra,
+            *(str(o) for _, o, _ in jobs),
+            "-o",
+            str(target),
+        ]
         subprocess.run(link, check=True)
 
     def build_cuda(self, ext: Extension) -> None:
@@ -141,11 +172,25 @@ class Build(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         common = [nvcc, *host, *NVCC_FLAGS, *defines]
         commands = [
-            [*common, *gencode(architectures), "-c", str(CSRC / "cuda" / f"{k}.cu"), "-o", str(objects / f"{k}.o")]
+            [
+                *common,
+                *gencode(architectures),
+                "-c",
+                str(CSRC / "cuda" / f"{k}.cu"),
+                "-o",
+                str(objects / f"{k}.o"),
+            ]
             for k in KERNELS
         ]
         includes = [f"-I{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
-        bindings = [*common, *includes, "-c", str(CSRC / "bindings" / "cuda.cpp"), "-o", str(objects / "bindings.o")]
+        bindings = [
+            *common,
+            *includes,
+            "-c",
+            str(CSRC / "bindings" / "cuda.cpp"),
+            "-o",
+            str(objects / "bindings.o"),
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda command: subprocess.run(command, check=True), [*commands, bindings]))
         parts = [str(objects / f"{name}.o") for name in (*KERNELS, "bindings")]
@@ -153,7 +198,11 @@ class Build(build_ext):
         subprocess.run([nvcc, *host, "-shared", "-cudart", "static", *parts, "-o", str(target)], check=True)
 
     def accepts(self, compiler: list[str], flag: str) -> bool:
-        probe = subprocess.run([*compiler, flag, "-x", "c++", "-", "-shared", "-fPIC", "-o", os.devnull], input=b"", capture_output=True)
+        probe = subprocess.run(
+            [*compiler, flag, "-x", "c++", "-", "-shared", "-fPIC", "-o", os.devnull],
+            input=b"",
+            capture_output=True,
+        )
         return probe.returncode == 0
 
 

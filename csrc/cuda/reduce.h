@@ -58,7 +58,7 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
   for (int i = 0; i < kSize; ++i) shared[i][threadIdx.x] = value[i];
   for (int half = kThreads / 2; half >= lanes; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half)
+    if (static_cast<int>(threadIdx.x) < half)
 #pragma unroll
       for (int i = 0; i < kSize; ++i) shared[i][threadIdx.x] += shared[i][threadIdx.x + half];
   }
@@ -92,7 +92,7 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
   std::uint32_t* tickets = grid.tickets + index * (grid.segments + 1);
 
   if (gradient.reduction == Reduction::batch) {
-    const bool first = threadIdx.x < grid.lanes() && at.chunk < at.chunk_end;
+    const bool first = static_cast<int>(threadIdx.x) < grid.lanes() && at.chunk < at.chunk_end;
     sum_over_rows(value, grid.lanes());
     if (grid.row_tiles > 1) {
       const std::int64_t width = grid.chunks * size;

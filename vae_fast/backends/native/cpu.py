@@ -48,7 +48,7 @@ def empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dty
     """torch.empty_strided for large outputs: reuses the memory of those that are gone, where malloc would give it back
     to the system and every step would pay for its pages again. VAE_FAST_CACHE_MB bounds what is kept (1024; 0: off).
     """
-    return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))  # type: ignore[no-any-return]
+    return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))
 
 
 def empty_cache() -> None:

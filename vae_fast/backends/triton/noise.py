@@ -9,7 +9,7 @@ Box-Muller in float32, within 4e-6 of the float64 definition. Where the bound co
   * cos and sin are polynomials over half a turn, and the other half is a flipped sign of r: no branches, no
     selects, and the same numbers on every device. The angle is off by 1.6e-7, 1.1e-6 in the result. (The hardware's
     own cos would add 2^-21.2, 2.8e-6 at the largest r.)
-About 22 instructions a normal on sm_90, of which Philox is 10 (tests/test_triton_compile.py counts them).
+About 24 instructions a normal on sm_90, of which Philox is 10 (tests/test_triton_compile.py counts them).
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""The CUDA sources themselves, run on the CPU under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+cuda_emulation/checks.py holds the checks, which need a process of their own; this runs them and says what came of each.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from cuda_emulation import build
+
+HERE = Path(__file__).parent
+CHECKS = HERE / "cuda_emulation" / "checks.py"
+NAMES = [
+    n.name
+    for n in ast.parse(CHECKS.read_text()).body
+    if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.no_poison,
+    pytest.mark.skipif(sys.platform != "linux", reason="the emulation switches stacks as Linux does"),
+    pytest.mark.skipif(build.preload() is None, reason=f"{build.COMPILER[0]} has no AddressSanitizer"),
+]
+
+# (file, text, planted instead, the kernel that is built with it, the checks that must see it)
+DEFECTS = {
+    "load out of bounds, of a value that nobody uses": (
+        "cuda/memory.h",
+        "word[i] = i < count ?",
+        "word[i] = i <= count ?",
+        "likelihood",
+        "test_likelihood and dense",
+    ),
+    "store out of bounds": (
+        "cuda/memory.h",
+        "if (i < count) reinterpret_cast<T*>(data)[at[i]]",
+        "if (i <= count) reinterpret_cast<T*>(data)[at[i]]",
+        "noise",
+        "test_noise and dense",
+    ),
+    "wide access of what is not aligned": (
+        "cuda/access.h",
+        "% alignment == 0 && (rows <= 1",
+        "% 1 == 0 && (rows <= 1",
+        "noise",
+        "test_noise and odd_address",
+    ),
+    "wrong lane": (
+        "cuda/reduce.h",
+        "value, offset);",
+        "value, offset / 2);",
+        "likelihood",
+        "test_likelihood and dense",
+    ),
+    "shuffle in a branch": (
+        "cuda/reduce.h",
+        "value += __shfl_xor_sync(",
+        "if (threadIdx.x % 4) value += __shfl_xor_sync(",
+        "likelihood",
+        "test_likelihood and dense",
+    ),
+    "no barrier between writing and reading the warps' sums": (
+        "cuda/reduce.h",
+        "warps[threadIdx.x / kWarp] = value;\n  __syncthreads();",
+        "warps[threadIdx.x / kWarp] = value;",
+        "likelihood",
+        "test_likelihood and dense",
+    ),
+    "no barrier before the ticket": (
+        "cuda/reduce.h",
+        "__threadfence();\n  __syncthreads();\n  if",
+        "__threadfence();\n  if",
+        "likelihood",
+        "order_of_blocks",
+    ),
+    "no barrier after the ticket": (
+        "cuda/reduce.h",
+        "== blocks - 1;\n  __syncthreads();",
+        "== blocks - 1;",
+        "likelihood",
+        "order_of_blocks",
+    ),
+    "no barrier in the sum over rows": (
+        "cuda/reduce.h",
+        "half /= 2) {\n    __syncthreads();",
+        "half /= 2) {",
+        "likelihood",
+        "test_shared_variance and per_feature",
+    ),
+    "no barrier between two sums over rows": (
+        "cuda/reduce.h",
+        "__syncthreads();  // the sum before this one has been read\n#pragma unroll",
+        "#pragma unroll",
+        "latent",
+        "test_prior and per_feature",
+    ),
+    "no barrier between two sums over a block": (
+        "cuda/reduce.h",
+        "__syncthreads();  // the sum before this one has been read\n  if",
+        "if",
+        "latent",
+        "test_prior and constant",
+    ),
+    "a barrier that not all come to": (
+        "cuda/reduce.h",
+        "half /= 2) {\n    __syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)",
+        "half /= 2) {\n    if (static_cast<int>(threadIdx.x) >= half) break;\n    __syncthreads();",
+        "likelihood",
+        "test_shared_variance and per_feature",
+    ),
+    "tickets that stay": (
+        "cuda/reduce.h",
+        "static_cast<unsigned>(blocks - 1)) ==",
+        "static_cast<unsigned>(blocks)) ==",
+        "likelihood",
+        "test_likelihood and dense",
+    ),
+}
+
+
+def run(*arguments: str, module: Path | None = None) -> subprocess.CompletedProcess[str]:
+    paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "LD_PRELOAD": build.preload() or "",
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "VAE_FAST_CUDA_EMULATION": str(module),
+        "VAE_FAST_CUDA_FLAGS": " ".join(build.FLAGS),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    environment.pop("VAE_FAST_BACKEND", None)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=HERE.parent, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """For each check the messages of its failures; an empty list if all is well."""
+    report = tmp_path_factory.mktemp("cuda_emulation") / "report.xml"
+    pytest_run = ("-m", "pytest", str(CHECKS), "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
+    done = run(*pytest_run, module=build.build())
+    if not report.exists():  # a sanitizer ended the process
+        return {name: [(done.stdout + done.stderr)[-6000:]] for name in NAMES}
+    outcomes: dict[str, list[str]] = {name: [] for name in NAMES}
+    seen = set()
+    for case in ET.parse(report).iter("testcase"):
+        name = case.get("name", "").partition("[")[0]
+        seen.add(name)
+        outcomes[name] += [
+            f"{case.get('name')}: {bad.text}"
+            for kind in ("failure", "error", "skipped")
+            for bad in case.iter(kind)
+        ]
+    for name in NAMES:
+        if name not in seen:
+            outcomes[name] = ["did not run"]
+    return outcomes
+
+
+@pytest.mark.parametrize("check", NAMES)
+def test_emulated_kernels(outcomes: dict[str, list[str]], check: str) -> None:
+    assert not outcomes[check], "\n".join(outcomes[check])
+
+
+def test_planted_defects_are_seen() -> None:
+    arguments = []
+    for file, text, other, kernel, checks in DEFECTS.values():
+        arguments += [str(build.build((file, text, other), kernel)), checks]
+    done = run("-m", "cuda_emulation.defects", *arguments)
+    found = [line.removeprefix("status ") for line in done.stdout.splitlines() if line.startswith("status ")]
+    assert len(found) == len(DEFECTS), done.stdout + done.stderr
+    missed = {
+        name: line
+        for name, line in zip(DEFECTS, found, strict=True)
+        if line.startswith("0 ") or "nothing" in line
+    }
+    assert not missed
