@@ -65,7 +65,8 @@ def _compile(csrc: Path, source: Path, flags: list[str]) -> Path:
 
 
 def build(defect: tuple[str, str, str] | None = None, kernel: str = "") -> Path:
-    """The extension module. `defect`, a (file in csrc, text, other text), goes into a copy that `kernel` is built from."""  # noqa: E501
+    """The extension module. A defect is a (file in csrc, text, other text), planted in a copy that `kernel` is built
+    from."""
     import pybind11
 
     CACHE.mkdir(exist_ok=True)
