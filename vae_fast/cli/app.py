@@ -91,7 +91,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, by its own recipe.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="[default: 20; digits: 1000]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[default: 20; digits: 600]")] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Of each process. (default 1024; digits: 4096, each image many times)"),

@@ -21,7 +21,7 @@ from ..training.process import set_up_process
 from ..training.recipe import Recipe
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024, "lr": 1e-3}
-DIGITS = {"epochs": 1000, "batch_size": 4096, "lr": 3e-3}  # 1438 images: a batch takes each about three times
+DIGITS = {"epochs": 600, "batch_size": 4096, "lr": 3e-3}  # 1438 images: a batch takes each about three times
 _FREE = {"epochs", "evaluate_every"}  # what may change when a run goes on
 
 
