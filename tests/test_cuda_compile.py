@@ -1,0 +1,191 @@
+"""Every CUDA kernel compiled by nvcc for sm_80, sm_90 and sm_100 with PTX; ptxas's report and the SASS are read.
+
+No GPU and no driver is needed. Objects are kept in the temporary directory, named by the hash of all that goes into
+them, so that only what has changed is compiled.
+"""
+
+from __future__ import annotations
+
+import ast
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+CACHE = Path(tempfile.gettempdir()) / f"vae_fast-cuda-compile-{getpass.getuser()}"
+HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+NVCC = shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+KERNELS = ("latent", "likelihood", "noise")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")]
+
+# What the kernels are made of, one Philox call for four normals, and nothing around it.
+PROBE = """
+#include "common/normal.h"
+#include "common/philox.h"
+using namespace vae_fast;
+__global__ void normals(float4* out, RngState state, int calls) {
+  const unsigned i = threadIdx.x;
+#pragma unroll 1
+  for (int c = 0; c < calls; ++c) {  // 8 normals, as a thread of the kernels makes them
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const Words w = state.words(2 * c + g, i);
+      const NormalPair<float> a = box_muller<float>(w.w0, w.w1), b = box_muller<float>(w.w2, w.w3);
+      out[2 * c + g] = make_float4(a.first, a.second, b.first, b.second);
+    }
+    state.key0 += i, state.key1 += i;  // new round keys each time
+  }
+}
+"""
+
+
+def flags() -> list[str]:
+    """NVCC_FLAGS of setup.py, which cannot be imported."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NVCC_FLAGS":
+            return list(ast.literal_eval(node.value))
+    raise AssertionError("setup.py has no NVCC_FLAGS")
+
+
+def sass_tool() -> str | None:
+    """cuobjdump of CUDA, or the one that triton brings."""
+    try:
+        import triton
+    except ImportError:
+        return shutil.which("cuobjdump")
+    bundled = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+
+
+def compiled(source: Path) -> tuple[Path, str]:
+    """The object for all architectures, and what ptxas says about it."""
+    assert NVCC is not None
+    gencode = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
+    newest = ARCHITECTURES[-1][3:]
+    gencode.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    command = [NVCC, *flags(), *gencode, "-Xptxas", "-v", f"-I{CSRC}"]
+    key = hashlib.sha256(repr(command).encode() + subprocess.check_output([NVCC, "--version"]))
+    for path in [source, *sorted(CSRC.rglob("*.h"))]:
+        key.update(path.name.encode() + path.read_bytes())
+    target = CACHE / f"{source.stem}-{key.hexdigest()[:20]}.o"
+    report = target.with_suffix(".txt")
+    if not report.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.o")
+        done = subprocess.run(
+            [*command, "-c", str(source), "-o", str(partial)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in done.stderr, done.stderr
+        partial.rename(target)
+        report.write_text(done.stdout + done.stderr)
+    return target, report.read_text()
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, tuple[Path, str]]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(compiled, [CSRC / "cuda" / f"{k}.cu" for k in KERNELS])
+    return dict(zip(KERNELS, found, strict=True))
+
+
+def readable(mangled: str) -> str:
+    """Kernel<Access...> of a mangled name: `latent_forward wide`, `likelihood_backward any Gaussian sums`."""
+    found = re.search(r"(latent|likelihood|noise)_(forward|backward|fill)I(.*)E[vE]", mangled)
+    assert found, mangled
+    access = {"ILi8ELb1E": "wide", "ILi4ELb1E": "narrow", "ILi4ELb0E": "any"}
+    kind = next(name for code, name in access.items() if f"6Access{code}" in mangled)
+    member = re.search(r"\d(Bernoulli|Gaussian)", mangled)
+    options = re.findall(r"Lb([01])E", found[3].split("6Access", 1)[1][len("ILi4ELb0E") :])
+    return " ".join([f"{found[1]}_{found[2]}", kind, *([member[1]] if member else []), *options])
+
+
+def entries(report: str) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """(architecture, kernel, numbers) for every kernel that ptxas compiled."""
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers"
+    )
+    for name, architecture, *numbers in re.findall(pattern, report, re.DOTALL):
+        values = dict(
+            zip(("stack", "spill stores", "spill loads", "registers"), map(int, numbers), strict=True)
+        )
+        yield architecture, name, values
+
+
+def sass(target: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
+    """The instructions of each kernel: address and text, without predicates."""
+    tool = sass_tool()
+    if tool is None:
+        pytest.skip("neither CUDA's nor triton's cuobjdump is here")
+    command = [tool, "-sass", "-arch", architecture, str(target)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions: dict[str, list[tuple[int, str]]] = {}
+    for line in text.splitlines():
+        if name := re.search(r"Function : (\w+)", line):
+            functions[name[1]] = current = []
+        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][^;]*);", line):
+            current.append((int(found[1], 16), found[2]))
+    return functions
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> None:
+    found = list(entries(objects[kernel][1]))
+    expected = {"latent": 12, "likelihood": 16, "noise": 3}[kernel]
+    assert Counter(architecture for architecture, _, _ in found) == dict.fromkeys(ARCHITECTURES, expected)
+    for architecture, name, numbers in found:
+        registers = numbers.pop("registers")
+        print(f"{architecture:7} {readable(name):40} {registers:4} registers")
+        assert not any(numbers.values()), (architecture, readable(name), numbers)
+        assert registers <= 128, "two blocks must fit a processor"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_dense_accesses_are_128_bits_wide(
+    objects: dict[str, tuple[Path, str]], kernel: str, architecture: str
+) -> None:
+    functions = sass(objects[kernel][0], architecture)
+    assert len(functions) == {"latent": 12, "likelihood": 16, "noise": 3}[kernel]
+    for name, instructions in functions.items():
+        used = Counter(text.split()[0] for _, text in instructions)
+        what = f"{readable(name)}: {dict(used.most_common(8))}"
+        assert not any(op.startswith(("LDL", "STL")) for op in used), what
+        if "any" in readable(name).split():
+            continue
+        if "noise" not in readable(name):
+            assert any(re.match(r"LDG\.E\S*\.128", op) for op in used), what
+        if "likelihood_forward" not in readable(name):
+            assert any(re.match(r"STG\.E\S*\.128", op) for op in used), what
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_instructions_per_normal(architecture: str, tmp_path: Path) -> None:
+    """What bounds the latent kernels in 16 bits is this number, not the memory: csrc/cuda/noise.h."""
+    probe = tmp_path / "probe.cu"
+    probe.write_text(PROBE)
+    (instructions,) = sass(compiled(probe)[0], architecture).values()
+    loops = []
+    for address, text in instructions:
+        target = re.search(r"^BRA\S* .*?(0x[0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            loops.append([t.split()[0] for a, t in instructions if int(target[1], 16) <= a <= address])
+    (loop,) = loops
+    print(f"{architecture}: {len(loop) / 8:.1f} instructions a normal, {Counter(loop).most_common(8)}")
+    assert len(loop) / 8 < 42
+    slow_paths = [text for _, text in instructions if text.startswith("RET")]
+    assert not slow_paths, "square root and division need no subroutine here"
