@@ -70,13 +70,16 @@ def sass_tool() -> str | None:
     return shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
 
 
+FLAGS = flags()  # here, where one thread reads them: ast.parse of Python 3.11 fails at random where several do
+
+
 def compiled(source: Path) -> tuple[Path, str]:
     """The object for all architectures, and what ptxas says about it."""
     assert NVCC is not None
     gencode = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
     newest = ARCHITECTURES[-1][3:]
     gencode.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-    command = [NVCC, *flags(), *gencode, "-Xptxas", "-v", f"-I{CSRC}"]
+    command = [NVCC, *FLAGS, *gencode, "-Xptxas", "-v", f"-I{CSRC}"]
     key = hashlib.sha256(repr(command).encode() + subprocess.check_output([NVCC, "--version"]))
     for path in [source, *sorted(CSRC.rglob("*.h"))]:
         key.update(path.name.encode() + path.read_bytes())
