@@ -140,19 +140,21 @@ void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t dr
 
 template <class Engine>
 void likelihood_forward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
-                        const py::object& nll) {
+                        const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& nll) {
   const Shape shape(sizes);
   LikelihoodForward a;
   a.member = member;
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
   a.target = view_of(target, shape);
+  a.mask = view_of(mask, shape);
+  a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
   a.nll = row_sum_of(nll);
   Engine(where).run(a, shape);
 }
 
 template <class Engine>
 void likelihood_backward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
-                         const py::object& grad_nll, const py::tuple& gradients) {
+                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& grad_nll, const py::tuple& gradients) {
   const Shape shape(sizes);
   const RowSum from_nll = row_sum_of(grad_nll);
   LikelihoodBackward a;
@@ -162,6 +164,8 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int me
     a.gradients[p] = gradient_of(gradients[p], shape);
   }
   a.target = view_of(target, shape);
+  a.mask = view_of(mask, shape);
+  a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
   a.grad_nll = from_nll.value;
   a.grad_nll_stride = from_nll.stride;
   Engine(where).run(a, shape);

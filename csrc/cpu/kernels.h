@@ -64,20 +64,62 @@ struct NoiseFill {
 
 constexpr int kMaxParameters = 3;
 
+// mask: false leaves an element out, whatever its target is. binarization: where its rng_state is given, the target is
+// 1 with probability `target`, else 0.
 struct LikelihoodForward {
   Tiling tiling;
   int member = 0;
-  View parameters[kMaxParameters], target;
+  View parameters[kMaxParameters], target, mask;
+  Noise binarization;
   RowSum nll;
 };
 
 struct LikelihoodBackward {
   Tiling tiling;
   int member = 0;
-  View parameters[kMaxParameters], target;
+  View parameters[kMaxParameters], target, mask;
+  Noise binarization;
   const float* grad_nll = nullptr;
   std::int64_t grad_nll_stride = 0;
   Gradient gradients[kMaxParameters];
+};
+
+// A tensor of three dimensions.
+struct View3 {
+  char* data = nullptr;  // null: the argument is absent
+  DType dtype = DType::float32;
+  std::int64_t stride[3] = {0, 0, 0};  // in elements
+};
+
+// One distribution over `classes` at each position of each sample. The target is a class number, or with `counts` a
+// number for every class. Results are dense (batch, positions): nll, log-sum-exp of the logits, sum of the counts (of a
+// class number: 1, or 0 where it is kIgnored).
+constexpr std::int64_t kIgnored = -100;  // torch's ignore_index
+struct CategoricalForward {
+  std::int64_t batch = 0, positions = 0, classes = 0;
+  bool counts = false;
+  View3 logits, target;  // (batch, positions, classes); a class number has no third dimension
+  float *nll = nullptr, *lse = nullptr, *total = nullptr;
+};
+struct CategoricalBackward {
+  std::int64_t batch = 0, positions = 0, classes = 0;
+  bool counts = false;
+  View3 logits, target, grad_logits;
+  const float *lse = nullptr, *total = nullptr;
+  View3 grad_nll;  // (batch, positions)
+};
+
+// A mixture of discretized logistics at each pixel: common/mixture.h.
+struct MixtureForward {
+  std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
+  View3 parameters, target, mask;  // (batch, channels or parameters, pixels); mask (batch, 1, pixels)
+  RowSum nll;
+};
+struct MixtureBackward {
+  std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
+  View3 parameters, target, mask, grad_parameters;
+  const float* grad_nll = nullptr;
+  std::int64_t grad_nll_stride = 0;
 };
 
 // Every instruction set's kernels; each runs one task.

@@ -11,7 +11,18 @@
 
 namespace vae_fast {
 
-enum class DType : int { float32, bfloat16, float16, uint8, boolean };
+// A byte is a grey value in uint8 (255ths) and a number in count8.
+enum class DType : int { float32, bfloat16, float16, uint8, boolean, count8, int16, int32, int64 };
+
+VAE_FAST_FN std::int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::uint8: case DType::boolean: case DType::count8: return 1;
+    case DType::bfloat16: case DType::float16: case DType::int16: return 2;
+    case DType::float32: case DType::int32: return 4;
+    case DType::int64: return 8;
+  }
+  return 0;
+}
 
 constexpr int kMaxDims = 8;
 constexpr std::int64_t kBlock = 512;
@@ -27,7 +38,7 @@ struct View {
   VAE_FAST_FN explicit operator bool() const { return data != nullptr; }
   VAE_FAST_FN bool dense_row() const { return dims == 0 || (dims == 1 && stride[0] == 1); }
   VAE_FAST_FN std::int64_t item_size() const {
-    return dtype == DType::float32 ? 4 : dtype == DType::bfloat16 || dtype == DType::float16 ? 2 : 1;
+    return size_of(dtype);
   }
   VAE_FAST_FN View draw(std::int64_t k) const {
     View v = *this;

@@ -30,7 +30,7 @@ def forward(backend: Any, member: str, target: Tensor, params: Sequence[Tensor])
     dtype = _common.result_dtype(target, *params)
     nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
     expanded = tuple(p.expand(target.shape) for p in params)
-    backend.likelihood_forward(member, expanded, target, nll=nll)
+    backend.likelihood_forward(member, expanded, target, None, None, nll=nll)
     return nll
 
 
@@ -46,7 +46,7 @@ def backward(
     shape = target.shape
     grads = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
     expanded = tuple(p.expand(shape) for p in params)
-    backend.likelihood_backward(member, expanded, target, grad_nll, grads=grads)
+    backend.likelihood_backward(member, expanded, target, None, None, grad_nll, grads=grads)
     return tuple(_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True))
 
 

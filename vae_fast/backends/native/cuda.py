@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .members import DTYPES, LIKELIHOODS
+from .members import COUNT8, COUNTS, DTYPES, LIKELIHOODS
 
 try:
     from . import _cuda  # type: ignore[attr-defined]
@@ -70,8 +70,12 @@ class _Scratch:
         return scratch.data_ptr(), zeros.data_ptr()
 
 
-def _view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
-    return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride())
+def _view(tensor: Tensor | None, counts: bool = False) -> tuple[int, int, tuple[int, ...]] | None:
+    """`counts`: a uint8 tensor holds numbers, not 255ths."""
+    if tensor is None:
+        return None
+    code = COUNT8 if counts and tensor.dtype is torch.uint8 else DTYPES[tensor.dtype]
+    return tensor.data_ptr(), code, tensor.stride()
 
 
 def _state(rng_state: Tensor | None) -> tuple[Tensor | None, int, bool]:
@@ -159,10 +163,26 @@ def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
     _cuda.noise_fill(_where(eps), eps.shape[1:], eps.shape[0], state, per_sample, _view(eps))
 
 
-def likelihood_forward(member: str, params: tuple[Tensor, ...], target: Tensor, *, nll: Tensor) -> None:
-    views = tuple(_view(p) for p in params)
+def likelihood_forward(
+    member: str,
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    *,
+    nll: Tensor,
+) -> None:
+    _alive, state, per_sample = _state(rng_state)
     _cuda.likelihood_forward(
-        _where(target), target.shape, LIKELIHOODS[member], views, _view(target), _view(nll)
+        _where(target),
+        target.shape,
+        LIKELIHOODS[member],
+        tuple(_view(p) for p in params),
+        _view(target, member in COUNTS),
+        _view(mask),
+        state,
+        per_sample,
+        _view(nll),
     )
 
 
@@ -170,16 +190,22 @@ def likelihood_backward(
     member: str,
     params: tuple[Tensor, ...],
     target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
     grad_nll: Tensor,
     *,
     grads: tuple[Tensor | None, ...],
 ) -> None:
+    _alive, state, per_sample = _state(rng_state)
     _cuda.likelihood_backward(
         _where(target),
         target.shape,
         LIKELIHOODS[member],
         tuple(_view(p) for p in params),
-        _view(target),
+        _view(target, member in COUNTS),
+        _view(mask),
+        state,
+        per_sample,
         _view(grad_nll),
         tuple(_view(g) for g in grads),
     )

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import torch
 
-# csrc/cpu/view.h, enum DType
+# csrc/cpu/view.h, enum DType; count8 is a uint8 tensor whose bytes are numbers, not 255ths
 DTYPES = {
-    dtype: code
-    for code, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.bool))
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.uint8: 3,
+    torch.bool: 4,
+    torch.int16: 6,
+    torch.int32: 7,
+    torch.int64: 8,
 }
+COUNT8 = 5
 
 # csrc/common/likelihood.h, VAE_FAST_LIKELIHOODS
-LIKELIHOODS = {name: code for code, name in enumerate(("bernoulli", "gaussian"))}
+LIKELIHOODS = {
+    name: code
+    for code, name in enumerate(
+        (
+            "bernoulli",
+            "gaussian",
+            "continuous_bernoulli",
+            "laplace",
+            "discretized_logistic",
+            "poisson",
+            "negative_binomial",
+            "zero_inflated_negative_binomial",
+        )
+    )
+}
+# members whose target is a number of things: a uint8 target is taken as it is
+COUNTS = frozenset(("poisson", "negative_binomial", "zero_inflated_negative_binomial"))

@@ -87,7 +87,15 @@ def latent_backward(
     _fill(grad_logvar, d_logvar)
 
 
-def likelihood_forward(member: str, params: Sequence[Tensor], target: Tensor, *, nll: Tensor) -> None:
+def likelihood_forward(
+    member: str,
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    *,
+    nll: Tensor,
+) -> None:
     first, *others = params
     nll.copy_(getattr(likelihood, f"{member}_nll")(first, target, *others))
 
@@ -96,6 +104,8 @@ def likelihood_backward(
     member: str,
     params: Sequence[Tensor],
     target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
