@@ -191,9 +191,9 @@ class TestDense:
         x, *params = tensors(3, 1000, 1024, dtype=dtype)
         params = params[: 1 if member == "bernoulli" else 2]
         nll, width = floats(1000), self.width(target, dtype)
-        (kernel,) = compiled(target, kernels.likelihood_forward, member, params, x, nll=nll)
+        (kernel,) = compiled(target, kernels.likelihood_forward, member, params, x, None, None, nll=nll)
         assert_wide(kernel, 1 + len(params), 0, 1, width)
-        (kernel,) = compiled(target, kernels.likelihood_backward, member, params, x, nll, grads=params)
+        (kernel,) = compiled(target, kernels.likelihood_backward, member, params, x, None, None, nll, grads=params)
         assert_wide(kernel, 1 + len(params), len(params), 1, width)
         assert kernel.exchanges == 0
 
@@ -251,15 +251,15 @@ class TestOtherShapes:
     def test_channels_last(self, compiled: Compile, target: str) -> None:
         mu, logvar, z = (x.to(memory_format=torch.channels_last) for x in tensors(3, 4, 32, 16, 16))
         compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=floats(4))
-        args = ("gaussian", (mu, logvar), z, floats(4))
+        args = ("gaussian", (mu, logvar), z, None, None, floats(4))
         (kernel,) = compiled(target, kernels.likelihood_backward, *args, grads=(mu, logvar))
         assert kernel.narrow <= 1, "all tensors in one order read as dense ones"
 
     @pytest.mark.parametrize("of_target", [torch.uint8, torch.bool, torch.float32])
     def test_mixed_targets(self, compiled: Compile, target: str, of_target: torch.dtype) -> None:
         (logits,), (x,) = tensors(1, 500, 784, dtype=torch.bfloat16), tensors(1, 500, 784, dtype=of_target)
-        compiled(target, kernels.likelihood_forward, "bernoulli", (logits,), x, nll=floats(500))
-        args = ("bernoulli", (logits,), x, floats(500))
+        compiled(target, kernels.likelihood_forward, "bernoulli", (logits,), x, None, None, nll=floats(500))
+        args = ("bernoulli", (logits,), x, None, None, floats(500))
         (kernel,) = compiled(target, kernels.likelihood_backward, *args, grads=(logits,))
         assert kernel.loads >= 1 and kernel.stores >= 1
 
@@ -268,7 +268,7 @@ class TestOtherShapes:
         for shape in ((), (3, 1, 1), (3, 32, 32)):
             logvar = floats(*shape).expand(x.shape)
             grad = torch.zeros(shape if shape != (3, 1, 1) else x.shape)
-            args = ("gaussian", (mean, logvar), x, floats(500))
+            args = ("gaussian", (mean, logvar), x, None, None, floats(500))
             compiled(target, kernels.likelihood_backward, *args, grads=(mean, grad))
 
     def test_odd_and_small(self, compiled: Compile, target: str) -> None:

@@ -491,11 +491,11 @@ def check_likelihood(
     """kinds: the shapes of the gradients, the target's unless given."""
     params = tuple(p.expand(x.shape) for p in params)
     nll = filled((x.shape[0] * nll_step,))[::nll_step]
-    kernels.likelihood_forward(member, params, x, nll=nll)
+    kernels.likelihood_forward(member, params, x, None, None, nll=nll)
     wide = tuple(p.double() for p in params)
     exact = x.double() if x.is_floating_point() else x
     truth = filled((len(x),), torch.float64)
-    reference.likelihood_forward(member, wide, exact, nll=truth)
+    reference.likelihood_forward(member, wide, exact, None, None, nll=truth)
     assert_close("nll", nll, truth, terms=2)
     for grad_nll in (normal(len(x), seed=3), normal(1, seed=3).expand(len(x)))[: 1 if brief else 2]:
         kinds = kinds or [x.shape] * len(params)
@@ -503,8 +503,8 @@ def check_likelihood(
         for wanted in ([True, True], [True, False], [False, True])[: 1 if brief or len(params) == 1 else 3]:
             grads = [filled(k, d) if w else None for k, d, w in zip(kinds, dtypes, wanted, strict=False)]
             true = [None if g is None else filled(g.shape, torch.float64) for g in grads]
-            kernels.likelihood_backward(member, params, x, grad_nll, grads=grads)
-            reference.likelihood_backward(member, wide, exact, grad_nll.double(), grads=true)
+            kernels.likelihood_backward(member, params, x, None, None, grad_nll, grads=grads)
+            reference.likelihood_backward(member, wide, exact, None, None, grad_nll.double(), grads=true)
             for got, want in zip(grads, true, strict=True):
                 if got is not None:
                     assert_close("grad", got, want, terms=1 if got.shape == x.shape else 8)
@@ -561,13 +561,13 @@ class TestLikelihood:
         el = torch.tensor([[0.0, 30.0, -30.0, 100.0, -100.0, 1e-4, -1e-4, 1e30]])
         for x in (torch.zeros_like(el), torch.ones_like(el), torch.full_like(el, 0.3)):
             (grad,) = grads = [filled(el.shape)]
-            kernels.likelihood_backward("bernoulli", (el,), x, torch.ones(1), grads=grads)
+            kernels.likelihood_backward("bernoulli", (el,), x, None, None, torch.ones(1), grads=grads)
             s = torch.sigmoid(-el.double().abs())
             want = torch.where(el > 0, (1 - x.double()) - s, s - x.double())
             torch.testing.assert_close(grad.double(), want, rtol=1e-6, atol=1e-38)
             for i in range(el.shape[1]):
                 nll, wide = filled((1,)), el[:, i].double()
-                kernels.likelihood_forward("bernoulli", (el[:, i],), x[:, i], nll=nll)
+                kernels.likelihood_forward("bernoulli", (el[:, i],), x[:, i], None, None, nll=nll)
                 want = wide.relu() - x[:, i].double() * wide + wide.abs().neg().exp().log1p()
                 torch.testing.assert_close(nll.double(), want, rtol=1e-6, atol=1e-38)
 
@@ -575,6 +575,6 @@ class TestLikelihood:
     def test_empty(self, shape: tuple[int, ...]) -> None:
         x = torch.empty(shape)
         nll, grads = filled(shape[:1]), (filled(shape[1:]), filled(()))
-        kernels.likelihood_forward("gaussian", (x, x), x, nll=nll)
-        kernels.likelihood_backward("gaussian", (x, x), x, nll, grads=grads)
+        kernels.likelihood_forward("gaussian", (x, x), x, None, None, nll=nll)
+        kernels.likelihood_backward("gaussian", (x, x), x, None, None, nll, grads=grads)
         assert (nll == 0).all() and all((g == 0).all() for g in grads)

@@ -157,7 +157,15 @@ def _two(items: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     return (items[0], items[1]) if len(items) == 2 else (items[0], None)
 
 
-def likelihood_forward(member: str, params: Sequence[Tensor], target: Tensor, *, nll: Tensor) -> None:
+def likelihood_forward(
+    member: str,
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+    *,
+    nll: Tensor,
+) -> None:
     """Fills nll (batch,). Every parameter has the target's shape (stride 0 where it is broadcast)."""
     if target.numel() == 0:
         nll.zero_()
@@ -173,6 +181,8 @@ def likelihood_backward(
     member: str,
     params: Sequence[Tensor],
     target: Tensor,
+    mask: Tensor | None,
+    rng_state: Tensor | None,
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
