@@ -11,6 +11,7 @@ constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kLn2High = 0.693359375f;  // nine bits: k·kLn2High is exact for |k| < 2^15
 constexpr float kLn2Low = -2.12194440e-4f;
 constexpr float kLn2 = 0.693147180559945309f;
+constexpr float kPi = 3.14159265358979324f;
 constexpr float kLog2Pi = 1.83787706640934548f;
 
 // x clamped as torch.clamp does: NaN stays NaN.
@@ -51,6 +52,13 @@ template <class F> VAE_FAST_FN F exp_nonpositive(F x) {
   const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
   const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
   return fma(scale, e.p, scale);
+}
+
+// exp(x) - 1 for x <= 0.
+template <class F> VAE_FAST_FN F expm1_nonpositive(F x) {
+  const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
+  const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
+  return fma(scale, e.p, scale - splat<F>(1.0f));
 }
 
 // exp(x/2), expm1(x) and expm1(x) - x from one polynomial: what a Gaussian sample and its KL are made of. Around 0 the

@@ -12,6 +12,11 @@ struct Philox {
   static constexpr std::uint32_t weyl0 = 0x9E3779B9u, weyl1 = 0xBB67AE85u;  // golden ratio, sqrt(3) - 1
 };
 
+// A word as a number in [0, 1): 24 bits, exact in float32.
+template <class F> VAE_FAST_FN F uniform(u32_of<F> word) {
+  return to_float<F>(bit_cast<i32_of<F>>(word >> 8)) * splat<F>(0x1p-24f);
+}
+
 struct Words { std::uint32_t w0, w1, w2, w3; };
 
 VAE_FAST_FN std::uint32_t mul_high(std::uint32_t a, std::uint32_t b) {
@@ -46,6 +51,8 @@ struct RngState {
     return {static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(s >> 32),
             static_cast<std::uint32_t>(o), static_cast<std::uint32_t>(o >> 32)};
   }
+  // A stream of its own under the same state: that of a target's binarization, beside the latent's noise.
+  VAE_FAST_FN RngState for_target() const { return {key0, key1, offset_lo, offset_hi ^ 0x80000000u}; }
   VAE_FAST_FN Words words(std::uint32_t group, std::uint32_t row) const {
     return philox({group, row, offset_lo, offset_hi}, key0, key1);
   }

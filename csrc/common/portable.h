@@ -37,6 +37,7 @@ template <> struct Lanes<float> {
 
   static VAE_FAST_FN float splat(float x) { return x; }
   static VAE_FAST_FN float to_float(i32 i) { return static_cast<float>(i); }
+  static VAE_FAST_FN bool any(bool mask) { return mask; }
 
   static VAE_FAST_FN float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
@@ -99,6 +100,9 @@ template <class To, class From> VAE_FAST_FN To bit_cast(From from) {
 
 // mask ? a : b. A vector mask selects lane by lane, so neither side may have a side effect.
 template <class M, class T> VAE_FAST_FN T select(M mask, T a, T b) { return mask ? a : b; }
+
+// Whether a mask of F's lanes holds in any: to pass over what no lane needs, never to change a result.
+template <class F, class M> VAE_FAST_FN bool any(M mask) { return Lanes<F>::any(mask); }
 
 // c0 + c1·x + c2·x² + ..., two coefficients a step: as many operations as Horner's rule and half its latency.
 template <class F> VAE_FAST_FN F polynomial(F, F, float c0) { return splat<F>(c0); }

@@ -8,8 +8,10 @@ VAE_FAST_NAMESPACE_BEGIN
 struct bfloat16 { std::uint16_t bits; };
 struct float16 { std::uint16_t bits; };
 struct boolean { std::uint8_t byte; };
+struct count8 { std::uint8_t byte; };
 typedef std::uint16_t vu16 __attribute__((vector_size(2 * kLanes)));
 typedef std::uint8_t vu8 __attribute__((vector_size(kLanes)));
+typedef std::int16_t vi16 __attribute__((vector_size(2 * kLanes)));
 
 // Half precision by bits, for instruction sets without a conversion.
 VAE_FAST_FN float half_to_float(std::uint16_t h) {
@@ -37,6 +39,10 @@ VAE_FAST_FN float load_one(const bfloat16* p) { return bit_cast<float>(std::uint
 VAE_FAST_FN float load_one(const float16* p) { return half_to_float(p->bits); }
 VAE_FAST_FN float load_one(const std::uint8_t* p) { return static_cast<float>(*p) / 255.0f; }
 VAE_FAST_FN float load_one(const boolean* p) { return p->byte != 0 ? 1.0f : 0.0f; }
+VAE_FAST_FN float load_one(const count8* p) { return static_cast<float>(p->byte); }
+VAE_FAST_FN float load_one(const std::int16_t* p) { return static_cast<float>(*p); }
+VAE_FAST_FN float load_one(const std::int32_t* p) { return static_cast<float>(*p); }
+VAE_FAST_FN float load_one(const std::int64_t* p) { return static_cast<float>(*p); }
 
 VAE_FAST_FN vf32 load_vector(const float* p) { return load<vf32>(p); }
 VAE_FAST_FN vf32 load_vector(const bfloat16* p) {
@@ -58,6 +64,17 @@ VAE_FAST_FN vf32 load_vector(const std::uint8_t* p) {
 }
 VAE_FAST_FN vf32 load_vector(const boolean* p) {
   return select(__builtin_convertvector(load<vu8>(p), vi32) != 0, splat<vf32>(1.0f), splat<vf32>(0.0f));
+}
+
+VAE_FAST_FN vf32 load_vector(const count8* p) { return to_float<vf32>(__builtin_convertvector(load<vu8>(p), vi32)); }
+VAE_FAST_FN vf32 load_vector(const std::int16_t* p) {
+  return to_float<vf32>(__builtin_convertvector(load<vi16>(p), vi32));
+}
+VAE_FAST_FN vf32 load_vector(const std::int32_t* p) { return to_float<vf32>(load<vi32>(p)); }
+VAE_FAST_FN vf32 load_vector(const std::int64_t* p) {
+  vf32 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = load_one(p + i);
+  return v;
 }
 
 template <class T> VAE_FAST_FN void load_run(const T* p, std::int64_t n, float* out) {

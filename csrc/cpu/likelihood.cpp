@@ -3,38 +3,57 @@
 // again for the scaling by grad_nll) and hold N elements more until backward. Compiled once per instruction set.
 #include "../common/likelihood.h"
 #include "blocks.h"
+#include "noise.h"
 #include "sets.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
 namespace {
 
+VAE_FAST_FN const float* read_target(const View& target, const Noise& binarization, const Block& block, Buffer& buffer,
+                                     NoiseBuffer& noise_buffer) {
+  return binarized(binarization, read(target, block, buffer), block, noise_buffer);
+}
+
+// Zeroes what the mask leaves out, NaN too. The values are still in the first-level cache.
+VAE_FAST_FN void apply(const float* mask, const Block& block, float* values) {
+  if (!mask) return;
+  for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+    store_partial(values + i, select(load_partial(mask + i, count) != vf32{}, load_partial(values + i, count), vf32{}), count);
+  });
+}
+
 template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
   RowSums nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer buffers[Member::parameters], target_buffer, terms;
+    Buffer buffers[Member::parameters], target_buffer, mask_buffer, terms;
+    NoiseBuffer noise_buffer;
     const float* parameters[Member::parameters];
     for (int p = 0; p < Member::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
-    const float* target = read(a.target, block, target_buffer);
+    const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
+    const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     for_each_vector(block.size(), [&](std::int64_t i, int count) {
       vf32 at[Member::parameters];
       for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
       store(terms.data + i, Member::nll(at, load_partial(target + i, count)));
     });
+    apply(mask, block, terms.data);
     nll.add(block, terms.data);
   });
 }
 
 template <class Member> void backward(const LikelihoodBackward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer buffers[Member::parameters], target_buffer, upstream, grad_buffers[Member::parameters];
+    Buffer buffers[Member::parameters], target_buffer, mask_buffer, upstream, grad_buffers[Member::parameters];
+    NoiseBuffer noise_buffer;
     const float* parameters[Member::parameters];
     float* grads[Member::parameters];
     for (int p = 0; p < Member::parameters; ++p) {
       parameters[p] = read(a.parameters[p], block, buffers[p]);
       grads[p] = gradient_destination(a.gradients[p], block, grad_buffers[p]);
     }
-    const float* target = read(a.target, block, target_buffer);
+    const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
+    const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     spread(a.grad_nll, a.grad_nll_stride, block, upstream);
     for_each_vector(block.size(), [&](std::int64_t i, int count) {
       vf32 at[Member::parameters], by[Member::parameters];
@@ -43,8 +62,11 @@ template <class Member> void backward(const LikelihoodBackward& a, const Task& t
       const vf32 g = load<vf32>(upstream.data + i);
       for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, g * by[p], count);
     });
-    for (int p = 0; p < Member::parameters; ++p)
-      if (wanted(a.gradients[p])) emit(a.gradients[p], a.tiling, task, block, grads[p]);
+    for (int p = 0; p < Member::parameters; ++p) {
+      if (!wanted(a.gradients[p])) continue;
+      apply(mask, block, grads[p]);
+      emit(a.gradients[p], a.tiling, task, block, grads[p]);
+    }
   });
 }
 

@@ -1,4 +1,4 @@
-// The noise contract on the CPU: the standard normals of a block, a pure function of (rng_state, row, element).
+// The noise contract on the CPU: the numbers of a block, a pure function of (rng_state, row, element).
 #pragma once
 
 #include "../common/normal.h"
@@ -54,12 +54,23 @@ VAE_FAST_FN Step philox(const Spread& state, const std::uint64_t* group, const s
   return c;
 }
 
-// out[4i..4i+3] = the four normals of counter (group[i], row[i]), in whole steps. halves_to_even_odd and the two
+// What becomes of the words w0 and w1, or w2 and w3, of a counter.
+struct Normals {
+  static VAE_FAST_FN RngState stream(const RngState& state) { return state; }
+  static VAE_FAST_FN NormalPair<vf32> pair(vu32 w0, vu32 w1) { return box_muller<vf32>(w0, w1); }
+};
+struct Uniforms {
+  static VAE_FAST_FN RngState stream(const RngState& state) { return state.for_target(); }
+  static VAE_FAST_FN NormalPair<vf32> pair(vu32 w0, vu32 w1) { return {uniform<vf32>(w0), uniform<vf32>(w1)}; }
+};
+
+// out[4i..4i+3] = the four numbers of counter (group[i], row[i]), in whole steps. halves_to_even_odd and the two
 // interleaves keep the order with three instructions a vector. Words first, normals after: each loop alone is short
 // enough for several of its iterations to be in flight at once, which their long dependency chains need.
-inline void fill_normals(const RngState& state, const std::uint64_t* group, const std::uint64_t* row,
+template <class Kind>
+inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row,
                          std::int64_t count, float* out) {
-  const Spread spread(state);
+  const Spread spread(Kind::stream(state));
   for (std::int64_t i = 0; i < count; i += kStep) {
     const Step c = philox(spread, group + i, row + i);
     for (int s = 0; s < kStreams; ++s) {
@@ -69,16 +80,15 @@ inline void fill_normals(const RngState& state, const std::uint64_t* group, cons
     }
   }
   for (float *to = out, *end = out + 4 * count; to < end; to += 2 * kLanes) {
-    const NormalPair<vf32> n = box_muller<vf32>(load<vu32>(to), load<vu32>(to + kLanes));
+    const NormalPair<vf32> n = Kind::pair(load<vu32>(to), load<vu32>(to + kLanes));
     store(to, interleave_low(n.first, n.second));
     store(to + kLanes, interleave_high(n.first, n.second));
   }
 }
 
-// The normals of one draw of a block, dense: in the noise the caller brought, or made here.
-inline const float* normals(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer) {
-  if (noise.given) return read(noise.given.draw(draw), block, reinterpret_cast<Buffer&>(buffer));
-
+// The numbers of one draw of a block, dense.
+template <class Kind>
+inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer) {
   // Rows whose length is no multiple of 4 leave part of their last counter unused.
   const std::int64_t groups = (block.columns + 3) / 4, padded = 4 * groups, total = block.rows * groups;
   alignas(64) std::uint64_t group[kBlock + kStep], row[kBlock + kStep];
@@ -92,18 +102,35 @@ inline const float* normals(const Noise& noise, std::int64_t draw, const Block& 
     for (std::int64_t g = 0; g < groups; ++g) row[g] = draw;
     for (std::int64_t r = 0; r < block.rows; ++r) {
       const std::int64_t* own = state + 2 * (block.row + r);
-      fill_normals(RngState::from(own[0], own[1]), group, row, groups, out + r * padded);
+      fill<Kind>(RngState::from(own[0], own[1]), group, row, groups, out + r * padded);
     }
   } else {
     for (std::int64_t r = 0; r < block.rows; ++r) {
       for (std::int64_t g = 0; g < groups; ++g) group[r * groups + g] = block.column / 4 + g;
       for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = draw * noise.batch + block.row + r;
     }
-    fill_normals(RngState::from(state[0], state[1]), group, row, total, out);
+    fill<Kind>(RngState::from(state[0], state[1]), group, row, total, out);
   }
   if (!compact)
     for (std::int64_t r = 0; r < block.rows; ++r)
       for (std::int64_t c = 0; c < block.columns; ++c) buffer.data[r * block.columns + c] = spaced[r * padded + c];
+  return buffer.data;
+}
+
+// The normals of one draw of a block: in the noise the caller brought, or made here.
+inline const float* normals(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer) {
+  if (noise.given) return read(noise.given.draw(draw), block, reinterpret_cast<Buffer&>(buffer));
+  return draw_numbers<Normals>(noise, draw, block, buffer);
+}
+
+// 1 with probability `target`, else 0; or the target itself where no rng_state is given.
+inline const float* binarized(const Noise& noise, const float* target, const Block& block, NoiseBuffer& buffer) {
+  if (!noise.rng_state) return target;
+  const float* numbers = draw_numbers<Uniforms>(noise, 0, block, buffer);
+  for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+    const vf32 hit = select(load<vf32>(numbers + i) < load_partial(target + i, count), splat<vf32>(1.0f), vf32{});
+    store(buffer.data + i, hit);
+  });
   return buffer.data;
 }
 

@@ -29,6 +29,13 @@ inline f32x16 sqrt(f32x16 a) { return each([&](int i) { return std::sqrt(a[i]); 
 inline f32x16 max(f32x16 a, f32x16 b) { return each([&](int i) { return a[i] > b[i] ? a[i] : b[i]; }); }
 inline f32x16 min(f32x16 a, f32x16 b) { return each([&](int i) { return a[i] < b[i] ? a[i] : b[i]; }); }
 
+inline mask16 movepi32_mask(u64x8 v) {
+  const u32x16 lanes = (u32x16)v;
+  mask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= static_cast<mask16>((lanes[i] >> 31) << i);
+  return mask;
+}
+
 inline u64x8 mul_epu32(u64x8 a, u64x8 b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 
 // Within every 128 bits: a0 b0 a1 b1, and a2 b2 a3 b3.
@@ -83,6 +90,7 @@ inline __m256i cvtps(f32x16 v) {
 #define _mm512_sqrt_ps emulated::sqrt
 #define _mm512_max_ps emulated::max
 #define _mm512_min_ps emulated::min
+#define _mm512_movepi32_mask emulated::movepi32_mask
 #define _mm512_mul_epu32 emulated::mul_epu32
 #define _mm512_unpacklo_ps(a, b) emulated::unpack(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack(a, b, 2)

@@ -1,0 +1,111 @@
+// Logarithms, softplus and the gamma function's kin in float32, as math.h: polynomials from a minimax fit, no branch but
+// one that whole vectors take together.
+#pragma once
+
+#include "math.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+// x = 2^k·(1 + f) with 1/√2 <= 1 + f < √2, of a positive normal x. Of 0 and NaN: some finite k and f.
+template <class F> struct Split { F k, f; };
+constexpr float kSqrtHalf = 0x1.6A09E6p-1f, kSqrtTwo = 0x1.6A09E6p0f;
+
+template <class F> VAE_FAST_FN Split<F> split(F x) {
+  constexpr std::uint32_t sqrt_half = 0x3F3504F3u;
+  const u32_of<F> from_sqrt_half = bit_cast<u32_of<F>>(x) - sqrt_half;
+  const F mantissa = bit_cast<F>((from_sqrt_half & 0x007FFFFFu) + sqrt_half);
+  return {to_float<F>(bit_cast<i32_of<F>>(from_sqrt_half) >> 23), mantissa - splat<F>(1.0f)};
+}
+
+// log(1 + f) - f for the f of a Split, to 6e-8 relative.
+template <class F> VAE_FAST_FN F log1p_minus_near(F f) {
+  const F square = f * f;
+  const F p = polynomial(f, square, 0.33333316445350647f, -0.25000545382499695f, 0.20002363622188568f,
+                         -0.16633513569831848f, 0.14180804789066315f, -0.1304200291633606f, 0.1286744475364685f,
+                         -0.08082135766744614f);
+  return square * fma(f, p, splat<F>(-0.5f));
+}
+
+// log(x) of a finite x > 0; some finite number for x = 0 (-88: what multiplies it is 0 here).
+template <class F> VAE_FAST_FN F log(F x) {
+  const Split<F> s = split(x);
+  return fma(s.k, splat<F>(kLn2High), s.f + fma(s.k, splat<F>(kLn2Low), log1p_minus_near(s.f)));
+}
+
+// log(1 + t) and log(1 + t) - t without cancellation, from t and 1 + t, each as exact as the caller has it.
+template <class F> struct Log1p { F value, minus; };
+
+template <class F> VAE_FAST_FN Log1p<F> log1p(F t, F one_plus_t) {
+  const Split<F> s = split(one_plus_t);
+  const auto far = (one_plus_t < splat<F>(kSqrtHalf)) | (one_plus_t >= splat<F>(kSqrtTwo));  // k != 0; not of a NaN
+  const F f = select(far, s.f, t), rest = fma(s.k, splat<F>(kLn2Low), log1p_minus_near(f));
+  const F value = fma(s.k, splat<F>(kLn2High), f + rest);
+  return {value, select(far, value - t, rest)};
+}
+
+// (1 + t)·log(1 + t) - t >= 0: what a count of 1 + t times its mean costs beyond it. 1 at t = -1.
+template <class F> VAE_FAST_FN F deviance(F t, F one_plus_t) {
+  const F minus = log1p(t, one_plus_t).minus;
+  return select(one_plus_t == splat<F>(0.0f), splat<F>(1.0f), fma(one_plus_t, minus, t * t));
+}
+
+// log(1 + exp(-|x|))
+template <class F> VAE_FAST_FN F softplus_tail(F x) { return log1p_unit(exp_nonpositive(-absolute(x))); }
+// log(1 + exp(x))
+template <class F> VAE_FAST_FN F softplus(F x) { return maximum(splat<F>(0.0f), x) + softplus_tail(x); }
+
+// σ(x) and σ(-x): each exact where the other rounds to 1.
+template <class F> struct Sigmoid { F value, complement; };
+
+template <class F> VAE_FAST_FN Sigmoid<F> sigmoid(F x) {
+  const F one = splat<F>(1.0f), e = exp_nonpositive(-absolute(x)), larger = divide(one, one + e), smaller = e * larger;
+  const auto negative = x < splat<F>(0.0f);
+  return {select(negative, smaller, larger), select(negative, larger, smaller)};
+}
+
+// y shifted into [1, ∞), where series in 1/y hold, and whether it was.
+template <class F> struct Shifted { F inverse, by; };
+
+template <class F> VAE_FAST_FN Shifted<F> shifted(F y) {
+  const F one = splat<F>(1.0f), by = select(y < one, one, splat<F>(0.0f));
+  return {divide(one, y + by), by};
+}
+
+// Stirling's error log Γ(y) - (y - 1/2)·log y + y - log(2π)/2, to 4e-8 relative for y >= 1; y > 0.
+template <class F> VAE_FAST_FN F stirling(F y, const Shifted<F>& s) {
+  const F w = s.inverse;
+  const F series = w * polynomial(w, w * w, 0.0833333283662796f, -7.899429732560748e-08f, -0.002773376414552331f,
+                                  -5.0487666158005595e-05f, 0.0010447208769619465f, -0.0006297528743743896f,
+                                  0.00013711379142478108f);
+  const auto small = y < splat<F>(1.0f);
+  if (!any<F>(small)) return series;
+  // Γ(y + 1) = y·Γ(y)
+  const F one = splat<F>(1.0f), far = log(y + one) - log(y);
+  return select(small, fma(y + splat<F>(0.5f), far, series - one), series);
+}
+template <class F> VAE_FAST_FN F stirling(F y) { return stirling(y, shifted(y)); }
+
+// log Γ(x + 1) - x·log x + x, of x >= 0.
+template <class F> VAE_FAST_FN F log_factorial_minus(F x) {
+  const F value = fma(splat<F>(0.5f), log(splat<F>(2.0f * kPi) * x), stirling(x));
+  return select(x == splat<F>(0.0f), splat<F>(0.0f), value);
+}
+
+// Of r(y) = digamma(y) - log y: r(b) - r(a) for b >= a > 0, where both may be large and nearly the same.
+template <class F> VAE_FAST_FN F digamma_tail(F w) {  // -(r(1/w) + w/2) / w², to 5e-7 relative
+  return polynomial(w, w * w, 0.08333329856395721f, 2.326733010704629e-06f, -0.008350501768290997f, -6.376489182002842e-05f,
+                    0.004938007798045874f, -0.003506414359435439f, 0.0008627527276985347f);
+}
+template <class F> VAE_FAST_FN F digamma_minus_log_difference(F b, F a, F distance) {  // distance = b - a, exact
+  const Shifted<F> sb = shifted(b), sa = shifted(a);
+  const F one = splat<F>(1.0f), wb = sb.inverse, wa = sa.inverse;
+  const F between = distance + (sb.by - sa.by);  // of the shifted ones
+  const F series = fma(splat<F>(0.5f) * between, wa * wb, wa * wa * digamma_tail(wa) - wb * wb * digamma_tail(wb));
+  const auto small = a < one;
+  if (!any<F>(small)) return series;
+  // digamma(y) = digamma(y + 1) - 1/y, so r(y) = r(y + 1) + log((y + 1)/y) - 1/y
+  const F step_a = log(a + one) - log(a) - divide(one, a), step_b = log(b + one) - log(b) - divide(one, b);
+  return series + (select(b < one, step_b, splat<F>(0.0f)) - select(small, step_a, splat<F>(0.0f)));
+}
+
+VAE_FAST_NAMESPACE_END
