@@ -2,7 +2,7 @@
 //
 // The textbook forms subtract log Γ(x + theta) - log Γ(theta), which cancels: at theta = 1e8 float32 is left with no digit.
 // Here Stirling's series is subtracted by hand (Loader, "Fast and accurate computation of binomial probabilities", 2000),
-// so that only small terms are left: deviance() = (1 + t)·log(1 + t) - t, and Stirling's errors.
+// so that only small terms are left: (1 + t)·log(1 + t) - t, and Stirling's errors.
 #pragma once
 
 #include "special.h"
@@ -17,7 +17,7 @@ struct Poisson {
 
   template <class F> static VAE_FAST_FN F nll(const F* p, F x) {
     const F mean = p[0] + splat<F>(kTiny);
-    return fma(mean, deviance(divide(x - mean, mean), divide(x, mean)), log_factorial_minus(x));
+    return fma(mean, log1p(divide(x - mean, mean), divide(x, mean)).deviance, log_factorial_minus(x));
   }
 
   template <class F> static VAE_FAST_FN void gradient(const F* p, F x, F* by) {
@@ -45,8 +45,8 @@ struct NegativeBinomial {
     const auto positive = x > splat<F>(0.0f);
     const F of_zero = -(t.theta * t.log.value);
     if (!any<F>(positive)) return of_zero;
-    const F by_mean = t.mean * deviance(divide(x - t.mean, t.mean), divide(x, t.mean));
-    const F by_total = t.total * fma(t.ratio, t.log.minus, t.u * t.u);
+    const F by_mean = t.mean * log1p(divide(x - t.mean, t.mean), divide(x, t.mean)).deviance;
+    const F by_total = t.total * t.log.deviance;
     // log x! and what is left of the gamma functions of theta
     const F sum = t.theta + x, half_log = splat<F>(0.5f) * log(splat<F>(2.0f * kPi) * (x * divide(sum, t.theta)));
     const F rest = half_log + (stirling(x) + (stirling(t.theta) - stirling(sum)));

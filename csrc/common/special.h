@@ -32,21 +32,16 @@ template <class F> VAE_FAST_FN F log(F x) {
   return fma(s.k, splat<F>(kLn2High), s.f + fma(s.k, splat<F>(kLn2Low), log1p_minus_near(s.f)));
 }
 
-// log(1 + t) and log(1 + t) - t without cancellation, from t and 1 + t, each as exact as the caller has it.
-template <class F> struct Log1p { F value, minus; };
+// Of t and 1 + t, each as exact as the caller has it: log(1 + t), log(1 + t) - t, and (1 + t)·log(1 + t) - t, which is
+// what a count of 1 + t times its mean costs beyond it; all without cancellation. At t = -1 the last is 1, the others finite.
+template <class F> struct Log1p { F value, minus, deviance; };
 
 template <class F> VAE_FAST_FN Log1p<F> log1p(F t, F one_plus_t) {
   const Split<F> s = split(one_plus_t);
   const auto far = (one_plus_t < splat<F>(kSqrtHalf)) | (one_plus_t >= splat<F>(kSqrtTwo));  // k != 0; not of a NaN
   const F f = select(far, s.f, t), rest = fma(s.k, splat<F>(kLn2Low), log1p_minus_near(f));
   const F value = fma(s.k, splat<F>(kLn2High), f + rest);
-  return {value, select(far, value - t, rest)};
-}
-
-// (1 + t)·log(1 + t) - t >= 0: what a count of 1 + t times its mean costs beyond it. 1 at t = -1.
-template <class F> VAE_FAST_FN F deviance(F t, F one_plus_t) {
-  const F minus = log1p(t, one_plus_t).minus;
-  return select(one_plus_t == splat<F>(0.0f), splat<F>(1.0f), fma(one_plus_t, minus, t * t));
+  return {value, select(far, value - t, rest), fma(one_plus_t, select(far, value, rest), select(far, -t, t * t))};
 }
 
 // log(1 + exp(-|x|))
