@@ -49,6 +49,24 @@ inline View view_of(const py::object& tensor, const Shape& shape) {
   return v;
 }
 
+// Of two or three dimensions; a missing third has stride 0.
+inline View3 view3_of(const py::object& tensor) {
+  View3 v;
+  if (tensor.is_none()) return v;
+  const py::tuple parts = tensor.cast<py::tuple>();
+  const py::tuple strides = parts[2].cast<py::tuple>();
+  v.data = reinterpret_cast<char*>(parts[0].cast<std::uintptr_t>());
+  v.dtype = static_cast<DType>(parts[1].cast<int>());
+  for (std::size_t d = 0; d < strides.size() && d < 3; ++d) v.stride[d] = strides[d].cast<std::int64_t>();
+  return v;
+}
+inline std::size_t dims_of(const py::object& tensor) { return tensor.cast<py::tuple>()[2].cast<py::tuple>().size(); }
+
+// A dense float32 result.
+inline float* floats_of(const py::object& tensor) {
+  return reinterpret_cast<float*>(tensor.cast<py::tuple>()[0].cast<std::uintptr_t>());
+}
+
 inline RowSum row_sum_of(const py::object& tensor) {
   RowSum sum;
   if (tensor.is_none()) return sum;
@@ -171,6 +189,70 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int me
   Engine(where).run(a, shape);
 }
 
+// Sizes are (batch, positions, classes).
+template <class Args> Args categorical_of(const Shape& shape, const py::object& logits, const py::object& target) {
+  Args a;
+  a.batch = shape.sizes.at(0), a.positions = shape.sizes.at(1), a.classes = shape.sizes.at(2);
+  a.counts = dims_of(target) == 3;
+  a.logits = view3_of(logits);
+  a.target = view3_of(target);
+  return a;
+}
+
+template <class Engine>
+void categorical_forward(const py::object& where, const py::tuple& sizes, const py::object& logits, const py::object& target,
+                         const py::object& nll, const py::object& lse, const py::object& total) {
+  auto a = categorical_of<CategoricalForward>(Shape(sizes), logits, target);
+  a.nll = floats_of(nll);
+  a.lse = floats_of(lse);
+  a.total = floats_of(total);
+  Engine(where).run(a);
+}
+
+template <class Engine>
+void categorical_backward(const py::object& where, const py::tuple& sizes, const py::object& logits, const py::object& target,
+                          const py::object& lse, const py::object& total, const py::object& grad_nll,
+                          const py::object& grad_logits) {
+  auto a = categorical_of<CategoricalBackward>(Shape(sizes), logits, target);
+  a.lse = floats_of(lse);
+  a.total = floats_of(total);
+  a.grad_nll = view3_of(grad_nll);
+  a.grad_logits = view3_of(grad_logits);
+  Engine(where).run(a);
+}
+
+// Sizes are (batch, channels, components, pixels).
+template <class Args>
+Args mixture_of(const Shape& shape, const py::object& parameters, const py::object& target, const py::object& mask) {
+  Args a;
+  a.batch = shape.sizes.at(0), a.channels = shape.sizes.at(1), a.components = shape.sizes.at(2), a.pixels = shape.sizes.at(3);
+  a.parameters = view3_of(parameters);
+  a.target = view3_of(target);
+  a.mask = view3_of(mask);  // (batch, pixels)
+  a.mask.stride[2] = a.mask.stride[1];
+  a.mask.stride[1] = 0;
+  return a;
+}
+
+template <class Engine>
+void mixture_forward(const py::object& where, const py::tuple& sizes, const py::object& parameters, const py::object& target,
+                     const py::object& mask, const py::object& nll) {
+  auto a = mixture_of<MixtureForward>(Shape(sizes), parameters, target, mask);
+  a.nll = row_sum_of(nll);
+  Engine(where).run(a);
+}
+
+template <class Engine>
+void mixture_backward(const py::object& where, const py::tuple& sizes, const py::object& parameters, const py::object& target,
+                      const py::object& mask, const py::object& grad_nll, const py::object& grad_parameters) {
+  auto a = mixture_of<MixtureBackward>(Shape(sizes), parameters, target, mask);
+  const RowSum from_nll = row_sum_of(grad_nll);
+  a.grad_nll = from_nll.value;
+  a.grad_nll_stride = from_nll.stride;
+  a.grad_parameters = view3_of(grad_parameters);
+  Engine(where).run(a);
+}
+
 // Defines the ops in a module. An Engine is made from what Python says about where to run, the first argument, and has
 // run(arguments, shape).
 template <class Engine> void define_ops(py::module_& m) {
@@ -179,6 +261,14 @@ template <class Engine> void define_ops(py::module_& m) {
   m.def("noise_fill", &noise_fill<Engine>);
   m.def("likelihood_forward", &likelihood_forward<Engine>);
   m.def("likelihood_backward", &likelihood_backward<Engine>);
+}
+
+// Those whose arguments hold their own sizes: an Engine has run(arguments).
+template <class Engine> void define_distribution_ops(py::module_& m) {
+  m.def("categorical_forward", &categorical_forward<Engine>);
+  m.def("categorical_backward", &categorical_backward<Engine>);
+  m.def("mixture_forward", &mixture_forward<Engine>);
+  m.def("mixture_backward", &mixture_backward<Engine>);
 }
 
 }  // namespace vae_fast
