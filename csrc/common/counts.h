@@ -41,10 +41,11 @@ struct NegativeBinomial {
     return {mean, theta, total, inverse, u, ratio, log1p(u, ratio)};
   }
 
-  template <class F> static VAE_FAST_FN F nll(const Terms<F>& t, F x) {
-    const auto positive = x > splat<F>(0.0f);
+  template <class F> static VAE_FAST_FN F nll(const Terms<F>& t, F count) {
+    const auto positive = count > splat<F>(0.0f);
     const F of_zero = -(t.theta * t.log.value);
     if (!any<F>(positive)) return of_zero;
+    const F x = select(positive, count, splat<F>(1.0f));  // see log_factorial_minus
     const F by_mean = t.mean * log1p(divide(x - t.mean, t.mean), divide(x, t.mean)).deviance;
     const F by_total = t.total * t.log.deviance;
     // log x! and what is left of the gamma functions of theta

@@ -75,15 +75,16 @@ template <class F> VAE_FAST_FN F stirling(F y, const Shifted<F>& s) {
   const auto small = y < splat<F>(1.0f);
   if (!any<F>(small)) return series;
   // Γ(y + 1) = y·Γ(y)
-  const F one = splat<F>(1.0f), far = log(y + one) - log(y);
-  return select(small, fma(y + splat<F>(0.5f), far, series - one), series);
+  const F one = splat<F>(1.0f), step = log(one + divide(one, y));
+  return select(small, fma(y + splat<F>(0.5f), step, series - one), series);
 }
 template <class F> VAE_FAST_FN F stirling(F y) { return stirling(y, shifted(y)); }
 
 // log Γ(x + 1) - x·log x + x, of x >= 0.
 template <class F> VAE_FAST_FN F log_factorial_minus(F x) {
-  const F value = fma(splat<F>(0.5f), log(splat<F>(2.0f * kPi) * x), stirling(x));
-  return select(x == splat<F>(0.0f), splat<F>(0.0f), value);
+  const auto zero = x == splat<F>(0.0f);
+  const F y = select(zero, splat<F>(1.0f), x);  // zeros, of which there are many, do not ask for stirling's small numbers
+  return select(zero, splat<F>(0.0f), fma(splat<F>(0.5f), log(splat<F>(2.0f * kPi) * y), stirling(y)));
 }
 
 // Of r(y) = digamma(y) - log y: r(b) - r(a) for b >= a > 0, where both may be large and nearly the same.
@@ -99,8 +100,8 @@ template <class F> VAE_FAST_FN F digamma_minus_log_difference(F b, F a, F distan
   const auto small = a < one;
   if (!any<F>(small)) return series;
   // digamma(y) = digamma(y + 1) - 1/y, so r(y) = r(y + 1) + log((y + 1)/y) - 1/y
-  const F step_a = log(a + one) - log(a) - divide(one, a), step_b = log(b + one) - log(b) - divide(one, b);
-  return series + (select(b < one, step_b, splat<F>(0.0f)) - select(small, step_a, splat<F>(0.0f)));
+  const F over_a = divide(one, a), over_b = divide(one, b), step_a = log(one + over_a) - over_a;
+  return series + (select(b < one, log(one + over_b) - over_b, splat<F>(0.0f)) - select(small, step_a, splat<F>(0.0f)));
 }
 
 VAE_FAST_NAMESPACE_END
