@@ -15,7 +15,17 @@ from torch import Tensor
 import vae_fast
 from vae_fast import backends
 
-KERNELS = ("latent_forward", "latent_backward", "likelihood_forward", "likelihood_backward", "noise_fill")
+KERNELS = (
+    "latent_forward",
+    "latent_backward",
+    "likelihood_forward",
+    "likelihood_backward",
+    "noise_fill",
+    "categorical_forward",
+    "categorical_backward",
+    "mixture_forward",
+    "mixture_backward",
+)
 
 
 def _add_twin() -> None:

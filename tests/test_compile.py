@@ -228,10 +228,12 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
 def test_opcheck_likelihood(kernels: str, shape: tuple[int, ...]) -> None:
     target = torch.rand(4, 6)
     params = [leaf(4, 6), leaf(*shape, seed=1)]
-    torch.library.opcheck(LIKELIHOOD, ("gaussian", target, params), test_utils=OPCHECKS)
-    torch.library.opcheck(LIKELIHOOD, ("bernoulli", target > 0.5, params[:1]), test_utils=OPCHECKS)
+    torch.library.opcheck(LIKELIHOOD, ("gaussian", target, params, None, None), test_utils=OPCHECKS)
+    torch.library.opcheck(
+        LIKELIHOOD, ("bernoulli", target > 0.5, params[:1], None, None), test_utils=OPCHECKS
+    )
     params = [p.detach() for p in params]
-    args = (torch.randn(4), "gaussian", target, params, [True, True])
+    args = (torch.randn(4), "gaussian", target, params, None, None, [True, True])
     torch.library.opcheck(torch.ops.vae_fast.likelihood_backward, args, test_utils=OPCHECKS)
 
 

@@ -250,8 +250,8 @@ def test_gradcheck_of_the_library_op(shape) -> None:
     mean, logvar = leaf(make(3, 2, 2, dtype=torch.float64)), leaf(make(*shape, dtype=torch.float64, seed=1))
     target = make_target(3, 2, 2, dtype=torch.float64)
     op = torch.ops.vae_fast.likelihood
-    assert torch.autograd.gradcheck(lambda p: op("bernoulli", target, [p]), mean)
-    assert torch.autograd.gradcheck(lambda m, v: op("gaussian", target, [m, v]), (mean, logvar))
+    assert torch.autograd.gradcheck(lambda p: op("bernoulli", target, [p], None, None), mean)
+    assert torch.autograd.gradcheck(lambda m, v: op("gaussian", target, [m, v], None, None), (mean, logvar))
 
 
 @needs_native

@@ -11,7 +11,8 @@ from torch import Tensor
 from .backends.reference import draw_rng_state
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_TARGETS = (*_DTYPES, torch.uint8, torch.bool)
+_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_TARGETS = (*_DTYPES, torch.bool, *_INTEGERS)
 
 
 def _of(tensor: Tensor) -> tuple[int, ...]:
@@ -56,13 +57,21 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_target(target: Tensor, other_name: str, other: Tensor) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target is {type(target).__name__}, it takes a tensor")
-    if target.dtype not in _TARGETS:
-        raise TypeError(f"target has dtype {target.dtype}, it takes a float dtype, uint8 (255ths) or bool")
+    check_target_type("target", target)
     if target.shape != other.shape:
         raise ValueError(f"target has shape {_of(target)}, {other_name} has {_of(other)}")
     check_device("target", target, other_name, other)
+
+
+def check_target_type(name: str, target: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} is {type(target).__name__}, it takes a tensor")
+    if target.dtype not in _TARGETS:
+        raise TypeError(
+            f"{name} has dtype {target.dtype}, it takes a float dtype, uint8, bool, int16, int32 or int64"
+        )
+    if target.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {target.layout}, it takes a dense tensor")
 
 
 def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -72,15 +81,19 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
         raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
-    shape, full = tensor.shape, other.shape
-    if shape != full and (
-        len(shape) > len(full)
-        or any(n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False))
+    if tensor.shape != other.shape:
+        _check_broadcast_to(name, tensor, other_name, other.shape)
+    check_device(name, tensor, other_name, other)
+
+
+def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:
+    shape = tensor.shape
+    if len(shape) > len(full) or any(
+        n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
     ):
         raise ValueError(
-            f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {_of(other)}"
+            f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {tuple(full)}"
         )
-    check_device(name, tensor, other_name, other)
 
 
 def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -137,12 +150,7 @@ def check_noise(
         check_rng_state(rng_state, shape[0])
         check_device("rng_state", rng_state, "mu", mu)
         return rng_state
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator is {type(generator).__name__}, it takes a torch.Generator")
-        if generator.device != mu.device:
-            raise ValueError(f"generator is on {generator.device}, mu is on {mu.device}")
-    return draw_rng_state(mu.device, generator)
+    return draw_rng_state(mu.device, check_generator(generator, "mu", mu))
 
 
 def check_rng_state(rng_state: Tensor, batch: int) -> None:
@@ -171,3 +179,108 @@ def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> 
         raise ValueError(f"{name} has {size} elements per sample, the noise takes fewer than 2**34")
     if rows >= 2**32:
         raise ValueError(f"{name} has {rows} samples (draws included), the noise takes fewer than 2**32")
+
+
+def check_parameter(
+    name: str, parameter: Tensor | float | None, other_name: str, other: Tensor, optional: bool = False
+) -> Tensor:
+    """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional."""
+    if isinstance(parameter, Tensor):
+        check_broadcast(name, parameter, other_name, other)
+        return parameter
+    if isinstance(parameter, (int, float)) or (optional and parameter is None):
+        dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
+        return torch.full((), parameter or 0.0, dtype=dtype, device=other.device)
+    takes = "a tensor, a number or None" if optional else "a tensor or a number"
+    raise TypeError(f"{name} is {type(parameter).__name__}, it takes {takes}")
+
+
+def check_mask(mask: Tensor, other_name: str, shape: Sequence[int], other: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask is {type(mask).__name__}, it takes a bool tensor")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}, it takes torch.bool")
+    _check_broadcast_to("mask", mask, other_name, shape)
+    check_device("mask", mask, "target", other)
+
+
+def check_weight(weight: Tensor, other: Tensor) -> Tensor:
+    """The weight of each sample, as it was given."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is {type(weight).__name__}, it takes a tensor (batch,)")
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"weight has dtype {weight.dtype}, it takes float32, bfloat16, float16 or float64")
+    if weight.shape != other.shape[:1]:
+        raise ValueError(f"weight has shape {_of(weight)}, it takes (batch,) = ({other.shape[0]},)")
+    check_device("weight", weight, "target", other)
+    return weight
+
+
+def check_bits(
+    target: Tensor, binarize: bool, generator: torch.Generator | None, rng_state: Tensor | None
+) -> Tensor:
+    """Checks where the bits of a target come from, and returns the rng_state to use."""
+    if not isinstance(binarize, bool):
+        raise TypeError(f"binarize is {type(binarize).__name__}, it takes a bool")
+    if not binarize:
+        raise ValueError("rng_state and generator take binarize=True: without it nothing is drawn")
+    if rng_state is not None and generator is not None:
+        raise ValueError("the bits come from at most one of rng_state and generator")
+    if target.requires_grad:
+        raise ValueError("target requires grad, binarize takes a constant (target.detach(), say)")
+    check_counters("target", target.shape, None)
+    if rng_state is not None:
+        check_rng_state(rng_state, target.shape[0])
+        check_device("rng_state", rng_state, "target", target)
+        return rng_state
+    return draw_rng_state(target.device, check_generator(generator, "target", target))
+
+
+def check_generator(
+    generator: torch.Generator | None, other_name: str, other: Tensor
+) -> torch.Generator | None:
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator is {type(generator).__name__}, it takes a torch.Generator")
+        if generator.device != other.device:
+            raise ValueError(f"generator is on {generator.device}, {other_name} is on {other.device}")
+    return generator
+
+
+def check_logits(logits: Tensor) -> None:
+    """Of a softmax over the last dim."""
+    check_tensor("logits", logits)
+    if logits.ndim < 2 or logits.shape[-1] == 0:
+        raise ValueError(
+            f"logits has shape {_of(logits)}, it takes (batch, ..., classes), at least one class"
+        )
+
+
+def check_classes(target: Tensor, logits: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is {type(target).__name__}, it takes a tensor")
+    if target.dtype not in _INTEGERS:
+        raise TypeError(
+            f"target has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
+        )
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(f"target has shape {_of(target)}, logits of {_of(logits)} take {_of(logits)[:-1]}")
+    check_device("target", target, "logits", logits)
+
+
+def check_mixture(params: Tensor, target: Tensor) -> None:
+    check_tensor("params", params)
+    check_target_type("target", target)
+    if params.ndim < 2:
+        raise ValueError(f"params has shape {_of(params)}, it takes (batch, P, ...)")
+    channels = target.shape[1] if target.ndim > 1 else 0
+    expected = (params.shape[0], channels, *params.shape[2:])
+    if channels not in (1, 3) or target.shape != expected:
+        takes = ", ".join(map(str, (params.shape[0], "1 or 3", *params.shape[2:])))
+        raise ValueError(f"target has shape {_of(target)}, params of {_of(params)} takes ({takes})")
+    each = 3 if channels == 1 else 10
+    if params.shape[1] < each or params.shape[1] % each:
+        raise ValueError(
+            f"params has shape {_of(params)}, target of {channels} channel(s) takes a multiple of {each} along dim 1"
+        )
+    check_device("target", target, "params", params)

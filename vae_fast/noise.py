@@ -6,6 +6,11 @@
 
 j is the element's row-major index inside its sample, row the sample's index: k batch + b with several draws k per
 sample; with one state per sample, row = k.
+
+Bits of a grey x are made of other words, those with the top bit of the counter set:
+
+    words     = Philox4x32-10(key = (seed_lo, seed_hi), counter = (j >> 2, row, offset_lo, offset_hi ^ 2^31))
+    bit[j]    = 1 if (w[j & 3] >> 8) 2^-24 < x[j] else 0        (in float32; uint8 x is k / 255)
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from torch import Tensor
 
 from . import ops
 from .backends.reference import draw_rng_state
-from .checks import check_counters, check_num_samples, check_rng_state
+from .checks import check_counters, check_device, check_num_samples, check_rng_state, check_target_type
 
-__all__ = ["draw_rng_state", "noise"]
+__all__ = ["binarize", "draw_rng_state", "noise"]
 
 
 def noise(
@@ -60,3 +65,24 @@ def noise(
     if device is not None:
         rng_state = rng_state.to(device)
     return ops.noise(shape, rng_state, num_samples, dtype)
+
+
+def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
+    """The very 0 and 1 that a likelihood with binarize=True and this rng_state used: 1 with probability x.
+
+    Args:
+        x: (batch, ...), the target: float in [0, 1], uint8 (255ths), bool or integers. NaN gives 0.
+        rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample.
+
+    Returns:
+        0 and 1 in x's shape and dtype, float32 if that is no float. It carries no gradient.
+
+    Source: Burda et al., "Importance weighted autoencoders", 2016, section 5.1, for dynamic binarization.
+    """
+    check_target_type("x", x)
+    if x.ndim == 0:
+        raise ValueError("x has shape (), it takes (batch, ...)")
+    check_rng_state(rng_state, x.shape[0])
+    check_device("rng_state", rng_state, "x", x)
+    check_counters("x", x.shape, None)
+    return ops.binarize(x, rng_state)

@@ -14,8 +14,11 @@ A bare autograd Function, which saves and allocates and does nothing else, takes
 autograd's own part. Drawing rng_state adds 3, or 10 when the caches are cold.
 """
 
+from .categorical import categorical
 from .latent import latent
 from .likelihood import likelihood
-from .noise import noise
+from .linear_likelihood import linear_likelihood
+from .mixture import mixture
+from .noise import binarize, noise
 
-__all__ = ["latent", "likelihood", "noise"]
+__all__ = ["binarize", "categorical", "latent", "likelihood", "linear_likelihood", "mixture", "noise"]

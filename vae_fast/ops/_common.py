@@ -158,7 +158,10 @@ class NoKernels:
     @staticmethod
     def _nothing(*args: Any, **kwargs: Any) -> None: ...
 
-    latent_forward = latent_backward = likelihood_forward = likelihood_backward = noise_fill = _nothing
+    latent_forward = latent_backward = noise_fill = _nothing
+    likelihood_forward = likelihood_backward = _nothing
+    categorical_forward = categorical_backward = _nothing
+    mixture_forward = mixture_backward = _nothing
 
 
 def define(

@@ -1,4 +1,7 @@
-"""The op `likelihood`: -log p(target | params) per sample, for every member of the family, one kernel each way."""
+"""The op `likelihood`: -log p(target | params) per sample, for every member of the family, one kernel each way.
+
+`mask` (bool) leaves out elements; `rng_state` has a Bernoulli's target binarized as it is read.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,43 @@ from torch import Tensor
 
 from ..backends import reference
 from . import _common
+from .noise import binarize
 
 
-def likelihood(member: str, target: Tensor, *params: Tensor) -> Tensor:
+def likelihood(
+    member: str,
+    target: Tensor,
+    *params: Tensor,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
     """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
-    backend = _common.dispatch("likelihood", target, *params)
+    backend = _common.dispatch("likelihood", target, mask, *params)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         # The kernels take the target as data; a target that learns is the reference's.
         first, *others = params
-        return getattr(reference, f"{member}_nll")(first, target, *others)
+        if rng_state is not None:
+            target = binarize(target, rng_state)
+        return getattr(reference, f"{member}_nll")(first, target, *others, mask=mask)
     if backend is None:
-        return torch.ops.vae_fast.likelihood(member, target, params)
+        return torch.ops.vae_fast.likelihood(member, target, params, mask, rng_state)
     if _common.needs_grad(*params):
-        return _Likelihood.apply(backend, member, target, *params)
-    return forward(backend, member, target, params)
+        return _Likelihood.apply(backend, member, target, mask, rng_state, *params)
+    return forward(backend, member, target, params, mask, rng_state)
 
 
-def forward(backend: Any, member: str, target: Tensor, params: Sequence[Tensor]) -> Tensor:
+def forward(
+    backend: Any,
+    member: str,
+    target: Tensor,
+    params: Sequence[Tensor],
+    mask: Tensor | None,
+    rng_state: Tensor | None,
+) -> Tensor:
     dtype = _common.result_dtype(target, *params)
     nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
-    expanded = tuple(p.expand(target.shape) for p in params)
-    backend.likelihood_forward(member, expanded, target, None, None, nll=nll)
+    expanded, mask = _expand(params, mask, target)
+    backend.likelihood_forward(member, expanded, target, mask, rng_state, nll=nll)
     return nll
 
 
@@ -40,48 +59,59 @@ def backward(
     member: str,
     target: Tensor,
     params: Sequence[Tensor],
+    mask: Tensor | None,
+    rng_state: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of params, None where `needs` says so."""
     shape = target.shape
     grads = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
-    expanded = tuple(p.expand(shape) for p in params)
-    backend.likelihood_backward(member, expanded, target, None, None, grad_nll, grads=grads)
+    expanded, mask = _expand(params, mask, target)
+    backend.likelihood_backward(member, expanded, target, mask, rng_state, grad_nll, grads=grads)
     return tuple(_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True))
+
+
+def _expand(
+    params: Sequence[Tensor], mask: Tensor | None, target: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """All in the target's shape, by strides of zero."""
+    shape = target.shape
+    return tuple(p.expand(shape) for p in params), None if mask is None else mask.expand(shape)
 
 
 class _Likelihood(torch.autograd.Function):
     """The eager path."""
 
     @staticmethod
-    def forward(ctx: Any, backend: Any, member: str, target: Tensor, *params: Tensor) -> Tensor:
-        ctx.save_for_backward(target, *params)
+    def forward(
+        ctx: Any,
+        backend: Any,
+        member: str,
+        target: Tensor,
+        mask: Tensor | None,
+        rng_state: Tensor | None,
+        *params: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(target, mask, rng_state, *params)
         ctx.backend, ctx.member = backend, member
-        return forward(backend, member, target, params)
+        return forward(backend, member, target, params, mask, rng_state)
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
-        target, *params = ctx.saved_tensors
-        arguments = (grad_nll, ctx.member, target, params, ctx.needs_input_grad[3:])
+        target, mask, rng_state, *params = ctx.saved_tensors
+        arguments = (grad_nll, ctx.member, target, params, mask, rng_state, ctx.needs_input_grad[5:])
         if _common.are_plain(grad_nll):
             grads = backward(ctx.backend, *arguments)
         else:
             grads = _backward_traced(*arguments)
-        return None, None, None, *_common.once(grads, grad_nll, *params)
+        return None, None, None, None, None, *_common.once(grads, grad_nll, *params)
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes.
 
 
-def _backward_op(
-    backend: Any,
-    grad_nll: Tensor,
-    member: str,
-    target: Tensor,
-    params: Sequence[Tensor],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    return list(_common.dense(target, backward(backend, grad_nll, member, target, params, needs)))
+def _backward_op(backend: Any, grad_nll: Tensor, member: str, target: Tensor, *rest: Any) -> list[Tensor]:
+    return list(_common.dense(target, backward(backend, grad_nll, member, target, *rest)))
 
 
 def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
@@ -90,25 +120,27 @@ def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.member, target, params = inputs
-    ctx.save_for_backward(target, *params)
+    ctx.member, target, params, mask, rng_state = inputs
+    ctx.save_for_backward(target, mask, rng_state, *params)
 
 
 def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
-    target, *params = ctx.saved_tensors
-    grads = _backward_traced(grad_nll, ctx.member, target, params, ctx.needs_input_grad[2])
-    return None, None, list(grads)
+    target, mask, rng_state, *params = ctx.saved_tensors
+    needs = ctx.needs_input_grad[2]
+    grads = _backward_traced(grad_nll, ctx.member, target, params, mask, rng_state, needs)
+    return None, None, list(grads), None, None
 
 
 _common.define(
-    "likelihood(str member, Tensor target, Tensor[] params) -> Tensor",
+    "likelihood(str member, Tensor target, Tensor[] params, Tensor? mask, Tensor? rng_state) -> Tensor",
     forward,
-    sources=lambda member, target, params: (target, *params),
+    sources=lambda member, target, params, *_: (target, *params),
     differentiate=_differentiate,
     setup=_setup,
 )
 _common.define(
-    "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, bool[] needs) -> Tensor[]",
+    "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, Tensor? mask, "
+    "Tensor? rng_state, bool[] needs) -> Tensor[]",
     _backward_op,
-    sources=lambda grad_nll, member, target, params, needs: (target, *params),
+    sources=lambda grad_nll, member, target, params, *_: (target, *params),
 )

@@ -1,4 +1,4 @@
-"""The op `noise`: the standard normal noise that an rng_state stands for."""
+"""The ops `noise` and `binarize`: the standard normal noise and the bits that an rng_state stands for."""
 
 from __future__ import annotations
 
@@ -38,3 +38,23 @@ _common.define(
     fill,
     sources=lambda *args: args[:1],
 )
+
+
+def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
+    """The bits that kernels make as they read a target; plain PyTorch, as nothing in training waits for them."""
+    x = x.detach()
+    if torch.compiler.is_compiling():  # a compiler would take a minute over Philox in plain PyTorch
+        bits: Tensor = torch.ops.vae_fast.binarize(x, rng_state)
+        return bits
+    return reference.binarize(x, rng_state)
+
+
+def _bits(backend: Any, x: Tensor, rng_state: Tensor) -> Tensor:
+    if backend is _common.NoKernels:
+        return torch.empty(
+            x.shape, dtype=x.dtype if x.dtype.is_floating_point else torch.float32, device=x.device
+        )
+    return reference.binarize(x, rng_state)
+
+
+_common.define("binarize(Tensor x, Tensor rng_state) -> Tensor", _bits, sources=lambda *args: args[:1])

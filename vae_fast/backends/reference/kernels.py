@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import latent, likelihood
+from . import categorical, counts, latent, likelihood, mixture
+from .noise import binarize
 from .noise import noise as draw_noise
 
 Clamp = Sequence[float] | None
@@ -96,8 +97,11 @@ def likelihood_forward(
     *,
     nll: Tensor,
 ) -> None:
+    if rng_state is not None:
+        target = binarize(target, rng_state)
     first, *others = params
-    nll.copy_(getattr(likelihood, f"{member}_nll")(first, target, *others))
+    family = counts if member in counts.DERIVATIVES else likelihood
+    nll.copy_(getattr(family, f"{member}_nll")(first, target, *others, mask=mask))
 
 
 def likelihood_backward(
@@ -110,10 +114,56 @@ def likelihood_backward(
     *,
     grads: Sequence[Tensor | None],
 ) -> None:
-    x, *p = likelihood.upcast_target(target, *params)
-    g = grad_nll.to(x.dtype).view(-1, *(1,) * (target.ndim - 1))
-    for out, slope in zip(grads, likelihood.DERIVATIVES[member](x, *p), strict=True):
-        _fill(out, g * slope)
+    if rng_state is not None:
+        target = binarize(target, rng_state)
+    if member in counts.DERIVATIVES:
+        derivatives = counts.DERIVATIVES[member]
+        x, *p = counts.read_counts(target, *params, mask=mask)
+    else:
+        derivatives = likelihood.DERIVATIVES[member]
+        x, *p = likelihood.read(target, *params, mask=mask)
+    g = _per_row(grad_nll, target.ndim).to(x.dtype)
+    for out, slope in zip(grads, derivatives(x, *p), strict=True):
+        _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
+
+
+def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
+    """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
+    lse.copy_(torch.logsumexp(logits.to(lse.dtype), -1))
+    rows, x = logits.flatten(0, 1), target.flatten(0, 1)
+    if target.ndim == logits.ndim:
+        total.copy_(target.to(total.dtype).sum(-1))
+        nll.copy_(categorical.multinomial_nll(rows, x).view(nll.shape))
+    else:
+        total.copy_(target != categorical.IGNORED)
+        nll.copy_(categorical.categorical_nll(rows, x).view(nll.shape))
+
+
+def categorical_backward(
+    logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
+) -> None:
+    softmax = torch.exp(logits.to(lse.dtype) - lse[..., None])
+    g = grad_nll[..., None]
+    if target.ndim == logits.ndim:
+        grad_logits.copy_(g * (total[..., None] * softmax - target.to(lse.dtype)))
+        return
+    index, classes = target.long()[..., None], logits.shape[-1]
+    hit = (index == torch.arange(classes, device=logits.device)).to(lse.dtype)
+    known = torch.where((index >= 0) & (index < classes), 1.0, torch.nan)
+    grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (softmax - hit) * known))
+
+
+def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+    """params (batch, parameters, pixels), target (batch, channels, pixels), mask (batch, pixels)."""
+    there = None if mask is None else mask[:, None]
+    nll.copy_(mixture.discretized_logistic_mixture_nll(params, target, mask=there))
+
+
+def mixture_backward(
+    params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
+) -> None:
+    grad = _per_row(grad_nll, params.ndim) * mixture.derivatives(params, target)
+    grad_params.copy_(grad if mask is None else torch.where(mask[:, None], grad, 0.0))
 
 
 def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
@@ -123,3 +173,8 @@ def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
 def _fill(out: Tensor | None, grad: Tensor) -> None:
     if out is not None:
         out.copy_(grad.sum_to_size(out.shape))
+
+
+def _per_row(grad: Tensor, ndim: int) -> Tensor:
+    """A number a sample, to multiply what a sample has."""
+    return grad.view(-1, *(1,) * (ndim - 1))

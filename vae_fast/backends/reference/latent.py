@@ -12,9 +12,15 @@ Prior = tuple[Tensor, Tensor]
 Clamp = tuple[float | None, float | None]
 
 
+def arithmetic_dtype(*inputs: object) -> torch.dtype:
+    """float64 if one of the tensors is, else float32."""
+    double = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in inputs)
+    return torch.float64 if double else torch.float32
+
+
 def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype of the arithmetic: float64 if one of them is, else float32."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    """The tensors in the dtype of the arithmetic."""
+    dtype = arithmetic_dtype(*tensors)
     return tuple(t.to(dtype) for t in tensors)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_BITS = 0x80000000
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
@@ -40,6 +41,23 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
     return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)
 
 
+def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
+    """The four words of every group of four elements: (draws, batch, groups) each."""
+
+    def count(n: int) -> Tensor:
+        return torch.arange(n, dtype=torch.int64, device=rng_state.device)
+
+    group = count((size + 3) // 4)
+    if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
+        row = count(draws * batch).view(draws, batch, 1)
+        seed, offset = rng_state[0], rng_state[1]
+    else:  # one state per sample: the row is the draw
+        row = count(draws).view(draws, 1, 1)
+        seed, offset = rng_state[:, 0, None], rng_state[:, 1, None]
+    counter = (group, row, offset & _MASK, (offset >> 32) & _MASK ^ stream)
+    return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+
+
 def noise(
     shape: Sequence[int],
     rng_state: Tensor,
@@ -53,19 +71,7 @@ def noise(
     if device is not None:
         rng_state = rng_state.to(device)
     draws, batch, size = num_samples or 1, shape[0], math.prod(shape[1:])
-
-    def count(n: int) -> Tensor:
-        return torch.arange(n, dtype=torch.int64, device=rng_state.device)
-
-    group = count((size + 3) // 4)
-    if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
-        row = count(draws * batch).view(draws, batch, 1)
-        seed, offset = rng_state[0], rng_state[1]
-    else:  # one state per sample: the row is the draw
-        row = count(draws).view(draws, 1, 1)
-        seed, offset = rng_state[:, 0, None], rng_state[:, 1, None]
-    counter = (group, row, offset & _MASK, (offset >> 32) & _MASK)
-    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    words = _words(rng_state, draws, batch, size)
 
     w0, w1, w2, w3 = (w.to(torch.float64) for w in words)
     pairs = []
@@ -77,3 +83,17 @@ def noise(
     # Rounded to the dtype of the arithmetic first, as every backend computes in float32 for 16-bit dtypes.
     eps = eps.to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
     return eps.reshape(shape if num_samples is None else (draws, *shape))
+
+
+def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
+    """1 with probability x, else 0: u < x, where u is the upper 24 bits of element j's word j mod 4.
+
+    The counter's top bit tells these words from those of the noise. uint8 counts 255ths; NaN gives 0.
+    """
+    grey = x.detach().to(torch.float32)
+    if x.dtype == torch.uint8:
+        grey = grey / 255
+    size = math.prod(x.shape[1:])
+    words = torch.stack(_words(rng_state, 1, x.shape[0], size, stream=_BITS), -1)
+    u = (words[0].flatten(1)[:, :size] >> 8).to(torch.float32) * 2.0**-24
+    return (u.reshape(x.shape) < grey).to(x.dtype if x.dtype.is_floating_point else torch.float32)

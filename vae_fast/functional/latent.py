@@ -1,19 +1,17 @@
-"""What users call: argument checks, then the op. Wrong input raises before any kernel runs."""
+"""A sample of the latent variable and its KL divergence."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .checks import (
-    check_broadcast,
+from .. import ops
+from ..checks import (
     check_clamp,
     check_dim,
     check_noise,
     check_pair,
     check_prior,
-    check_target,
     check_tensor,
 )
 
@@ -158,64 +156,3 @@ def kl_divergence(
     check_pair(mu, logvar)
     _, kl = ops.latent(mu, logvar, prior=check_prior(prior, mu), clamp=check_clamp(clamp), want_z=False)
     return kl  # type: ignore[return-value]
-
-
-def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
-    """-log p(target | logits) of independent Bernoulli variables, per sample.
-
-        nll = sum max(l, 0) - x l + log(1 + exp(-|l|))
-
-    The sum runs over all dims but the first. NaN and infinities propagate.
-
-    Args:
-        logits: l, (batch, ...), float32, bfloat16, float16 or float64, any strides.
-        target: x in logits' shape. A float is taken as it is (grey values between 0 and 1 give the usual
-            cross-entropy), uint8 counts 255ths, bool is 0 or 1. A target that requires grad is served by the plain
-            PyTorch of `vae_fast.reference`.
-
-    Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is). 0 for samples without elements.
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not match.
-
-    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
-    """
-    check_tensor("logits", logits)
-    check_target(target, "logits", logits)
-    return ops.likelihood("bernoulli", target, logits)
-
-
-def gaussian_nll(mean: Tensor, target: Tensor, logvar: Tensor | float | None = None) -> Tensor:
-    """-log p(target | N(mean, exp logvar)) of independent normal variables, per sample.
-
-        nll = sum (log(2 pi) + logvar + (x - mean)^2 exp(-logvar)) / 2
-
-    The sum runs over all dims but the first. NaN and infinities propagate.
-
-    Args:
-        mean: (batch, ...), float32, bfloat16, float16 or float64, any strides.
-        target: x in mean's shape: float, uint8 (255ths) or bool; see `bernoulli_nll`.
-        logvar: the natural log of the variance. None is unit variance, a number one for all. A tensor may be a
-            learned scalar (), one value per feature (mean's shape without batch), or anything that broadcasts to
-            mean; it is never expanded in memory, and its gradient is summed in the kernel.
-
-    Returns:
-        nll: (batch,), in nats, constant included; float32 (float64 if an input is).
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not match.
-
-    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.2.
-    """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    if isinstance(logvar, Tensor):
-        check_broadcast("logvar", logvar, "mean", mean)
-    elif logvar is None or isinstance(logvar, (int, float)):
-        logvar = torch.full((), logvar or 0.0, dtype=torch.float32, device=mean.device)
-    else:
-        raise TypeError(f"logvar is {type(logvar).__name__}, it takes a tensor, a number or None")
-    return ops.likelihood("gaussian", target, mean, logvar)

@@ -1,0 +1,65 @@
+"""-log p(x) of a mixture of discretized logistics, in plain PyTorch: PixelCNN++ (Salimans et al., 2017), section 2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .latent import per_sample
+from .likelihood import d_discretized_logistic, discretized_logistic, read
+
+
+def unpack(params: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Mixture logits (batch, K, pixels); means, log-scales and coefficients (batch, channels, K, pixels)."""
+    if channels == 1:
+        logits, means, log_scales = params.unflatten(1, (3, -1)).unbind(1)
+        return logits, means[:, None], log_scales[:, None], None
+    components = params.shape[1] // 10
+    logits, rest = params.split((components, 9 * components), 1)
+    means, log_scales, coefficients = rest.unflatten(1, (3, 3, components)).unbind(2)
+    return logits, means, log_scales, coefficients
+
+
+def condition(means: Tensor, coefficients: Tensor | None, t: Tensor) -> Tensor:
+    """The means given the channels before: green on red, blue on red and green. t is (batch, channels, 1, pixels)."""
+    if coefficients is None:
+        return means
+    k, (red, green, _) = torch.tanh(coefficients), t.unbind(1)
+    shifts = (torch.zeros_like(k[:, 0]), k[:, 0] * red, k[:, 1] * red + k[:, 2] * green)
+    return means + torch.stack(shifts, 1)
+
+
+def discretized_logistic_mixture_nll(
+    params: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log sum_k softmax(logits)_k prod_channels P_k(x | channels before)"""
+    x, p = (v.flatten(2) if v.ndim > 2 else v[..., None] for v in read(target, params, mask=mask))
+    logits, means, log_scales, coefficients = unpack(p, x.shape[1])
+    t = (2 * x - 1)[:, :, None]
+    log_p = -discretized_logistic(t, condition(means, coefficients, t), log_scales).sum(1)
+    nll = -torch.logsumexp(torch.log_softmax(logits, 1) + log_p, 1)
+    if mask is not None:
+        shape = (target.shape[0], 1, *target.shape[2:])
+        nll = torch.where(mask.expand(shape).reshape(nll.shape), nll, 0.0)
+    nll = per_sample(nll)
+    return nll if weight is None else nll * weight
+
+
+def derivatives(params: Tensor, target: Tensor) -> Tensor:
+    """The derivative of each pixel's nll by each of its parameters, in params' shape (batch, parameters, pixels)."""
+    x, p = read(target, params)
+    logits, means, log_scales, coefficients = unpack(p, x.shape[1])
+    t = (2 * x - 1)[:, :, None]
+    means = condition(means, coefficients, t)
+    log_p = -discretized_logistic(t, means, log_scales).sum(1)
+    prior = torch.softmax(logits, 1)
+    posterior = torch.softmax(torch.log_softmax(logits, 1) + log_p, 1)
+    by_mean, by_scale = d_discretized_logistic(x[:, :, None], means, log_scales)
+    by_mean, by_scale = posterior[:, None] * by_mean, posterior[:, None] * by_scale
+    parts = [by_mean, by_scale]
+    if coefficients is not None:
+        red, green, _ = t.unbind(1)
+        _, of_green, of_blue = by_mean.unbind(1)
+        by_k = torch.stack((of_green * red, of_blue * red, of_blue * green), 1)
+        parts.append(by_k * (1 - torch.tanh(coefficients) ** 2))
+    return torch.cat((prior - posterior, torch.stack(parts, 2).flatten(1, 3)), 1)

@@ -1,0 +1,53 @@
+"""What users call: argument checks, then the op. Wrong input raises before any kernel runs."""
+
+from .categorical import categorical_nll, multinomial_nll
+from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
+from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
+from .likelihood import (
+    bernoulli_nll,
+    continuous_bernoulli_nll,
+    discretized_logistic_nll,
+    gaussian_nll,
+    laplace_nll,
+)
+from .linear_likelihood import (
+    linear_bernoulli_nll,
+    linear_categorical_nll,
+    linear_continuous_bernoulli_nll,
+    linear_discretized_logistic_nll,
+    linear_gaussian_nll,
+    linear_laplace_nll,
+    linear_multinomial_nll,
+    linear_negative_binomial_nll,
+    linear_poisson_nll,
+    linear_zero_inflated_negative_binomial_nll,
+)
+from .mixture import discretized_logistic_mixture_nll
+
+__all__ = [
+    "bernoulli_nll",
+    "categorical_nll",
+    "continuous_bernoulli_nll",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_nll",
+    "gaussian_nll",
+    "kl_divergence",
+    "laplace_nll",
+    "linear_bernoulli_nll",
+    "linear_categorical_nll",
+    "linear_continuous_bernoulli_nll",
+    "linear_discretized_logistic_nll",
+    "linear_gaussian_nll",
+    "linear_laplace_nll",
+    "linear_multinomial_nll",
+    "linear_negative_binomial_nll",
+    "linear_poisson_nll",
+    "linear_zero_inflated_negative_binomial_nll",
+    "multinomial_nll",
+    "negative_binomial_nll",
+    "poisson_nll",
+    "reparameterize",
+    "reparameterize_kl",
+    "reparameterize_kl_packed",
+    "zero_inflated_negative_binomial_nll",
+]

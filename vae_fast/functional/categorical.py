@@ -1,0 +1,77 @@
+"""-log p(x | z) of classes and of counts of classes: tokens, items."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import ops
+from ..checks import check_classes, check_logits, check_mask, check_target, check_weight
+
+
+def categorical_nll(
+    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log p(target | softmax(logits)) of a class at every position, per sample.
+
+        nll = sum logsumexp(l) - l[x]
+
+    The softmax is over the last dim, the sum over all positions of a sample. NaN and infinities propagate.
+
+    Args:
+        logits: l, (batch, ..., classes), float32, bfloat16, float16 or float64, any strides.
+        target: x, (batch, ...), a class number in uint8, int16, int32 or int64. -100 is left out, as in
+            torch.nn.functional.cross_entropy. Any other number that is not in [0, classes) makes the sample's nll and
+            the gradient of its position NaN (and costs a GPU no synchronization).
+        mask: bool, broadcastable to target. False leaves the position out: it adds nothing and its gradient is 0,
+            whatever is there.
+        weight: (batch,), a factor for each sample's nll.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if logits are).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not match.
+
+    Source: Bowman et al., "Generating sentences from a continuous space", 2016.
+    """
+    check_logits(logits)
+    check_classes(target, logits)
+    if mask is not None:
+        check_mask(mask, "target", target.shape, target)
+    nll = ops.categorical(logits, target, mask)
+    return nll if weight is None else nll * check_weight(weight, logits)
+
+
+def multinomial_nll(
+    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log p(target | softmax(logits)) of counts for every class, per sample, but for the multinomial coefficient.
+
+        nll = -sum x log_softmax(l) = sum n logsumexp(l) - sum x l,   n = sum of x over classes
+
+    The coefficient log(n! / (x1! x2! ...)) does not depend on the logits and is left out, as in Mult-VAE. The softmax
+    is over the last dim, the sum over all positions of a sample.
+
+    Args:
+        logits: l, (batch, ..., classes), float32, bfloat16, float16 or float64, any strides.
+        target: x in logits' shape, counts: float, uint8 (the number itself), bool, int16, int32 or int64.
+        mask: bool, broadcastable to logits' shape without classes. False leaves the position out: it adds nothing
+            and its gradient is 0, whatever is there.
+        weight: (batch,), a factor for each sample's nll.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if an input is).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not match.
+
+    Source: Liang et al., "Variational autoencoders for collaborative filtering", 2018.
+    """
+    check_logits(logits)
+    check_target(target, "logits", logits)
+    if mask is not None:
+        check_mask(mask, "target without classes", target.shape[:-1], target)
+    nll = ops.categorical(logits, target, mask)
+    return nll if weight is None else nll * check_weight(weight, logits)
