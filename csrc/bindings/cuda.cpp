@@ -17,14 +17,24 @@ struct Engine {
     allocate = parts[2];
   }
   template <class Args> void run(const Args& args, const Shape& shape) const {
-    const Allocate scratch = [this](std::int64_t partials, std::int64_t tickets) {
+    const Allocate scratch = allocator();
+    py::gil_scoped_release release;  // a launch waits while the stream's queue is full
+    vae_fast::run(args, shape.rows, shape.columns, stream, scratch);
+  }
+  template <class Args> void run(const Args& args) const {
+    const Allocate scratch = allocator();
+    py::gil_scoped_release release;
+    vae_fast::run(args, stream, scratch);
+  }
+
+ private:
+  Allocate allocator() const {
+    return [this](std::int64_t partials, std::int64_t tickets) {
       py::gil_scoped_acquire acquire;
       const py::tuple addresses = allocate(partials, tickets).cast<py::tuple>();
       return Scratch{reinterpret_cast<double*>(addresses[0].cast<std::uintptr_t>()),
                      reinterpret_cast<std::uint32_t*>(addresses[1].cast<std::uintptr_t>())};
     };
-    py::gil_scoped_release release;  // a launch waits while the stream's queue is full
-    vae_fast::run(args, shape.rows, shape.columns, stream, scratch);
   }
 };
 

@@ -28,8 +28,8 @@ VAE_FAST_FN bool constant_row(const View& v) { return v.dims == 0 || (v.dims == 
 
 inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws) {
   if (!v || constant_row(v)) return true;
-  const std::int64_t alignment = size * v.item_size();
-  if (alignment > 16) return false;
+  const std::int64_t bytes = size * v.item_size(), alignment = std::min<std::int64_t>(bytes, 16);
+  if (bytes > (v.dtype == DType::int64 ? 32 : 16)) return false;
   const auto aligned = [&](std::int64_t stride) { return stride * v.item_size() % alignment == 0; };
   return v.dense_row() && reinterpret_cast<std::uintptr_t>(v.data) % alignment == 0 && (rows <= 1 || aligned(v.row_stride)) &&
          (draws <= 1 || aligned(v.draw_stride));

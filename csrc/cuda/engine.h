@@ -22,4 +22,10 @@ void run(NoiseFill args, std::int64_t rows, std::int64_t columns, const Stream& 
 void run(LikelihoodForward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
 void run(LikelihoodBackward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
 
+// These hold their sizes.
+void run(CategoricalForward args, const Stream& stream, const Allocate& allocate);
+void run(CategoricalBackward args, const Stream& stream, const Allocate& allocate);
+void run(MixtureForward args, const Stream& stream, const Allocate& allocate);
+void run(MixtureBackward args, const Stream& stream, const Allocate& allocate);
+
 }  // namespace vae_fast

@@ -32,12 +32,29 @@ template <int kWords> VAE_FAST_DEVICE void store_words(const std::uint32_t* from
   }
 }
 
-// The float32 value of an element's bits, and back. bool and uint8 targets are read as 0 or 1, and as x/255.
+// What a tensor may hold, so that no kernel is compiled for dtypes that never come.
+enum class Content {
+  reals,    // float32, bfloat16, float16: parameters, noise, gradients
+  targets,  // any dtype
+  flags     // bool: a mask
+};
+
+template <Content kContent> VAE_FAST_DEVICE std::int64_t item_size(const View& v) {
+  if constexpr (kContent == Content::flags) return 1;
+  if constexpr (kContent == Content::targets) return v.item_size();
+  return v.dtype == DType::float32 ? 4 : 2;
+}
+
+// The float32 value of an element's bits, and back. bool and uint8 targets are read as 0 or 1, and as x/255. The bits of
+// an int64 are those of its float32 value, since a load converts it (load_long).
 template <DType kType> VAE_FAST_DEVICE float value_of(std::uint32_t bits) {
-  if constexpr (kType == DType::float32) return bit_cast<float>(bits);
+  if constexpr (kType == DType::float32 || kType == DType::int64) return bit_cast<float>(bits);
   if constexpr (kType == DType::bfloat16) return bit_cast<float>(bits << 16);
   if constexpr (kType == DType::float16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
   if constexpr (kType == DType::boolean) return bits != 0 ? 1.0f : 0.0f;
+  if constexpr (kType == DType::count8) return static_cast<float>(bits);
+  if constexpr (kType == DType::int16) return static_cast<float>(static_cast<std::int16_t>(bits));
+  if constexpr (kType == DType::int32) return static_cast<float>(static_cast<std::int32_t>(bits));
   // correctly rounded, as the division by 255 is
   const float x = static_cast<float>(bits), q = x * (1.0f / 255.0f);
   return fma(fma(-q, 255.0f, x), 1.0f / 255.0f, q);
@@ -46,19 +63,27 @@ template <DType kType> VAE_FAST_DEVICE std::uint32_t bits_of(float low, float hi
   if constexpr (kType == DType::bfloat16) return bit_cast<std::uint32_t>(__floats2bfloat162_rn(low, high));
   else return bit_cast<std::uint32_t>(__floats2half2_rn(low, high));
 }
+VAE_FAST_DEVICE std::uint32_t bits_of_long(std::int64_t x) { return bit_cast<std::uint32_t>(static_cast<float>(x)); }
 
 // Calls body(std::integral_constant<DType, ...>): one branch for a whole chunk.
-template <class Body> VAE_FAST_DEVICE void with_dtype(DType dtype, Body body) {
-  switch (dtype) {
-    case DType::float32: return body(std::integral_constant<DType, DType::float32>{});
-    case DType::bfloat16: return body(std::integral_constant<DType, DType::bfloat16>{});
-    case DType::float16: return body(std::integral_constant<DType, DType::float16>{});
-    case DType::uint8: return body(std::integral_constant<DType, DType::uint8>{});
-    case DType::boolean: return body(std::integral_constant<DType, DType::boolean>{});
+template <DType kType, class Body> VAE_FAST_DEVICE void with(Body body) { body(std::integral_constant<DType, kType>{}); }
+template <Content kContent, class Body> VAE_FAST_DEVICE void with_dtype(DType dtype, Body body) {
+  if (dtype == DType::float32) return with<DType::float32>(body);
+  if (dtype == DType::bfloat16) return with<DType::bfloat16>(body);
+  if constexpr (kContent == Content::targets) {
+    if (dtype == DType::uint8) return with<DType::uint8>(body);
+    if (dtype == DType::boolean) return with<DType::boolean>(body);
+    if (dtype == DType::count8) return with<DType::count8>(body);
+    if (dtype == DType::int16) return with<DType::int16>(body);
+    if (dtype == DType::int32) return with<DType::int32>(body);
+    if (dtype == DType::int64) return with<DType::int64>(body);
   }
+  with<DType::float16>(body);
 }
+// Of an element as a load leaves it.
 template <DType kType>
-constexpr int kItemSize = kType == DType::float32 ? 4 : kType == DType::bfloat16 || kType == DType::float16 ? 2 : 1;
+constexpr int kItemSize = kType == DType::float32 || kType == DType::int32 || kType == DType::int64 ? 4
+                          : kType == DType::bfloat16 || kType == DType::float16 || kType == DType::int16 ? 2 : 1;
 
 VAE_FAST_DEVICE std::uint64_t divide(std::uint64_t a, std::uint64_t b, std::uint64_t& rest) {
   if (((a | b) >> 32) == 0) {  // a 64-bit division is slow
@@ -114,7 +139,10 @@ template <class A> struct Raw { std::uint32_t word[4]; };
 template <class T>
 VAE_FAST_DEVICE void gather(const char* data, const std::int64_t (&at)[4], int count, std::uint32_t (&word)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) word[i] = i < count ? reinterpret_cast<const T*>(data)[at[i]] : 0u;
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 8) word[i] = i < count ? bits_of_long(reinterpret_cast<const T*>(data)[at[i]]) : 0u;
+    else word[i] = i < count ? reinterpret_cast<const T*>(data)[at[i]] : 0u;
+  }
 }
 template <class T>
 VAE_FAST_DEVICE void scatter(const std::uint32_t (&word)[4], const std::int64_t (&at)[4], int count, char* data) {
@@ -123,34 +151,48 @@ VAE_FAST_DEVICE void scatter(const std::uint32_t (&word)[4], const std::int64_t 
     if (i < count) reinterpret_cast<T*>(data)[at[i]] = static_cast<T>(word[i]);
 }
 
+// Four int64 from memory that is aligned to 128 bits.
+VAE_FAST_DEVICE void load_long(const char* from, std::uint32_t (&word)[4]) {
+  std::uint32_t half[8];
+  load_words<8>(from, half);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    word[i] = bits_of_long(static_cast<std::int64_t>(static_cast<std::uint64_t>(half[2 * i + 1]) << 32 | half[2 * i]));
+}
+
 // Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them.
-template <class A> VAE_FAST_DEVICE Raw<A> fetch(const View& v, std::int64_t base, std::int64_t column, int count) {
+template <class A, Content kContent = Content::reals>
+VAE_FAST_DEVICE Raw<A> fetch(const View& v, std::int64_t base, std::int64_t column, int count) {
+  constexpr bool bytes = kContent != Content::reals, words = kContent != Content::flags, longs = kContent == Content::targets;
   Raw<A> raw;
-  const std::int64_t size = v.item_size();
+  const std::int64_t size = item_size<kContent>(v);
   if (A::dense && !constant_row(v)) {
     const char* from = v.data + (base + column) * size;
-    if (A::size == 4 && size == 4) load_words<4>(from, raw.word);
-    else if (size == 2) load_words<A::size / 2>(from, raw.word);
-    else load_words<A::size / 4>(from, raw.word);
+    if (words && A::size == 4 && size == 4) load_words<4>(from, raw.word);
+    else if (longs && A::size == 4 && size == 8) load_long(from, raw.word);
+    else if (words && size == 2) load_words<A::size / 2>(from, raw.word);
+    else if (bytes) load_words<A::size / 4>(from, raw.word);
     return raw;
   }
   std::int64_t at[4];
   if (A::dense) at[0] = base, count = 1;
   else find_offsets(v, base, column, count, at);
-  if (size == 4) gather<std::uint32_t>(v.data, at, count, raw.word);
-  else if (size == 2) gather<std::uint16_t>(v.data, at, count, raw.word);
-  else gather<std::uint8_t>(v.data, at, count, raw.word);
+  if (words && size == 4) gather<std::uint32_t>(v.data, at, count, raw.word);
+  else if (longs && size == 8) gather<std::int64_t>(v.data, at, count, raw.word);
+  else if (words && size == 2) gather<std::uint16_t>(v.data, at, count, raw.word);
+  else if (bytes) gather<std::uint8_t>(v.data, at, count, raw.word);
   return raw;
 }
 
-template <class A> VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::size]) {
+template <class A, Content kContent = Content::reals>
+VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::size]) {
   if (A::dense && constant_row(v)) {
-    with_dtype(v.dtype, [&](auto type) { out[0] = value_of<decltype(type)::value>(raw.word[0]); });
+    with_dtype<kContent>(v.dtype, [&](auto type) { out[0] = value_of<decltype(type)::value>(raw.word[0]); });
 #pragma unroll
     for (int i = 1; i < A::size; ++i) out[i] = out[0];
     return;
   }
-  with_dtype(v.dtype, [&](auto type) {
+  with_dtype<kContent>(v.dtype, [&](auto type) {
     constexpr DType dtype = decltype(type)::value;
     if constexpr (A::size * kItemSize<dtype> <= 16) {  // there are no others
       constexpr int per_word = A::dense ? 4 / kItemSize<dtype> : 1, bits = 32 / per_word;
@@ -161,9 +203,23 @@ template <class A> VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw,
   });
 }
 
-template <class A>
+template <class A, Content kContent = Content::reals>
 VAE_FAST_DEVICE void load(const View& v, std::int64_t base, std::int64_t column, int count, float (&out)[A::size]) {
-  unpack<A>(v, fetch<A>(v, base, column, count), out);
+  unpack<A, kContent>(v, fetch<A, kContent>(v, base, column, count), out);
+}
+
+// Bit i: whether element i of the chunk is there and the mask, if any, lets it count.
+template <class A> VAE_FAST_DEVICE std::uint32_t kept_of(const View& mask, const Raw<A>& raw, int count) {
+  const std::uint32_t all = (1u << count) - 1;
+  if (!mask) return all;
+  if (A::dense && constant_row(mask)) return (raw.word[0] & 0xFFu) != 0 ? all : 0u;
+  std::uint32_t kept = 0;
+#pragma unroll
+  for (int i = 0; i < A::size; ++i) {
+    const std::uint32_t byte = A::dense ? raw.word[i / 4] >> 8 * (i % 4) & 0xFFu : raw.word[i];
+    if (byte != 0) kept |= 1u << i;
+  }
+  return kept;
 }
 
 template <class A>
@@ -171,7 +227,7 @@ VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column
   std::uint32_t word[4];
   std::int64_t at[4];
   if constexpr (!A::dense) find_offsets(v, base, column, count, at);
-  char* const to = v.data + (base + column) * v.item_size();
+  char* const to = v.data + (base + column) * item_size<Content::reals>(v);
   if constexpr (A::size == 4) {
     if (v.dtype == DType::float32) {
 #pragma unroll
@@ -189,6 +245,34 @@ VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column
   } else {
     const std::uint32_t element[4] = {word[0], word[0] >> 16, word[1], word[1] >> 16};
     scatter<std::uint16_t>(element, at, count, v.data);
+  }
+}
+
+// One element.
+template <Content kContent> VAE_FAST_DEVICE float element_at(const char* data, DType dtype, std::int64_t at) {
+  float value;
+  if constexpr (kContent == Content::reals) {
+    if (dtype == DType::float32) return reinterpret_cast<const float*>(data)[at];
+    const std::uint32_t bits = reinterpret_cast<const std::uint16_t*>(data)[at];
+    value = dtype == DType::bfloat16 ? value_of<DType::bfloat16>(bits) : value_of<DType::float16>(bits);
+  } else {
+    with_dtype<kContent>(dtype, [&](auto type) {
+      constexpr DType t = decltype(type)::value;
+      if constexpr (t == DType::int64) value = static_cast<float>(reinterpret_cast<const std::int64_t*>(data)[at]);
+      else if constexpr (kItemSize<t> == 4) value = value_of<t>(reinterpret_cast<const std::uint32_t*>(data)[at]);
+      else if constexpr (kItemSize<t> == 2) value = value_of<t>(reinterpret_cast<const std::uint16_t*>(data)[at]);
+      else value = value_of<t>(reinterpret_cast<const std::uint8_t*>(data)[at]);
+    });
+  }
+  return value;
+}
+VAE_FAST_DEVICE void set_element(char* data, DType dtype, std::int64_t at, float value) {
+  if (dtype == DType::float32) {
+    reinterpret_cast<float*>(data)[at] = value;
+  } else {
+    const std::uint32_t bits =
+        dtype == DType::bfloat16 ? bits_of<DType::bfloat16>(value, 0.0f) : bits_of<DType::float16>(value, 0.0f);
+    reinterpret_cast<std::uint16_t*>(data)[at] = static_cast<std::uint16_t>(bits);
   }
 }
 

@@ -37,4 +37,18 @@ VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int
   }
 }
 
+// 1 with probability x, else 0, for each element of a chunk: the same in every pass that asks.
+template <class A>
+VAE_FAST_DEVICE void binarize(const Noise& noise, std::int64_t row, std::int64_t column, float (&x)[A::size]) {
+  const RngState state = state_of(noise, row).for_target();
+  const std::uint32_t counter_row = static_cast<std::uint32_t>(noise.state_per_sample ? 0 : row);
+#pragma unroll
+  for (int g = 0; g < A::size / 4; ++g) {
+    const Words w = state.words(static_cast<std::uint32_t>(column >> 2) + g, counter_row);
+    const std::uint32_t word[4] = {w.w0, w.w1, w.w2, w.w3};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[4 * g + i] = uniform<float>(word[i]) < x[4 * g + i] ? 1.0f : 0.0f;
+  }
+}
+
 }  // namespace vae_fast
