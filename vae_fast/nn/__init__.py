@@ -1,18 +1,42 @@
 """Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders for common use."""
 
-from .likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood
-from .networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from .likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
 from .vae import VAE, VAEOutput
 
 __all__ = [
     "LIKELIHOODS",
     "VAE",
     "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
     "ConvDecoder",
     "ConvEncoder",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Gaussian",
+    "Laplace",
     "Likelihood",
+    "Log1p",
     "MLPDecoder",
     "MLPEncoder",
+    "Multinomial",
+    "NegativeBinomial",
+    "Poisson",
     "VAEOutput",
+    "ZeroInflatedNegativeBinomial",
 ]

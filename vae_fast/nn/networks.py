@@ -21,10 +21,18 @@ def _mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.M
     return layers[:-1]
 
 
+class Log1p(nn.Module):
+    """log(1 + x): counts as an encoder can take them, as scvi-tools gives them to its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log1p()
+
+
 class MLPEncoder(nn.Sequential):
     """x (batch, ...) with `in_features` elements -> (batch, 2 latent), mu and logvar side by side.
 
-    MLPEncoder(784, 400, 20) is that of pytorch/examples: its two last layers as one of twice the width.
+    MLPEncoder(784, 400, 20) is that of pytorch/examples: its two last layers as one of twice the width. For counts,
+    log1p=True.
     """
 
     def __init__(
@@ -33,10 +41,12 @@ class MLPEncoder(nn.Sequential):
         hidden: int | Sequence[int],
         latent: int,
         activation: Callable[[], nn.Module] = relu,
+        log1p: bool = False,
     ) -> None:
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        super().__init__(nn.Flatten(), *_mlp((in_features, *hidden, 2 * latent), activation))
-        self.latent_shape = (latent,)
+        first = [Log1p()] if log1p else []
+        super().__init__(*first, nn.Flatten(), *_mlp((in_features, *hidden, 2 * latent), activation))
+        self.in_features, self.latent_shape = in_features, (latent,)
 
 
 class MLPDecoder(nn.Sequential):
@@ -80,7 +90,7 @@ def _halvings(height: int, width: int, times: int) -> list[tuple[int, int]]:
 class ConvEncoder(nn.Module):
     """Images (batch, channels, height, width) or (batch, height, width) -> (batch, 2 latent).
 
-    One 3x3 convolution of stride 2 for each of `channels`, then one linear layer.
+    One 3x3 convolution of stride 2 for each of `channels`, then one linear layer. For counts, log1p=True.
     """
 
     def __init__(
@@ -89,16 +99,17 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int],
         latent: int,
         activation: Callable[[], nn.Module] = relu,
+        log1p: bool = False,
     ) -> None:
         super().__init__()
         colours, height, width = _image(shape)
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [Log1p()] if log1p else []
         for n, m in pairwise((colours, *channels)):
             layers += [nn.Conv2d(n, m, 3, stride=2, padding=1), activation()]
         self.convolutions = nn.Sequential(*layers)
         last = _halvings(height, width, len(channels))[-1]
         self.linear = nn.Linear((colours, *channels)[-1] * math.prod(last), 2 * latent)
-        self.latent_shape = (latent,)
+        self.in_features, self.latent_shape = math.prod(shape), (latent,)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

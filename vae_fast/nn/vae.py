@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..noise import draw_rng_state
+from .head import find_head, run, try_out
 from .likelihoods import Likelihood, make_likelihood
+from .likelihoods.base import Library, Params
+
+FUSED_FEATURES = 4096  # of fused_head="auto": a layer with as many outputs
 
 
 class VAEOutput(NamedTuple):
@@ -26,14 +33,26 @@ class VAE(nn.Module):
         encoder: encoder(x) gives (mu, logvar), or one tensor with both side by side along dim 1.
         decoder: decoder(z) gives the likelihood's parameters in x's shape: one tensor, a tuple of them,
             or one tensor with them side by side along dim 1.
-        likelihood: "bernoulli" (logits), "gaussian" (mean), or a `vae_fast.nn.Likelihood`.
+        likelihood: a name in `vae_fast.nn.LIKELIHOODS` ("bernoulli", logits; "gaussian", mean; ...), or a
+            `vae_fast.nn.Likelihood`.
         beta: weight of the KL (Higgins et al., "beta-VAE", 2017). 1 gives the evidence lower bound.
         clamp: (lo, hi), bounds of the encoder's log-variance, as torch.clamp.
         num_samples: draws of z for each x; nll is their mean. None: one.
         latent_shape: z's shape without the batch, for `generate`. By default the encoder's `latent_shape`.
-        likelihood_options: the likelihood's own, for "gaussian" variance=1.0, "learned" or "decoder".
+        fused_head: whether a last nn.Linear of the decoder (an nn.Sequential, an nn.Unflatten after it or not) is
+            computed together with the likelihood, some rows at a time, so that its outputs never exist as a whole.
+            "auto" does so where it saves time or much memory; the results are the same to rounding. True raises where
+            the decoder or the likelihood does not allow it; layers with hooks or parametrizations never are.
+        likelihood_options: the likelihood's own, for "gaussian" variance=1.0, "learned", "feature" or "decoder".
 
-    x has a floating dtype, uint8 (255ths: converted for the encoder, read as it is by the likelihood) or bool.
+    x has a floating dtype, uint8 (255ths: converted for the encoder, read as it is by the likelihood; for counts the
+    number itself), bool, or for counts and classes an integer dtype.
+
+    Raises:
+        TypeError, ValueError: an option out of range; a decoder whose output is not what the likelihood takes. This is
+            found here where the decoder can be tried out without data (its input being `latent_shape`), else in the
+            first call.
+
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014.
     """
 
@@ -47,6 +66,7 @@ class VAE(nn.Module):
         clamp: tuple[float, float] | None = None,
         num_samples: int | None = None,
         latent_shape: Sequence[int] | None = None,
+        fused_head: bool | str = "auto",
         **likelihood_options: Any,
     ) -> None:
         super().__init__()
@@ -56,14 +76,16 @@ class VAE(nn.Module):
         if latent_shape is None:
             latent_shape = getattr(encoder, "latent_shape", None)
         self.latent_shape = None if latent_shape is None else tuple(latent_shape)
+        self.data_shape = self._find_data_shape()
+        self.likelihood.bind(self.data_shape)
+        self.fused_head = fused_head
+        self._check_fused_head()
 
     def forward(
         self, x: Tensor, *, generator: torch.Generator | None = None, rng_state: Tensor | None = None
     ) -> VAEOutput:
         """One pass. The noise comes from torch's generator of the device, `generator` or `rng_state`."""
-        z, kl = self._draw(x, self.num_samples, generator, rng_state)
-        nll = self._nll(z, x, self.num_samples)
-        return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
+        return self._pass(x, self.num_samples, generator, rng_state)
 
     def elbo(
         self,
@@ -74,9 +96,8 @@ class VAE(nn.Module):
         rng_state: Tensor | None = None,
     ) -> Tensor:
         """E_q[log p(x | z)] - KL in nats, shape (batch,): the mean over `num_samples` draws, without beta."""
-        num_samples = num_samples or self.num_samples
-        z, kl = self._draw(x, num_samples, generator, rng_state)
-        return -(self._nll(z, x, num_samples) + kl)
+        output = self._pass(x, num_samples or self.num_samples, generator, rng_state)
+        return -(output.nll + output.kl)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and (clamped) log-variance of q(z | x)."""
@@ -84,31 +105,41 @@ class VAE(nn.Module):
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
         return mu, logvar if self.clamp is None else logvar.clamp(*self.clamp)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z)."""
-        return self.likelihood.mean(self.likelihood.split(self.decoder(z)))
+    def decode(self, z: Tensor, *, library: Library = None) -> Tensor:
+        """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
+        (batch,) or one number; by default the likelihood's."""
+        return self.likelihood.mean(self._params(self.decoder(z)), library)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x | z) at z = mu."""
-        return self.decode(self.encode(x)[0])
+        """The mean of p(x | z) at z = mu, with x's own number of counts where it depends on that."""
+        return self.decode(self.encode(x)[0], library=self.likelihood.library(x))
 
     @torch.no_grad()
-    def generate(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def generate(
+        self, n: int, *, generator: torch.Generator | None = None, library: Library = None
+    ) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
         parameter = next(self.parameters())
         device = parameter.device if generator is None else generator.device
         z = torch.randn((n, *self.latent_shape), generator=generator, dtype=parameter.dtype, device=device)
-        return self.decode(z.to(parameter.device))
+        return self.decode(z.to(parameter.device), library=library)
+
+    def _pass(
+        self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
+    ) -> VAEOutput:
+        if self.likelihood.binarize:
+            if rng_state is None:  # one for x and z: their words of it are different ones
+                rng_state, generator = draw_rng_state(x.device, generator), None
+            x = self.likelihood.observe(x, rng_state)
+        z, kl = self._draw(x, draws, generator, rng_state)
+        nll = self._nll(z, x, draws)
+        return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
     def _moments(self, x: Tensor) -> Any:
-        if x.dtype == torch.uint8:
-            x = x / 255  # float32, one pass
-        elif x.dtype == torch.bool:
-            x = x.to(torch.get_default_dtype())
-        return self.encoder(x)
+        return self.encoder(self.likelihood.encoder_input(x))
 
     def _draw(
         self, x: Tensor, num_samples: int | None, generator: torch.Generator | None, rng_state: Tensor | None
@@ -126,8 +157,67 @@ class VAE(nn.Module):
         return functional.reparameterize_kl(mu, logvar, **options)
 
     def _nll(self, z: Tensor, x: Tensor, draws: int | None) -> Tensor:
+        rows = z if draws is None else z.flatten(0, 1)
+        place = self._fused_place(x)
+        if place is None:
+            tensors = self._params(self.decoder(rows), x)
+            nll = partial(self._nll_of_params, x)
+        else:
+            layers = list(self.decoder)  # type: ignore[call-overload]
+            tensors = (run(layers[:place], rows),)
+            nll = partial(self._nll_of_hidden, x, layers[place])
         if draws is None:
-            return self.likelihood.nll(self.likelihood.split(self.decoder(z)), x)
-        params = self.likelihood.split(self.decoder(z.flatten(0, 1)))
-        by_draw = zip(*(p.reshape(draws, *x.shape).unbind(0) for p in params), strict=True)
-        return torch.stack([self.likelihood.nll(p, x) for p in by_draw]).mean(0)
+            return nll(*tensors)
+        by_draw = zip(*(t.unflatten(0, (draws, x.shape[0])).unbind(0) for t in tensors), strict=True)
+        return torch.stack([nll(*one) for one in by_draw]).mean(0)
+
+    def _nll_of_params(self, x: Tensor, *params: Tensor) -> Tensor:
+        return self.likelihood.nll(params, x)
+
+    def _nll_of_hidden(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor:
+        return self.likelihood.linear_nll(hidden, linear.weight, linear.bias, x)
+
+    def _params(self, output: Any, x: Tensor | None = None) -> Params:
+        params = self.likelihood.split(output)
+        shape = self.likelihood.data_shape(params)
+        if x is not None and shape != x.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, the decoder's output is {self.likelihood} of {shape} for each sample"
+            )
+        return params
+
+    def _find_data_shape(self) -> tuple[int, ...] | None:
+        """x's shape without the batch, as the decoder has it; None if it cannot be known before the first call."""
+        output = try_out(self.decoder, self.latent_shape)
+        if output is None:
+            return None
+        shape = self.likelihood.data_shape(self.likelihood.split(output))
+        n = getattr(self.encoder, "in_features", None)
+        if isinstance(n, int) and math.prod(shape) != n:
+            raise ValueError(
+                f"the decoder's output is {self.likelihood} of {shape}, {math.prod(shape)} numbers for each sample; "
+                f"the encoder takes {n}"
+            )
+        return shape
+
+    def _check_fused_head(self) -> None:
+        if self.fused_head not in (True, False, "auto"):
+            raise ValueError(f'fused_head is {self.fused_head!r}, it takes True, False or "auto"')
+        if self.fused_head is True:
+            if not self.likelihood.has_linear_nll:
+                raise ValueError(f"fused_head is True, {self.likelihood} has none")
+            if find_head(self.decoder) is None:
+                raise ValueError(
+                    "fused_head is True, it takes a decoder that is an nn.Sequential with an nn.Linear at its end, "
+                    "an nn.Unflatten of dim 1 after it or not, without hooks or parametrizations"
+                )
+
+    def _fused_place(self, x: Tensor) -> int | None:
+        """Where in the decoder the layer is that is computed with the likelihood; None if none is."""
+        if self.fused_head is False or not self.likelihood.has_linear_nll or x.shape[1:] != self.data_shape:
+            return None
+        place = find_head(self.decoder)
+        if place is None or self.fused_head is True:
+            return place
+        features: int = self.decoder[place].out_features  # type: ignore[index]
+        return place if features >= FUSED_FEATURES else None

@@ -1,0 +1,60 @@
+"""p(x | z) by name. A new member is one small class around one function of `vae_fast.functional`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Likelihood, Params
+from .classes import Categorical, Multinomial
+from .continuous import Gaussian, Laplace
+from .counts import Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from .images import Bernoulli, ContinuousBernoulli, DiscretizedLogistic
+from .mixture import DiscretizedLogisticMixture
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "discretized_logistic": DiscretizedLogistic,
+    "discretized_logistic_mixture": DiscretizedLogisticMixture,
+    "categorical": Categorical,
+    "multinomial": Multinomial,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
+}
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Counts",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "Multinomial",
+    "NegativeBinomial",
+    "Params",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "make_likelihood",
+]
+
+
+def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
+    """The member of that name, made with its own options; or the module itself."""
+    if isinstance(likelihood, Likelihood):
+        if options:
+            raise TypeError(f"likelihood is a module, so {', '.join(options)} must be given to it")
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        names = ", ".join(LIKELIHOODS)
+        raise ValueError(f"likelihood is {likelihood!r}, it takes one of {names} or a vae_fast.nn.Likelihood")
+    try:
+        return LIKELIHOODS[likelihood](**options)
+    except TypeError:
+        raise TypeError(f"likelihood {likelihood!r} does not take {', '.join(options)}") from None

@@ -1,0 +1,184 @@
+"""What every likelihood has: how a decoder's output is read, p(x | z), its mean and its samples."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+Params = tuple[Tensor, ...]
+Library = Tensor | float | None
+
+
+class Likelihood(nn.Module, ABC):
+    """How a decoder's output is read as a distribution of x.
+
+    The decoder returns `num_parameters` tensors of x's shape, or one with them side by side along dim 1. (The classes
+    that read another shape say so.)
+    """
+
+    num_parameters = 1
+    binarize = False  # x is drawn anew from its grey values in every pass: `observe`
+
+    def split(self, output: Tensor | Sequence[Tensor]) -> Params:
+        """The distribution's parameters, one tensor each, from what the decoder returned."""
+        n = self.num_parameters
+        if not isinstance(output, Tensor):
+            params = tuple(output)
+            if len(params) != n:
+                raise ValueError(f"decoder returned {len(params)} tensors, {self} takes {n}")
+            return params
+        if n == 1:
+            return (output,)
+        if output.ndim < 2 or output.shape[1] % n:
+            raise ValueError(
+                f"decoder returned shape {tuple(output.shape)}, {self} takes {n} parameters along dim 1: "
+                f"a multiple of {n}"
+            )
+        return output.chunk(n, dim=1)
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A parameter's shape for x of `shape`, both without the batch."""
+        return tuple(shape)
+
+    def data_shape(self, params: Params) -> tuple[int, ...]:
+        """x's shape, without the batch, that belongs to these parameters. ValueError if there is none."""
+        return tuple(params[0].shape[1:])
+
+    def bind(self, shape: tuple[int, ...] | None) -> None:
+        """Told x's shape (None if it cannot be known) when the VAE is made: parameters of x's shape are made then."""
+
+    def start(self, x: Tensor) -> None:
+        """Sets what is learned beside the networks to where a decoder of nothing but the mean of x would bring it."""
+
+    def observe(self, x: Tensor, rng_state: Tensor) -> Tensor:
+        """The x that encoder and likelihood are given, where `binarize` says that it is not the very data."""
+        return x
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """x as the encoder is given it: uint8 as 255ths, bool as 0 and 1."""
+        if x.dtype == torch.uint8:
+            return x / 255  # float32, one pass
+        return x.to(torch.get_default_dtype()) if x.dtype == torch.bool else x
+
+    def library(self, x: Tensor) -> Tensor | None:
+        """What of x itself the mean needs: the number of counts in each sample. None where it needs nothing."""
+        return None
+
+    @abstractmethod
+    def nll(self, params: Params, x: Tensor) -> Tensor:
+        """-log p(x | z) in nats, shape (batch,)."""
+
+    @property
+    def has_linear_nll(self) -> bool:
+        return True
+
+    @abstractmethod
+    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        """`nll` where the parameters are the outputs of a linear layer, one after the other, each in x's shape."""
+
+    @abstractmethod
+    def mean(self, params: Params, library: Library = None) -> Tensor:
+        """The mean of p(x | z), of x's shape."""
+
+    @abstractmethod
+    def sample(
+        self, params: Params, generator: torch.Generator | None = None, library: Library = None
+    ) -> Tensor:
+        """A draw from p(x | z), of x's shape."""
+
+
+class Spread(Likelihood):
+    """A likelihood with a parameter that need not come from the decoder; the class names it in `option`.
+
+    a number     fixed;
+    "learned"    one for all x, learned;
+    "feature"    one for each feature, learned. Its shape is x's without the batch: known from the decoder where its
+                 output size is, else given as `features` (as any shape that broadcasts to x's);
+    "decoder"    one for every element: the decoder's second parameter.
+
+    What is learned is a logarithm, and starts at 0.
+    """
+
+    option: ClassVar[str]  # the constructor's name for it
+    parameter: ClassVar[str]  # the attribute's, which is its logarithm: a number or a parameter of the module
+
+    def __init__(
+        self, value: float | str, features: int | Sequence[int] | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._value = value
+        setattr(self, self.option, value)
+        if value == "learned":
+            setattr(self, self.parameter, nn.Parameter(torch.zeros(())))
+        elif value == "feature":
+            self.register_parameter(self.parameter, None)
+            if features is not None:
+                shape = (features,) if isinstance(features, int) else tuple(features)
+                setattr(self, self.parameter, nn.Parameter(torch.zeros(shape)))
+        elif value == "decoder":
+            self.num_parameters = self.num_parameters + 1
+        elif not isinstance(value, (str, bool)) and 0 < value < math.inf:
+            setattr(self, self.parameter, math.log(value))
+        else:
+            words = '"learned", "feature" or "decoder"'
+            raise ValueError(f"{self.option} is {value!r}, it takes a number above 0, {words}")
+        if features is not None and value != "feature":
+            raise ValueError(f'features is of {self.option}="feature", {self.option} is {value!r}')
+
+    def extra_repr(self) -> str:
+        return f"{self.option}={self._value!r}"
+
+    def bind(self, shape: tuple[int, ...] | None) -> None:
+        if self._value != "feature":
+            return
+        learned: Tensor | None = getattr(self, self.parameter)
+        if learned is None:
+            if shape is None:
+                raise ValueError(
+                    f'{self.option}="feature" takes features=, x\'s shape: the decoder does not tell it'
+                )
+            setattr(self, self.parameter, nn.Parameter(torch.zeros(shape)))
+        elif shape is not None and torch.broadcast_shapes(learned.shape, shape) != shape:
+            raise ValueError(f"features is {tuple(learned.shape)}, the decoder gives x of shape {shape}")
+
+    def fill(self, log_value: Tensor) -> None:
+        """Sets what is learned, if anything is."""
+        learned = getattr(self, self.parameter)
+        if isinstance(learned, nn.Parameter):
+            with torch.no_grad():
+                learned.fill_(log_value.item())
+
+    def spread(self, params: Params) -> Tensor | float:
+        """The parameter's logarithm."""
+        given = self.given()
+        return params[1] if given is None else given
+
+    def given(self) -> Tensor | float | None:
+        """The same, or None where the decoder gives it."""
+        if self._value == "decoder":
+            return None
+        learned: Tensor | float | None = getattr(self, self.parameter)
+        if learned is None:
+            raise ValueError(
+                f'{self.option}="feature" takes features=, or a VAE whose decoder tells x\'s shape'
+            )
+        return learned
+
+
+def deviations(x: Tensor) -> Tensor:
+    """Of uint8 (255ths) or floats from their means over the batch; of the first 10,000 samples."""
+    values = x[:10_000].float()
+    values = values / 255 if x.dtype == torch.uint8 else values
+    return values - values.mean(0)
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """In (0, 1), float32 at least, no nearer to 0 than to 1: its logarithm and that of 1 - u are finite."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    u = torch.rand(like.shape, generator=generator, dtype=dtype, device=like.device)
+    return u.clamp_min(torch.finfo(dtype).eps / 2)
