@@ -1,0 +1,185 @@
+"""A decoder's last linear layer and the likelihood of its outputs, in plain PyTorch.
+
+The outputs of the layer are the member's parameters one after the other, each in the shape of a target without batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .categorical import categorical_nll, multinomial_nll
+from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
+from .latent import upcast
+from .likelihood import (
+    bernoulli_nll,
+    continuous_bernoulli_nll,
+    discretized_logistic_nll,
+    gaussian_nll,
+    laplace_nll,
+)
+
+Given = Tensor | float | None
+
+
+def heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
+    """The layer's outputs: one tensor in target's shape for every parameter."""
+    outputs = F.linear(hidden, weight, bias)
+    return list(outputs.view(hidden.shape[0], -1, *target.shape[1:]).unbind(1))
+
+
+def mean_of(outputs: Tensor, library: Tensor | None) -> Tensor:
+    """exp of the outputs, or the library's size times their softmax over all features."""
+    (outputs,) = upcast(outputs)
+    if library is None:
+        return torch.exp(outputs)
+    share = torch.softmax(outputs.flatten(1), -1).view_as(outputs)
+    return library.view(-1, *(1,) * (outputs.ndim - 1)) * share
+
+
+def linear_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    (logits,) = heads(hidden, weight, bias, target)
+    return bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
+
+
+def linear_continuous_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    (logits,) = heads(hidden, weight, bias, target)
+    return continuous_bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
+
+
+def linear_gaussian_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logvar: Given = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    mean, *own = heads(hidden, weight, bias, target)
+    return gaussian_nll(mean, target, own[0] if own else logvar, mask=mask, weight=sample_weight)
+
+
+def linear_laplace_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    log_scale: Given = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    location, *own = heads(hidden, weight, bias, target)
+    return laplace_nll(location, target, own[0] if own else log_scale, mask=mask, weight=sample_weight)
+
+
+def linear_discretized_logistic_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    log_scale: Given = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    mean, *own = heads(hidden, weight, bias, target)
+    scale = own[0] if own else log_scale
+    return discretized_logistic_nll(
+        mean,
+        target,
+        scale or 0.0 if not isinstance(scale, Tensor) else scale,
+        mask=mask,
+        weight=sample_weight,
+    )
+
+
+def linear_poisson_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    (rate,) = heads(hidden, weight, bias, target)
+    return poisson_nll(mean_of(rate, library), target, mask=mask, weight=sample_weight)
+
+
+def linear_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Tensor | float | None = None,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    rate, *own = heads(hidden, weight, bias, target)
+    theta = mean_of(own[0], None) if theta is None else theta
+    return negative_binomial_nll(mean_of(rate, library), target, theta, mask=mask, weight=sample_weight)
+
+
+def linear_zero_inflated_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Tensor | float | None = None,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    rate, *own, dropout_logits = heads(hidden, weight, bias, target)
+    theta = mean_of(own[0], None) if theta is None else theta
+    return zero_inflated_negative_binomial_nll(
+        mean_of(rate, library), target, theta, dropout_logits, mask=mask, weight=sample_weight
+    )
+
+
+def linear_categorical_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return categorical_nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)
+
+
+def linear_multinomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return multinomial_nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)

@@ -1,0 +1,223 @@
+"""What `linear_likelihood` does in one pass: chunk by chunk the layer, its links, the kernel, and all the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _common
+
+CHUNK_BYTES = 16 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
+CATEGORICAL = ("categorical", "multinomial")
+# How many of the member's parameters, from the first on, come out of the layer as logarithms.
+LOGARITHMS = {"poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 2}
+
+Gradients = list[Tensor | None]
+
+
+class Inputs(NamedTuple):
+    """The op's arguments, in the order of its schema.
+
+    hidden (batch, ..., H) and weight (heads * features, H); `given` holds the second parameter where the layer does not
+    make it; `dtype` is that of the matrix products.
+    """
+
+    member: str
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    given: Sequence[Tensor]
+    library: Tensor | None
+    mask: Tensor | None
+    sample_weight: Tensor | None
+    dtype: torch.dtype
+
+    @property
+    def learned(self) -> tuple[Tensor | None, ...]:
+        """What gradients are for; everything that follows is in this order."""
+        return self.hidden, self.weight, self.bias, self.library, *self.given
+
+    @property
+    def by_row(self) -> tuple[bool, ...]:
+        """Whose gradient has rows of its own for every sample, rather than being a sum over samples."""
+        return True, False, False, True, *(has_rows(p, self.target) for p in self.given)
+
+
+def sweep(
+    backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor
+) -> Gradients:
+    """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted."""
+    grads: Gradients = []
+    for tensor, want, by_row in zip(inputs.learned, wanted, inputs.by_row, strict=True):
+        if tensor is None or not want:
+            grads.append(None)
+        elif by_row:
+            grads.append(buffer(backend, tensor.shape, tensor.dtype, tensor.device))
+        else:
+            grads.append(buffer(backend, tensor.shape, torch.float32, tensor.device).zero_())
+    if backend is not _common.NoKernels:
+        run = _categorical if inputs.member in CATEGORICAL else _elementwise
+        if inputs.sample_weight is not None:
+            grad_nll = grad_nll * inputs.sample_weight
+        run(_Layer(backend, inputs, grads), inputs, nll, grad_nll)
+    return grads
+
+
+class _Layer:
+    """The linear layer, chunk by chunk: `rows()` fills `outputs`, `backward()` takes `slopes`, their gradients."""
+
+    def __init__(self, backend: Any, inputs: Inputs, grads: Gradients) -> None:
+        dtype, device = inputs.dtype, inputs.hidden.device
+        self.backend, self.grads = backend, grads
+        self.hidden = inputs.hidden.detach().flatten(0, -2)
+        self.weight = inputs.weight.detach().to(dtype)
+        self.bias = None if inputs.bias is None else inputs.bias.detach().to(dtype)
+        size, outputs = self.hidden.shape[0], self.weight.shape[0]
+        # Evenly cut, so that the last chunk is as worthwhile as the others.
+        count = max(1, -(-size * outputs * dtype.itemsize // CHUNK_BYTES))
+        self.step = max(1, -(-size // count))
+        self.buffer = buffer(backend, (min(self.step, size), outputs), dtype, device)
+        # Links are taken in float32.
+        self.linked = inputs.member in LOGARITHMS
+        wide = torch.float32 if self.linked else dtype
+        self.slope_buffer = None
+        if any(g is not None for g in grads):
+            self.slope_buffer = buffer(backend, self.buffer.shape, wide, device)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """(rows, outputs, where to write their gradients)"""
+        size = self.hidden.shape[0]
+        for start in range(0, size, self.step):
+            rows = slice(start, min(start + self.step, size))
+            hidden = self.hidden[rows].to(self.weight.dtype)
+            outputs = self.buffer[: rows.stop - start]
+            if self.bias is None:
+                torch.mm(hidden, self.weight.t(), out=outputs)
+            else:
+                torch.addmm(self.bias, hidden, self.weight.t(), out=outputs)
+            slopes = None if self.slope_buffer is None else self.slope_buffer[: rows.stop - start]
+            yield rows, outputs.float() if self.linked else outputs, slopes
+            if slopes is not None:
+                self.backward(rows, hidden, slopes.to(self.weight.dtype))
+
+    def backward(self, rows: slice, hidden: Tensor, slopes: Tensor) -> None:
+        grad_hidden, grad_weight, grad_bias, *_ = self.grads
+        if grad_hidden is not None:
+            out = grad_hidden.flatten(0, -2)[rows]
+            if out.dtype is slopes.dtype:
+                torch.mm(slopes, self.weight, out=out)
+            else:
+                out.copy_(torch.mm(slopes, self.weight))
+        if grad_weight is not None:
+            _add_product(grad_weight, slopes.t(), hidden)
+        if grad_bias is not None:
+            grad_bias += slopes.sum(0, dtype=torch.float32)
+
+
+def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+    member, target, library, backend = inputs.member, inputs.target, inputs.library, layer.backend
+    features = math.prod(target.shape[1:])
+    logs = features * (LOGARITHMS.get(member, len(inputs.given)) - len(inputs.given))
+    share = None  # softmax of the first head
+    if library is not None:
+        share = buffer(backend, (layer.step, features), torch.float32, target.device)
+    grad_library, *grad_given = layer.grads[3:]
+    for rows, outputs, slopes in layer.chunks():
+        x = target[rows]
+        size = x.shape[0]
+        means = outputs[:, :features]
+        if share is None or library is None:
+            outputs[:, :logs].exp_()
+        else:
+            torch.softmax(means, -1, out=share[:size])
+            torch.mul(share[:size], library[rows, None], out=means)
+            outputs[:, features:logs].exp_()
+        given = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.given]
+        mask = inputs.mask
+        if mask is not None:
+            mask = (mask[rows] if has_rows(mask, target) else mask).expand_as(x)
+        params = _second(outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in given])
+        if nll is not None:
+            backend.likelihood_forward(member, params, x, mask, None, nll=nll[rows])
+        if slopes is None:
+            continue
+
+        sums = [
+            _common.empty_gradient(backend, p, x.shape, g is not None)
+            for p, g in zip(given, grad_given, strict=True)
+        ]
+        heads = slopes.view(size, -1, *x.shape[1:])
+        backend.likelihood_backward(
+            member, params, x, mask, None, grad_nll[rows], grads=_second(heads.unbind(1), sums)
+        )
+        for p, grad, part in zip(given, grad_given, sums, strict=True):
+            if grad is not None and part is not None:
+                part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
+                if grad.shape == p.shape and not has_rows(p, target):
+                    grad += part
+                else:
+                    grad[rows] = part
+        slopes[:, :logs].mul_(outputs[:, :logs])
+        if share is not None and library is not None:  # d softmax = share (slope - sum of share slope)
+            total = slopes[:, :features].sum(-1, keepdim=True)
+            slopes[:, :features].addcmul_(share[:size], total, value=-1)
+            if grad_library is not None:
+                grad_library[rows] = total[:, 0] / library[rows]
+        elif logs and mask is not None:  # 0 times a mean that overflowed
+            heads[:, : logs // features].masked_fill_(~mask.unsqueeze(1), 0)
+
+
+def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+    """Every position of every sample is a row."""
+    positions = inputs.hidden.shape[:-1]
+    target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
+    grad_nll = grad_nll.view(-1, *(1,) * (len(positions) - 1)).expand(positions).reshape(-1, 1)
+    masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
+    for rows, outputs, slopes in layer.chunks():
+        logits = outputs.unsqueeze(1)
+        part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
+        layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
+        if nll is not None:
+            if masked is not None:
+                part.masked_fill_(masked[rows], 0)
+            nll.view(-1, 1)[rows] = part
+        if slopes is not None:
+            layer.backend.categorical_backward(
+                logits, target[rows], lse, total, grad_nll[rows], grad_logits=slopes.unsqueeze(1)
+            )
+            if masked is not None:
+                slopes.masked_fill_(masked[rows], 0)
+
+
+def _second(heads: Sequence[Any], given: Sequence[Any]) -> tuple[Any, ...]:
+    """The member's parameters in order: what is given is the second one."""
+    return (*heads[:1], *given, *heads[1:])
+
+
+def has_rows(tensor: Tensor, target: Tensor) -> bool:
+    return tensor.ndim == target.ndim and tensor.shape[0] != 1
+
+
+def buffer(backend: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.empty, out of the backend's own memory for large results where it has some."""
+    own = getattr(backend, "empty_strided", None)
+    if own is None or math.prod(shape) * dtype.itemsize < _common.LARGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    out: Tensor = own(shape, strides, dtype)
+    return out
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, in float32."""
+    if a.dtype is torch.float32:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        total += torch.mm(a, b, out_dtype=torch.float32)
+    else:
+        total.addmm_(a.float(), b.float())
