@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+from triton.language.target_info import is_cuda
+
+from .launch import INTERPRETED
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 # Adding 1.5 * 2^23 rounds a float to an integer, which then sits in its low bits.
 _ROUND = tl.constexpr(12582912.0)
@@ -65,6 +71,33 @@ def log1p(t):
 
 
 @triton.jit
+def log2(x):
+    """The hardware's log2 of x >= 0: off by 2^-22, relative, and within a factor of 2 of x = 1 absolute."""
+    if _INTERPRETED:
+        return tl.log2(x)
+    elif is_cuda():
+        return libdevice.fast_log2f(x)  # lg2.approx; tl.log2 would be a polynomial of 20 instructions
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def log(x):
+    return 0.6931471805599453 * log2(x)
+
+
+@triton.jit
+def divide(a, b):
+    """a / b to 2 units in the last place, for 2^-126 <= |b| <= 2^126."""
+    if _INTERPRETED:
+        return a / b
+    elif is_cuda():
+        return libdevice.fast_dividef(a, b)  # two instructions; a / b scales what is larger
+    else:
+        return a / b
+
+
+@triton.jit
 def clamp(x, lo, hi):
     """torch.clamp: NaN stays NaN."""
     if lo is not None:
@@ -79,3 +112,16 @@ def unclamped(x, lo, hi, value):
     if lo is not None:
         value = tl.where((x >= tl.cast(lo, tl.float32)) & (x <= tl.cast(hi, tl.float32)), value, 0.0)
     return value
+
+
+@triton.jit
+def softplus(x, EXACT: tl.constexpr):
+    """log(1 + exp(x))"""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + log1p(exp(-tl.abs(x), EXACT))
+
+
+@triton.jit
+def sigmoid(x, EXACT: tl.constexpr):
+    """1 / (1 + exp(-x)), with its relative accuracy in the left tail too."""
+    t = exp(-tl.abs(x), EXACT)
+    return divide(tl.where(x > 0, 1.0, t), 1.0 + t)

@@ -7,7 +7,7 @@ of memory held in between, and with a forward pass that costs half as much again
 mean over the batch changes nothing: grad_nll is then one number (stride 0), but still known only later. What would
 be fewer, 3 N s, is a forward pass that is told grad_nll; the fused head (linear_likelihood) can do so.
 
-The grids and loops do not know which likelihood they compute: a member is a pair of functions below.
+The grids and loops do not know which likelihood they compute: a member is a pair of functions in `members` or `counts`.
 """
 
 from __future__ import annotations
@@ -19,60 +19,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .formulas import exp, log1p
+from . import counts, members
 from .launch import Job, Key, cached, key, run, specs
-from .layout import constants, describe, exact, row_sum_plan
+from .layout import constants, describe, exact, pair, row_sum_plan
+from .noise import uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import load
+from .tile import elements, load
+
+IMAGES = ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+# nll, gradients, and whether a uint8 target counts 255ths
+MEMBERS = {
+    name: (getattr(module, f"{name}_nll"), getattr(module, f"{name}_grads"), module is members)
+    for module, names in ((members, IMAGES), (counts, COUNTS))
+    for name in names
+}
 
 
 @triton.jit
-def _bernoulli_nll(el, _, x, EXACT: tl.constexpr):
-    return tl.maximum(el, 0.0, propagate_nan=tl.PropagateNan.ALL) - x * el + log1p(exp(-tl.abs(el), EXACT))
-
-
-@triton.jit
-def _bernoulli_grads(el, _, x, g, EXACT: tl.constexpr):
-    # sigmoid(l) - x, from the side on which it does not cancel
-    t = exp(-tl.abs(el), EXACT)
-    s = t / (1.0 + t)
-    return g * tl.where(el > 0, (1.0 - x) - s, s - x), 0.0
-
-
-@triton.jit
-def _gaussian_nll(mean, lv, x, EXACT: tl.constexpr):
-    far = x - mean
-    return 0.5 * (1.8378770664093453 + lv + far * far * exp(-lv, EXACT))  # log 2 pi
-
-
-@triton.jit
-def _gaussian_grads(mean, lv, x, g, EXACT: tl.constexpr):
-    far = x - mean
-    slope = far * exp(-lv, EXACT)
-    return -g * slope, 0.5 * g * (1.0 - far * slope)
-
-
-# (nll, grads) of one or two parameters; a gradient that does not exist is 0.0.
-MEMBERS = {"bernoulli": (_bernoulli_nll, _bernoulli_grads), "gaussian": (_gaussian_nll, _gaussian_grads)}
-
-
-@triton.jit
-def _inputs(first, first_s, second, second_s, target, target_s, at, sizes, VEC: tl.constexpr):
+def _inputs(
+    target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+    at, start, n, sizes, LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Three parameters, the target, and which elements count."""
     p = load(first, first_s, at, sizes, VEC)
     q = p
+    r = p
     if second is not None:
         q = load(second, second_s, at, sizes, VEC)
+    if third is not None:
+        r = load(third, third_s, at, sizes, VEC)
     x = load(target, target_s, at, sizes, VEC)
-    if target.dtype.element_ty == tl.uint8:
-        x = x * (1.0 / 255.0)
-    return p, q, x
+    if LEVELS and target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
+        level = x * (1.0 / 255.0)
+        x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
+    if rng is not None:
+        u = uniforms(rng, rng_s, at[0], at[2], start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        x = tl.where(u < x, 1.0, 0.0)
+    counted = at[3]
+    if kept is not None:
+        counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
+    return p, q, r, x, counted
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _forward(
-    target, first, second, nll, target_s, first_s, second_s, nll_s, rows, n, sizes, parts,
-    NLL: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    target, first, second, third, kept, rng, nll,
+    target_s, first_s, second_s, third_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
+    NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % parts
@@ -80,51 +76,69 @@ def _forward(
     inside = row < rows
     total = tl.zeros((ROWS, COLS), tl.float32)
     for step in range(STEPS):
-        cols = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS + tl.arange(0, COLS)[None, :]
-        mask = inside & (cols < n // VEC * VEC)
-        at = (row, cols, inside, mask)
-        p, q, x = _inputs(first, first_s, second, second_s, target, target_s, at, sizes, VEC)
-        total += tl.where(mask, NLL(p, q, x, EXACT), 0.0)
+        start = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS
+        place, cols = elements(start, n, sizes, SWAP, COLS)
+        at = (row, cols, inside, inside & (place < n // VEC * VEC))
+        p, q, r, x, counted = _inputs(
+            target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+            at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
+        )  # fmt: skip
+        total += tl.where(counted, NLL(p, q, r, x, EXACT), 0.0)
     tl.store(nll + (row * nll_s[0] + part * nll_s[1]), tl.sum(total, axis=1)[:, None], mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _backward(
-    target, first, second, grad_nll, grad_first, grad_second,
-    target_s, first_s, second_s, grad_first_s, grad_second_s, grad_nll_s, rows, n, sizes, parts,
-    GRADS: tl.constexpr, SUM_FIRST: tl.constexpr, SUM_SECOND: tl.constexpr,
-    STEPS: tl.constexpr, EXACT: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    target, first, second, third, kept, rng, grad_nll, grad_first, grad_second, grad_third,
+    target_s, first_s, second_s, third_s, kept_s, grad_first_s, grad_second_s, grad_third_s, rng_s, grad_nll_s,
+    rows, n, sizes, parts,
+    GRADS: tl.constexpr, LEVELS: tl.constexpr,
+    SUM_FIRST: tl.constexpr, SUM_SECOND: tl.constexpr, SUM_THIRD: tl.constexpr,
+    STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    cols = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS + tl.arange(0, COLS)[None, :]
+    start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
+    place, cols = elements(start, n, sizes, SWAP, COLS)
     sum_first = zeros(SUM_FIRST, ROWS, COLS)
     sum_second = zeros(SUM_SECOND, ROWS, COLS)
+    sum_third = zeros(SUM_THIRD, ROWS, COLS)
     for step in range(STEPS):
         row = ((pid // parts).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = row < rows
-        at = (row, cols, inside, inside & (cols < n // VEC * VEC))
-        p, q, x = _inputs(first, first_s, second, second_s, target, target_s, at, sizes, VEC)
+        at = (row, cols, inside, inside & (place < n // VEC * VEC))
+        p, q, r, x, counted = _inputs(
+            target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+            at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
+        )  # fmt: skip
         g = tl.load(grad_nll + row * grad_nll_s[0], mask=inside, other=0)
-        d_first, d_second = GRADS(p, q, x, g, EXACT)
+        d_first, d_second, d_third = GRADS(p, q, r, x, g, EXACT)
+        if kept is not None:
+            d_first = tl.where(counted, d_first, 0.0)
+            d_second = tl.where(counted, d_second, 0.0)
+            d_third = tl.where(counted, d_third, 0.0)
         sum_first = add(SUM_FIRST, sum_first, d_first, grad_first, grad_first_s, at, sizes, VEC)
         sum_second = add(SUM_SECOND, sum_second, d_second, grad_second, grad_second_s, at, sizes, VEC)
-    keep(SUM_FIRST, sum_first, grad_first, pid, parts, cols, cols, n)
-    keep(SUM_SECOND, sum_second, grad_second, pid, parts, cols, cols, n)
+        sum_third = add(SUM_THIRD, sum_third, d_third, grad_third, grad_third_s, at, sizes, VEC)
+    keep(SUM_FIRST, sum_first, grad_first, pid, parts, place, cols, n)
+    keep(SUM_SECOND, sum_second, grad_second, pid, parts, place, cols, n)
+    keep(SUM_THIRD, sum_third, grad_third, pid, parts, place, cols, n)
 
 
 @cached
 def _forward_job(device: torch.device, member: str, *keys: Key) -> Job:
-    target, first, second, nll = specs(*keys)
-    assert target is not None and first is not None and nll is not None
+    target, *params, kept, rng, nll = specs(*keys)
+    assert target is not None and params[0] is not None and nll is not None
     rows = target.shape[0]
-    at = describe(target.shape, target.strides, first.strides, second and second.strides, free=True)
+    tensors = [x and x.strides for x in (target, *params, kept)]
+    at = describe(target.shape, *tensors, free=rng is None)  # bits are drawn in row-major order
     plan = row_sum_plan(rows, at.n)
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
+    value, _, levels = MEMBERS[member]
     job = Job(
         _forward, (plan.programs,), plan.threads,
-        (*at.strides, nll_s, rows, at.n, at.sizes, plan.parts, MEMBERS[member][0], plan.steps, exact(first),
-         *constants(at, plan)),
+        (*at.strides, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts, value, levels, plan.steps,
+         exact(params[0]), rng is not None and pair(at, target, *params), *constants(at, plan)),
     )  # fmt: skip
     job.scratch = [None if plan.parts == 1 else (plan.parts, rows)]
     return job
@@ -132,29 +146,25 @@ def _forward_job(device: torch.device, member: str, *keys: Key) -> Job:
 
 @cached
 def _backward_job(device: torch.device, member: str, *keys: Key) -> Job:
-    target, first, second, grad_nll, *grads = specs(*keys)
+    target, first, second, third, kept, rng, grad_nll, *grads = specs(*keys)
     assert target is not None and first is not None and grad_nll is not None
     shape = target.shape
-    at = describe(
-        shape,
-        target.strides,
-        first.strides,
-        second and second.strides,
-        *(strides(g, shape) for g in grads),
-        free=True,
-    )
+    inputs = [x and x.strides for x in (target, first, second, third, kept)]
+    at = describe(shape, *inputs, *(strides(g, shape) for g in grads), free=rng is None)
     plan, scratch = plan_gradients(grads, shape, at.n)
+    _, slopes, levels = MEMBERS[member]
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides, grad_nll.strides, shape[0], at.n, at.sizes, plan.parts, MEMBERS[member][1],
-         *(kind(g, shape) for g in grads), plan.steps, exact(first), *constants(at, plan)),
+        (*at.strides, rng.strides if rng else (), grad_nll.strides, shape[0], at.n, at.sizes, plan.parts,
+         slopes, levels, *(kind(g, shape) for g in grads), plan.steps, exact(first),
+         rng is not None and pair(at, target, first, second, third), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
     return job
 
 
-def _two(items: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    return (items[0], items[1]) if len(items) == 2 else (items[0], None)
+def _three(items: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [*items, None, None][:3]
 
 
 def likelihood_forward(
@@ -166,11 +176,12 @@ def likelihood_forward(
     *,
     nll: Tensor,
 ) -> None:
-    """Fills nll (batch,). Every parameter has the target's shape (stride 0 where it is broadcast)."""
+    """Fills nll (batch,). Every parameter and the mask have the target's shape (stride 0 where they are broadcast).
+    Given an rng_state, the target is the probability of a 1, and the bits drawn from it count."""
     if target.numel() == 0:
         nll.zero_()
         return
-    inputs = (target, *_two(params))
+    inputs = (target, *_three(params), mask, rng_state)
     job = _forward_job(target.device, member, *map(key, inputs), key(nll))
     (out,) = outputs(job, (nll,), target)
     run(job, target, *inputs, out)
@@ -188,14 +199,14 @@ def likelihood_backward(
     grads: Sequence[Tensor | None],
 ) -> None:
     """Fills the gradients that are not None. A smaller one is a sum (see `sums`)."""
-    grads = _two(grads)
+    grads = _three(grads)
     if target.numel() == 0:
         for g in grads:
             if g is not None:
                 g.zero_()
     if target.numel() == 0 or all(g is None for g in grads):
         return
-    inputs = (target, *_two(params), grad_nll)
+    inputs = (target, *_three(params), mask, rng_state, grad_nll)
     job = _backward_job(target.device, member, *map(key, inputs), *map(key, grads))
     outs = outputs(job, grads, target)
     run(job, target, *inputs, *outs)

@@ -18,14 +18,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
-from triton.language.target_info import is_cuda
 
-from .launch import INTERPRETED, Job, Key, Spec, cached, key, run
+from .formulas import log2
+from .launch import Job, Key, Spec, cached, key, run
 from .layout import constants, describe, draw_steps, elementwise_plan, pair
 from .tile import elements, locate, step_of, swapped_group, write
-
-_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -44,23 +41,13 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def _log2(x):
-    if _INTERPRETED:
-        return tl.log2(x)
-    elif is_cuda():
-        return libdevice.fast_log2f(x)  # lg2.approx; tl.log2 would be a polynomial of 20 instructions
-    else:
-        return tl.log2(x)
-
-
-@triton.jit
 def box_muller(w0, w1):
     """r cos(2 pi u2), r sin(2 pi u2) with u1 = (w0 + 1/2) 2^-32, u2 = w1 2^-32, r = sqrt(-2 ln u1)."""
     u = w0.to(tl.float32) * 2.0**-32 + 2.0**-33
     # -log2(1 + y) near 1, two terms, with y = (f + 1/2) 2^-32 multiplied out; f is exact where y is small.
     f = w0.to(tl.int32, bitcast=True).to(tl.float32)
     near = -1.679474677351105e-10 + f * (-3.35894935470221e-10 + f * 3.9619741044102704e-20)
-    r = tl.sqrt(tl.where(u > 1 - 2.0**-6, near, -_log2(u)))
+    r = tl.sqrt(tl.where(u > 1 - 2.0**-6, near, -log2(u)))
     # The angle is half a turn if the top bit of w1 is set, which flips both signs, plus a quarter turn, plus x.
     r = (r.to(tl.uint32, bitcast=True) ^ (w1 & 0x80000000)).to(tl.float32, bitcast=True)
     x = (w1 << 1).to(tl.float32) * 7.314590396335798e-10 - 1.5707963267948966  # pi 2^-32, pi / 2
@@ -102,24 +89,33 @@ def read_state(rng, rng_s, row, inside):
 
 
 @triton.jit
-def normals(
-    state, rng_s, draw, row, rows, start, n, sizes,
+def _four_uniforms(group, row, o0, o1, k0, k1):
+    """The upper 24 bits of each word, as numbers in [0, 1)."""
+    w0, w1, w2, w3 = philox(group, row, o0, o1, k0, k1)
+    scale = 2.0**-24
+    return (
+        (w0 >> 8).to(tl.float32) * scale,
+        (w1 >> 8).to(tl.float32) * scale,
+        (w2 >> 8).to(tl.float32) * scale,
+        (w3 >> 8).to(tl.float32) * scale,
+    )
+
+
+@triton.jit
+def _spread(
+    FOUR: tl.constexpr, state, word, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The noise at COLS places from `start` (see tile.elements) of the samples `row`, as (ROWS, COLS).
+    """The numbers that FOUR makes of each Philox call, at COLS places from `start` (see tile.elements): (ROWS, COLS).
 
     PAIR: a thread makes two neighbouring groups of four, so that eight 16-bit results make one 128-bit store
     without an exchange between threads.
     """
     k0, k1, o0, o1 = state
-    if len(rng_s) == 1:
-        word = (row + draw * rows).to(tl.uint32)
-    else:
-        word = draw.to(tl.uint32)
     if PAIR:
         group = (start // 4).to(tl.uint32) + 2 * tl.arange(0, COLS // 8)[None, :].to(tl.uint32)
-        a, b, c, d = _four(group, word, o0, o1, k0, k1)
-        e, f, g, h = _four(group + 1, word, o0, o1, k0, k1)
+        a, b, c, d = FOUR(group, word, o0, o1, k0, k1)
+        e, f, g, h = FOUR(group + 1, word, o0, o1, k0, k1)
         a = tl.join(a, e)
         b = tl.join(b, f)
         c = tl.join(c, g)
@@ -128,8 +124,37 @@ def normals(
         group = start // 4 + tl.arange(0, COLS // 4)[None, :]
         if SWAP:
             group = swapped_group(group, n, sizes)
-        a, b, c, d = _four(group.to(tl.uint32), word, o0, o1, k0, k1)
+        a, b, c, d = FOUR(group.to(tl.uint32), word, o0, o1, k0, k1)
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLS))
+
+
+@triton.jit
+def normals(
+    state, rng_s, draw, row, rows, start, n, sizes,
+    PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The noise of the samples `row`, draw by draw."""
+    if len(rng_s) == 1:
+        word = (row + draw * rows).to(tl.uint32)
+    else:
+        word = draw.to(tl.uint32)
+    return _spread(_four, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+
+
+@triton.jit
+def uniforms(
+    rng, rng_s, row, inside, start, n, sizes,
+    PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """What binarization compares with: words of counters that noise never has (the offset's top bit is flipped)."""
+    k0, k1, o0, o1 = read_state(rng, rng_s, row, inside)
+    if len(rng_s) == 1:
+        word = row.to(tl.uint32)
+    else:
+        word = tl.zeros((ROWS, 1), tl.uint32)
+    return _spread(
+        _four_uniforms, (k0, k1, o0, o1 ^ 0x80000000), word, start, n, sizes, PAIR, SWAP, ROWS, COLS
+    )
 
 
 @triton.jit(do_not_specialize=["rows", "parts", "draws"])
