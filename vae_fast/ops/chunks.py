@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _common
 
-CHUNK_BYTES = 16 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
+CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
 CATEGORICAL = ("categorical", "multinomial")
 # How many of the member's parameters, from the first on, come out of the layer as logarithms.
 LOGARITHMS = {"poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 2}

@@ -2,11 +2,12 @@
 
 The layer's outputs and their gradients live in two buffers of one chunk of rows, never as (batch, features).
 
-The loss is a number per sample, so its gradients are known up to one factor per sample before backward. Forward
-therefore takes them for factors of 1 while the chunk is in cache, and backward only multiplies where the factors agree,
-as after nll.mean() or nll.sum(): three matrix products in all, as without fusion. Where they differ, backward makes the
-chunks again for what is summed over samples (five products). float16 always takes this second way, without the first
-(four products): its gradients need the loss scale that only backward knows.
+The loss is a number per sample, so its gradients are known up to one factor per sample before backward. On the CPU
+forward therefore takes them for factors of 1 while the chunk is in cache, and backward only multiplies where the
+factors agree, as after nll.mean() or nll.sum(): three matrix products in all, as without fusion. Where they differ,
+backward makes the chunks again for what is summed over samples (five products). Elsewhere forward computes nll alone
+and backward all gradients (four products): to compare the factors would wait for the device, and float16 needs the loss
+scale that only backward knows.
 """
 
 from __future__ import annotations
@@ -49,10 +50,8 @@ def linear_likelihood(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     inputs = Inputs(member, hidden, weight, bias, target, given, library, mask, sample_weight, dtype)
-    early = [
-        grad_enabled and dtype is not torch.float16 and t is not None and t.requires_grad
-        for t in inputs.learned
-    ]
+    speculate = grad_enabled and device == "cpu" and dtype is not torch.float16
+    early = [speculate and t is not None and t.requires_grad for t in inputs.learned]
     if backend is None:
         nll, _ = torch.ops.vae_fast.linear_likelihood(*inputs, early)
         return nll
@@ -84,14 +83,14 @@ def backward(
     needs: Sequence[bool],
 ) -> Gradients:
     """Gradients of `inputs.learned`, None where `needs` says so; `units` are those that forward took."""
-    same = grad_nll.shape[0] > 0 and (grad_nll.stride(0) == 0 or grad_nll.shape[0] == 1)
+    same = any(early) and backend is not _common.NoKernels and bool((grad_nll == grad_nll[:1]).all())
     taken = [n and e and (same or by) for n, e, by in zip(needs, early, inputs.by_row, strict=True)]
     rest = [n and not t for n, t in zip(needs, taken, strict=True)]
     grads: Gradients = sweep(backend, inputs, rest, None, grad_nll) if any(rest) else [None for _ in rest]
     for i, unit in enumerate(units):
         if taken[i]:
             assert unit is not None
-            factor = grad_nll[0] if same else grad_nll.view(-1, *(1,) * (unit.ndim - 1))
+            factor = grad_nll.view(-1, *(1,) * (unit.ndim - 1)) if inputs.by_row[i] else grad_nll[:1].sum()
             grads[i] = torch.mul(unit, factor, out=buffer(backend, unit.shape, unit.dtype, unit.device))
     return [
         None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, inputs.learned, strict=True)
