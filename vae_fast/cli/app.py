@@ -23,7 +23,21 @@ class Architecture(StrEnum):
 
 class LikelihoodName(StrEnum):
     bernoulli = "bernoulli"
+    continuous_bernoulli = "continuous_bernoulli"
     gaussian = "gaussian"
+    laplace = "laplace"
+    discretized_logistic = "discretized_logistic"
+    discretized_logistic_mixture = "discretized_logistic_mixture"
+    multinomial = "multinomial"
+    poisson = "poisson"
+    negative_binomial = "negative_binomial"
+    zero_inflated_negative_binomial = "zero_inflated_negative_binomial"
+
+
+class Link(StrEnum):
+    softmax = "softmax"
+    exp = "exp"
+    softplus = "softplus"
 
 
 class MixedPrecision(StrEnum):
@@ -55,13 +69,13 @@ def _bounds(text: str) -> tuple[float, float]:
     return lo, hi
 
 
-def _variance(text: str) -> float | str:
-    if text in ("learned", "decoder"):
+def _spread(text: str) -> float | str:
+    if text in ("learned", "feature", "decoder"):
         return text
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f'{text!r} is not a number, "learned" or "decoder"') from None
+        raise typer.BadParameter(f'{text!r} is not a number, "learned", "feature" or "decoder"') from None
 
 
 Folder = Annotated[Path, typer.Argument(help="A run's folder: config.json and model.safetensors.")]
@@ -112,8 +126,39 @@ def train(
     variance: Annotated[
         Any,
         typer.Option(
-            parser=_variance, metavar="V", help="Of gaussian: a number, learned, or decoder. (default 1)"
+            parser=_spread,
+            metavar="V",
+            help="Of gaussian: a number, learned, feature (learned for each) or decoder. (default 1)",
         ),
+    ] = None,
+    scale: Annotated[
+        Any,
+        typer.Option(
+            parser=_spread,
+            metavar="S",
+            help="Of laplace (default 1) and discretized_logistic (default learned), as --variance.",
+        ),
+    ] = None,
+    theta: Annotated[
+        Any,
+        typer.Option(
+            parser=_spread,
+            metavar="T",
+            help="Inverse dispersion of the negative binomials, as --variance. (default feature)",
+        ),
+    ] = None,
+    link: Annotated[
+        Link | None,
+        typer.Option(
+            help="From the decoder to the mean of counts. (default softmax, times the sample's sum)"
+        ),
+    ] = None,
+    components: Annotated[
+        int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. (default 10)")
+    ] = None,
+    binarize: Annotated[
+        bool | None,
+        typer.Option("--binarize", help="Of bernoulli: grey values are drawn as 0 or 1 in every pass."),
     ] = None,
     beta: Annotated[float, typer.Option(min=0, help="Weight of the KL.")] = 1.0,
     clamp: Annotated[
@@ -149,6 +194,11 @@ def train(
         "latent": latent,
         "likelihood": likelihood.value,
         "variance": variance,
+        "scale": scale,
+        "theta": theta,
+        "link": None if link is None else link.value,
+        "components": components,
+        "binarize": binarize,
         "beta": beta,
         "clamp": clamp,
         "num_samples": num_samples,

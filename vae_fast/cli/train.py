@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 import vae_fast
 
+from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
 from ..training import checkpoint, data, pictures, speed
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.errors import CheckpointError, TrainingError
@@ -104,7 +106,7 @@ def _interrupted(folder: Path, recipe: Recipe) -> str:
 def _draw(trainer: Trainer, folder: Path) -> list[str]:
     """Writes the pictures and returns their names."""
     pictures.save_curve(folder / "loss.png", trainer.history)
-    if pictures.image_shape(trainer.model.shape) is None:
+    if not pictures.can_draw(trainer.model):
         return ["loss.png"]
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     model = trainer.model.eval()
@@ -129,20 +131,28 @@ def _print_start(console: Console, trainer: Trainer) -> None:
 
 
 def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str]) -> None:
-    row = trainer.history[-1]
+    row, likelihood = trainer.history[-1], trainer.model.likelihood
+    kind = "image" if pictures.can_draw(trainer.model) else "sample"
+    bits = ""
+    if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
+        per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.model.shape)
+        bits = f", {per_value:.3f} bits a value"
     console.print(
-        f"test ELBO     {row['test_elbo']:.2f} nats/image (NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f})"
+        f"test ELBO     {row['test_elbo']:.2f} nats/{kind} "
+        f"(NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f}{bits})"
     )
     console.print(
-        f"speed         {trainer.images / trainer.seconds:,.0f} images/s over {trainer.seconds:.1f} s of training"
+        f"speed         {trainer.images / trainer.seconds:,.0f} {kind}s/s over {trainer.seconds:.1f} s of training"
     )
     measured = speed.measure(trainer.model, trainer.sample_batch())
     if measured.backend == "reference":
         console.print("fused ops     none here: the reference backend was used (vae-fast doctor says why)")
     else:
+        plain = ""
+        if "plain" in measured.seconds:
+            plain = f", {measured.times_faster_than('plain'):.1f}x the plain PyTorch lines'"
         console.print(
-            f"fused ops     {measured.times_faster_than('reference'):.1f}x the reference backend's speed, "
-            f"{measured.times_faster_than('plain'):.1f}x the plain PyTorch lines' "
+            f"fused ops     {measured.times_faster_than('reference'):.1f}x the reference backend's speed{plain} "
             f"({measured.seconds['fused'] * 1e3:.2f} ms forward and backward at batch {measured.batch:,})"
         )
     names = ", ".join([*drawn, checkpoint.METRICS, checkpoint.CONFIG, checkpoint.MODEL])

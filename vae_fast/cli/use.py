@@ -54,10 +54,9 @@ def _check_out(out: Path) -> None:
 
 
 def _check_image(model: HubVAE, out: Path) -> None:
-    if pictures.image_shape(model.shape) is None:
-        raise TrainingError(
-            f"samples of shape {model.shape} are no images: give --out a name that ends in .npy"
-        )
+    if not pictures.can_draw(model):
+        what = "counts" if model.likelihood.support == "counts" else f"samples of shape {model.shape}"
+        raise TrainingError(f"{what} are no images: give --out a name that ends in .npy")
 
 
 def _save_array(path: Path, values: Tensor) -> None:

@@ -7,6 +7,7 @@ images. Batches are gathered by index in one go: no workers, no copies of single
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,11 @@ class Dataset:
         lo, hi = torch.stack([torch.stack(torch.aminmax(part)) for part in (self.train, self.test)]).unbind(1)
         return lo.min().item(), hi.max().item()
 
+    def has_fractions(self) -> bool:
+        return self.train.is_floating_point() and any(
+            bool((part != part.round()).any()) for part in (self.train, self.test)
+        )
+
     def to(self, device: torch.device) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
@@ -83,6 +89,21 @@ def load(source: str) -> Dataset:
             f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
         )
     return Dataset(name_of(source), torch.from_numpy(train), torch.from_numpy(test))
+
+
+def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
+    """Raises DataError where the data are not what the likelihood is of, warns where they may not be."""
+    lo, hi = dataset.limits()
+    found = f"{dataset.name}: values from {lo:g} to {hi:g}, the {likelihood} likelihood takes"
+    if support == "unit" and not 0 <= lo <= hi <= 1:
+        raise DataError(f"{found} 0 to 1 (uint8: 255ths); use the gaussian one, or scale the values")
+    if support == "counts" and lo < 0:
+        raise DataError(f"{found} counts: whole numbers of at least 0")
+    if support == "counts" and dataset.has_fractions():
+        warnings.warn(
+            f"{dataset.name}: holds fractions, the {likelihood} likelihood is of counts: whole numbers",
+            stacklevel=3,
+        )
 
 
 def batches(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from . import checkpoint, data
-from .errors import CheckpointError, DataError, TrainingError
+from .errors import CheckpointError, TrainingError
 from .model import HubVAE
 from .recipe import Recipe
 
@@ -41,11 +41,8 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        if recipe.likelihood == "bernoulli" and not 0 <= (limits := dataset.limits())[0] <= limits[1] <= 1:
-            raise DataError(
-                f"{dataset.name}: values from {limits[0]:g} to {limits[1]:g}, the Bernoulli likelihood takes 0 to 1 "
-                "(uint8: 255ths); use the Gaussian one, or scale the values"
-            )
+        if recipe.likelihood == "discretized_logistic_mixture" and len(dataset.shape) == 2:
+            dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
         self.recipe = recipe
         self.accelerator = accelerator or Accelerator(mixed_precision=recipe.mixed_precision)
         device = self.accelerator.device
@@ -55,6 +52,8 @@ class Trainer:
             self.model = HubVAE(**recipe.model_config(dataset.shape)).to(device)
         except (ValueError, TypeError) as error:
             raise TrainingError(str(error)) from None
+        data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
+        self.model.likelihood.start(self.dataset.train)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
         )

@@ -23,9 +23,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         hidden: widths from x to z (the decoder's are the same, reversed): of the layers, or the channels of the
             convolutions. By default 400, or 32 and 64.
         latent: the size of z.
-        likelihood: "bernoulli" or "gaussian".
-        variance: of "gaussian": a number, "learned" or "decoder". By default 1.
+        likelihood: a name in `vae_fast.nn.LIKELIHOODS`. For counts the encoder takes log(1 + x).
         beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
+        options: the likelihood's own, such as variance="learned" of "gaussian". None is its default.
     """
 
     def __init__(
@@ -36,24 +36,25 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         hidden: Sequence[int] | None = None,
         latent: int = 20,
         likelihood: str = "bernoulli",
-        variance: float | str | None = None,
         beta: float = 1.0,
         clamp: Sequence[float] | None = None,
         num_samples: int | None = None,
+        **options: Any,
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {architecture!r}, it takes one of {', '.join(ARCHITECTURES)}")
         hidden = tuple(DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
-        options = {} if variance is None else {"variance": variance}
+        options = {name: value for name, value in options.items() if value is not None}
         member = nn.likelihoods.make_likelihood(likelihood, **options)
+        parameter, n, log1p = member.parameter_shape(shape), member.num_parameters, member.support == "counts"
         encoder: Any
         decoder: Any
         if architecture == "mlp":
-            encoder = nn.MLPEncoder(math.prod(shape), hidden, latent)
-            decoder = nn.MLPDecoder(latent, hidden[::-1], shape, member.num_parameters)
+            encoder = nn.MLPEncoder(math.prod(shape), hidden, latent, log1p=log1p)
+            decoder = nn.MLPDecoder(latent, hidden[::-1], parameter, n)
         else:
-            encoder = nn.ConvEncoder(shape, hidden, latent)
-            decoder = nn.ConvDecoder(latent, hidden, shape, member.num_parameters)
+            encoder = nn.ConvEncoder(shape, hidden, latent, log1p=log1p)
+            decoder = nn.ConvDecoder(latent, hidden, parameter, n)
         bounds = None if clamp is None else (clamp[0], clamp[1])
         super().__init__(encoder, decoder, member, beta=beta, clamp=bounds, num_samples=num_samples)
         self.config: dict[str, Any] = {
@@ -62,9 +63,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             "hidden": list(hidden),
             "latent": latent,
             "likelihood": likelihood,
-            "variance": variance,
             "beta": beta,
             "clamp": bounds and list(bounds),
             "num_samples": num_samples,
+            **options,
         }
         self.shape = tuple(shape)

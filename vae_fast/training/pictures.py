@@ -29,6 +29,10 @@ def image_shape(shape: Sequence[int]) -> tuple[int, ...] | None:
     return tuple(shape) if len(shape) == 2 else None
 
 
+def can_draw(model: HubVAE) -> bool:
+    return model.likelihood.support in ("unit", "real") and image_shape(model.shape) is not None
+
+
 def save_grid(path: Path, images: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
     """Images (n, *shape) with values 0 to 1 in rows of `columns`; a wider gap after every `gap_every` rows."""
     shape = image_shape(images.shape[1:])

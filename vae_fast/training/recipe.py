@@ -10,6 +10,8 @@ import numpy as np
 
 from .errors import CheckpointError, TrainingError
 
+LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,7 +25,12 @@ class Recipe:
     hidden: tuple[int, ...] | None = None
     latent: int = 20
     likelihood: str = "bernoulli"
-    variance: float | str | None = None
+    variance: float | str | None = None  # these are of one or some likelihoods; None is their default
+    scale: float | str | None = None
+    theta: float | str | None = None
+    link: str | None = None
+    components: int | None = None
+    binarize: bool | None = None
     beta: float = 1.0
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
@@ -50,8 +57,8 @@ class Recipe:
 
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
-        names = ("architecture", "hidden", "latent", "likelihood", "variance", "beta", "clamp", "num_samples")
-        return {"shape": shape, **{name: getattr(self, name) for name in names}}
+        names = ("architecture", "hidden", "latent", "likelihood", "beta", "clamp", "num_samples")
+        return {"shape": shape, **{name: getattr(self, name) for name in (*names, *LIKELIHOOD_OPTIONS)}}
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""

@@ -1,8 +1,8 @@
 """How fast the fused ops are on a run's own tensors: against the reference backend and against today's plain lines.
 
-The three do the same work in turns, forward and backward, with new noise each time, and the medians are compared. The
+All do the same work in turns, forward and backward, with new noise each time, and the medians are compared. The
 reference makes its noise by the contract (Philox spelled out in tensor operations), which costs more than torch.randn;
-so the plain lines are the fairer peer.
+so the plain lines are the fairer peer. They are there for the likelihoods that torch itself has.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import distributions as D
 
 import vae_fast
 
 from .. import backends
-from ..nn import Bernoulli
+from ..nn import likelihoods as members
+from ..noise import draw_rng_state
 from .model import HubVAE
 
+MOST_NUMBERS = 1 << 24  # of x; the outputs of a fused head may not fit in memory
 Losses = tuple[Tensor, Tensor]  # z and the loss per sample
 
 
@@ -31,45 +34,45 @@ Losses = tuple[Tensor, Tensor]  # z and the loss per sample
 class Speed:
     backend: str  # the one that the fused ops use here
     batch: int
-    seconds: dict[str, float]  # median of one forward and backward: "fused", "reference", "plain"
+    seconds: dict[
+        str, float
+    ]  # median of one forward and backward: "fused", "reference", and "plain" where there is one
 
     def times_faster_than(self, peer: str) -> float:
         return self.seconds[peer] / self.seconds["fused"]
 
 
 def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50) -> Speed:
-    """Times the ops around the networks, on the networks' outputs for the batch x."""
-    target = x / 255 if x.dtype == torch.uint8 else x.float()
-    bernoulli = isinstance(model.likelihood, Bernoulli)
+    """Times the ops around the networks, on the networks' outputs for the batch x (for a part of it, if it is large)."""
+    x = x[: max(1, MOST_NUMBERS // x[0].numel())]
+    likelihood = model.likelihood
     with torch.no_grad():
+        if likelihood.binarize:
+            x = likelihood.observe(x, draw_rng_state(x.device, None))
+        target = likelihood.encoder_input(x)
         moments = model.encoder(target)
-        params = model.likelihood.split(model.decoder(moments.chunk(2, dim=1)[0]))
-        if (
-            not bernoulli and len(params) == 1
-        ):  # the variance is fixed or learned, and no output of the decoder
-            params = (*params, torch.as_tensor(model.likelihood.logvar, dtype=torch.float32, device=x.device))
+        params = likelihood.split(model.decoder(moments.chunk(2, dim=1)[0]))
     moments, *leaves = (t.detach().clone().requires_grad_() for t in (moments, *params))
+    learned = list(likelihood.parameters())
     grad_z = torch.ones_like(moments.chunk(2, dim=1)[0])  # what a decoder would send back
 
-    def of(functions: Any) -> Losses:
-        z, kl = functions.reparameterize_kl_packed(moments)
-        member = functions.bernoulli_nll if bernoulli else functions.gaussian_nll
-        return z, member(leaves[0], target, *leaves[1:]) + kl
+    def fused() -> Losses:
+        z, kl = vae_fast.reparameterize_kl_packed(moments)
+        return z, likelihood.nll(tuple(leaves), target) + kl
+
+    def reference() -> Losses:
+        with vae_fast.backend("reference"):
+            return fused()
 
     def plain() -> Losses:
         mu, logvar = moments.chunk(2, dim=1)
         std = torch.exp(0.5 * logvar)
         z = mu + torch.randn_like(std) * std
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
-        if bernoulli:
-            nll = F.binary_cross_entropy_with_logits(leaves[0], target, reduction="none")
-        else:
-            mean, lv = leaves
-            nll = 0.5 * (math.log(2 * math.pi) + lv + (target - mean).pow(2) * torch.exp(-lv))
-        return z, nll.flatten(1).sum(1) + kl
+        return z, plain_nll(likelihood, tuple(leaves), target).flatten(1).sum(1) + kl
 
     def step(way: Callable[[], Losses]) -> float:
-        for leaf in (moments, *leaves):
+        for leaf in (moments, *leaves, *learned):
             leaf.grad = None
         _wait(x.device)
         start = time.perf_counter()
@@ -78,16 +81,44 @@ def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50)
         _wait(x.device)
         return time.perf_counter() - start
 
-    ways = {"fused": lambda: of(vae_fast), "reference": lambda: of(vae_fast.reference), "plain": plain}
+    ways = {"fused": fused, "reference": reference}
+    if plain_nll(likelihood, params, target) is not None:
+        ways["plain"] = plain
     for way in ways.values():  # warms up
         step(way)
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
-    while len(times["plain"]) < 3 or (time.perf_counter() < end and len(times["plain"]) < rounds):
+    while len(times["fused"]) < 3 or (time.perf_counter() < end and len(times["fused"]) < rounds):
         for name, way in ways.items():
             times[name].append(step(way))
+    for p in learned:
+        p.grad = None
     medians = {name: statistics.median(t) for name, t in times.items()}
     return Speed(backends.choose(x.device.type), len(x), medians)
+
+
+def plain_nll(likelihood: members.Likelihood, params: members.Params, x: Tensor) -> Any:
+    """The lines that people write, one number for each element; None where torch has none."""
+    first = params[0]
+    if isinstance(likelihood, members.Bernoulli):
+        return F.binary_cross_entropy_with_logits(first, x, reduction="none")
+    if isinstance(likelihood, members.ContinuousBernoulli):
+        return -D.ContinuousBernoulli(logits=first, validate_args=False).log_prob(x)
+    if isinstance(likelihood, members.Gaussian):
+        logvar = torch.as_tensor(likelihood.spread(params), device=x.device)
+        return 0.5 * (math.log(2 * math.pi) + logvar + (x - first).pow(2) * torch.exp(-logvar))
+    if isinstance(likelihood, members.Laplace):
+        scale = torch.as_tensor(likelihood.spread(params), device=x.device).exp()
+        return -D.Laplace(first, scale, validate_args=False).log_prob(x)
+    if isinstance(likelihood, members.Poisson):
+        return -D.Poisson(likelihood.rate(first, likelihood.library(x)), validate_args=False).log_prob(x)
+    if type(likelihood) is members.NegativeBinomial:
+        mean, theta = likelihood.rate(first, likelihood.library(x)) + 1e-8, likelihood.theta_of(params)
+        logits = mean.log() - theta.log()
+        return -D.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x)
+    if isinstance(likelihood, members.Multinomial):
+        return -x * F.log_softmax(first, dim=-1)
+    return None
 
 
 def _wait(device: torch.device) -> None:

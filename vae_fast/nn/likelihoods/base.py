@@ -22,6 +22,7 @@ class Likelihood(nn.Module, ABC):
     """
 
     num_parameters = 1
+    support = "real"  # x's values: "real", "unit" (0 to 1; uint8: 255ths), "counts" or "classes" (both: uint8 as it is)
     binarize = False  # x is drawn anew from its grey values in every pass: `observe`
 
     def split(self, output: Tensor | Sequence[Tensor]) -> Params:
@@ -148,7 +149,7 @@ class Spread(Likelihood):
 
     def fill(self, log_value: Tensor) -> None:
         """Sets what is learned, if anything is."""
-        learned = getattr(self, self.parameter)
+        learned = getattr(self, self.parameter, None)
         if isinstance(learned, nn.Parameter):
             with torch.no_grad():
                 learned.fill_(log_value.item())

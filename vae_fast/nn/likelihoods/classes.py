@@ -17,6 +17,8 @@ class Categorical(Likelihood):
     (batch, ..., classes). `classes`, if given, is checked against the decoder.
     """
 
+    support = "classes"
+
     def __init__(self, classes: int | None = None) -> None:
         super().__init__()
         if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
@@ -68,6 +70,8 @@ class Multinomial(Likelihood):
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", 2018.
     """
+
+    support = "counts"
 
     def __init__(self, library: float = 1.0) -> None:
         super().__init__()

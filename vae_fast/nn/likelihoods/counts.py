@@ -25,6 +25,8 @@ class Counts(Likelihood):
     "softplus"   log(1 + exp(y))
     """
 
+    support = "counts"
+
     def __init__(self, link: str = "softmax", library: float = 1e4) -> None:
         super().__init__()
         if link not in LINKS:

@@ -19,6 +19,8 @@ class Bernoulli(Likelihood):
     likelihood see the same draw (Salakhutdinov & Murray, 2008; Burda et al., 2016).
     """
 
+    support = "unit"
+
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
@@ -49,6 +51,8 @@ class ContinuousBernoulli(Likelihood):
 
     Source: Loaiza-Ganem & Cunningham, "The continuous Bernoulli", 2019.
     """
+
+    support = "unit"
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.continuous_bernoulli_nll(params[0], x)
@@ -82,6 +86,7 @@ class DiscretizedLogistic(Spread):
     Source: Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016.
     """
 
+    support = "unit"
     option, parameter = "scale", "log_scale"
 
     def __init__(self, scale: float | str = "learned", features: int | Sequence[int] | None = None) -> None:

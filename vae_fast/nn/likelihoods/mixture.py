@@ -24,6 +24,8 @@ class DiscretizedLogisticMixture(Likelihood):
     Source: Salimans et al., "PixelCNN++", 2017; NVAE and VDVAE use it.
     """
 
+    support = "unit"
+
     def __init__(self, components: int = 10) -> None:
         super().__init__()
         if not isinstance(components, int) or isinstance(components, bool) or components < 1:
