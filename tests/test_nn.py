@@ -296,7 +296,7 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("outputs", lambda: Gaussian("decoder").split(_decoder(torch.ones(2, 2))), ValueError, "3 tensors"),
     ("odd", lambda: Gaussian("decoder").split(torch.ones(2, 3)), ValueError, r"shape \(2, 3\)"),
     ("latent", lambda: VAE(nn.Identity(), nn.Linear(2, 2)).generate(1), ValueError, "latent_shape"),
-    ("x", lambda: make()(torch.rand(5, 2, 6)), ValueError, "target has shape"),
+    ("x", lambda: make()(torch.rand(5, 2, 6)), ValueError, r"x has shape \(5, 2, 6\).*\(4, 3\)"),
     ("image", lambda: ConvEncoder((784,), (4,), 2), ValueError, r"shape is \(784,\)"),
 ]
 

@@ -266,7 +266,7 @@ def test_convolutions_take_images_alone() -> None:
 def test_bernoulli_takes_0_to_1(scale: float) -> None:
     dataset = floats(blobs())
     outside = replace(dataset, test=dataset.test * scale)
-    with pytest.raises(DataError, match="Bernoulli likelihood takes 0 to 1"):
+    with pytest.raises(DataError, match="bernoulli likelihood takes 0 to 1"):
         Trainer(TINY, outside)
     Trainer(replace(TINY, likelihood="gaussian"), outside)
 

@@ -43,7 +43,7 @@ class Speed:
 
 
 def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50) -> Speed:
-    """Times the ops around the networks, on the networks' outputs for the batch x (for a part of it, if it is large)."""
+    """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one)."""
     x = x[: max(1, MOST_NUMBERS // x[0].numel())]
     likelihood = model.likelihood
     with torch.no_grad():
