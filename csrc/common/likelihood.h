@@ -60,11 +60,11 @@ struct Gaussian {
 
   template <class F> static VAE_FAST_FN F nll(const F* p, F x) {
     const F difference = x - p[0];
-    return splat<F>(0.5f) * (splat<F>(kLog2Pi) + p[1] + difference * (difference * exp(-p[1])));
+    return splat<F>(0.5f) * (splat<F>(kLog2Pi) + p[1] + difference * (difference * exp_saturated(-p[1])));
   }
 
   template <class F> static VAE_FAST_FN void gradient(const F* p, F x, F* by) {
-    const F difference = x - p[0], scaled = difference * exp(-p[1]);
+    const F difference = x - p[0], scaled = difference * exp_saturated(-p[1]);
     by[0] = -scaled;
     by[1] = splat<F>(0.5f) * (splat<F>(1.0f) - difference * scaled);
   }
@@ -75,11 +75,11 @@ struct Laplace {
   static constexpr int parameters = 2;
 
   template <class F> static VAE_FAST_FN F nll(const F* p, F x) {
-    return splat<F>(kLn2) + p[1] + absolute(x - p[0]) * exp(-p[1]);
+    return splat<F>(kLn2) + p[1] + absolute(x - p[0]) * exp_saturated(-p[1]);
   }
 
   template <class F> static VAE_FAST_FN void gradient(const F* p, F x, F* by) {
-    const F none = splat<F>(0.0f), difference = x - p[0], inverse = exp(-p[1]);
+    const F none = splat<F>(0.0f), difference = x - p[0], inverse = exp_saturated(-p[1]);
     by[0] = select(difference > none, -inverse, select(difference < none, inverse, difference));  // 0 and NaN pass
     by[1] = splat<F>(1.0f) - absolute(difference) * inverse;
   }

@@ -17,7 +17,7 @@ template <class F> struct LogisticBin {
 
   VAE_FAST_FN LogisticBin(F t, F mean, F log_scale) {
     const F half = splat<F>(1.0f / 255.0f), centre = t - mean;
-    inverse_scale = exp(-maximum(splat<F>(kMinLogScale), log_scale));
+    inverse_scale = exp_saturated(-maximum(splat<F>(kMinLogScale), log_scale));
     a = inverse_scale * (centre - half);
     b = inverse_scale * (centre + half);
     width = inverse_scale * splat<F>(2.0f / 255.0f);

@@ -27,7 +27,12 @@ class RowSums {
         out_.value[(block.row + r) * out_.stride] = sum(terms + r * block.columns, block.columns);
       return;
     }
-    total_ += sum(terms, block.columns);
+    add(block, sum(terms, block.columns));
+  }
+
+  // The same where a block is of one sample, from the sum of its terms.
+  VAE_FAST_FN void add(const Block& block, float terms) {
+    total_ += terms;
     if (block.column + block.columns < task_.column_end) return;
     if (out_.partial) out_.partial[block.row * tiling_.column_segments + task_.segment] = total_;
     else out_.value[block.row * out_.stride] = static_cast<float>(total_);

@@ -15,12 +15,9 @@ VAE_FAST_FN const float* read_target(const View& target, const Noise& binarizati
   return binarized(binarization, read(target, block, buffer), block, noise_buffer);
 }
 
-// Zeroes what the mask leaves out, NaN too. The values are still in the first-level cache.
-VAE_FAST_FN void apply(const float* mask, const Block& block, float* values) {
-  if (!mask) return;
-  for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-    store_partial(values + i, select(load_partial(mask + i, count) != vf32{}, load_partial(values + i, count), vf32{}), count);
-  });
+// 0 where the mask leaves an element out, whatever was there.
+VAE_FAST_FN vf32 masked(const float* mask, std::int64_t i, int count, vf32 value) {
+  return mask ? select(load_partial(mask + i, count) != vf32{}, value, vf32{}) : value;
 }
 
 template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
@@ -32,12 +29,13 @@ template <class Member> void forward(const LikelihoodForward& a, const Task& tas
     for (int p = 0; p < Member::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
-    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+    const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
       vf32 at[Member::parameters];
       for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
-      store(terms.data + i, Member::nll(at, load_partial(target + i, count)));
-    });
-    apply(mask, block, terms.data);
+      return masked(mask, i, count, Member::nll(at, load_partial(target + i, count)));
+    };
+    if (a.tiling.rows_per_block == 1) return nll.add(block, sum_terms(block.columns, term));
+    for_each_vector(block.size(), [&](std::int64_t i, int count) { store(terms.data + i, term(i, count)); });
     nll.add(block, terms.data);
   });
 }
@@ -60,13 +58,10 @@ template <class Member> void backward(const LikelihoodBackward& a, const Task& t
       for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
       Member::gradient(at, load_partial(target + i, count), by);
       const vf32 g = load<vf32>(upstream.data + i);
-      for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, g * by[p], count);
+      for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);
     });
-    for (int p = 0; p < Member::parameters; ++p) {
-      if (!wanted(a.gradients[p])) continue;
-      apply(mask, block, grads[p]);
-      emit(a.gradients[p], a.tiling, task, block, grads[p]);
-    }
+    for (int p = 0; p < Member::parameters; ++p)
+      if (wanted(a.gradients[p])) emit(a.gradients[p], a.tiling, task, block, grads[p]);
   });
 }
 

@@ -191,20 +191,26 @@ template <class Body> VAE_FAST_FN void for_each_vector(std::int64_t n, Body body
   if (i < n) body(i, static_cast<int>(n - i));
 }
 
-// Sums have 16 lanes on every instruction set, folded in one fixed order, so their bits do not depend on it.
-VAE_FAST_FN float sum(const float* p, std::int64_t n) {
+// The sum of term(i, count), a vector, over [0, n). Sums have 16 lanes on every instruction set, folded in one fixed
+// order, so their bits do not depend on it.
+template <class Term> VAE_FAST_FN float sum_terms(std::int64_t n, Term term) {
   typedef float quarter __attribute__((vector_size(16)));
   constexpr int width = 16, vectors = width / kLanes;
   vf32 lanes[vectors] = {};
   std::int64_t i = 0;
   for (; i + width <= n; i += width)
-    for (int v = 0; v < vectors; ++v) lanes[v] += load<vf32>(p + i + v * kLanes);
-  for (int v = 0; v < vectors && i < n; ++v, i += kLanes)
-    lanes[v] += load_partial(p + i, n - i < kLanes ? static_cast<int>(n - i) : kLanes);
+    for (int v = 0; v < vectors; ++v) lanes[v] += term(i + v * kLanes, kLanes);
+  for (int v = 0; v < vectors && i < n; ++v, i += kLanes) {
+    const int count = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    lanes[v] += select(first_lanes(count), term(i, count), vf32{});
+  }
   quarter q[4];
   memcpy(q, lanes, sizeof(q));
   const quarter four = (q[0] + q[2]) + (q[1] + q[3]);
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+VAE_FAST_FN float sum(const float* p, std::int64_t n) {
+  return sum_terms(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA { return load_partial(p + i, count); });
 }
 
 VAE_FAST_NAMESPACE_END
