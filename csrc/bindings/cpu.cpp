@@ -17,6 +17,10 @@ struct Engine {
     py::gil_scoped_release release;
     vae_fast::run(args, shape.rows, shape.columns, threads);
   }
+  template <class Args> void run(const Args& args) const {
+    py::gil_scoped_release release;
+    vae_fast::run(args, threads);
+  }
 };
 
 // Uninitialised, as a DLPack capsule; dense up to a permutation of its dimensions.
@@ -42,6 +46,7 @@ std::vector<std::uint32_t> noise_words(std::int64_t seed, std::int64_t offset, s
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "vae_fast's CPU kernels. Tensors are (address, dtype code, strides) or None.";
   define_ops<Engine>(m);
+  define_distribution_ops<Engine>(m);
   m.def("noise_words", &noise_words, py::arg("seed"), py::arg("offset"), py::arg("group"), py::arg("row"), py::arg("count"),
         "Philox words of `count` counters (group, row, offset) on, four each, by the vector kernels");
   m.def("empty_strided", &empty_strided, py::arg("shape"), py::arg("strides"), py::arg("dtype"));

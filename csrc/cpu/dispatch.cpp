@@ -15,7 +15,8 @@ namespace {
 
 #define VAE_FAST_KERNELS(isa)                                                                                     \
   Kernels { #isa, isa::latent_forward, isa::latent_backward, isa::noise_fill, isa::likelihood_forward,            \
-            isa::likelihood_backward, isa::noise_words }
+            isa::likelihood_backward, isa::categorical_forward, isa::categorical_backward, isa::mixture_forward,  \
+            isa::mixture_backward, isa::noise_words }
 
 std::vector<Kernels> supported() {
   std::vector<Kernels> sets{VAE_FAST_KERNELS(baseline)};

@@ -1,7 +1,10 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+
+#include "softmax.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -18,20 +21,22 @@ constexpr std::int64_t kMaxGroups = 4096, kMaxSummedGroups = 32;
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
-// `sums`: whether a gradient is summed over the batch, which costs `columns` float64 a row group.
-Tiling tile(std::int64_t rows, std::int64_t columns, bool sums) {
+// `sums`: whether a gradient is summed over the batch, which costs `columns` float64 a row group. `work`: that of a
+// column, in elements.
+Tiling tile(std::int64_t rows, std::int64_t columns, bool sums, std::int64_t block = kBlock, std::int64_t work = 1) {
+  const std::int64_t task_columns = std::max<std::int64_t>(1, kTaskElements / work);
   Tiling t;
   t.rows = rows;
   t.columns = columns;
-  t.rows_per_block = std::max<std::int64_t>(1, kBlock / columns);
+  t.rows_per_block = std::max<std::int64_t>(1, block / columns);
   // Long samples are cut into segments only where there are too few rows to share out.
   const std::int64_t wanted_tasks = 256;
   t.columns_per_segment =
       rows >= wanted_tasks ? columns
-                           : std::min(columns, round_up(std::max(kTaskElements, ceil_div(rows * columns, wanted_tasks)), kBlock));
+                           : std::min(columns, round_up(std::max(task_columns, ceil_div(rows * columns, wanted_tasks)), block));
   t.column_segments = ceil_div(columns, t.columns_per_segment);
   const std::int64_t most_groups = sums ? kMaxSummedGroups : kMaxGroups;
-  const std::int64_t rows_per_task = std::max(kTaskElements / t.columns_per_segment, ceil_div(rows, most_groups));
+  const std::int64_t rows_per_task = std::max(task_columns / t.columns_per_segment, ceil_div(rows, most_groups));
   t.rows_per_group = round_up(std::max<std::int64_t>(1, rows_per_task), t.rows_per_block);
   t.row_groups = ceil_div(rows, t.rows_per_group);
   return t;
@@ -127,6 +132,28 @@ void advise_huge_pages(const View& view, const Tiling& t, std::int64_t draws = 1
 
 bool is_sum(const Gradient& g) { return g.view && g.reduction != Reduction::none; }
 
+void advise_huge_pages(const View3& t, std::int64_t batch, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t last = (batch - 1) * t.stride[0] + (rows - 1) * t.stride[1] + (columns - 1) * t.stride[2];
+  advise_huge_pages(t.data, (last + 1) * size_of(t.dtype));
+}
+
+// One long sample instead of many short ones, where the strides of all tensors have it: (tensor, its own batch stride).
+template <class Args, class... Tensors> void merge_samples(Args& a, Tensors&... tensors) {
+  if (a.positions == 1) ((tensors.stride[1] = tensors.stride[0]), ...);
+  else if (!((tensors.stride[0] == a.positions * tensors.stride[1]) && ...)) return;
+  a.positions *= a.batch;
+  a.batch = 1;
+}
+
+// Vectors lie across positions where there are too few classes to fill them, or where positions are nearer in memory.
+template <class Args> void cut(Args& a) {
+  constexpr std::int64_t few_classes = 64, many_positions = 64;
+  const std::int64_t step = std::abs(a.logits.stride[1]), class_step = std::abs(a.logits.stride[2]);
+  a.across = a.classes <= few_classes || (step < class_step && a.positions >= many_positions);
+  a.tiling = a.across ? tile(a.batch, a.positions, false, kBlock, std::max<std::int64_t>(1, a.classes))
+                      : tile(a.batch * a.positions, a.classes, false);
+}
+
 }  // namespace
 
 bool has_openmp() {
@@ -187,6 +214,47 @@ void run(LikelihoodBackward a, std::int64_t rows, std::int64_t columns, int thre
   }
   run_tasks(kernels().likelihood_backward, a, rows * columns, threads);
   for (const Gradient& g : a.gradients) finish(g, a.tiling);
+}
+
+void run(CategoricalForward a, int threads) {
+  if (a.batch * a.positions == 0) return;
+  merge_samples(a, a.logits, a.target);
+  cut(a);
+  const Tiling& t = a.tiling;
+  std::unique_ptr<SoftmaxSums[]> partial;
+  if (!a.across && t.column_segments > 1) partial.reset(new SoftmaxSums[t.rows * t.column_segments]);
+  a.partial = partial.get();
+  run_tasks(kernels().categorical_forward, a, a.batch * a.positions * a.classes, threads);
+  for (std::int64_t row = 0; a.partial && row < t.rows; ++row) {
+    SoftmaxSums sums = partial[row * t.column_segments];
+    for (std::int64_t s = 1; s < t.column_segments; ++s) add(sums, partial[row * t.column_segments + s]);
+    finish(a, row / a.positions, row % a.positions, sums);
+  }
+}
+
+void run(CategoricalBackward a, int threads) {
+  if (a.batch * a.positions * a.classes == 0) return;
+  advise_huge_pages(a.grad_logits, a.batch, a.positions, a.classes);
+  merge_samples(a, a.logits, a.target, a.grad_logits, a.grad_nll);
+  cut(a);
+  run_tasks(kernels().categorical_backward, a, a.batch * a.positions * a.classes, threads);
+}
+
+void run(MixtureForward a, int threads) {
+  const std::int64_t work = (a.channels == 1 ? 3 : 10) * a.components;
+  if (a.batch * a.pixels * work == 0) return zero(a.nll, a.batch);
+  a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
+  const Scratch nll = prepare(a.nll, a.tiling);
+  run_tasks(kernels().mixture_forward, a, a.batch * a.pixels * work, threads);
+  finish(a.nll, a.tiling);
+}
+
+void run(MixtureBackward a, int threads) {
+  const std::int64_t work = (a.channels == 1 ? 3 : 10) * a.components;
+  if (a.batch * a.pixels * work == 0) return;
+  a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
+  advise_huge_pages(a.grad_parameters, a.batch, work, a.pixels);
+  run_tasks(kernels().mixture_backward, a, a.batch * a.pixels * work, threads);
 }
 
 }  // namespace vae_fast

@@ -14,6 +14,10 @@ void run(LatentBackward args, std::int64_t rows, std::int64_t columns, int threa
 void run(NoiseFill args, std::int64_t rows, std::int64_t columns, int threads);
 void run(LikelihoodForward args, std::int64_t rows, std::int64_t columns, int threads);
 void run(LikelihoodBackward args, std::int64_t rows, std::int64_t columns, int threads);
+void run(CategoricalForward args, int threads);
+void run(CategoricalBackward args, int threads);
+void run(MixtureForward args, int threads);
+void run(MixtureBackward args, int threads);
 
 // Instruction sets that were compiled in and that processor and operating system support, best last.
 std::vector<std::string> available_isas();

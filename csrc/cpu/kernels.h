@@ -93,15 +93,25 @@ struct View3 {
 
 // One distribution over `classes` at each position of each sample. The target is a class number, or with `counts` a
 // number for every class. Results are dense (batch, positions): nll, log-sum-exp of the logits, sum of the counts (of a
-// class number: 1, or 0 where it is kIgnored).
+// class number: 1, or 0 where it is kIgnored). The CPU's loops are over the classes of one position, or with `across` over
+// positions side by side; tasks are of batch·positions x classes, or of batch x positions.
 constexpr std::int64_t kIgnored = -100;  // torch's ignore_index
+
+// Of some classes: the largest logit m, and with it Σ exp(l - m), Σ x·(l - m) and Σ x.
+struct SoftmaxSums { double largest, exponentials, weighted, total; };
+
 struct CategoricalForward {
+  Tiling tiling;
+  bool across = false;
   std::int64_t batch = 0, positions = 0, classes = 0;
   bool counts = false;
   View3 logits, target;  // (batch, positions, classes); a class number has no third dimension
   float *nll = nullptr, *lse = nullptr, *total = nullptr;
+  SoftmaxSums* partial = nullptr;  // row_groups x column_segments, where several tasks share a row
 };
 struct CategoricalBackward {
+  Tiling tiling;
+  bool across = false;
   std::int64_t batch = 0, positions = 0, classes = 0;
   bool counts = false;
   View3 logits, target, grad_logits;
@@ -110,12 +120,15 @@ struct CategoricalBackward {
 };
 
 // A mixture of discretized logistics at each pixel: common/mixture.h.
+constexpr std::int64_t kMixtureBlock = 64;  // pixels whose parameters stay in the first-level cache
 struct MixtureForward {
+  Tiling tiling;
   std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
   View3 parameters, target, mask;  // (batch, channels or parameters, pixels); mask (batch, 1, pixels)
   RowSum nll;
 };
 struct MixtureBackward {
+  Tiling tiling;
   std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
   View3 parameters, target, mask, grad_parameters;
   const float* grad_nll = nullptr;
@@ -130,6 +143,10 @@ struct Kernels {
   void (*noise_fill)(const NoiseFill&, const Task&);
   void (*likelihood_forward)(const LikelihoodForward&, const Task&);
   void (*likelihood_backward)(const LikelihoodBackward&, const Task&);
+  void (*categorical_forward)(const CategoricalForward&, const Task&);
+  void (*categorical_backward)(const CategoricalBackward&, const Task&);
+  void (*mixture_forward)(const MixtureForward&, const Task&);
+  void (*mixture_backward)(const MixtureBackward&, const Task&);
   // The random words of `count` counters from (group, row) on, four each: what the known-answer tests look at.
   void (*noise_words)(const std::int64_t* rng_state, std::int64_t group, std::int64_t row, std::int64_t count,
                       std::uint32_t* words);

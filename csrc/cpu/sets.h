@@ -10,6 +10,10 @@
   void noise_fill(const NoiseFill&, const Task&);                            \
   void likelihood_forward(const LikelihoodForward&, const Task&);            \
   void likelihood_backward(const LikelihoodBackward&, const Task&);          \
+  void categorical_forward(const CategoricalForward&, const Task&);          \
+  void categorical_backward(const CategoricalBackward&, const Task&);        \
+  void mixture_forward(const MixtureForward&, const Task&);                  \
+  void mixture_backward(const MixtureBackward&, const Task&);                \
   void noise_words(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*); \
   }}
 

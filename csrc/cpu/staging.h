@@ -58,12 +58,10 @@ template <class T> VAE_FAST_FN void scatter(const float* in, std::int64_t n, T* 
   for (std::int64_t i = 0; i < n; ++i) store_one(in[i], p + i * stride);
 }
 
-// The block as dense float32: the tensor's own memory where that is what it is, else a copy in `buffer`.
-inline const float* read(const View& view, const Block& block, Buffer& buffer) {
-  if (in_place(view, block))
-    return reinterpret_cast<const float*>(view.data) + block.row * view.row_stride + block.column;
-  for_each_run(view, block, [&](std::int64_t offset, std::int64_t stride, std::int64_t count, std::int64_t out) {
-    float* to = buffer.data + out;
+// The block as dense float32, in `out`.
+inline void copy_in(const View& view, const Block& block, float* out) {
+  for_each_run(view, block, [&](std::int64_t offset, std::int64_t stride, std::int64_t count, std::int64_t at) {
+    float* to = out + at;
     switch (view.dtype) {
       case DType::float32: return gather(reinterpret_cast<const float*>(view.data) + offset, stride, count, to);
       case DType::bfloat16: return gather(reinterpret_cast<const bfloat16*>(view.data) + offset, stride, count, to);
@@ -76,6 +74,13 @@ inline const float* read(const View& view, const Block& block, Buffer& buffer) {
       case DType::int64: return gather(reinterpret_cast<const std::int64_t*>(view.data) + offset, stride, count, to);
     }
   });
+}
+
+// The same: the tensor's own memory where that is what it is, else a copy in `buffer`.
+inline const float* read(const View& view, const Block& block, Buffer& buffer) {
+  if (in_place(view, block))
+    return reinterpret_cast<const float*>(view.data) + block.row * view.row_stride + block.column;
+  copy_in(view, block, buffer.data);
   return buffer.data;
 }
 
