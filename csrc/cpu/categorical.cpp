@@ -163,8 +163,9 @@ void forward_across(const CategoricalForward& a, std::int64_t sample, std::int64
     const vf32 log_sum = log1p(e - splat<vf32>(1.0f), e).value;
     const vf32 nll = fma(t, log_sum, -load<vf32>(products.data + i));
     store_partial(a.nll + at + i, kCounts ? nll : select(t == vf32{}, vf32{}, nll), count);
-    store_partial(a.lse + at + i, m + log_sum, count);
-    store_partial(a.total + at + i, t, count);
+    const vf32 lse = m + log_sum, rounded = lse - m, lost = (m - (lse - rounded)) + (log_sum - rounded);
+    store_partial(a.lse + at + i, lse, count);
+    store_partial(a.total + at + i, t * exp(-lost), count);  // as in finish()
   });
 }
 

@@ -92,9 +92,10 @@ struct View3 {
 };
 
 // One distribution over `classes` at each position of each sample. The target is a class number, or with `counts` a
-// number for every class. Results are dense (batch, positions): nll, log-sum-exp of the logits, sum of the counts (of a
-// class number: 1, or 0 where it is kIgnored). The CPU's loops are over the classes of one position, or with `across` over
-// positions side by side; tasks are of batch·positions x classes, or of batch x positions.
+// number for every class. Results are dense (batch, positions): nll; log-sum-exp of the logits; sum of the counts (of a
+// class number: 1, or 0 where it is kIgnored), on the CPU times exp(lse as rounded - lse).
+// The CPU's loops are over the classes of one position, or with `across` over positions side by side; its tasks are of
+// batch·positions x classes, or of batch x positions.
 constexpr std::int64_t kIgnored = -100;  // torch's ignore_index
 
 // Of some classes: the largest logit m, and with it Σ exp(l - m), Σ x·(l - m) and Σ x.

@@ -53,10 +53,11 @@ inline void finish(const CategoricalForward& a, std::int64_t sample, std::int64_
     sums.total = ignored ? 0.0 : known ? 1.0 : NAN;
     sums.weighted = known ? logit_at(a.logits, sample, position, number) - sums.largest : 0.0;
   }
-  const double log_sum = std::log(sums.exponentials);
+  const double log_sum = std::log(sums.exponentials), lse = sums.largest + log_sum;
   a.nll[at] = ignored ? 0.0f : static_cast<float>(sums.total * log_sum - sums.weighted);
-  a.lse[at] = static_cast<float>(sums.largest + log_sum);
-  a.total[at] = static_cast<float>(sums.total);
+  a.lse[at] = static_cast<float>(lse);
+  // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
+  a.total[at] = static_cast<float>(sums.total * std::exp(a.lse[at] - lse));
 }
 
 VAE_FAST_NAMESPACE_END
