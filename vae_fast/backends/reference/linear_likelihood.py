@@ -5,6 +5,8 @@ The outputs of the layer are the member's parameters one after the other, each i
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,10 +25,10 @@ from .likelihood import (
 Given = Tensor | float | None
 
 
-def heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
+def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
     """The layer's outputs: one tensor in target's shape for every parameter."""
-    outputs = F.linear(hidden, weight, bias)
-    return list(outputs.view(hidden.shape[0], -1, *target.shape[1:]).unbind(1))
+    heads = F.linear(hidden, weight, bias).split(math.prod(target.shape[1:]), -1)
+    return [head.view(target.shape) for head in heads]
 
 
 def mean_of(outputs: Tensor, library: Tensor | None) -> Tensor:
@@ -47,7 +49,7 @@ def linear_bernoulli_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (logits,) = heads(hidden, weight, bias, target)
+    (logits,) = parameters(hidden, weight, bias, target)
     return bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
 
 
@@ -60,7 +62,7 @@ def linear_continuous_bernoulli_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (logits,) = heads(hidden, weight, bias, target)
+    (logits,) = parameters(hidden, weight, bias, target)
     return continuous_bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
 
 
@@ -74,7 +76,7 @@ def linear_gaussian_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    mean, *own = heads(hidden, weight, bias, target)
+    mean, *own = parameters(hidden, weight, bias, target)
     return gaussian_nll(mean, target, own[0] if own else logvar, mask=mask, weight=sample_weight)
 
 
@@ -88,7 +90,7 @@ def linear_laplace_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    location, *own = heads(hidden, weight, bias, target)
+    location, *own = parameters(hidden, weight, bias, target)
     return laplace_nll(location, target, own[0] if own else log_scale, mask=mask, weight=sample_weight)
 
 
@@ -102,7 +104,7 @@ def linear_discretized_logistic_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    mean, *own = heads(hidden, weight, bias, target)
+    mean, *own = parameters(hidden, weight, bias, target)
     scale = own[0] if own else log_scale
     return discretized_logistic_nll(
         mean,
@@ -123,7 +125,7 @@ def linear_poisson_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (rate,) = heads(hidden, weight, bias, target)
+    (rate,) = parameters(hidden, weight, bias, target)
     return poisson_nll(mean_of(rate, library), target, mask=mask, weight=sample_weight)
 
 
@@ -138,7 +140,7 @@ def linear_negative_binomial_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    rate, *own = heads(hidden, weight, bias, target)
+    rate, *own = parameters(hidden, weight, bias, target)
     theta = mean_of(own[0], None) if theta is None else theta
     return negative_binomial_nll(mean_of(rate, library), target, theta, mask=mask, weight=sample_weight)
 
@@ -154,7 +156,7 @@ def linear_zero_inflated_negative_binomial_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    rate, *own, dropout_logits = heads(hidden, weight, bias, target)
+    rate, *own, dropout_logits = parameters(hidden, weight, bias, target)
     theta = mean_of(own[0], None) if theta is None else theta
     return zero_inflated_negative_binomial_nll(
         mean_of(rate, library), target, theta, dropout_logits, mask=mask, weight=sample_weight
