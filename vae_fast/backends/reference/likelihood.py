@@ -133,7 +133,8 @@ def discretized_logistic_nll(
 
 
 def d_continuous_bernoulli(x: Tensor, el: Tensor) -> tuple[Tensor, ...]:
-    """The mean, 1 / (1 - exp(-l)) - 1/l, less x."""
+    """The mean, 1 / (1 - exp(-l)) - 1/l, less x; in float64, as the two terms cancel around 0."""
+    x, el = x.double(), el.double()
     near = el.abs() < 0.01
     far = torch.where(near, 1.0, el)
     mean = torch.where(near, 0.5 + el / 12 - el**3 / 720 + el**5 / 30240, -1 / torch.expm1(-far) - 1 / far)
