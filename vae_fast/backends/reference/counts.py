@@ -18,7 +18,7 @@ EPS = 1e-8
 NOTHING = 1e-8  # a count below this is no count
 
 
-def read_counts(target: Tensor, *params: Tensor | float, mask: Tensor | None) -> tuple[Tensor, ...]:
+def _read(target: Tensor, *params: Tensor | float, mask: Tensor | None) -> tuple[Tensor, ...]:
     return read(target, *params, mask=mask, dtype=torch.float64, counts=True)
 
 
@@ -31,7 +31,7 @@ def poisson_nll(
     mean: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
     """mu - x log mu + log x!"""
-    x, mu = read_counts(target, mean, mask=mask)
+    x, mu = _read(target, mean, mask=mask)
     mu = mu + EPS
     return _total(mu - x * torch.log(mu) + torch.lgamma(x + 1), mask, weight, mean, target)
 
@@ -51,7 +51,7 @@ def negative_binomial_nll(
     weight: Tensor | None = None,
 ) -> Tensor:
     """-log NB(x; mean mu, inverse dispersion theta)"""
-    x, mu, th = read_counts(target, mean, theta, mask=mask)
+    x, mu, th = _read(target, mean, theta, mask=mask)
     return _total(negative_binomial(x, mu + EPS, th + EPS), mask, weight, mean, target, theta)
 
 
@@ -65,7 +65,7 @@ def zero_inflated_negative_binomial_nll(
     weight: Tensor | None = None,
 ) -> Tensor:
     """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
-    x, mu, th, p = read_counts(target, mean, theta, dropout_logits, mask=mask)
+    x, mu, th, p = _read(target, mean, theta, dropout_logits, mask=mask)
     mu, th = mu + EPS, th + EPS
     at_zero = -th * torch.log1p(mu / th)  # log NB(0)
     nothing = F.logsigmoid(p - at_zero) - F.logsigmoid(p)  # softplus(-p) - softplus(log NB(0) - p)

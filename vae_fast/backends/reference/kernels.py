@@ -116,12 +116,9 @@ def likelihood_backward(
 ) -> None:
     if rng_state is not None:
         target = binarize(target, rng_state)
-    if member in counts.DERIVATIVES:
-        derivatives = counts.DERIVATIVES[member]
-        x, *p = counts.read_counts(target, *params, mask=mask)
-    else:
-        derivatives = likelihood.DERIVATIVES[member]
-        x, *p = likelihood.read(target, *params, mask=mask)
+    whole = member in counts.DERIVATIVES
+    derivatives = (counts if whole else likelihood).DERIVATIVES[member]
+    x, *p = likelihood.read(target, *params, mask=mask, dtype=torch.float64, counts=whole)
     g = _per_row(grad_nll, target.ndim).to(x.dtype)
     for out, slope in zip(grads, derivatives(x, *p), strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
