@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def find_head(decoder: nn.Module) -> int | None:
-    """The place in the nn.Sequential `decoder` of the nn.Linear that it ends in, a nn.Unflatten of dim 1 after it or
-    not. None if there is none, or if something else would not be done if the layer were not called: a hook, a
-    parametrization.
+def find_head(decoder: nn.Module, flat: bool = False) -> int | None:
+    """The place in the nn.Sequential `decoder` of the nn.Linear that it ends in, an nn.Unflatten of dim 1 after it or
+    not (`flat`: one that changes nothing). None if there is none, or if something would not be done if the layer were
+    not called: a hook, a parametrization.
     """
     if not isinstance(decoder, nn.Sequential) or type(decoder).forward is not nn.Sequential.forward:
         return None
@@ -20,7 +20,7 @@ def find_head(decoder: nn.Module) -> int | None:
     unflatten = decoder[place] if place > 0 else None
     if isinstance(unflatten, nn.Unflatten):
         place -= 1
-        if unflatten.dim != 1 or _is_watched(unflatten):
+        if unflatten.dim != 1 or (flat and len(unflatten.unflattened_size) > 1) or _is_watched(unflatten):
             return None
     if (
         place < 0

@@ -23,6 +23,9 @@ class Likelihood(nn.Module, ABC):
 
     num_parameters = 1
     support = "real"  # x's values: "real", "unit" (0 to 1; uint8: 255ths), "counts" or "classes" (both: uint8 as it is)
+    over_classes = (
+        False  # a softmax over the last dim: a linear layer that makes several of them is not fused
+    )
     binarize = False  # x is drawn anew from its grey values in every pass: `observe`
 
     def split(self, output: Tensor | Sequence[Tensor]) -> Params:
@@ -144,7 +147,7 @@ class Spread(Likelihood):
                     f'{self.option}="feature" takes features=, x\'s shape: the decoder does not tell it'
                 )
             setattr(self, self.parameter, nn.Parameter(torch.zeros(shape)))
-        elif shape is not None and torch.broadcast_shapes(learned.shape, shape) != shape:
+        elif shape is not None and not _broadcasts(learned.shape, shape):
             raise ValueError(f"features is {tuple(learned.shape)}, the decoder gives x of shape {shape}")
 
     def fill(self, log_value: Tensor) -> None:
@@ -169,6 +172,11 @@ class Spread(Likelihood):
                 f'{self.option}="feature" takes features=, or a VAE whose decoder tells x\'s shape'
             )
         return learned
+
+
+def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
+    pairs = zip(shape[::-1], full[::-1], strict=False)
+    return len(shape) <= len(full) and all(n in (1, m) for n, m in pairs)
 
 
 def deviations(x: Tensor) -> Tensor:

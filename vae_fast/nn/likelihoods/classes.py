@@ -18,6 +18,7 @@ class Categorical(Likelihood):
     """
 
     support = "classes"
+    over_classes = True
 
     def __init__(self, classes: int | None = None) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class Multinomial(Likelihood):
     """
 
     support = "counts"
+    over_classes = True
 
     def __init__(self, library: float = 1.0) -> None:
         super().__init__()
