@@ -1,6 +1,6 @@
 """The CUDA sources themselves, run on the CPU under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-cuda_emulation/checks.py holds the checks, which need a process of their own; this runs them and says what came of each.
+cuda_emulation/checks_*.py hold the checks, which need a process of their own; this says what came of each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import pytest
 from cuda_emulation import build
 
 HERE = Path(__file__).parent
-CHECKS = HERE / "cuda_emulation" / "checks.py"
+CHECKS = sorted((HERE / "cuda_emulation").glob("checks_*.py"))
 NAMES = [
-    n.name
-    for n in ast.parse(CHECKS.read_text()).body
+    f"{path.stem}.{n.name}"
+    for path in CHECKS
+    for n in ast.parse(path.read_text()).body
     if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")
 ]
 
@@ -146,14 +147,14 @@ def run(*arguments: str, module: Path | None = None) -> subprocess.CompletedProc
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """For each check the messages of its failures; an empty list if all is well."""
     report = tmp_path_factory.mktemp("cuda_emulation") / "report.xml"
-    pytest_run = ("-m", "pytest", str(CHECKS), "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
+    pytest_run = ("-m", "pytest", *map(str, CHECKS), "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
     done = run(*pytest_run, module=build.build())
     if not report.exists():  # a sanitizer ended the process
         return {name: [(done.stdout + done.stderr)[-6000:]] for name in NAMES}
     outcomes: dict[str, list[str]] = {name: [] for name in NAMES}
     seen = set()
     for case in ET.parse(report).iter("testcase"):
-        name = case.get("name", "").partition("[")[0]
+        name = case.get("classname", "").rpartition(".")[2] + "." + case.get("name", "").partition("[")[0]
         seen.add(name)
         outcomes[name] += [
             f"{case.get('name')}: {bad.text}"

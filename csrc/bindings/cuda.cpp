@@ -43,6 +43,7 @@ struct Engine {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "vae_fast's CUDA kernels. Tensors are (address, dtype code, strides) or None.";
   define_ops<Engine>(m);
+  define_distribution_ops<Engine>(m);
   m.attr("architectures") = VAE_FAST_CUDA_ARCHITECTURES;
   m.attr("toolkit") = VAE_FAST_CUDA_TOOLKIT;
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CHECKS = Path(__file__).with_name("checks.py")
+CHECKS = sorted(map(str, Path(__file__).parent.glob("checks_*.py")))
 SEEN = ("ERROR: AddressSanitizer", "runtime error:", "cuda emulation:", "AssertionError", "E       assert")
 
 
@@ -28,7 +28,7 @@ def status(module: str, expression: str) -> str:
             os.environ["VAE_FAST_CUDA_EMULATION"] = module
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            code = pytest.main([str(CHECKS), "-x", "-q", "-s", "-p", "no:cacheprovider", "-k", expression])
+            code = pytest.main([*CHECKS, "-x", "-q", "-s", "-p", "no:cacheprovider", "-k", expression])
             sys.stdout.flush()
             os._exit(int(code))
         _, wait_status = os.waitpid(child, 0)

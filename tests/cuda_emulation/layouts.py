@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 F32, BF16, F16, U8, BOOL = torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.bool
+INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 # Rows of one element, of less than a vector, of whole vectors, with tails, and long enough to be cut into segments.
 SHAPES = [
@@ -43,7 +44,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def values(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
-    if dtype in (U8, BOOL):
+    if not dtype.is_floating_point:
         return torch.randint(0, 256 if dtype is U8 else 2, tuple(shape), generator=generator(seed)).to(dtype)
     return torch.randn(tuple(shape), generator=generator(seed)).to(dtype)
 
@@ -72,12 +73,21 @@ def like(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def tensor(shape: Sequence[int], dtype: torch.dtype, layout: str, seed: int) -> Tensor:
+def tensor(
+    shape: Sequence[int], dtype: torch.dtype, layout: str, seed: int, *, positive: bool = False
+) -> Tensor:
+    def made(*size: int) -> Tensor:
+        x = values(size, dtype, seed)
+        return x.exp() if positive else x
+
+    shape = tuple(shape)
     if layout == "constant":  # a number for all
-        return values((), dtype, seed).expand(tuple(shape))
+        return made().expand(shape)
     if layout == "per_feature":
-        return values(tuple(shape)[1:], dtype, seed).expand(tuple(shape))
-    return like(shape, dtype, layout).copy_(values(shape, dtype, seed))
+        return made(*shape[1:]).expand(shape)
+    if layout == "per_sample":
+        return made(shape[0], *(1 for _ in shape[1:])).expand(shape)
+    return like(shape, dtype, layout).copy_(made(*shape))
 
 
 def poisoned(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:

@@ -209,3 +209,56 @@ def likelihood_backward(
         _view(grad_nll),
         tuple(_view(g) for g in grads),
     )
+
+
+def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
+    _cuda.categorical_forward(
+        _where(logits),
+        logits.shape,
+        _view(logits),
+        _view(target, counts=True),
+        _view(nll),
+        _view(lse),
+        _view(total),
+    )
+
+
+def categorical_backward(
+    logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
+) -> None:
+    _cuda.categorical_backward(
+        _where(logits),
+        logits.shape,
+        _view(logits),
+        _view(target, counts=True),
+        _view(lse),
+        _view(total),
+        _view(grad_nll),
+        _view(grad_logits),
+    )
+
+
+def _mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
+    """(batch, channels, components, pixels)"""
+    batch, channels, pixels = target.shape
+    return batch, channels, params.shape[1] // (3 if channels == 1 else 10), pixels
+
+
+def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+    _cuda.mixture_forward(
+        _where(params), _mixture_sizes(params, target), _view(params), _view(target), _view(mask), _view(nll)
+    )
+
+
+def mixture_backward(
+    params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
+) -> None:
+    _cuda.mixture_backward(
+        _where(params),
+        _mixture_sizes(params, target),
+        _view(params),
+        _view(target),
+        _view(mask),
+        _view(grad_nll),
+        _view(grad_params),
+    )
