@@ -17,6 +17,10 @@ _HOME = {
     "noise_fill": "noise",
     "likelihood_forward": "likelihood",
     "likelihood_backward": "likelihood",
+    "categorical_forward": "categorical",
+    "categorical_backward": "categorical",
+    "mixture_forward": "mixture",
+    "mixture_backward": "mixture",
 }
 __all__ = ["details", "unavailable_reason", *_HOME]
 

@@ -1,0 +1,433 @@
+"""The Triton kernels of all likelihoods in Triton's interpreter, on CPU tensors, against the reference in float64.
+
+Runs in the process that `test_triton_interpreter` starts; `TRITON_INTERPRET=1 pytest tests/test_triton_likelihoods.py`
+shows the tests one by one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_triton_interpreter import (
+    DTYPES,
+    INTERPRETED,
+    NAN,
+    assert_close,
+    filled,
+    layouts,
+    normal,
+    plans,  # noqa: F401, a fixture
+    same_layout,
+    state,
+    states,
+)
+from torch import Tensor
+
+if INTERPRETED:
+    import mpmath
+
+    from vae_fast.backends import reference
+    from vae_fast.backends import triton as kernels
+    from vae_fast.backends.reference.noise import binarize
+    from vae_fast.backends.triton import categorical, launch, layout
+    from vae_fast.backends.triton import mixture as module
+
+IMAGES = ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+PARAMETERS = dict(zip((*IMAGES, *COUNTS), (1, 1, 2, 2, 2, 1, 2, 3), strict=True))
+TARGETS = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.bfloat16)
+
+
+def parameters(member: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """A mean first, what scales it next; positive for counts."""
+    params = [normal(*shape, seed=s) for s in range(PARAMETERS[member])]
+    if member in COUNTS:
+        params[:2] = [p.exp() * 3 for p in params[:2]]
+    return tuple(p.to(dtype) for p in params)
+
+
+def target(member: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(11))
+    if dtype == torch.bool:
+        return x > 0.5
+    if member in COUNTS:
+        return (8 * x**2).floor().to(dtype)
+    return (256 * x if dtype == torch.uint8 else 2 * x if not dtype.is_floating_point else x).to(dtype)
+
+
+def check(member: str, params, x: Tensor, mask=None, rng_state=None, kinds=None) -> None:
+    """Value and gradients; kinds are the shapes of the gradients, the target's unless given."""
+    params = tuple(p.expand(x.shape) for p in params)
+    mask = None if mask is None else mask.expand(x.shape)
+    wide, exact = tuple(p.double() for p in params), x.double() if x.is_floating_point() else x
+    nll, truth = filled((len(x),)), filled((len(x),), torch.float64)
+    kernels.likelihood_forward(member, params, x, mask, rng_state, nll=nll)
+    reference.likelihood_forward(member, wide, exact, mask, rng_state, nll=truth)
+    assert_close("nll", nll, truth, terms=2)
+    kinds, grad_nll = kinds or [x.shape] * len(params), normal(len(x), seed=3)
+    grads = [
+        filled(k, p.dtype if k == x.shape else torch.float32) for k, p in zip(kinds, params, strict=True)
+    ]
+    true = [filled(k, torch.float64) for k in kinds]
+    kernels.likelihood_backward(member, params, x, mask, rng_state, grad_nll, grads=grads)
+    reference.likelihood_backward(member, wide, exact, mask, rng_state, grad_nll.double(), grads=true)
+    for got, want in zip(grads, true, strict=True):
+        assert_close("grad", got, want, terms=2 if got.shape == x.shape else 8)
+
+
+def each(member: str, params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Value and gradients of every element by itself."""
+    params, x = [p.reshape(-1, 1) for p in params], x.reshape(-1, 1)
+    nll, grads = filled(x.shape[:1]), [filled(x.shape) for _ in params]
+    kernels.likelihood_forward(member, params, x, None, None, nll=nll)
+    kernels.likelihood_backward(member, params, x, None, None, torch.ones(len(x)), grads=grads)
+    return nll.double(), [g[:, 0].double() for g in grads]
+
+
+def grid(*axes) -> list[Tensor]:
+    return [t.reshape(-1) for t in torch.meshgrid(*map(torch.tensor, axes), indexing="ij")]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on branches that are not taken
+class TestMembers:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("member", PARAMETERS)
+    def test_dtypes_and_targets(self, member: str) -> None:
+        for dtype in DTYPES:
+            check(member, parameters(member, 3, 21, dtype=dtype), target(member, 3, 21))
+        for dtype in TARGETS:
+            check(member, parameters(member, 3, 21), target(member, 3, 21, dtype=dtype))
+
+    @pytest.mark.parametrize(
+        ("member", "axes"),
+        [
+            (
+                "continuous_bernoulli",
+                ([0.0, 0.25, 0.5, 1.0], [0.0, 1e-6, -0.01, 0.3, 1.99, -2.01, 30.0, -100.0]),
+            ),
+            ("gaussian", ([0.0, 0.7], [-3.0, 0.6, 1e3], [-30.0, -1.0, 0.0, 30.0])),
+            ("laplace", ([0.0, 0.7], [-3.0, 0.6, 1e3], [-30.0, -1.0, 0.0, 30.0])),
+            (
+                "discretized_logistic",
+                (
+                    [0.0, 1 / 255, 0.5, 254 / 255, 1.0],
+                    [-2.0, -0.9, 0.004, 7.0],
+                    [-9.0, -7.0, -4.9, -4.8, 0.0, 60.0],
+                ),
+            ),
+            ("poisson", ([0.0, 1.0, 5.0, 1e3, 0.3], [0.0, 1e-3, 0.3, 4.7, 36.0, 1.5e4])),
+            (
+                "negative_binomial",
+                ([0.0, 1.0, 5.0, 1e3, 0.3], [1e-3, 0.3, 4.7, 36.0, 1.5e4, 1e6], [1e-3, 0.2, 1.0, 80.0, 1e4]),
+            ),
+            (
+                "zero_inflated_negative_binomial",
+                ([0.0, 3.0], [1e-3, 0.3, 36.0], [1e-3, 1.0, 1e4], [-100.0, -2.0, 0.0, 1.5, 30.0]),
+            ),
+        ],
+        ids=lambda v: v if isinstance(v, str) else "",
+    )
+    def test_extremes(self, member: str, axes) -> None:
+        """Every element by itself: far in the tails, and where a textbook form cancels."""
+        x, *params = grid(*axes)
+        nll, grads = each(member, params, x)
+        truth = filled(nll.shape, torch.float64)
+        wide = [p.double()[:, None] for p in params]
+        reference.likelihood_forward(member, wide, x.double()[:, None], None, None, nll=truth)
+        torch.testing.assert_close(nll, truth, rtol=2e-6, atol=3e-7)
+        true = [filled((len(x), 1), torch.float64) for _ in params]
+        ones = torch.ones(len(x), dtype=torch.float64)
+        reference.likelihood_backward(member, wide, x.double()[:, None], None, None, ones, grads=true)
+        for got, want in zip(grads, true, strict=True):
+            # by theta: a difference of terms of about 5
+            atol = 1e-6 if "binomial" in member else 3e-7
+            torch.testing.assert_close(got, want[:, 0], rtol=3e-6, atol=atol)
+
+    @pytest.mark.parametrize("theta", [1e-2, 1.0, 1e4, 1e6, 1e8])
+    def test_negative_binomial_at_any_theta(self, theta: float) -> None:
+        """Against 50 digits: in float64 the differences of lgamma and digamma cancel too."""
+        x, mean, th = grid([0.0, 1.0, 3.0, 40.0, 2000.0], [1e-3, 0.5, 4.0, 41.0, 3000.0], [theta])
+        nll, (by_mean, by_theta) = each("negative_binomial", [mean, th], x)
+        with mpmath.workdps(50):
+            for i, (c, m, t) in enumerate(zip(x.tolist(), mean.tolist(), th.tolist(), strict=True)):
+                c, m, t = (
+                    mpmath.mpf(c),
+                    mpmath.mpf(m) + mpmath.mpf("1e-8"),
+                    mpmath.mpf(t) + mpmath.mpf("1e-8"),
+                )
+                want = mpmath.loggamma(t) + mpmath.loggamma(c + 1) - mpmath.loggamma(t + c)
+                want += t * mpmath.log1p(m / t) - c * mpmath.log(m / (t + m))
+                slope = mpmath.log1p(m / t) - (m - c) / (t + m) + mpmath.digamma(t) - mpmath.digamma(t + c)
+                assert abs(nll[i].item() - want) <= 1e-6 * abs(want), (c, m, t)
+                assert abs(by_mean[i].item() - t * (m - c) / (m * (m + t))) <= 2e-6 * t * (m + c) / (
+                    m * (m + t)
+                )
+                # the sum of what has to cancel: the deviance's part and Stirling's
+                scale = abs(slope) + ((c - m) / (t + m)) ** 2 + c / (t * (t + c))
+                assert abs(by_theta[i].item() - slope) <= 2e-6 * scale, (c, m, t)
+
+    @pytest.mark.parametrize("member", PARAMETERS)
+    def test_nan_stays(self, member: str) -> None:
+        params, x = parameters(member, 5, 3), target(member, 5, 3)
+        for i, t in enumerate((x, *params)):
+            t[i, 1] = NAN
+        nll = filled((5,))
+        kernels.likelihood_forward(member, params, x, None, None, nll=nll)
+        assert nll.isnan().tolist() == [i < 1 + len(params) for i in range(5)]
+
+    def test_clamped_log_scale(self) -> None:
+        """Gradient 1 at the bound, 0 below it."""
+        s = torch.tensor([-7.0, -7.1, -8.0])
+        nll, (_, by_s) = each("discretized_logistic", [torch.full((3,), 0.3), s], torch.full((3,), 0.7))
+        assert (nll == nll[0]).all() and by_s[0] < -1 and (by_s[1:] == 0).all()
+
+    def test_255ths_are_rounded_as_by_division(self) -> None:
+        """The bits drawn from them depend on it."""
+        x = torch.arange(256, dtype=torch.uint8)
+        _, (grad, _) = each("gaussian", [torch.zeros(256), torch.zeros(256)], x)
+        assert torch.equal(grad.float(), -x.float() / 255)
+
+
+class TestMask:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("member", ["zero_inflated_negative_binomial", "gaussian"])
+    def test_nothing_comes_from_where_it_is_false(self, member: str) -> None:
+        """Not even of NaN and infinity, and also not into sums."""
+        shape = (5, 4, 6)
+        params, x = parameters(member, *shape), target(member, *shape)
+        mask = normal(*shape, seed=9) > 0
+        for i, t in enumerate((x, *params)):
+            t[~mask] = (NAN, float("inf"), -float("inf"), NAN)[i]
+        check(member, params, x, mask)
+        one = torch.ones(())
+        wide = [one, params[0][0], *params[2:]][: len(params)]
+        clean = [torch.where(torch.isfinite(p), p, 1.0) for p in wide]
+        x = torch.where(mask, x, NAN)
+        check(member, [*clean[:1], *params[1:]], x, mask, kinds=[(), *[shape] * (len(params) - 1)])
+        check(
+            member, [*params[:1], clean[1], *params[2:]], x, mask, kinds=[shape, (4, 6), shape][: len(params)]
+        )
+
+    def test_broadcast_masks(self) -> None:
+        shape = (4, 3, 5, 2)
+        params, x = parameters("gaussian", *shape), target("gaussian", *shape)
+        for other in ((4, 1, 1, 1), (4, 1, 5, 2), (1, 3, 1, 1), (1, 1, 1, 1)):
+            check("gaussian", params, x, normal(*other) > -0.2)
+        last = [t.to(memory_format=torch.channels_last) for t in (x, *params)]
+        check("gaussian", last[1:], last[0], (x > 0.4).to(memory_format=torch.channels_last))
+
+    def test_three_parameters_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
+        plans.setattr(layout, "LONG", 256)
+        plans.setattr(layout, "TILE", 128)
+        plans.setattr(layout, "MANY", 8)
+        assert layout.row_sum_plan(5, 600).parts > 1 and layout.column_sum_plan(5, 600).steps > 1
+        shape, member = (5, 600), "zero_inflated_negative_binomial"
+        mean, theta, p = parameters(member, *shape)
+        check(
+            member,
+            (mean, theta[0], p[0, 0]),
+            target(member, *shape),
+            normal(*shape) > 0,
+            None,
+            [shape, (600,), ()],
+        )
+
+
+class TestBinarization:
+    __test__ = INTERPRETED
+
+    @staticmethod
+    def bits(x: Tensor, rng_state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Those of a backward pass: at a logit of 0 the gradient is 1/2 - bit."""
+        logits, grad = torch.zeros_like(x, dtype=dtype), torch.full_like(x, NAN, dtype=dtype)
+        kernels.likelihood_backward(
+            "bernoulli", (logits,), x, None, rng_state, torch.ones(len(x)), grads=(grad,)
+        )
+        return 0.5 - grad
+
+    @pytest.mark.parametrize("name", layouts())
+    def test_bits_are_the_contract(self, name: str) -> None:
+        x = layouts()[name][0].sigmoid() if 0 not in layouts()[name][0].stride() else layouts()[name][0]
+        for rng_state in (state(), states(len(x))):
+            assert torch.equal(self.bits(x, rng_state), binarize(x, rng_state).float())
+        assert torch.equal(self.bits(x.bfloat16(), state(), torch.bfloat16), binarize(x.bfloat16(), state()))
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+    def test_forward_draws_what_backward_draws(self, dtype: torch.dtype) -> None:
+        x = target("bernoulli", 3, 300, dtype=dtype)
+        check("bernoulli", (3 * normal(3, 300),), x, normal(3, 300) > 0, state())
+        assert torch.equal(self.bits(x, state()), binarize(x, state()).float())
+
+    def test_nan_is_no_one(self) -> None:
+        assert (self.bits(torch.full((2, 8), NAN), state()) == 0).all()
+        assert (self.bits(torch.ones(2, 8), state()) == 1).all()
+
+
+def check_categorical(logits: Tensor, x: Tensor, extra: float = 0.0) -> None:
+    shape = logits.shape[:2]
+    out, true = [filled(shape) for _ in range(3)], [filled(shape, torch.float64) for _ in range(3)]
+    kernels.categorical_forward(logits, x, **dict(zip(("nll", "lse", "total"), out, strict=True)))
+    wide = x.double() if x.is_floating_point() else x
+    reference.categorical_forward(
+        logits.double(), wide, **dict(zip(("nll", "lse", "total"), true, strict=True))
+    )
+    for name, got, want in zip(("nll", "lse", "total"), out, true, strict=True):
+        assert torch.equal(got.isnan(), want.isnan()), name
+        assert_close(name, got.nan_to_num(), want.nan_to_num(), extra=extra)
+    for grad_nll in (normal(*shape, seed=3), normal(shape[0], 1).expand(shape)):
+        grad, truth = same_layout(logits), filled(logits.shape, torch.float64)
+        kernels.categorical_backward(logits, x, out[1], out[2], grad_nll, grad_logits=grad)
+        reference.categorical_backward(
+            logits.double(), wide, true[1], true[2], grad_nll.double(), grad_logits=truth
+        )
+        assert torch.equal(grad.isnan(), truth.isnan())
+        assert_close("grad", grad.nan_to_num(), truth.nan_to_num(), terms=2)
+
+
+def counts(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (normal(*shape, seed=4).exp() * 2).floor().to(dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+class TestCategorical:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("shape", [(2, 3, 10), (5, 1, 1), (1, 2, 300), (40, 3, 4), (1, 1, 1500)], ids=str)
+    def test_shapes(self, shape: tuple[int, ...]) -> None:
+        logits = 5 * normal(*shape)
+        check_categorical(logits, counts(*shape))
+        check_categorical(logits, counts(*shape[:2], dtype=torch.int64) % shape[2])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_dtypes(self, dtype: torch.dtype) -> None:
+        logits = normal(3, 2, 21, dtype=dtype)
+        for of_target in (*TARGETS, torch.float32, torch.float16)[:: 1 if dtype == torch.float32 else 5]:
+            check_categorical(logits, counts(3, 2, 21, dtype=of_target))
+        for of_target in (torch.uint8, torch.int16, torch.int32, torch.int64):
+            check_categorical(logits, counts(3, 2, dtype=of_target) % 21)
+
+    def test_layouts(self) -> None:
+        index = counts(3, 5, dtype=torch.int64) % 8
+        for logits in (
+            normal(3, 8, 5).transpose(1, 2),
+            normal(5, 3, 8).transpose(0, 1),
+            normal(3, 5, 16)[..., ::2],
+            normal(3, 5, 9)[..., 1:],
+            normal(8, 5, 3).permute(2, 1, 0),
+        ):
+            check_categorical(logits, index)
+            check_categorical(logits, same_layout(logits).copy_(counts(3, 5, 8)))
+        check_categorical(normal(3, 5, 8), index[:1].expand(3, 5))
+        check_categorical(normal(3, 5, 8), counts(8).expand(3, 5, 8))
+
+    def test_rows_in_parts(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
+        plans.setattr(layout, "LONG", 512)
+        plans.setattr(layout, "MANY", 40)
+        logits = 5 * normal(2, 2, 9000)
+        assert categorical._row_plan(4, 9000).parts > 1
+        check_categorical(logits, counts(2, 2, 9000))
+        check_categorical(logits, torch.tensor([[0, 8999], [-100, 9000]]))
+
+    def test_classes_that_do_not_exist(self) -> None:
+        """-100 is ignored, even over NaN; others are NaN, and so are their gradients."""
+        logits = normal(1, 6, 5)
+        logits[0, 0, 2] = NAN
+        check_categorical(logits, torch.tensor([[-100, 0, 4, 5, -1, -99]]))
+
+    def test_far_logits(self) -> None:
+        """Nothing overflows, and a small nll keeps its digits."""
+        logits = torch.tensor([[[0.0, 1e4, -1e4], [-1e30, 0.0, 3.0], [12.0, 0.0, 0.0], [3e38, 0.0, -3e38]]])
+        check_categorical(logits, torch.tensor([[1, 2, 0, 0]]), extra=2.0**-22)
+        nll, lse, total = (filled((1, 1)) for _ in range(3))
+        kernels.categorical_forward(
+            logits[:, 2:3], torch.tensor([[[1.0, 0, 0]]]), nll=nll, lse=lse, total=total
+        )
+        torch.testing.assert_close(
+            nll.double(), torch.tensor([[2 * math.exp(-12.0)]]).log1p().double(), rtol=1e-2, atol=0
+        )
+
+    def test_empty(self) -> None:
+        for shape in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
+            logits = torch.empty(shape)
+            out = [filled(shape[:2]) for _ in range(3)]
+            kernels.categorical_forward(logits, logits, nll=out[0], lse=out[1], total=out[2])
+            kernels.categorical_backward(logits, logits, out[1], out[2], out[0], grad_logits=logits)
+            assert (out[0] == 0).all()
+
+
+def check_mixture(params: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    batch = len(x)
+    nll, truth = filled((2 * batch,))[::2], filled((batch,), torch.float64)
+    kernels.mixture_forward(params, x, mask, nll=nll)
+    wide = x.double() if x.is_floating_point() else x
+    reference.mixture_forward(params.double(), wide, mask, nll=truth)
+    assert_close("nll", nll, truth)
+    grad, want = same_layout(params), filled(params.shape, torch.float64)
+    grad_nll = normal(batch, seed=3) if mask is None else normal(1).expand(batch)
+    kernels.mixture_backward(params, x, mask, grad_nll, grad_params=grad)
+    reference.mixture_backward(params.double(), wide, mask, grad_nll.double(), grad_params=want)
+    assert_close("grad", grad, want, terms=2)
+
+
+def mixture(
+    channels: int, components: int, batch: int, pixels: int, dtype=torch.float32
+) -> tuple[Tensor, Tensor]:
+    params = normal(batch, components * (3 if channels == 1 else 10), pixels, dtype=dtype)
+    x = torch.rand(batch, channels, pixels, generator=torch.Generator().manual_seed(5))
+    return params, (256 * x).byte()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+class TestMixture:
+    __test__ = INTERPRETED
+
+    # The interpreter takes a second for every few components of three channels: few serve here.
+    @pytest.mark.parametrize(("channels", "components"), [(1, 1), (1, 3), (3, 2)])
+    def test_components(self, channels: int, components: int) -> None:
+        params, x = mixture(channels, components, 2, 37)
+        x[0, :, 0] = torch.tensor([0, 255, 3], dtype=torch.uint8)[:channels]  # the tails
+        check_mixture(params, x)
+
+    @pytest.mark.parametrize("dtype", DTYPES[1:])
+    def test_dtypes(self, dtype: torch.dtype) -> None:
+        params, x = mixture(1, 2, 1, 9, dtype)
+        check_mixture(params, x)
+        check_mixture(params, (x / 255).to(dtype))
+
+    def test_layouts_and_masks(self) -> None:
+        params, x = mixture(3, 1, 2, 10)
+        last = params.transpose(1, 2).contiguous().transpose(1, 2)
+        check_mixture(last, x.transpose(1, 2).contiguous().transpose(1, 2))
+        mask = normal(2, 10) > 0
+        params.transpose(1, 2)[~mask] = NAN
+        check_mixture(params, x, mask)
+        last.transpose(1, 2)[~mask] = float("inf")
+        check_mixture(last, torch.where(mask[:, None], x / 255, NAN), mask)
+        check_mixture(normal(2, 10, 20)[..., ::2], x, (normal(1, 10) > 0).expand(2, 10))
+
+    def test_samples_in_parts(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
+        params, x = mixture(1, 1, 2, 150)
+        plans.setattr(module, "THREADS", 32)
+        for many, per_thread in ((2048, 1), (4, 1), (2, 4)):
+            plans.setattr(layout, "MANY", many)
+            launch.forget()
+            assert module._plan(2, 150, True).pixels == 32 * per_thread
+            check_mixture(params, x)
+
+    def test_far_from_every_component(self) -> None:
+        """Log-scales at and below the clamp, pixels 1000 scales away: the nll is large and finite."""
+        params, x = mixture(1, 3, 2, 8)
+        params[:, 6:] = -7.0 - params[:, :3].abs().round()
+        check_mixture(params, x)
+
+    def test_empty(self) -> None:
+        for batch, pixels in ((0, 4), (3, 0)):
+            params, x = mixture(3, 2, batch, pixels)
+            nll = filled((batch,))
+            kernels.mixture_forward(params, x, None, nll=nll)
+            kernels.mixture_backward(params, x, None, nll, grad_params=params)
+            assert (nll == 0).all()

@@ -1,0 +1,261 @@
+"""The op `mixture`: -log p(pixels) of a mixture of discretized logistics (PixelCNN++, Salimans et al. 2017).
+
+A program takes a block of pixels and walks along their components with a running log-sum-exp, so that nothing is padded
+and any number of components fits into registers. Backward walks twice: what the posterior of a component is divided by
+is known only at the end, and a parameter read again comes from the cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import layout
+from .formulas import divide, exp, expm1
+from .launch import Job, Key, Spec, cached, key, run, specs
+from .layout import exact
+from .members import discretized_logistic_nll, discretized_logistic_slopes
+from .sums import add_up, outputs
+
+THREADS = 128
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+@triton.jit
+def _tanh(x, EXACT: tl.constexpr):
+    """tanh x and its derivative."""
+    y = -2.0 * tl.abs(x)
+    e = exp(y, EXACT)
+    t = divide(-expm1(y, e, EXACT), 1.0 + e)
+    d = divide(2.0, 1.0 + e)
+    return tl.where(x < 0, -t, t), e * d * d
+
+
+@triton.jit
+def _pixels(tensor, strides, sample, pixel):
+    return tensor + sample * strides[0] + pixel * strides[2]
+
+
+@triton.jit
+def _level(target, step, channel, mask):
+    x = tl.load(target + channel * step, mask=mask, other=0).to(tl.float32)
+    if target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
+        level = x * (1.0 / 255.0)
+        x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
+    return x
+
+
+@triton.jit
+def _levels(target, target_s, mask, CHANNELS: tl.constexpr):
+    x0 = _level(target, target_s[1], 0, mask)
+    if CHANNELS == 3:
+        return x0, _level(target, target_s[1], 1, mask), _level(target, target_s[1], 2, mask)
+    else:
+        return x0, x0, x0
+
+
+@triton.jit
+def _read(params, step, which, mask):
+    return tl.load(params + which * step, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def _component(params, step, k, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr):
+    """A component's logit, and per channel its conditional mean and its log-scale."""
+    logit = _read(params, step, k, mask)
+    m0 = _read(params, step, K + k, mask)
+    s0 = _read(params, step, 2 * K + k, mask)
+    if CHANNELS == 3:
+        x0, x1, _ = x
+        t0 = 2.0 * x0 - 1.0
+        t1 = 2.0 * x1 - 1.0
+        k0, _ = _tanh(_read(params, step, 3 * K + k, mask), EXACT)
+        k1, _ = _tanh(_read(params, step, 6 * K + k, mask), EXACT)
+        k2, _ = _tanh(_read(params, step, 9 * K + k, mask), EXACT)
+        m1 = _read(params, step, 4 * K + k, mask) + k0 * t0
+        m2 = _read(params, step, 7 * K + k, mask) + k1 * t0 + k2 * t1
+        s1 = _read(params, step, 5 * K + k, mask)
+        s2 = _read(params, step, 8 * K + k, mask)
+        return logit, (m0, m1, m2), (s0, s1, s2)
+    else:
+        return logit, (m0, m0, m0), (s0, s0, s0)
+
+
+@triton.jit
+def _log_p(mean, s, x, CHANNELS: tl.constexpr, EXACT: tl.constexpr):
+    nll = discretized_logistic_nll(mean[0], s[0], s[0], x[0], EXACT)
+    if CHANNELS == 3:
+        nll += discretized_logistic_nll(mean[1], s[1], s[1], x[1], EXACT)
+        nll += discretized_logistic_nll(mean[2], s[2], s[2], x[2], EXACT)
+    return -nll
+
+
+@triton.jit
+def _add(m, s, a, EXACT: tl.constexpr):
+    """The running m = max a and s = sum exp(a - m)."""
+    far = a - m
+    e = exp(-tl.abs(far), EXACT)
+    return tl.where(far > 0, a, m), tl.where(far > 0, s * e + 1.0, s + e)
+
+
+@triton.jit
+def _sums(params, step, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr, PIXELS: tl.constexpr):
+    """Maximum and sum of the logits, and of the logits + log p."""
+    m_prior = tl.full((PIXELS,), _LOWEST, tl.float32)
+    s_prior = tl.zeros((PIXELS,), tl.float32)
+    m = m_prior
+    s = s_prior
+    for k in range(K):
+        logit, mean, scale = _component(params, step, k, K, x, mask, CHANNELS, EXACT)
+        m_prior, s_prior = _add(m_prior, s_prior, logit, EXACT)
+        m, s = _add(m, s, logit + _log_p(mean, scale, x, CHANNELS, EXACT), EXACT)
+    return m_prior, s_prior, m, s
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _forward(  # an argument named params would hide Triton's own
+    packed, target, kept, nll, packed_s, target_s, kept_s, nll_s, n, parts,
+    K: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr,
+    PIXELS: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    part = pid % parts
+    sample = (pid // parts).to(tl.int64)
+    total = tl.zeros((PIXELS,), tl.float32)
+    for i in range(STEPS):
+        pixel = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + i) * PIXELS + tl.arange(0, PIXELS)
+        mask = pixel < n
+        x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
+        at = _pixels(packed, packed_s, sample, pixel)
+        m_prior, s_prior, m, s = _sums(at, packed_s[1], K, x, mask, CHANNELS, EXACT, PIXELS)
+        value = (m_prior - m) + tl.log(s_prior / s)
+        if kept is not None:
+            mask = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
+        total += tl.where(mask, value, 0.0)
+    tl.store(nll + sample * nll_s[0] + part * nll_s[1], tl.sum(total))
+
+
+@triton.jit
+def _write(grad, step, which, value, counted, mask):
+    tl.store(grad + which * step, tl.where(counted, value, 0.0).to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _backward(
+    packed, target, kept, grad_nll, grad_params, packed_s, target_s, kept_s, grad_nll_s, grad_s, n, parts,
+    K: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    sample = (pid // parts).to(tl.int64)
+    pixel = (pid % parts).to(tl.int64 if WIDE else tl.int32) * PIXELS + tl.arange(0, PIXELS)
+    mask = pixel < n
+    counted = mask
+    if kept is not None:
+        counted = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
+    g = tl.load(grad_nll + sample * grad_nll_s[0])
+    x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
+    at = _pixels(packed, packed_s, sample, pixel)
+    out = _pixels(grad_params, grad_s, sample, pixel)
+    step = packed_s[1]
+    m_prior, s_prior, m, s = _sums(at, step, K, x, mask, CHANNELS, EXACT, PIXELS)
+    by_prior = divide(g, s_prior)
+    by_s = divide(g, s)
+    for k in range(K):
+        logit, mean, scale = _component(at, step, k, K, x, mask, CHANNELS, EXACT)
+        posterior = by_s * exp(logit + _log_p(mean, scale, x, CHANNELS, EXACT) - m, EXACT)
+        _write(out, grad_s[1], k, by_prior * exp(logit - m_prior, EXACT) - posterior, counted, mask)
+        for c in tl.static_range(CHANNELS):
+            of_mean, of_scale = discretized_logistic_slopes(mean[c], scale[c], x[c], EXACT)
+            of_mean *= posterior
+            first = (K + 3 * c * K) + k
+            _write(out, grad_s[1], first, of_mean, counted, mask)
+            _write(out, grad_s[1], first + K, posterior * of_scale, counted, mask)
+            # the tanh'ed coefficients: of red in green, of red in blue, of green in blue
+            if c == 1:
+                _, slope = _tanh(_read(at, step, 3 * K + k, mask), EXACT)
+                _write(out, grad_s[1], 3 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
+            elif c == 2:
+                _, slope = _tanh(_read(at, step, 6 * K + k, mask), EXACT)
+                _write(out, grad_s[1], 6 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
+                _, slope = _tanh(_read(at, step, 9 * K + k, mask), EXACT)
+                _write(out, grad_s[1], 9 * K + k, of_mean * (2.0 * x[1] - 1.0) * slope, counted, mask)
+
+
+class _Plan(NamedTuple):
+    parts: int  # of a sample
+    steps: int  # blocks of a program
+    pixels: int  # of a block
+
+
+def _plan(batch: int, pixels: int, wide: bool) -> _Plan:
+    """Blocks of four neighbouring pixels a thread where memory order and their number allow it, else of one."""
+    block = THREADS * (4 if wide and batch * pixels >= 4 * THREADS * layout.MANY else 1)
+    block = min(block, max(32, triton.next_power_of_2(pixels)))
+    blocks = triton.cdiv(pixels, block)
+    steps = triton.cdiv(blocks, min(blocks, triton.cdiv(layout.MANY, batch)))
+    return _Plan(triton.cdiv(blocks, steps), steps, block)
+
+
+def _far(*tensors: Spec) -> bool:
+    """Whether offsets along pixels need 64 bits."""
+    return any(t.shape[-1] * max(1, t.strides[-1]) >= 2**31 - 2**16 for t in tensors)
+
+
+@cached
+def _forward_job(device: torch.device, *keys: Key) -> Job:
+    params, target, kept, nll = specs(*keys)
+    assert params is not None and target is not None and nll is not None
+    batch, channels, n = target.shape
+    plan = _plan(batch, n, params.strides[2] == 1)
+    nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, batch)
+    job = Job(
+        _forward, (batch * plan.parts,), min(THREADS, plan.pixels),
+        (params.strides, target.strides, kept.strides if kept else (), nll_s, n, plan.parts,
+         components(params, target), plan.steps, channels, exact(params), _far(params, target), plan.pixels),
+    )  # fmt: skip
+    job.scratch = [None if plan.parts == 1 else (plan.parts, batch)]
+    return job
+
+
+@cached
+def _backward_job(device: torch.device, *keys: Key) -> Job:
+    params, target, kept, grad_nll, grad = specs(*keys)
+    assert params is not None and target is not None and grad_nll is not None and grad is not None
+    batch, channels, n = target.shape
+    plan = _plan(batch, n, params.strides[2] == 1 == grad.strides[2])
+    parts = triton.cdiv(n, plan.pixels)
+    return Job(
+        _backward, (batch * parts,), min(THREADS, plan.pixels),
+        (params.strides, target.strides, kept.strides if kept else (), grad_nll.strides, grad.strides, n,
+         parts, components(params, target), channels, exact(params), _far(params, target, grad), plan.pixels),
+    )  # fmt: skip
+
+
+def components(params: Spec, target: Spec) -> int:
+    return params.shape[1] // (3 if target.shape[1] == 1 else 10)
+
+
+def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+    """Fills nll (batch,) from params (batch, parameters, pixels) and target (batch, channels, pixels)."""
+    if target.numel() == 0:
+        nll.zero_()
+        return
+    inputs = (params, target, mask)
+    job = _forward_job(params.device, *map(key, inputs), key(nll))
+    (out,) = outputs(job, (nll,), params)
+    run(job, params, *inputs, out)
+    add_up(out, nll)
+
+
+def mixture_backward(
+    params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
+) -> None:
+    """Fills grad_params, of params' shape and any strides."""
+    if target.numel() == 0:
+        return
+    tensors = (params, target, mask, grad_nll, grad_params)
+    run(_backward_job(params.device, *map(key, tensors)), params, *tensors)
