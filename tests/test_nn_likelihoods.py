@@ -343,7 +343,8 @@ class Scaled(nn.Module):
         return x.float().log1p()
 
 
-def losses(name: str, backend: str, steps: int = 40) -> list[float]:
+def curve(name: str, backend: str, steps: int = 24) -> Tensor:
+    """The loss and the gradient's norm in each step, (steps, 2)."""
     options, load = TRAINED[name]
     x = torch.from_numpy(np.ascontiguousarray(load()[:400]))
     torch.manual_seed(0)
@@ -362,10 +363,10 @@ def losses(name: str, backend: str, steps: int = 40) -> list[float]:
             loss = model(batch, rng_state=torch.tensor([step, 7])).loss
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.3)
             optimizer.step()
-            values.append(loss.item())
-    return values
+            values.append((loss.item(), norm.item()))
+    return torch.tensor(values)
 
 
 def test_every_member_is_trained() -> None:
@@ -376,8 +377,7 @@ def test_every_member_is_trained() -> None:
 @pytest.mark.no_poison
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_reaches_the_loss_of_the_reference(name: str) -> None:
-    """The same noise: the curves part only by what rounding grows to. Plain gradient steps: a gradient that is wrong by
-    a factor shows."""
-    got, want = losses(name, "cpu"), losses(name, "reference")
-    assert sum(want[-4:]) < sum(want[:4]) - 4 * 0.5  # it learns
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=2e-4, atol=1e-3)
+    """With the same noise: the curves part only by what rounding grows to."""
+    got, want = curve(name, "cpu"), curve(name, "reference")
+    assert want[-4:, 0].mean() < want[:4, 0].mean() - 0.5  # it learns
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
