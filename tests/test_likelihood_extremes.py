@@ -7,13 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import DTYPES
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from likelihoods import MEMBERS, function, leaf
+from likelihoods import function, leaf
 from torch import Tensor
 
-import vae_fast
 from vae_fast import reference
 
 EPS = torch.finfo(torch.float32).eps

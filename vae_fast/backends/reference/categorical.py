@@ -13,7 +13,7 @@ IGNORED = -100  # as in torch
 def categorical_nll(
     logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """logsumexp(l) - l[x], 0 where x is -100, NaN where there is no class x."""
+    """-log_softmax(l)[x], 0 where x is -100, NaN where there is no class x."""
     (el,) = upcast(logits)
     index, classes = target.long(), logits.shape[-1]
     counted = index != IGNORED
@@ -21,8 +21,8 @@ def categorical_nll(
         counted = counted & mask
     el = torch.where(counted[..., None], el, 0.0)  # what is left out may be NaN, and learns nothing
     known = (index >= 0) & (index < classes)
-    picked = el.gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
-    nll = (torch.logsumexp(el, -1) - picked) * torch.where(known, 1.0, torch.nan)
+    log_p = torch.log_softmax(el, -1).gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
+    nll = -log_p * torch.where(known, 1.0, torch.nan)
     nll = per_sample(torch.where(counted, nll, 0.0))
     return nll if weight is None else nll * weight
 
