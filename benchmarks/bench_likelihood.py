@@ -1,27 +1,23 @@
-"""-log p(x given decoder output) per sample, forward and backward: Bernoulli, Gaussian.
+"""-log p(x given decoder output) per sample, forward and backward, for every member of the family.
 
 Every provider returns (nll, gradient of each parameter) for a given grad_nll and allocates them anew.
 
-    pytest benchmarks/bench_likelihood.py -s          python benchmarks/bench_likelihood.py
+    pytest benchmarks/bench_likelihood.py -s          python benchmarks/bench_likelihood.py [MEMBER ...]
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from harness import Provider, Work, compare
+from likelihood_members import MEMBERS, Expression
 from report import OURS, QUICK, Case, Comparison, save
 
-CASES = (
-    [("bernoulli", 32, 24), ("gaussian", 32, 24)]
-    if QUICK
-    else [("bernoulli", 16384, 784), ("gaussian", 4096, 784)]
-)
-PARAMETERS = {"bernoulli": 1, "gaussian": 2}  # logits; mean and logvar
 INPUT_SETS = 2
 
 Inputs = tuple[tuple[Any, ...], Any, Any]  # parameters, target, grad_nll
@@ -31,67 +27,67 @@ def make_inputs(case: Case) -> list[Inputs]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shape = (case["batch"], case["features"])
+    shape, member = tuple(case["shape"]), MEMBERS[case["likelihood"]]
 
     def one() -> Inputs:
-        params = tuple(
-            torch.randn(shape, generator=generator).requires_grad_()
-            for _ in range(PARAMETERS[case["likelihood"]])
-        )
-        return params, torch.rand(shape, generator=generator), torch.randn(shape[0], generator=generator)
+        target, *params = member.make(shape, generator)
+        grad_nll = torch.randn(shape[0], generator=generator)
+        return tuple(p.requires_grad_() for p in params), target, grad_nll
 
     return [one() for _ in range(INPUT_SETS)]
 
 
-def check(case: Case, inputs: Inputs, outputs: tuple[Any, ...]) -> None:
+def check(case: Case, inputs: Inputs, outputs: tuple[Any, ...], tolerance: float) -> None:
     import torch
 
+    from vae_fast import reference
+
     params, target, grad_nll = inputs
-    exact = [p.detach().double().requires_grad_() for p in params]
-    likelihood = bernoulli if case["likelihood"] == "bernoulli" else gaussian
-    nll = likelihood(target.double(), *exact)
+    (first, *others) = exact = [p.detach().double().requires_grad_() for p in params]
+    x = target.double() if target.is_floating_point() else target
+    nll = getattr(reference, f"{case['likelihood']}_nll")(first, x, *others)
     wants = (nll, *torch.autograd.grad(nll, exact, grad_nll.double()))
     for got, want in zip(outputs, wants, strict=True):
-        assert (torch.as_tensor(got).detach().double() - want).abs().max() <= 1e-5 * (1 + want.abs().max())
+        error = (torch.as_tensor(got).detach().double() - want).abs().max() / (1 + want.abs().max())
+        assert error <= tolerance, f"off by {error:.2g} of the largest value, {tolerance:.2g} allowed"
 
 
-def bernoulli(target: Any, logits: Any) -> Any:
-    import torch.nn.functional as F
-
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
-
-def gaussian(target: Any, mean: Any, logvar: Any) -> Any:
-    return (0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / logvar.exp())).sum(-1)
-
-
-def torch_work(case: Case, likelihood: Callable[..., Any]) -> Work:
+def torch_work(case: Case, expression: Expression, tolerance: float) -> Work:
     import torch
 
     inputs = make_inputs(case)
 
     def step(i: int) -> tuple[Any, ...]:
         params, target, grad_nll = inputs[i % INPUT_SETS]
-        nll = likelihood(target, *params)
+        nll = expression(target, *params)
         return nll, *torch.autograd.grad(nll, params, grad_nll)
 
-    return Work(step, lambda i, outputs: check(case, inputs[i % INPUT_SETS], outputs))
+    return Work(step, lambda i, outputs: check(case, inputs[i % INPUT_SETS], outputs, tolerance))
 
 
 def eager(case: Case) -> Work:
-    return torch_work(case, bernoulli if case["likelihood"] == "bernoulli" else gaussian)
+    member = MEMBERS[case["likelihood"]]
+    return torch_work(case, member.eager, member.tolerance)
 
 
 def compiled(case: Case) -> Work:
     import torch
 
-    return torch_work(case, torch.compile(bernoulli if case["likelihood"] == "bernoulli" else gaussian))
+    member = MEMBERS[case["likelihood"]]
+    return torch_work(case, torch.compile(member.eager), member.tolerance)
+
+
+def library(name: str) -> Callable[[Case], Work]:
+    def build(case: Case) -> Work:
+        member = MEMBERS[case["likelihood"]]
+        return torch_work(case, member.libraries[name][1](), member.tolerance)
+
+    return build
 
 
 def from_vae_fast(case: Case, functions: Any) -> Work:
-    if case["likelihood"] == "bernoulli":
-        return torch_work(case, lambda target, logits: functions.bernoulli_nll(logits, target))
-    return torch_work(case, lambda target, mean, logvar: functions.gaussian_nll(mean, target, logvar))
+    function = getattr(functions, f"{case['likelihood']}_nll")
+    return torch_work(case, lambda target, first, *others: function(first, target, *others), 1e-5)
 
 
 def ours(case: Case) -> Work:
@@ -134,34 +130,47 @@ def jax_jit(case: Case) -> Work:
         return jax.block_until_ready(program(*inputs[i % INPUT_SETS]))
 
     def verify(i: int, outputs: Any) -> None:
-        check(case, torch_inputs[i % INPUT_SETS], tuple(torch.tensor(jax.device_get(t)) for t in outputs))
+        got = tuple(torch.tensor(jax.device_get(t)) for t in outputs)
+        check(case, torch_inputs[i % INPUT_SETS], got, 1e-5)
 
     return Work(step, verify)
 
 
-PROVIDERS = [
-    Provider("eager", eager),
-    Provider("torch.compile", compiled),
-    Provider("jax.jit", jax_jit, requires=("jax",)),
-    Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),
-    Provider(OURS, ours, requires=("vae_fast",)),
-]
+def providers(likelihood: str) -> list[Provider]:
+    member = MEMBERS[likelihood]
+    # Compilation is the slowest of all: a quick run has it once.
+    compiles = not QUICK or likelihood == "bernoulli"
+    return [
+        Provider("eager", eager),
+        *([Provider("torch.compile", compiled)] if compiles else []),
+        *([Provider("jax.jit", jax_jit, requires=("jax",))] if member.jax else []),
+        *(
+            Provider(name, library(name), requires=(module,))
+            for name, (module, _) in member.libraries.items()
+        ),
+        Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),
+        Provider(OURS, ours, requires=("vae_fast",)),
+    ]
 
 
-def run(likelihood: str, batch: int, features: int) -> Comparison:
-    case = {"likelihood": likelihood, "batch": batch, "features": features}
+def run(likelihood: str) -> Comparison:
+    member = MEMBERS[likelihood]
+    shape = member.tiny if QUICK else member.shape
+    case = {"likelihood": likelihood, "shape": shape}
     # forward reads the parameters and the target; backward reads them again and writes each parameter's gradient
-    bytes_moved = 4 * batch * features * (3 * PARAMETERS[likelihood] + 2)
-    title = f"{likelihood} nll, forward + backward, {batch} x {features} float32"
-    return compare(title, case, PROVIDERS, bytes_moved=bytes_moved)
+    params, target, _ = make_inputs(case)[0]
+    bytes_moved = 2 * target.nbytes + 3 * sum(p.nbytes for p in params)
+    size = " x ".join(map(str, shape))
+    title = f"{likelihood} nll, forward + backward, {size} float32"
+    return compare(title, case, providers(likelihood), bytes_moved=bytes_moved, rounds=6)
 
 
 _done: list[Comparison] = []
 
 
-@pytest.mark.parametrize(("likelihood", "batch", "features"), CASES)
-def test_likelihood(likelihood: str, batch: int, features: int, benchmark: Any) -> None:
-    _done.append(run(likelihood, batch, features))
+@pytest.mark.parametrize("likelihood", MEMBERS)
+def test_likelihood(likelihood: str, benchmark: Any) -> None:
+    _done.append(run(likelihood))
     save("likelihood", _done)
     work = ours(_done[-1].case)
     benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
@@ -169,4 +178,4 @@ def test_likelihood(likelihood: str, batch: int, features: int, benchmark: Any) 
 
 
 if __name__ == "__main__":
-    print(save("likelihood", [run(*case) for case in CASES]))
+    print(save("likelihood", [run(name) for name in sys.argv[1:] or MEMBERS]))

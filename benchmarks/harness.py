@@ -13,13 +13,17 @@ timed steps. The ratio of two providers is the median over rounds of the quotien
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 from report import QUICK, Case, Comparison, Result, copy_bandwidth, describe_process
@@ -59,6 +63,9 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
         connection.send(describe_process())
         i = 3
         while (n := connection.recv()) is not None:
+            if n == 0:
+                connection.send(peak_bytes(lambda i=i: work.step(i)))
+                continue
             times = []
             for k in range(-max(1, n // 4), n):
                 start = time.perf_counter()
@@ -71,6 +78,44 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
             connection.send(times)
     except Exception:
         connection.send(traceback.format_exc())
+
+
+def peak_bytes(step: Callable[[], Any]) -> int | None:
+    """The most memory that a step holds at once, above what there is without it; None where the system cannot tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+
+    def read(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) << 10
+
+    gc.collect()
+    if "vae_fast" in sys.modules:  # which keeps memory of its own for results
+        from vae_fast.backends.native import cpu
+
+        cpu.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = read("VmRSS")
+    reset.write_text("5")  # the peak starts over
+    outputs = step()
+    del outputs
+    return read("VmHWM") - before
+
+
+def _try(title: str, case: Case, providers: list[Provider]) -> Comparison:
+    """Each provider once, in this process: does it still run, and is it right?"""
+    results = []
+    for provider in providers:
+        results.append(Result(provider.name))
+        if missing := provider.missing():
+            results[-1].skipped = f"{', '.join(missing)} not installed"
+            continue
+        work = provider.build(case)
+        start = time.perf_counter()
+        work.check(0, work.step(0))
+        results[-1].rounds.append([time.perf_counter() - start])
+    return Comparison(title, case, results)
 
 
 class _Worker:
@@ -98,6 +143,11 @@ class _Worker:
         times: list[float] = self._receive()
         return times
 
+    def peak_bytes(self) -> int | None:
+        self.connection.send(0)
+        peak: int | None = self._receive()
+        return peak
+
     def stop(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(None)
@@ -113,8 +163,14 @@ def compare(
     bytes_moved: int | None = None,
     rounds: int = 12,
     turn_seconds: float = 0.4,
+    memory: bool = False,
 ) -> Comparison:
-    """Run `case` with every provider, interleaved; print and return what was measured."""
+    """Run `case` with every provider, interleaved; print and return what was measured.
+
+    `memory`: also the peak of one step above its inputs, in a Linux process without a cache of freed memory.
+    """
+    if QUICK:
+        return _try(title, case, providers)
     results: list[Result] = []
     workers: list[_Worker] = []
     try:
@@ -124,16 +180,18 @@ def compare(
                 continue
             workers.append(_Worker(provider, case))
             results.append(workers[-1].result)
-        if not QUICK:
-            for worker in workers:
-                worker.steps = max(3, min(2000, round(turn_seconds / statistics.median(worker.turn()))))
-        for _ in range(1 if QUICK else rounds):
+        for worker in workers:
+            worker.steps = max(1, min(2000, round(turn_seconds / statistics.median(worker.turn()))))
+        for _ in range(rounds):
             for worker in workers:
                 worker.result.rounds.append(worker.turn())
+        if memory:
+            for worker in workers:
+                worker.result.peak_bytes = worker.peak_bytes()
     finally:
         for worker in workers:
             worker.stop()
-    bandwidth = copy_bandwidth(8 if QUICK else 256) if bytes_moved else None
+    bandwidth = copy_bandwidth(256) if bytes_moved else None
     comparison = Comparison(title, case, results, bytes_moved, bandwidth)
     print("\n" + comparison.table(), flush=True)
     return comparison

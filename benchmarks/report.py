@@ -31,6 +31,7 @@ class Result:
     rounds: list[list[float]] = field(default_factory=list)  # seconds of every timed step, by round
     process: dict[str, Any] = field(default_factory=dict)
     skipped: str | None = None
+    peak_bytes: int | None = None  # of one step, above its inputs
 
     @property
     def seconds(self) -> list[float]:
@@ -61,6 +62,7 @@ class Result:
             "median_s": self.median,
             "quartiles_s": self.quartiles,
             f"times_{base.provider}": self.times_slower_than(base),
+            "peak_bytes": self.peak_bytes,
             "process": self.process,
             "rounds_s": [[float(f"{t:.4g}") for t in times] for times in self.rounds],
         }
@@ -90,13 +92,17 @@ class Comparison:
 
     def table(self) -> str:
         head = f"{'provider':<20}{'median ms':>12}{'quartiles':>22}{'x ' + self.base.provider:>13}"
-        rows = [self.title, head + (f"{'% of copy':>12}" if self.copy_bandwidth else "")]
+        head += f"{'% of copy':>12}" if self.copy_bandwidth else ""
+        peaks = any(r.peak_bytes for r in self.timed)
+        rows = [self.title, head + (f"{'peak MB':>12}" if peaks else "")]
         for r in self.timed:
             low, high = (f"{1e3 * q:.3f}" for q in r.quartiles)
             row = f"{r.provider:<20}{1e3 * r.median:>12.3f}{low + ' - ' + high:>22}"
             row += f"{r.times_slower_than(self.base):>13.2f}"
             if self.copy_bandwidth and self.bytes_moved:
                 row += f"{100 * self.bytes_moved / r.median / self.copy_bandwidth:>12.0f}"
+            if peaks:
+                row += f"{r.peak_bytes / 1e6:>12.0f}" if r.peak_bytes else f"{'?':>12}"
             rows.append(row)
         rows += [f"{r.provider:<20}left out: {r.skipped}" for r in self.results if r.skipped]
         return "\n".join(rows)
