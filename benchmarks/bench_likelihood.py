@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,12 +77,9 @@ def compiled(case: Case) -> Work:
     return torch_work(case, torch.compile(member.eager), member.tolerance)
 
 
-def library(name: str) -> Callable[[Case], Work]:
-    def build(case: Case) -> Work:
-        member = MEMBERS[case["likelihood"]]
-        return torch_work(case, member.libraries[name][1](), member.tolerance)
-
-    return build
+def library(name: str, case: Case) -> Work:
+    member = MEMBERS[case["likelihood"]]
+    return torch_work(case, member.libraries[name][1](), member.tolerance)
 
 
 def from_vae_fast(case: Case, functions: Any) -> Work:
@@ -145,7 +142,7 @@ def providers(likelihood: str) -> list[Provider]:
         *([Provider("torch.compile", compiled)] if compiles else []),
         *([Provider("jax.jit", jax_jit, requires=("jax",))] if member.jax else []),
         *(
-            Provider(name, library(name), requires=(module,))
+            Provider(name, partial(library, name), requires=(module,))
             for name, (module, _) in member.libraries.items()
         ),
         Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import pickle
 import statistics
 import sys
 import time
@@ -111,7 +112,7 @@ def _try(title: str, case: Case, providers: list[Provider]) -> Comparison:
         if missing := provider.missing():
             results[-1].skipped = f"{', '.join(missing)} not installed"
             continue
-        work = provider.build(case)
+        work = pickle.loads(pickle.dumps(provider)).build(case)  # as it travels to a process of its own
         start = time.perf_counter()
         work.check(0, work.step(0))
         results[-1].rounds.append([time.perf_counter() - start])
