@@ -29,9 +29,50 @@ template <class F> VAE_FAST_FN Tanh<F> tanh(F x) {
   return {bit_cast<F>(bit_cast<u32_of<F>>(-e * half) | sign), (splat<F>(4.0f) * half) * fma(e, half, half)};
 }
 
-// The nll of a pixel under one component; with kGradient its derivatives by that component's parameters.
+// The mass p = exp(-fall)·factor that a logistic puts on a level (logistic.h), and the derivatives of -log p by mean and
+// log-scale. A sum over components needs p itself, so there is no logarithm in it, and one division.
+//
+// Inside, with m = |t - mean|/scale and h half a level's width, E = exp(-m), r = exp(-h):
+// p = exp(-m)·(1 - r²) / ((1 + E·r)·(E + r)). A level at an end has one edge at a distance z: p = σ(z).
+constexpr float kMaxLogScale = 10.0f;  // beyond, 1 - r² is 2h
+
+template <class F> struct LogisticMass {
+  F fall, factor, by_mean, by_log_scale;
+
+  template <bool kGradient> static VAE_FAST_FN LogisticMass of(F t, F mean, F log_scale) {
+    const F none = splat<F>(0.0f), one = splat<F>(1.0f), two = splat<F>(2.0f), least = splat<F>(kMinLogScale);
+    const auto first = t < splat<F>(-0.999f), last = t > splat<F>(0.999f);
+    const F inverse = exp_saturated(-maximum(least, log_scale));
+    const F centre = (t - mean) * inverse, distance = absolute(centre);
+    const F half = maximum(splat<F>(4.5399930e-5f / 255.0f), inverse * splat<F>(1.0f / 255.0f));  // exp(-kMaxLogScale)
+    const F below = expm1_nonpositive(-half), r = below + one, mass = -below * (below + two);
+    const F z = select(first, centre + half, half - centre);
+
+    const auto end = first | last, near = distance < half;
+    const F m = select(end, absolute(z), distance), E = exp_nonpositive(-m), part = select(near, mass * E, mass);
+    const F denominator = select(end, one + E, fma(E, r, one) * (E + r)), numerator = select(end, one, part);
+    const F excess = maximum(none, log_scale - splat<F>(kMaxLogScale));
+    LogisticMass p;
+    p.fall = select(end, maximum(none, -z), select(near, none, m) + excess);
+    if constexpr (!kGradient) {
+      p.factor = divide(numerator, denominator);
+    } else {
+      const F inverse_denominator = divide(one, denominator), share = E * inverse_denominator;
+      p.factor = numerator * inverse_denominator;
+      const F of_edge = select(z < none, one, E) * inverse_denominator;             // σ(-z)
+      const F outward = fma(-share, fma(r, r, fma(two * E, r, one)), one);          // by m: 1 where E is 0
+      const F widening = fma(-share, mass, one) + two * divide(r * r, mass);        // by -h
+      const F slope = inverse * select(end, of_edge, outward);
+      p.by_mean = select(first, slope, select(last | (centre > none), -slope, slope));
+      p.by_log_scale = select(log_scale < least, none, select(end, z * of_edge, fma(half, widening, -(m * outward))));
+    }
+    return p;
+  }
+};
+
+// A pixel under one component: p = exp(-fall)·factor; with kGradient the derivatives of -log p by the parameters.
 template <class F, int C> struct MixtureComponent {
-  F nll, by_mean[C], by_log_scale[C], by_coefficient[C];
+  F fall, factor, by_mean[C], by_log_scale[C], by_coefficient[C];
 };
 
 template <int C, bool kGradient, class F, class Load>
@@ -47,10 +88,13 @@ VAE_FAST_FN MixtureComponent<F, C> mixture_component(const F* t, const MixtureLa
     mean[2] = fma(coefficient[2].value, t[1], fma(coefficient[1].value, t[0], mean[2]));
   }
   for (int c = 0; c < C; ++c) {
-    const F log_scale = load(at.log_scale(c, k));
-    const LogisticBin<F> bin(t[c], mean[c], log_scale);
-    result.nll = c == 0 ? bin.nll() : result.nll + bin.nll();
-    if constexpr (kGradient) bin.gradient(log_scale, result.by_mean[c], result.by_log_scale[c]);
+    const LogisticMass<F> p = LogisticMass<F>::template of<kGradient>(t[c], mean[c], load(at.log_scale(c, k)));
+    result.fall = c == 0 ? p.fall : result.fall + p.fall;
+    result.factor = c == 0 ? p.factor : result.factor * p.factor;
+    if constexpr (kGradient) {
+      result.by_mean[c] = p.by_mean;
+      result.by_log_scale[c] = p.by_log_scale;
+    }
   }
   if constexpr (kGradient && C == 3) {
     result.by_coefficient[0] = result.by_mean[1] * t[0] * coefficient[0].slope;
@@ -65,8 +109,8 @@ template <class F> VAE_FAST_FN F weight_exp(F x) {
   return select(x < splat<F>(-80.0f), splat<F>(0.0f), exp_nonpositive(x));
 }
 
-// The sums over components that the nll is made of, and the weights that its derivatives are: log Σ exp(logits), and
-// log Σ exp(logits - nll of the component), one exponential a term. Logits are taken relative to the largest of them.
+// The sums over components that the nll is made of: Σ exp(logit), of logits relative to the largest one, and
+// Σ exp(logit)·p = exp(largest)·joint, kept in range with one exponential a term.
 template <class F> struct MixtureSums {
   F largest_logit, prior, largest, joint;
 
@@ -76,29 +120,29 @@ template <class F> struct MixtureSums {
     prior = joint = splat<F>(0.0f);
     largest = splat<F>(-0x1p127f);
   }
-  // Call for every component in turn; gives its joint log-likelihood.
-  VAE_FAST_FN F add(F logit, F component_nll) {
-    const F relative = logit - largest_logit, x = relative - component_nll, e = exp_nonpositive(-absolute(x - largest));
+  // Call for every component in turn.
+  VAE_FAST_FN void add(F logit, F fall, F factor) {
+    const F relative = logit - largest_logit, x = relative - fall, e = exp_nonpositive(-absolute(x - largest));
     const auto larger = x > largest;
-    const F one = splat<F>(1.0f);
     prior = prior + exp_nonpositive(relative);
-    joint = fma(joint, select(larger, e, one), select(larger, one, e));
+    joint = fma(select(larger, joint, factor), e, select(larger, factor, joint));
     largest = select(larger, x, largest);
-    return x;
   }
-  VAE_FAST_FN F log_joint() const { return largest + log(joint); }
-  VAE_FAST_FN F nll() const { return log(prior) - log_joint(); }
+  VAE_FAST_FN F nll() const { return log(prior) - (largest + log(joint)); }
 };
 
 // The probabilities of a component before and after the pixel was seen, from finished sums. The nll's derivative by the
-// component's logit is prior - posterior, by its other parameters posterior · (that of the component's own nll).
+// component's logit is prior - posterior, by its other parameters posterior times that of the component's own -log p.
 template <class F> struct MixtureWeights {
-  F largest_logit, inverse_prior, log_joint;
+  F largest_logit, largest, inverse_prior, inverse_joint;
 
   VAE_FAST_FN explicit MixtureWeights(const MixtureSums<F>& sums)
-      : largest_logit(sums.largest_logit), inverse_prior(divide(splat<F>(1.0f), sums.prior)), log_joint(sums.log_joint()) {}
+      : largest_logit(sums.largest_logit), largest(sums.largest), inverse_prior(divide(splat<F>(1.0f), sums.prior)),
+        inverse_joint(divide(splat<F>(1.0f), sums.joint)) {}
   VAE_FAST_FN F prior(F logit) const { return weight_exp(logit - largest_logit) * inverse_prior; }
-  VAE_FAST_FN F posterior(F joint) const { return weight_exp(joint - log_joint); }
+  VAE_FAST_FN F posterior(F logit, F fall, F factor) const {
+    return weight_exp((logit - largest_logit) - fall - largest) * (factor * inverse_joint);
+  }
 };
 
 // Gives store(p, value) the derivatives by the parameters of one component.
@@ -113,13 +157,17 @@ VAE_FAST_FN void mixture_store(const MixtureLayout<C>& at, int k, F prior, F pos
   }
 }
 
-// -log p of a pixel.
 template <int C, class F, class Load> VAE_FAST_FN MixtureSums<F> mixture_sums(const F* t, int components, Load load) {
   const MixtureLayout<C> at{components};
   MixtureSums<F> sums(components, load);
-  for (int k = 0; k < components; ++k) sums.add(load(at.logit(k)), mixture_component<C, false>(t, at, k, load).nll);
+  for (int k = 0; k < components; ++k) {
+    const MixtureComponent<F, C> component = mixture_component<C, false>(t, at, k, load);
+    sums.add(load(at.logit(k)), component.fall, component.factor);
+  }
   return sums;
 }
+
+// -log p of a pixel.
 template <int C, class F, class Load> VAE_FAST_FN F mixture_nll(const F* t, int components, Load load) {
   return mixture_sums<C>(t, components, load).nll();
 }
@@ -132,8 +180,8 @@ VAE_FAST_FN void mixture_gradient(const F* t, int components, Load load, Store s
   const MixtureWeights<F> weights(mixture_sums<C>(t, components, load));
   for (int k = 0; k < components; ++k) {
     const MixtureComponent<F, C> component = mixture_component<C, true>(t, at, k, load);
-    const F logit = load(at.logit(k)), joint = (logit - weights.largest_logit) - component.nll;
-    mixture_store<C>(at, k, weights.prior(logit), weights.posterior(joint), component, store);
+    const F logit = load(at.logit(k)), posterior = weights.posterior(logit, component.fall, component.factor);
+    mixture_store<C>(at, k, weights.prior(logit), posterior, component, store);
   }
 }
 

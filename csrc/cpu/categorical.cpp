@@ -161,11 +161,11 @@ void forward_across(const CategoricalForward& a, std::int64_t sample, std::int64
   for_each_vector(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
     const vf32 m = load<vf32>(largest.data + i), e = load<vf32>(exponentials.data + i), t = load<vf32>(total.data + i);
     const vf32 log_sum = log1p(e - splat<vf32>(1.0f), e).value;
-    const vf32 nll = fma(t, log_sum, -load<vf32>(products.data + i));
-    store_partial(a.nll + at + i, kCounts ? nll : select(t == vf32{}, vf32{}, nll), count);
+    const auto nothing = t == vf32{};  // was counted
+    store_partial(a.nll + at + i, select(nothing, vf32{}, fma(t, log_sum, -load<vf32>(products.data + i))), count);
     const vf32 lse = m + log_sum, rounded = lse - m, lost = (m - (lse - rounded)) + (log_sum - rounded);
     store_partial(a.lse + at + i, lse, count);
-    store_partial(a.total + at + i, t * exp(-lost), count);  // as in finish()
+    store_partial(a.total + at + i, select(nothing, vf32{}, t * exp(-lost)), count);  // as in finish()
   });
 }
 

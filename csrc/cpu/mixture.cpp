@@ -11,38 +11,75 @@ VAE_FAST_NAMESPACE_BEGIN
 
 namespace {
 
-// All parameters of `count` pixels: parameter p of pixel i at data[p·stride + i], in the tensor itself where pixels are
-// adjacent float32 there, else in a copy.
+typedef float quad __attribute__((vector_size(16)));
+
+// out[column·out_stride + row] = in[row·in_stride + column]
+void transpose(const float* in, std::int64_t in_stride, std::int64_t rows, std::int64_t columns, float* out,
+               std::int64_t out_stride) {
+  const std::int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (std::int64_t r = 0; r < whole_rows; r += 4)
+    for (std::int64_t c = 0; c < whole_columns; c += 4) {
+      const float* from = in + r * in_stride + c;
+      float* to = out + c * out_stride + r;
+      const quad w = load<quad>(from), x = load<quad>(from + in_stride);
+      const quad y = load<quad>(from + 2 * in_stride), z = load<quad>(from + 3 * in_stride);
+      const quad a = {w[0], x[0], w[1], x[1]}, b = {y[0], z[0], y[1], z[1]};
+      const quad d = {w[2], x[2], w[3], x[3]}, e = {y[2], z[2], y[3], z[3]};
+      store(to, quad{a[0], a[1], b[0], b[1]});
+      store(to + out_stride, quad{a[2], a[3], b[2], b[3]});
+      store(to + 2 * out_stride, quad{d[0], d[1], e[0], e[1]});
+      store(to + 3 * out_stride, quad{d[2], d[3], e[2], e[3]});
+    }
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+}
+
+// All parameters of some pixels, parameter p of pixel i at data[p·kMixtureBlock + i]. Always a copy: where pixels are
+// adjacent in memory the parameters are often a power of two apart, and fight for the same few lines of the cache.
 class Planes {
+  const View3& tensor_;
+  const std::int64_t parameters_, pixels_;
+  const std::unique_ptr<float[]> storage_;
+  float* const rows_;  // the same, pixel by pixel
+
  public:
+  float* const data;
+
   Planes(const View3& tensor, std::int64_t parameters, std::int64_t pixels)
-      : tensor_(tensor), parameters_(parameters), pixels_(pixels),
-        in_place_(tensor.dtype == DType::float32 && tensor.stride[2] == 1) {
-    if (!in_place_) copy_.reset(new float[parameters * kMixtureBlock]);
-  }
+      : tensor_(tensor), parameters_(parameters), pixels_(pixels), storage_(new float[2 * parameters * kMixtureBlock]),
+        rows_(storage_.get() + parameters * kMixtureBlock), data(storage_.get()) {}
+
   void read(std::int64_t sample, std::int64_t pixel, std::int64_t count) {
-    at(sample, pixel);
-    const View view = along_last(tensor_, sample, pixels_);
-    for (std::int64_t p = 0; !in_place_ && p < parameters_; ++p) copy_in(view, Block{p, 1, pixel, count}, data + p * stride);
-  }
-  void at(std::int64_t sample, std::int64_t pixel) {
-    data = in_place_ ? reinterpret_cast<float*>(tensor_.data) + sample * tensor_.stride[0] + pixel : copy_.get();
-    stride = in_place_ ? tensor_.stride[1] : kMixtureBlock;
+    if (tensor_.stride[1] != 1) {
+      const View view = along_last(tensor_, sample, pixels_);
+      for (std::int64_t p = 0; p < parameters_; ++p) copy_in(view, Block{p, 1, pixel, count}, data + p * kMixtureBlock);
+    } else if (float* const memory = floats(sample, pixel)) {
+      transpose(memory, tensor_.stride[2], count, parameters_, data, kMixtureBlock);
+    } else {
+      const View view = along_middle(tensor_, sample, parameters_);
+      for (std::int64_t i = 0; i < count; ++i) copy_in(view, Block{pixel + i, 1, 0, parameters_}, rows_ + i * parameters_);
+      transpose(rows_, parameters_, count, parameters_, data, kMixtureBlock);
+    }
   }
   void write(std::int64_t sample, std::int64_t pixel, std::int64_t count) const {
-    const View view = along_last(tensor_, sample, pixels_);
-    for (std::int64_t p = 0; !in_place_ && p < parameters_; ++p)
-      VAE_FAST_ISA::write(view, Block{p, 1, pixel, count}, data + p * stride);
+    if (tensor_.stride[1] != 1) {
+      const View view = along_last(tensor_, sample, pixels_);
+      for (std::int64_t p = 0; p < parameters_; ++p) copy_out(view, Block{p, 1, pixel, count}, data + p * kMixtureBlock);
+    } else if (float* const memory = floats(sample, pixel)) {
+      transpose(data, kMixtureBlock, parameters_, count, memory, tensor_.stride[2]);
+    } else {
+      const View view = along_middle(tensor_, sample, parameters_);
+      transpose(data, kMixtureBlock, parameters_, count, rows_, parameters_);
+      for (std::int64_t i = 0; i < count; ++i) copy_out(view, Block{pixel + i, 1, 0, parameters_}, rows_ + i * parameters_);
+    }
   }
 
-  float* data = nullptr;
-  std::int64_t stride = 0;
-
  private:
-  const View3& tensor_;
-  std::int64_t parameters_, pixels_;
-  bool in_place_;
-  std::unique_ptr<float[]> copy_;
+  // The parameters of a pixel, if they are float32.
+  float* floats(std::int64_t sample, std::int64_t pixel) const {
+    if (tensor_.dtype != DType::float32) return nullptr;
+    return reinterpret_cast<float*>(tensor_.data) + sample * tensor_.stride[0] + pixel * tensor_.stride[2];
+  }
 };
 
 // What both passes read of a block of pixels.
@@ -62,8 +99,8 @@ template <int C, class Args> class Pixels {
       t[c] = x + x - splat<vf32>(1.0f);
     }
   }
-  VAE_FAST_FN vf32 parameter(int p, std::int64_t i, int count) const {
-    return load_partial(parameters_.data + p * parameters_.stride + i, count);
+  VAE_FAST_FN vf32 parameter(int p, std::int64_t i) const {
+    return load<vf32>(parameters_.data + p * kMixtureBlock + i);
   }
   // 0 where a pixel is left out.
   VAE_FAST_FN vf32 masked(std::int64_t i, int count, vf32 value) const {
@@ -94,7 +131,7 @@ template <int C> void forward(const MixtureForward& a, const Task& task) {
     for_each_vector(n, [&](std::int64_t i, int count) {
       vf32 t[C];
       pixels.levels(i, count, t);
-      const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i, count); };
+      const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
       store(terms.data + i, pixels.masked(i, count, mixture_nll<C>(t, static_cast<int>(a.components), load)));
     });
     total += sum(terms.data, n);
@@ -106,32 +143,31 @@ template <int C> void forward(const MixtureForward& a, const Task& task) {
 }
 
 template <int C> void backward(const MixtureBackward& a, const Task& task) {
-  struct Kept { MixtureComponent<vf32, C> component; vf32 joint; };
   const int components = static_cast<int>(a.components);
   const MixtureLayout<C> at{components};
   Pixels<C, MixtureBackward> pixels(a);
   Planes gradients(a.grad_parameters, MixtureLayout<C>::per_component * a.components, a.pixels);
-  const std::unique_ptr<Kept[]> kept(new Kept[components]);
+  const std::unique_ptr<MixtureComponent<vf32, C>[]> kept(new MixtureComponent<vf32, C>[components]);
   for_each_piece(task, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
     const vf32 scale = splat<vf32>(a.grad_nll[sample * a.grad_nll_stride]);
     pixels.read(sample, pixel, n);
-    gradients.at(sample, pixel);
     for_each_vector(n, [&](std::int64_t i, int count) {
       vf32 t[C];
       pixels.levels(i, count, t);
-      const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i, count); };
+      const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
       const auto put = [&](int p, vf32 value) VAE_FAST_LAMBDA {
-        store_partial(gradients.data + p * gradients.stride + i, pixels.masked(i, count, value), count);
+        store(gradients.data + p * kMixtureBlock + i, pixels.masked(i, count, value));
       };
       MixtureSums<vf32> sums(components, load);
       for (int k = 0; k < components; ++k) {
-        kept[k].component = mixture_component<C, true>(t, at, k, load);
-        kept[k].joint = sums.add(load(at.logit(k)), kept[k].component.nll);
+        kept[k] = mixture_component<C, true>(t, at, k, load);
+        sums.add(load(at.logit(k)), kept[k].fall, kept[k].factor);
       }
       const MixtureWeights<vf32> weights(sums);
-      for (int k = 0; k < components; ++k)
-        mixture_store<C>(at, k, scale * weights.prior(load(at.logit(k))), scale * weights.posterior(kept[k].joint),
-                         kept[k].component, put);
+      for (int k = 0; k < components; ++k) {
+        const vf32 logit = load(at.logit(k)), posterior = weights.posterior(logit, kept[k].fall, kept[k].factor);
+        mixture_store<C>(at, k, scale * weights.prior(logit), scale * posterior, kept[k], put);
+      }
     });
     gradients.write(sample, pixel, n);
   });

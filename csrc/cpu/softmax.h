@@ -57,7 +57,7 @@ inline void finish(const CategoricalForward& a, std::int64_t sample, std::int64_
   a.nll[at] = ignored ? 0.0f : static_cast<float>(sums.total * log_sum - sums.weighted);
   a.lse[at] = static_cast<float>(lse);
   // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
-  a.total[at] = static_cast<float>(sums.total * std::exp(a.lse[at] - lse));
+  a.total[at] = ignored ? 0.0f : static_cast<float>(sums.total * std::exp(a.lse[at] - lse));
 }
 
 VAE_FAST_NAMESPACE_END

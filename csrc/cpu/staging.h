@@ -84,13 +84,8 @@ inline const float* read(const View& view, const Block& block, Buffer& buffer) {
   return buffer.data;
 }
 
-// Where to put the block's results, and their way from there into the tensor.
-inline float* destination(const View& view, const Block& block, Buffer& buffer) {
-  return in_place(view, block) ? reinterpret_cast<float*>(view.data) + block.row * view.row_stride + block.column
-                               : buffer.data;
-}
-inline void write(const View& view, const Block& block, const float* from) {
-  if (in_place(view, block)) return;
+// A dense block of float32 into the tensor.
+inline void copy_out(const View& view, const Block& block, const float* from) {
   for_each_run(view, block, [&](std::int64_t offset, std::int64_t stride, std::int64_t count, std::int64_t in) {
     switch (view.dtype) {
       case DType::bfloat16: return scatter(from + in, count, reinterpret_cast<bfloat16*>(view.data) + offset, stride);
@@ -98,6 +93,15 @@ inline void write(const View& view, const Block& block, const float* from) {
       default: return scatter(from + in, count, reinterpret_cast<float*>(view.data) + offset, stride);
     }
   });
+}
+
+// Where to put the block's results, and their way from there into the tensor.
+inline float* destination(const View& view, const Block& block, Buffer& buffer) {
+  return in_place(view, block) ? reinterpret_cast<float*>(view.data) + block.row * view.row_stride + block.column
+                               : buffer.data;
+}
+inline void write(const View& view, const Block& block, const float* from) {
+  if (!in_place(view, block)) copy_out(view, block, from);
 }
 
 VAE_FAST_NAMESPACE_END
