@@ -122,6 +122,24 @@ def categorical(target: Tensor, logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.transpose(1, -1), target, reduction="none").sum(-1)
 
 
+def normal_distribution() -> Expression:
+    return lambda target, mean, logvar: (
+        -torch.distributions.Normal(mean, torch.exp(0.5 * logvar)).log_prob(target).sum(-1)
+    )
+
+
+def gaussian_nll_loss() -> Expression:
+    return lambda target, mean, logvar: F.gaussian_nll_loss(
+        mean, target, logvar.exp(), full=True, eps=0, reduction="none"
+    ).sum(-1)
+
+
+def laplace_distribution() -> Expression:
+    return lambda target, location, log_scale: (
+        -torch.distributions.Laplace(location, log_scale.exp()).log_prob(target).sum(-1)
+    )
+
+
 def scvi(name: str) -> Callable[[], Expression]:
     def load() -> Expression:
         from scvi.distributions import _negative_binomial
@@ -178,8 +196,24 @@ def mixture(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor,
 MEMBERS = {
     "bernoulli": Member((16384, 784), (32, 24), grey(normal), bernoulli, jax=True),
     "continuous_bernoulli": Member((4096, 784), (32, 24), grey(normal), continuous_bernoulli, tolerance=1e-2),
-    "gaussian": Member((4096, 784), (32, 24), grey(normal, normal), gaussian, jax=True),
-    "laplace": Member((4096, 784), (32, 24), grey(normal, normal), laplace),
+    "gaussian": Member(
+        (4096, 784),
+        (32, 24),
+        grey(normal, normal),
+        gaussian,
+        {
+            "torch.distributions": ("torch", normal_distribution),
+            "F.gaussian_nll_loss": ("torch", gaussian_nll_loss),
+        },
+        jax=True,
+    ),
+    "laplace": Member(
+        (4096, 784),
+        (32, 24),
+        grey(normal, normal),
+        laplace,
+        {"torch.distributions": ("torch", laplace_distribution)},
+    ),
     "discretized_logistic": Member(
         (4096, 784), (32, 24), grey(normal, log_scale), discretized_logistic, tolerance=1e-2
     ),

@@ -2,156 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_accurate
+from linear_heads import (
+    BATCH,
+    CASES,
+    COUNTS,
+    FEATURES,
+    GREY,
+    WORDS,
+    fused,
+    halves,
+    layer,
+    nb,
+    normal,
+    share,
+    uniform,
+)
 from torch import Tensor
 
 import vae_fast
 from vae_fast import backends, reference
 from vae_fast.ops import chunks
 
-BATCH, HIDDEN, FEATURES = 11, 3, 6
-
 
 @pytest.fixture(autouse=True)
 def four_rows_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """11 rows in chunks of 4, 4 and 3 where the layer has one output per feature; fewer where it has more."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * FEATURES * 4)
-
-
-def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def uniform(*shape: int, seed: int = 7) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-GREY = uniform(BATCH, FEATURES)
-COUNTS = torch.poisson(4 * uniform(BATCH, FEATURES), generator=torch.Generator().manual_seed(8))
-THETA, LIBRARY = uniform(FEATURES, seed=9) + 0.5, 30 * uniform(BATCH, seed=10) + 1
-WORDS = torch.tensor([[0, 3], [5, -100]]).repeat(6, 1)[:BATCH]
-
-# What each head computes from the layer's outputs o, target x, and what is given besides; written out.
-Case = tuple[str, int, Tensor, dict[str, Tensor], Callable[..., Tensor]]
-
-
-def halves(o: Tensor) -> tuple[Tensor, ...]:
-    return o[:, :FEATURES], o[:, FEATURES : 2 * FEATURES], o[:, 2 * FEATURES :]
-
-
-def share(o: Tensor, library: Tensor) -> Tensor:
-    return library[:, None] * torch.softmax(o[:, :FEATURES], -1)
-
-
-def both(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Of the two halves of the outputs."""
-    return lambda o, x: function(halves(o)[0], x, halves(o)[1])
-
-
-nb, zinb = reference.negative_binomial_nll, reference.zero_inflated_negative_binomial_nll
-CASES: dict[str, Case] = {
-    "bernoulli": ("bernoulli", 1, GREY, {}, reference.bernoulli_nll),
-    "continuous bernoulli": ("continuous_bernoulli", 1, GREY, {}, reference.continuous_bernoulli_nll),
-    "gaussian": ("gaussian", 1, GREY, {}, reference.gaussian_nll),
-    "gaussian, scalar": ("gaussian", 1, GREY, {"logvar": normal(1)[0]}, reference.gaussian_nll),
-    "gaussian, by feature": ("gaussian", 1, GREY, {"logvar": normal(FEATURES)}, reference.gaussian_nll),
-    "gaussian, by sample": ("gaussian", 1, GREY, {"logvar": normal(BATCH, 1)}, reference.gaussian_nll),
-    "gaussian, by element": (
-        "gaussian",
-        1,
-        GREY,
-        {"logvar": normal(BATCH, FEATURES)},
-        reference.gaussian_nll,
-    ),
-    "gaussian, two heads": ("gaussian", 2, GREY, {}, both(reference.gaussian_nll)),
-    "laplace": ("laplace", 1, GREY, {"log_scale": normal(FEATURES)}, reference.laplace_nll),
-    "laplace, two heads": ("laplace", 2, GREY, {}, both(reference.laplace_nll)),
-    "logistic": (
-        "discretized_logistic",
-        1,
-        GREY,
-        {"log_scale": normal(1, FEATURES)},
-        reference.discretized_logistic_nll,
-    ),
-    "logistic, two heads": (
-        "discretized_logistic",
-        2,
-        GREY,
-        {},
-        both(reference.discretized_logistic_nll),
-    ),
-    "poisson": ("poisson", 1, COUNTS, {}, lambda o, x: reference.poisson_nll(o.exp(), x)),
-    "poisson, library": (
-        "poisson",
-        1,
-        COUNTS,
-        {"library": LIBRARY},
-        lambda o, x, library: reference.poisson_nll(share(o, library), x),
-    ),
-    "nb": ("negative_binomial", 1, COUNTS, {"theta": THETA}, lambda o, x, theta: nb(o.exp(), x, theta)),
-    "nb, two heads": (
-        "negative_binomial",
-        2,
-        COUNTS,
-        {},
-        lambda o, x: nb(halves(o)[0].exp(), x, halves(o)[1].exp()),
-    ),
-    "nb, library": (
-        "negative_binomial",
-        1,
-        COUNTS,
-        {"theta": THETA, "library": LIBRARY},
-        lambda o, x, theta, library: nb(share(o, library), x, theta),
-    ),
-    "nb, two heads, library": (
-        "negative_binomial",
-        2,
-        COUNTS,
-        {"library": LIBRARY},
-        lambda o, x, library: nb(share(o, library), x, halves(o)[1].exp()),
-    ),
-    "zinb": (
-        "zero_inflated_negative_binomial",
-        2,
-        COUNTS,
-        {"theta": THETA},
-        lambda o, x, theta: zinb(halves(o)[0].exp(), x, theta, halves(o)[1]),
-    ),
-    "zinb, three heads, library": (
-        "zero_inflated_negative_binomial",
-        3,
-        COUNTS,
-        {"library": LIBRARY},
-        lambda o, x, library: zinb(share(o, library), x, halves(o)[1].exp(), halves(o)[2]),
-    ),
-    "multinomial": ("multinomial", 1, COUNTS, {}, reference.multinomial_nll),
-    "categorical": ("categorical", 1, WORDS, {}, reference.categorical_nll),
-}
-
-
-def layer(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """hidden, weight, bias"""
-    _, heads, target, _, _ = case
-    hidden = normal(*target.shape[: 2 if target is WORDS else 1], HIDDEN, seed=1)
-    tensors = (
-        hidden,
-        normal(heads * FEATURES, HIDDEN, seed=2, scale=0.4),
-        normal(heads * FEATURES, seed=3, scale=0.3),
-    )
-    return [t.to(dtype).requires_grad_() for t in tensors]
-
-
-def fused(case: Case, tensors: list[Tensor], given: dict[str, Tensor], **options: Any) -> Tensor:
-    hidden, weight, bias = tensors
-    function = getattr(vae_fast, f"linear_{case[0]}_nll")
-    return function(hidden, weight, bias, case[2], **given, **options)
 
 
 def upstream(nll: Tensor, even: bool) -> Tensor:
@@ -434,46 +316,3 @@ def test_a_target_that_learns() -> None:
     target = GREY.clone().requires_grad_()
     vae_fast.linear_gaussian_nll(hidden, weight, bias, target).sum().backward()
     torch.testing.assert_close(target.grad, target.detach() - F.linear(hidden, weight, bias).detach())
-
-
-def test_reference_has_the_same_functions() -> None:
-    names = [n for n in vae_fast.__all__ if n.startswith("linear_")]
-    assert len(names) == 10
-    for name in names:
-        ours, theirs = (inspect.signature(getattr(m, name)) for m in (vae_fast, reference))
-        assert list(ours.parameters) == list(theirs.parameters)
-
-
-H, W, B = normal(4, 3), normal(6, 3), normal(6)
-X = uniform(4, 6)
-ERRORS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("bernoulli", {"hidden": H[0]}, ValueError, r"hidden has shape \(3,\)"),
-    ("bernoulli", {"hidden": H[None]}, ValueError, r"hidden has shape \(1, 4, 3\), it takes \(batch, H\)"),
-    ("bernoulli", {"hidden": H.long()}, TypeError, "hidden has dtype torch.int64"),
-    ("bernoulli", {"weight": W.t()}, ValueError, r"weight has shape \(3, 6\), it takes \(outputs, H\) with H = 3"),
-    ("bernoulli", {"weight": W.double()}, TypeError, "weight has dtype torch.float64, hidden has torch.float32"),
-    ("bernoulli", {"weight": W[:5], "bias": None}, ValueError, "6 elements per sample it takes 6 rows"),
-    ("bernoulli", {"bias": B[:5]}, ValueError, r"bias has shape \(5,\)"),
-    ("bernoulli", {"target": X[:3]}, ValueError, r"target has shape \(3, 6\), hidden has \(4, 3\)"),
-    ("bernoulli", {"target": X[:, :0]}, ValueError, "at least one element per sample"),
-    ("bernoulli", {"target": X.to(torch.complex64)}, TypeError, "target has dtype torch.complex64"),
-    ("bernoulli", {"mask": X}, TypeError, "mask has dtype torch.float32"),
-    ("bernoulli", {"mask": X[:, :5] > 0}, ValueError, r"mask has shape \(4, 5\)"),
-    ("bernoulli", {"sample_weight": X}, ValueError, r"sample_weight has shape \(4, 6\), it takes \(batch,\) = \(4,\)"),
-    ("gaussian", {"target": X[:, :3], "logvar": 0.0}, ValueError, "logvar is given, but weight has rows for it"),
-    ("gaussian", {"logvar": B[:5]}, ValueError, r"logvar has shape \(5,\)"),
-    ("discretized_logistic", {}, TypeError, "log_scale is NoneType"),
-    ("negative_binomial", {}, TypeError, "theta is NoneType"),
-    ("poisson", {"library": X}, ValueError, r"library has shape \(4, 6\)"),
-    ("zero_inflated_negative_binomial", {"theta": 1.0}, ValueError, "takes 12 or 18 rows"),
-    ("categorical", {"target": X[:, 0]}, TypeError, "it takes class numbers"),
-    ("categorical", {"target": X.long()}, ValueError, r"target has shape \(4, 6\), hidden and weight ask for \(4,\)"),
-    ("multinomial", {"target": X[:, :5]}, ValueError, r"ask for \(4, 6\)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("member", "wrong", "error", "message"), ERRORS)
-def test_errors(member: str, wrong: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments = {"hidden": H, "weight": W, "bias": B, "target": X} | wrong
-    with pytest.raises(error, match=message):
-        getattr(vae_fast, f"linear_{member}_nll")(**arguments)
