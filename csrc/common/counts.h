@@ -46,12 +46,19 @@ struct NegativeBinomial {
     const F of_zero = -(t.theta * t.log.value);
     if (!any<F>(positive)) return of_zero;
     const F x = select(positive, count, splat<F>(1.0f));  // see log_factorial_minus
-    const F by_mean = t.mean * log1p(divide(x - t.mean, t.mean), divide(x, t.mean)).deviance;
-    const F by_total = t.total * t.log.deviance;
+    // x·log(x / mean) - (theta + x)·log((theta + x) / total): as a difference of deviances, exact where x is near the mean,
+    // or with what is large cancelled, x·log(1 + theta·(x - mean) / (mean·(theta + x))) - theta·log(1 + u).
+    const F apart = x - t.mean, sum = t.theta + x;
+    const auto far = absolute(apart) > t.theta;
+    const F scale = divide(splat<F>(1.0f), select(far, t.mean * sum, t.mean));
+    const Log1p<F> log_x =
+        log1p(select(far, t.theta * apart, apart) * scale, select(far, x * t.total, x) * scale);
+    const F near_mean = t.mean * log_x.deviance - t.total * t.log.deviance;
+    const F deviance = select(far, x * log_x.value - t.theta * t.log.value, near_mean);
     // log x! and what is left of the gamma functions of theta
-    const F sum = t.theta + x, half_log = splat<F>(0.5f) * log(splat<F>(2.0f * kPi) * (x * divide(sum, t.theta)));
+    const F half_log = splat<F>(0.5f) * log(splat<F>(2.0f * kPi) * (x * divide(sum, t.theta)));
     const F rest = half_log + (stirling(x) + (stirling(t.theta) - stirling(sum)));
-    return select(positive, (by_mean - by_total) + rest, of_zero);
+    return select(positive, deviance + rest, of_zero);
   }
   template <class F> static VAE_FAST_FN F nll(const F* p, F x) { return nll(terms(p, x), x); }
 
