@@ -48,7 +48,8 @@ template <class F> struct LogisticMass {
     const F below = expm1_nonpositive(-half), r = below + one, mass = -below * (below + two);
     const F z = select(first, centre + half, half - centre);
 
-    const auto end = first | last, near = distance < half;
+    const auto end = first | last;  // an int of bools, so not the type of the next
+    const auto near = distance < half;
     const F m = select(end, absolute(z), distance), E = exp_nonpositive(-m), part = select(near, mass * E, mass);
     const F denominator = select(end, one + E, fma(E, r, one) * (E + r)), numerator = select(end, one, part);
     const F excess = maximum(none, log_scale - splat<F>(kMaxLogScale));
