@@ -68,7 +68,7 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
         shared = F32 if summed != tuple(shape) else dtype
         return (
             poisoned(shape, dtype, layout),
-            *(poisoned(summed, shared, layout if shared is dtype else "dense") for _ in params[1:]),
+            *(poisoned(summed, shared, layout if summed == tuple(shape) else "dense") for _ in params[1:]),
         )
 
     grads = gradients()
