@@ -5,11 +5,13 @@
 #include "../common/philox.h"
 #include "kernels.h"
 #include "staging.h"
+#include "twice.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
 constexpr int kCounters = kLanes / 2;  // Philox keeps a 32-bit word in every 64-bit lane: its multiply widens in place
-constexpr int kStreams = 2;            // independent counters in flight hide the multiply's latency
+// Independent counters in flight hide the multiply's latency; 4 vectors each, as many as the registers hold.
+constexpr int kStreams = kLanes < 16 ? 3 : 4;
 constexpr int kStep = kCounters * kStreams;
 constexpr int kSlack = 4 * kStep;      // normals written beyond the wanted ones
 
@@ -57,19 +59,18 @@ VAE_FAST_FN Step philox(const Spread& state, const std::uint64_t* group, const s
 // What becomes of the words w0 and w1, or w2 and w3, of a counter.
 struct Normals {
   static VAE_FAST_FN RngState stream(const RngState& state) { return state; }
-  static VAE_FAST_FN NormalPair<vf32> pair(vu32 w0, vu32 w1) { return box_muller<vf32>(w0, w1); }
+  template <class F> static VAE_FAST_FN NormalPair<F> pair(u32_of<F> w0, u32_of<F> w1) { return box_muller<F>(w0, w1); }
 };
 struct Uniforms {
   static VAE_FAST_FN RngState stream(const RngState& state) { return state.for_target(); }
-  static VAE_FAST_FN NormalPair<vf32> pair(vu32 w0, vu32 w1) { return {uniform<vf32>(w0), uniform<vf32>(w1)}; }
+  template <class F> static VAE_FAST_FN NormalPair<F> pair(u32_of<F> w0, u32_of<F> w1) { return {uniform<F>(w0), uniform<F>(w1)}; }
 };
 
 // out[4i..4i+3] = the four numbers of counter (group[i], row[i]), in whole steps. halves_to_even_odd and the two
-// interleaves keep the order with three instructions a vector. Words first, normals after: each loop alone is short
-// enough for several of its iterations to be in flight at once, which their long dependency chains need.
+// interleaves keep the order with three instructions a vector. Words first, normals after, two vectors at once: their
+// long chains of dependent instructions need others in flight beside them.
 template <class Kind>
-inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row,
-                         std::int64_t count, float* out) {
+inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row, std::int64_t count, float* out) {
   const Spread spread(Kind::stream(state));
   for (std::int64_t i = 0; i < count; i += kStep) {
     const Step c = philox(spread, group + i, row + i);
@@ -79,10 +80,13 @@ inline void fill(const RngState& state, const std::uint64_t* group, const std::u
       store(to + kLanes, pair_low_halves(c.c1[s], c.c3[s]));
     }
   }
-  for (float *to = out, *end = out + 4 * count; to < end; to += 2 * kLanes) {
-    const NormalPair<vf32> n = Kind::pair(load<vu32>(to), load<vu32>(to + kLanes));
-    store(to, interleave_low(n.first, n.second));
-    store(to + kLanes, interleave_high(n.first, n.second));
+  for (float *to = out, *end = out + 4 * count; to < end; to += 4 * kLanes) {
+    const auto words = [&](int v) VAE_FAST_LAMBDA { return load<vu32>(to + v * kLanes); };
+    const auto n = Kind::template pair<Twice<vf32>>({words(0), words(2)}, {words(1), words(3)});
+    store(to, interleave_low(n.first.a, n.second.a));
+    store(to + kLanes, interleave_high(n.first.a, n.second.a));
+    store(to + 2 * kLanes, interleave_low(n.first.b, n.second.b));
+    store(to + 3 * kLanes, interleave_high(n.first.b, n.second.b));
   }
 }
 

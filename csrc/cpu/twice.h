@@ -1,0 +1,38 @@
+// Two vectors as one F: what is computed of one waits for its own result before, the other's instructions fill the wait.
+// For math whose chain of dependent instructions is longer than a processor looks ahead.
+#pragma once
+
+#include "simd.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+template <class V> struct Twice { V a, b; };
+
+#define VAE_FAST_TWICE(op)                                                                                        \
+  template <class V> VAE_FAST_FN auto operator op(Twice<V> x, Twice<V> y) -> Twice<decltype(x.a op y.a)> {        \
+    return {x.a op y.a, x.b op y.b};                                                                              \
+  }                                                                                                               \
+  template <class V, class S> VAE_FAST_FN auto operator op(Twice<V> x, S y) -> Twice<decltype(x.a op y)> {        \
+    return {x.a op y, x.b op y};                                                                                  \
+  }
+VAE_FAST_TWICE(+) VAE_FAST_TWICE(-) VAE_FAST_TWICE(*) VAE_FAST_TWICE(<) VAE_FAST_TWICE(&) VAE_FAST_TWICE(|)
+VAE_FAST_TWICE(^) VAE_FAST_TWICE(>>)
+#undef VAE_FAST_TWICE
+template <class V> VAE_FAST_FN Twice<V> operator-(Twice<V> x) { return {-x.a, -x.b}; }
+template <class T> VAE_FAST_FN Twice<T> select(Twice<vi32> mask, Twice<T> x, Twice<T> y) {
+  return {select(mask.a, x.a, y.a), select(mask.b, x.b, y.b)};
+}
+
+template <> struct Lanes<Twice<vf32>> {
+  using F = Twice<vf32>;
+  using L = Lanes<vf32>;
+  using u32 = Twice<vu32>;
+  using i32 = Twice<vi32>;
+
+  static VAE_FAST_FN F splat(float x) { return {L::splat(x), L::splat(x)}; }
+  static VAE_FAST_FN F to_float(i32 i) { return {L::to_float(i.a), L::to_float(i.b)}; }
+  static VAE_FAST_FN F fma(F x, F y, F z) { return {L::fma(x.a, y.a, z.a), L::fma(x.b, y.b, z.b)}; }
+  static VAE_FAST_FN F sqrt(F x) { return {L::sqrt(x.a), L::sqrt(x.b)}; }
+};
+
+VAE_FAST_NAMESPACE_END
