@@ -169,6 +169,132 @@ CASES = [
         TypeError,
         "logvar is str, it takes a tensor, a number or None",
     ),
+    (lambda: vae_fast.gaussian_nll(X, X.to_sparse()), TypeError, "target has layout torch.sparse_coo"),
+    (
+        lambda: vae_fast.laplace_nll(X, X, X[:, :3]),
+        ValueError,
+        r"log_scale has shape \(8, 3\), which does not broadcast to location's \(8, 4\)",
+    ),
+    (
+        lambda: vae_fast.discretized_logistic_nll(X, X, None),
+        TypeError,
+        "log_scale is NoneType, it takes a tensor or a number$",
+    ),
+    (lambda: vae_fast.negative_binomial_nll(X, X, ONE), ValueError, r"theta has shape \(8,\)"),
+    (lambda: vae_fast.negative_binomial_nll(X, X, X.long()), TypeError, "theta has dtype torch.int64"),
+    (
+        lambda: vae_fast.zero_inflated_negative_binomial_nll(X, X, 1.0, "1"),
+        TypeError,
+        "dropout_logits is str, it takes a tensor or a number",
+    ),
+    (lambda: vae_fast.poisson_nll(X, X[:3]), ValueError, r"target has shape \(3, 4\), mean has \(8, 4\)"),
+    # mask and weight
+    (
+        lambda: vae_fast.poisson_nll(X, X, mask=X),
+        TypeError,
+        "mask has dtype torch.float32, it takes torch.bool",
+    ),
+    (lambda: vae_fast.laplace_nll(X, X, mask=[True]), TypeError, "mask is list, it takes a bool tensor"),
+    (
+        lambda: vae_fast.gaussian_nll(X, X, mask=ONE.bool()),
+        ValueError,
+        r"mask has shape \(8,\), which does not broadcast to target's \(8, 4\)",
+    ),
+    (lambda: vae_fast.bernoulli_nll(X, X, mask=META.bool()), ValueError, "mask is on meta, target is on cpu"),
+    (lambda: vae_fast.bernoulli_nll(X, X, weight=2.0), TypeError, "weight is float, it takes a tensor"),
+    (lambda: vae_fast.bernoulli_nll(X, X, weight=ONE.long()), TypeError, "weight has dtype torch.int64"),
+    (
+        lambda: vae_fast.poisson_nll(X, X, weight=X),
+        ValueError,
+        r"weight has shape \(8, 4\), it takes \(batch,\) = \(8,\)",
+    ),
+    (lambda: vae_fast.poisson_nll(X, X, weight=META[:, 0]), ValueError, "weight is on meta"),
+    # binarization
+    (lambda: vae_fast.bernoulli_nll(X, X, binarize=1), TypeError, "binarize is int, it takes a bool"),
+    (lambda: vae_fast.bernoulli_nll(X, X, rng_state=state()), ValueError, "take binarize=True"),
+    (lambda: vae_fast.bernoulli_nll(X, X, generator=torch.Generator()), ValueError, "take binarize=True"),
+    (
+        lambda: vae_fast.bernoulli_nll(X, X, binarize=True, rng_state=state(), generator=torch.Generator()),
+        ValueError,
+        "at most one of rng_state and generator",
+    ),
+    (lambda: vae_fast.bernoulli_nll(X, X, binarize=True, generator=7), TypeError, "generator is int"),
+    (
+        lambda: vae_fast.bernoulli_nll(X, X, binarize=True, rng_state=state()[:1]),
+        ValueError,
+        r"rng_state has shape \(1,\)",
+    ),
+    (
+        lambda: vae_fast.bernoulli_nll(X, X.clone().requires_grad_(), binarize=True),
+        ValueError,
+        "target requires grad, binarize takes a constant",
+    ),
+    (
+        lambda: vae_fast.bernoulli_nll(*[ONE[:1].expand(1, 2**34)] * 2, binarize=True),
+        ValueError,
+        "target has 17179869184 elements per sample",
+    ),
+    (lambda: vae_fast.binarize([1.0], state()), TypeError, "x is list, it takes a tensor"),
+    (lambda: vae_fast.binarize(X.to(torch.complex64), state()), TypeError, "x has dtype torch.complex64"),
+    (lambda: vae_fast.binarize(X, None), TypeError, "rng_state is NoneType"),
+    (lambda: vae_fast.binarize(META, state()), ValueError, "rng_state is on cpu, x is on meta"),
+    # classes and counts of classes
+    (
+        lambda: vae_fast.categorical_nll(ONE, ONE.long()),
+        ValueError,
+        r"logits has shape \(8,\), it takes \(batch, ..., classes\)",
+    ),
+    (lambda: vae_fast.multinomial_nll(X[:, :0], X[:, :0]), ValueError, r"logits has shape \(8, 0\)"),
+    (
+        lambda: vae_fast.categorical_nll(X, ONE),
+        TypeError,
+        "target has dtype torch.float32, it takes class numbers",
+    ),
+    (lambda: vae_fast.categorical_nll(X, ONE.bool()), TypeError, "target has dtype torch.bool"),
+    (
+        lambda: vae_fast.categorical_nll(X, X.long()),
+        ValueError,
+        r"target has shape \(8, 4\), logits of \(8, 4\) take \(8,\)",
+    ),
+    (
+        lambda: vae_fast.categorical_nll(X, META[:, 0].long()),
+        ValueError,
+        "target is on meta, logits is on cpu",
+    ),
+    (lambda: vae_fast.multinomial_nll(X, ONE), ValueError, r"target has shape \(8,\), logits has \(8, 4\)"),
+    (
+        lambda: vae_fast.multinomial_nll(X, X, mask=X.bool()),
+        ValueError,
+        r"mask has shape \(8, 4\), which does not broadcast to target without classes's \(8,\)",
+    ),
+    # mixtures
+    (
+        lambda: vae_fast.discretized_logistic_mixture_nll(ONE, ONE),
+        ValueError,
+        r"params has shape \(8,\), it takes \(batch, P, ...\)",
+    ),
+    (
+        lambda: vae_fast.discretized_logistic_mixture_nll(torch.zeros(8, 6, 2), torch.zeros(8, 2, 2)),
+        ValueError,
+        r"target has shape \(8, 2, 2\), params of \(8, 6, 2\) takes \(8, 1 or 3, 2\)",
+    ),
+    (
+        lambda: vae_fast.discretized_logistic_mixture_nll(torch.zeros(8, 6, 2), torch.zeros(8, 3, 2)),
+        ValueError,
+        r"params has shape \(8, 6, 2\), target of 3 channel\(s\) takes a multiple of 10 along dim 1",
+    ),
+    (
+        lambda: vae_fast.discretized_logistic_mixture_nll(X, X[:, :1]),
+        ValueError,
+        "target of 1 channel.* takes a multiple of 3",
+    ),
+    (
+        lambda: vae_fast.discretized_logistic_mixture_nll(
+            torch.zeros(8, 6, 2), torch.zeros(8, 1, 2), mask=torch.ones(8, 2, 2) > 0
+        ),
+        ValueError,
+        r"mask has shape \(8, 2, 2\), which does not broadcast to one channel of target's \(8, 1, 2\)",
+    ),
     # backends
     (
         lambda: vae_fast.backend("gpu"),

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from likelihoods import function, leaf
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from likelihoods import MEMBERS, function, leaf
 from torch import Tensor
 
+import vae_fast
 from vae_fast import reference
 
 EPS = torch.finfo(torch.float32).eps
@@ -32,12 +35,16 @@ def exactly(
     return nll.detach(), nll_scale, [g.detach() for g in grads], scales
 
 
-# What a gradient's rounding acts on where it nearly vanishes, by parameter: a difference of two sigmoids times a scale;
-# and what float64 knows of a difference of two digammas.
+# Added to what a gradient's rounding acts on, for each parameter: a difference of two sigmoids, by its scale; and what
+# float64, that is the truth, knows of a difference of two digammas or of a sigmoid near 0.
 FLOORS = {
     "discretized_logistic": lambda m, s: (torch.exp(-s.clamp(min=-7)), 1.0),
-    "negative_binomial": lambda *_: (0.0, 1e-8),
-    "zero_inflated_negative_binomial": lambda *_: (0.0, 1e-8, 1e-8),
+    "negative_binomial": lambda m, theta: (0.0, 1e-8 + 1e-9 / theta),
+    "zero_inflated_negative_binomial": lambda m, theta, p: (
+        1e-10,
+        1e-8 + 1e-9 / theta,
+        torch.sigmoid(-p) + 1e-8,
+    ),
 }
 
 
@@ -88,6 +95,77 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_extremes(backend: str, name: str) -> None:
-    """Bernoulli at logits of 100, Gaussian at log-variances of 30, the discretized logistic's tails and bound, counts far
-    from their mean, dispersions up to the Poisson limit."""
+    """Bernoulli at logits of 100, Gaussian at log-variances of 30, the discretized logistic's tails and bound, counts
+    far from their mean, dispersions up to the Poisson limit."""
     check(name, *grid(*CASES[name]))
+
+
+def numbers(low: float, high: float) -> st.SearchStrategy[list[float]]:
+    return st.lists(st.floats(low, high, width=32), min_size=30, max_size=30)
+
+
+def powers(low: float, high: float) -> st.SearchStrategy[list[float]]:
+    return numbers(low, high).map(lambda exponents: [10.0**e for e in exponents])
+
+
+RANGES = {
+    "bernoulli": (numbers(0, 1), numbers(-120, 120)),
+    "continuous_bernoulli": (numbers(0, 1), numbers(-120, 120)),
+    "gaussian": (numbers(-10, 10), numbers(-10, 10), numbers(-30, 30)),
+    "laplace": (numbers(-10, 10), numbers(-10, 10), numbers(-30, 30)),
+    "discretized_logistic": (
+        st.lists(st.sampled_from(LEVELS), min_size=30, max_size=30),
+        numbers(-3, 3),
+        numbers(-9, 9),
+    ),
+    "poisson": (powers(0, 6), powers(-8, 6)),
+    "negative_binomial": (powers(0, 5), powers(-8, 5), powers(-4, 8)),
+    "zero_inflated_negative_binomial": (powers(-0.5, 4), powers(-8, 4), powers(-4, 8), numbers(-50, 50)),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_anywhere(backend: str, name: str) -> None:
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(st.tuples(*RANGES[name]))
+    def run(values: tuple[list[float], ...]) -> None:
+        x, *params = map(torch.tensor, values)
+        check(name, x.floor() if MEMBERS[name].counts else x, *params)
+
+    run()
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6, 1e8])
+def test_negative_binomial_towards_poisson(backend: str, theta: float) -> None:
+    """Within 1e-5 of float64 where the lgammas of the textbook leave float32 no digit."""
+    mean = torch.tensor([0.1, 1.0, 3.0, 12.0, 80.0, 700.0])
+    for away in (0.5, 1.0, 1.6):
+        x = (mean * away).round()
+        nll = vae_fast.negative_binomial_nll(mean, x, theta)
+        truth = vae_fast.negative_binomial_nll(mean.double(), x, theta)
+        torch.testing.assert_close(nll.double(), truth, rtol=1e-5, atol=0)
+        if theta == 1e8:
+            torch.testing.assert_close(nll, vae_fast.poisson_nll(mean, x), rtol=1e-5, atol=0)
+
+
+def test_continuous_bernoulli_around_one_half(backend: str) -> None:
+    """At probability 1/2 the density is 1, the mean 1/2 and its slope 1/12: no hole around 0."""
+    logits = leaf(torch.linspace(-0.3, 0.3, 2001)[:, None])
+    for x in (0.0, 0.5, 1.0):
+        nll = vae_fast.continuous_bernoulli_nll(logits, torch.full_like(logits, x))
+        el = logits.detach().double()
+        density = el**2 / 24 - el**4 / 2880 + el**6 / 181440 - el**8 / 9676800
+        torch.testing.assert_close(nll.double()[:, None], (0.5 - x) * el + density, rtol=1e-6, atol=3e-8)
+        (grad,) = torch.autograd.grad(nll.sum(), logits)
+        mean = 0.5 + el / 12 - el**3 / 720 + el**5 / 30240 - el**7 / 1209600
+        torch.testing.assert_close(grad.double(), mean - x, rtol=1e-6, atol=1e-7)
+
+
+def test_the_bound_on_the_log_scale(backend: str) -> None:
+    """As torch.clamp: the gradient is the whole one on the bound of -7, and 0 below."""
+    s = leaf(torch.tensor([-7.0, -7.0001, -50.0, -6.9999]))
+    nll = vae_fast.discretized_logistic_nll(torch.full((4,), -0.2), torch.full((4,), 100 / 255), s)
+    (grad,) = torch.autograd.grad(nll.sum(), s)
+    assert (grad != 0).tolist() == [True, False, False, True]
+    torch.testing.assert_close(nll[:3], nll[:1].expand(3))
+    torch.testing.assert_close(grad[0], grad[3], rtol=1e-2, atol=0)
