@@ -5,8 +5,8 @@
     TRITON_INTERPRET=1 scripts/small_run.py --device cpu triton
 
 Shapes that take each path: aligned and odd rows, one row shared by blocks, halves of a packed tensor, channels-last,
-several draws, priors whose gradient is summed. Inputs come from the host and results go back there, so that next to
-nothing but our kernels runs on the device.
+several draws, priors whose gradient is summed, every likelihood with a mask, classes and counts, images. Inputs come
+from the host and results go back there, so that next to nothing but our kernels runs on the device.
 """
 
 from __future__ import annotations
@@ -42,6 +42,37 @@ def packed(moments: Tensor, rng_state: Tensor, where: Any) -> Any:
 
 def likelihood(mean: Tensor, logvar: Tensor, target: Tensor, where: Any) -> Any:
     return where.bernoulli_nll(mean, target), where.gaussian_nll(mean, target, logvar)
+
+
+def masked(first: Tensor, second: Tensor, third: Tensor, target: Tensor, where: Any) -> Any:
+    """Every other member, with parameters in their range; what the first row has does not count."""
+    positive, mask = (first.exp(), second.exp()), torch.ones_like(target, dtype=torch.bool)
+    mask[0] = False
+    return (
+        where.continuous_bernoulli_nll(first, target, mask=mask),
+        where.laplace_nll(first, target, second, mask=mask),
+        where.discretized_logistic_nll(first, target, second, mask=mask),
+        where.poisson_nll(positive[0], target, mask=mask),
+        where.negative_binomial_nll(positive[0], target, positive[1], mask=mask),
+        where.zero_inflated_negative_binomial_nll(positive[0], target, positive[1], third, mask=mask),
+    )
+
+
+def binarized(logits: Tensor, rng_state: Tensor, target: Tensor, where: Any) -> Any:
+    bits = vae_fast.reference.binarize(target, rng_state)
+    if where is vae_fast.reference:
+        return (where.bernoulli_nll(logits, bits),)
+    return (where.bernoulli_nll(logits, target, binarize=True, rng_state=rng_state),)
+
+
+def categorical(logits: Tensor, counts: Tensor, where: Any) -> Any:
+    return where.categorical_nll(logits, counts[..., 0] % logits.shape[-1]), where.multinomial_nll(
+        logits, counts
+    )
+
+
+def mixture(params: Tensor, target: Tensor, where: Any) -> Any:
+    return (where.discretized_logistic_mixture_nll(params, target),)
 
 
 def compare(
@@ -98,7 +129,17 @@ def run(engine: str, device: str) -> int:
                             [made(rows, n), made(*shape), target],
                             device=device,
                         )
-                checks += 14
+                ones = made(rows, n) > 0
+                for shape in ((rows, n), (n,)):
+                    args = [made(rows, n), made(*shape), made(*shape), ones]
+                    compare(f"likelihoods {shape}", masked, args, device=device)
+                grey = (made(rows, n).sigmoid() * 255).to(torch.uint8)
+                compare("binarized", binarized, [made(rows, n), STATE, grey], device=device)
+                counts = (2 * made(rows, n)).abs().long()
+                compare("categorical", categorical, [made(rows, n), counts], device=device)
+                image = (made(2, 3, n % 97 + 1).sigmoid() * 255).to(torch.uint8)
+                compare("mixture", mixture, [made(2, 20, n % 97 + 1), image], device=device)
+                checks += 19
         eps = vae_fast.noise((3, 5, 7), STATE.to(device), num_samples=2).cpu()
         exact = vae_fast.reference.noise((3, 5, 7), STATE, num_samples=2, dtype=torch.float64)
         if not (eps.double() - exact).abs().max() <= 4e-6:

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_categorical
 import test_latent
 import test_likelihood
+import test_mixture
 import test_noise
 import torch
 from conftest import NATIVE, TRITON, state
+from likelihoods import check, make_params, make_target
 from test_compile import everything, leaf
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -83,7 +86,7 @@ def kernels(backend: str) -> str:
 # (float64), and what gives a CPU generator by name (test_generators has it).
 seen = test_latent.seen
 LEFT_OUT = ("test_gradcheck", "test_torch_generators_govern_it")
-for _module in (test_latent, test_likelihood, test_noise):
+for _module in (test_latent, test_likelihood, test_categorical, test_mixture, test_noise):
     for _name, _test in inspect.getmembers(_module, inspect.isfunction):
         _fixtures = {"backend", "kernels", "seen"} & set(inspect.signature(_test).parameters)
         if _name.startswith("test_") and _fixtures and _name not in LEFT_OUT:
@@ -108,7 +111,13 @@ def step(
     """Forward and backward of every kind of kernel: samples, sums per sample, over the batch and over everything."""
     prior = (prior_mu, torch.zeros((), device=mu.device))
     z, kl = vae_fast.reparameterize_kl(mu, logvar, prior=prior, rng_state=rng_state)
-    nll = vae_fast.bernoulli_nll(z, x) + vae_fast.gaussian_nll(z, x, prior_mu)
+    nll = vae_fast.bernoulli_nll(z, x) + vae_fast.gaussian_nll(z, x, prior_mu, mask=x)
+    nll = nll + vae_fast.bernoulli_nll(
+        z, prior_mu.detach().sigmoid().expand_as(z), binarize=True, rng_state=rng_state
+    )
+    nll = nll + vae_fast.negative_binomial_nll(z.exp(), x, prior_mu.exp())
+    nll = nll + vae_fast.categorical_nll(z, x.sum(1) % z.shape[1]) + vae_fast.multinomial_nll(z, x)
+    nll = nll + vae_fast.discretized_logistic_mixture_nll(z[:, :3], x[:, :1])
     grads = torch.autograd.grad((nll + kl).sum(), (mu, logvar, prior_mu))
     return z, kl, nll, *grads
 
@@ -138,10 +147,35 @@ def test_few_long_and_many_short_rows(backend: str, shape: tuple[int, int], dtyp
         mu, logvar = test_latent.moments(*shape, dtype=dtype)
         test_latent.check(mu, logvar)
         test_latent.check(mu, logvar, prior=test_latent.moments(shape[1], dtype=dtype))
-        x = test_likelihood.make_target(*shape, dtype=torch.uint8)
-        test_likelihood.check(vae_fast.bernoulli_nll, test_likelihood.bernoulli_textbook, x, mu)
+        x = make_target("bernoulli", *shape, dtype=torch.uint8)
+        check("bernoulli", x, mu)
         for v in (logvar, logvar[0], logvar[0, 0]):
-            test_likelihood.check(vae_fast.gaussian_nll, test_likelihood.gaussian_textbook, x, mu, v)
+            check("gaussian", x, mu, v)
+        x = make_target("negative_binomial", *shape, dtype=torch.int32)
+        for other in (shape, shape[1:], ()):
+            check("negative_binomial", x, *make_params("negative_binomial", [shape, other], dtype))
+        test_categorical.check(mu, test_categorical.classes(shape[0], below=shape[1]))
+        test_categorical.check(mu, test_categorical.counts(*shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("size", [(1, 3, 5, 1000, 70), (3000, 1, 2, 7), (70, 3, 10, 32, 32)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_and_many_images(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    batch, channels, components, *image = size
+    with OnDevice():
+        params = test_mixture.make_params(batch, channels, components, *image, dtype=dtype)
+        test_mixture.check(params, test_mixture.levels(batch, channels, *image))
+
+
+def test_binarization_is_that_of_the_cpu(backend: str) -> None:
+    """The very bits of the contract, in the kernels too."""
+    x = (torch.rand(33, 1021, generator=torch.Generator().manual_seed(0)) * 256).to(torch.uint8)
+    logits = normal(33, 1021)
+    many = torch.stack((torch.arange(33) * 0x123456789ABCDE - 7, torch.arange(33) - 2**40), 1)
+    for rng_state in (state(-5, 2**50 + 1), many):
+        bits = reference.binarize(x, rng_state).to(DEVICE)
+        got = vae_fast.bernoulli_nll(logits, x.to(DEVICE), binarize=True, rng_state=rng_state.to(DEVICE))
+        assert torch.equal(got, vae_fast.bernoulli_nll(logits, bits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -154,9 +188,8 @@ def test_misaligned(backend: str, n: int, dtype: torch.dtype) -> None:
             with OnDevice():
                 mu, logvar = base[i : i + 8 * n].view(8, n), base[j : j + 8 * n].view(8, n)
                 test_latent.check(mu, logvar)
-                test_likelihood.check(
-                    vae_fast.gaussian_nll, test_likelihood.gaussian_textbook, logvar, mu, logvar
-                )
+                check("gaussian", logvar, mu, logvar)
+                test_categorical.check(mu, logvar.float())
 
 
 def test_noise_is_that_of_the_cpu(backend: str) -> None:
