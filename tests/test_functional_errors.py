@@ -265,7 +265,7 @@ CASES = [
     (
         lambda: vae_fast.multinomial_nll(X, X, mask=X.bool()),
         ValueError,
-        r"mask has shape \(8, 4\), which does not broadcast to target without classes's \(8,\)",
+        r"mask has shape \(8, 4\), which does not broadcast to the positions of target \(8,\)",
     ),
     # mixtures
     (
@@ -293,7 +293,7 @@ CASES = [
             torch.zeros(8, 6, 2), torch.zeros(8, 1, 2), mask=torch.ones(8, 2, 2) > 0
         ),
         ValueError,
-        r"mask has shape \(8, 2, 2\), which does not broadcast to one channel of target's \(8, 1, 2\)",
+        r"mask has shape \(8, 2, 2\), which does not broadcast to the pixels of target \(8, 1, 2\)",
     ),
     # backends
     (

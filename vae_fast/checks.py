@@ -82,18 +82,16 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
     if tensor.shape != other.shape:
-        _check_broadcast_to(name, tensor, other_name, other.shape)
+        _check_broadcast_to(name, tensor, f"{other_name}'s", other.shape)
     check_device(name, tensor, other_name, other)
 
 
-def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:
+def _check_broadcast_to(name: str, tensor: Tensor, whose: str, full: Sequence[int]) -> None:
     shape = tensor.shape
     if len(shape) > len(full) or any(
         n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
     ):
-        raise ValueError(
-            f"{name} has shape {_of(tensor)}, which does not broadcast to {other_name}'s {tuple(full)}"
-        )
+        raise ValueError(f"{name} has shape {_of(tensor)}, which does not broadcast to {whose} {tuple(full)}")
 
 
 def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -195,13 +193,16 @@ def check_parameter(
     raise TypeError(f"{name} is {type(parameter).__name__}, it takes {takes}")
 
 
-def check_mask(mask: Tensor, other_name: str, shape: Sequence[int], other: Tensor) -> None:
+def check_mask(
+    mask: Tensor, target: Tensor, whose: str = "target's", shape: Sequence[int] | None = None
+) -> None:
+    """Of the elements of target, or of what it has in `shape`."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask is {type(mask).__name__}, it takes a bool tensor")
     if mask.dtype is not torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}, it takes torch.bool")
-    _check_broadcast_to("mask", mask, other_name, shape)
-    check_device("mask", mask, "target", other)
+    _check_broadcast_to("mask", mask, whose, target.shape if shape is None else shape)
+    check_device("mask", mask, "target", target)
 
 
 def check_weight(weight: Tensor, other: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def check_layer(
         raise ValueError(
             f"weight has shape {_of(weight)}, for target's {features} elements per sample it takes {takes} rows"
         )
-    _check_options(target, "target", target.shape, mask, sample_weight)
+    _check_options(target, "target's", target.shape, mask, sample_weight)
     return weight.shape[0] // features
 
 
@@ -65,7 +65,7 @@ def check_class_layer(
     expected = (*positions, weight.shape[0]) if counts else positions
     if tuple(target.shape) != expected:
         raise ValueError(f"target has shape {_of(target)}, hidden and weight ask for {expected}")
-    _check_options(target, "target", positions, mask, sample_weight)
+    _check_options(target, "the positions of target,", positions, mask, sample_weight)
 
 
 def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -91,7 +91,7 @@ def _check_options(
     target: Tensor, name: str, shape: Sequence[int], mask: Tensor | None, sample_weight: Tensor | None
 ) -> None:
     if mask is not None:
-        check_mask(mask, name, shape, target)
+        check_mask(mask, target, f"{name}'s", shape)
     check_per_sample("sample_weight", sample_weight, target)
 
 

@@ -38,7 +38,7 @@ def categorical_nll(
     check_logits(logits)
     check_classes(target, logits)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.categorical(logits, target, mask)
     return nll if weight is None else nll * check_weight(weight, logits)
 
@@ -72,6 +72,6 @@ def multinomial_nll(
     check_logits(logits)
     check_target(target, "logits", logits)
     if mask is not None:
-        check_mask(mask, "target without classes", target.shape[:-1], target)
+        check_mask(mask, target, "the positions of target", target.shape[:-1])
     nll = ops.categorical(logits, target, mask)
     return nll if weight is None else nll * check_weight(weight, logits)

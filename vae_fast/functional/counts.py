@@ -37,7 +37,7 @@ def poisson_nll(
     check_tensor("mean", mean)
     check_target(target, "mean", mean)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("poisson", target, mean, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
@@ -79,7 +79,7 @@ def negative_binomial_nll(
     check_target(target, "mean", mean)
     theta = check_parameter("theta", theta, "mean", mean)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("negative_binomial", target, mean, theta, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
@@ -115,6 +115,6 @@ def zero_inflated_negative_binomial_nll(
     theta = check_parameter("theta", theta, "mean", mean)
     dropout_logits = check_parameter("dropout_logits", dropout_logits, "mean", mean)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("zero_inflated_negative_binomial", target, mean, theta, dropout_logits, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)

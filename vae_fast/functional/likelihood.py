@@ -58,7 +58,7 @@ def bernoulli_nll(
     check_tensor("logits", logits)
     check_target(target, "logits", logits)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     if binarize or rng_state is not None or generator is not None:
         rng_state = check_bits(target, binarize, generator, rng_state)
     nll = ops.likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
@@ -81,7 +81,7 @@ def continuous_bernoulli_nll(
     check_tensor("logits", logits)
     check_target(target, "logits", logits)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("continuous_bernoulli", target, logits, mask=mask)
     return nll if weight is None else nll * check_weight(weight, logits)
 
@@ -121,7 +121,7 @@ def gaussian_nll(
     check_target(target, "mean", mean)
     logvar = check_parameter("logvar", logvar, "mean", mean, optional=True)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("gaussian", target, mean, logvar, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
@@ -160,7 +160,7 @@ def laplace_nll(
     check_target(target, "location", location)
     log_scale = check_parameter("log_scale", log_scale, "location", location, optional=True)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("laplace", target, location, log_scale, mask=mask)
     return nll if weight is None else nll * check_weight(weight, location)
 
@@ -200,6 +200,6 @@ def discretized_logistic_nll(
     check_target(target, "mean", mean)
     log_scale = check_parameter("log_scale", log_scale, "mean", mean)
     if mask is not None:
-        check_mask(mask, "target", target.shape, target)
+        check_mask(mask, target)
     nll = ops.likelihood("discretized_logistic", target, mean, log_scale, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)

@@ -41,7 +41,6 @@ def discretized_logistic_mixture_nll(
     """
     check_mixture(params, target)
     if mask is not None:
-        shape = (target.shape[0], 1, *target.shape[2:])
-        check_mask(mask, "one channel of target", shape, target)
+        check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
     nll = ops.mixture(params, target, mask)
     return nll if weight is None else nll * check_weight(weight, params)
