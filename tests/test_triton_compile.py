@@ -30,7 +30,20 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Bytes that must be under way in each multiprocessor to keep its memory busy: bandwidth times latency (about 2, 4.8 and
+# 5.3 TB/s, 600 to 800 ns) over the number of multiprocessors (108, 132, 304).
+IN_FLIGHT = {"sm_80": 12 * 1024, "sm_90": 25 * 1024, "gfx942": 14 * 1024}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PARAMETERS = {
+    "bernoulli": 1,
+    "continuous_bernoulli": 1,
+    "gaussian": 2,
+    "laplace": 2,
+    "discretized_logistic": 2,
+    "poisson": 1,
+    "negative_binomial": 2,
+    "zero_inflated_negative_binomial": 3,
+}
 STATE = torch.empty(2, dtype=torch.int64, device="meta")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -55,21 +68,23 @@ class Kernel:
     """A compiled kernel and what its assembly says."""
 
     def __init__(self, job: launch.Job, compiled: Any, folder: Path) -> None:
-        self.name = job.kernel.__name__
+        self.name, self.threads = job.kernel.__name__, job.threads
         names = job.kernel.arg_names
         self.options = dict(zip(names[len(names) - len(job.rest) :], job.rest, strict=True))
         self.exchanges = compiled.asm["ttgir"].count("ttg.convert_layout")
-        if "cubin" in compiled.asm:
+        self.amd = "cubin" not in compiled.asm
+        if not self.amd:
             cubin = folder / "kernel.cubin"
             cubin.write_bytes(compiled.asm["cubin"])
             sass = self._dump("-sass", cubin)
-            lines = re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", sass)
+            lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", sass)
             self.code = Counter(op for op in lines if op != "NOP")
             usage = self._dump("-res-usage", cubin)
             self.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
             self.local = sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
             self.local += self.count(r"(LDL|STL)\b")
             self.loads, self.stores = self.count(r"LDG\.E.*\.128"), self.count(r"STG\.E.*\.128")
+            self.middle = self.count(r"(LDG|STG)\.E.*\.64")
             self.narrow = self.count(r"(LDG|STG)\.E") - self.loads - self.stores
         else:
             text = compiled.asm["amdgcn"]
@@ -79,11 +94,23 @@ class Kernel:
             self.local = sum(int(n) for n in re.findall(pattern, text)) + self.count("scratch_")
             self.loads = self.count("(global|buffer)_load_dwordx4$")
             self.stores = self.count("(global|buffer)_store_dwordx4$")
+            self.middle = self.count("(global|buffer)_(load|store)_dwordx2$")
             self.narrow = self.count("(global|buffer)_(load|store)") - self.loads - self.stores
 
     @staticmethod
     def _dump(what: str, cubin: Path) -> str:
         return subprocess.run([CUOBJDUMP, what, cubin], check=True, capture_output=True, text=True).stdout
+
+    def resident(self) -> int:
+        """Threads that a multiprocessor has registers for: registers are given out in eights, to whole blocks."""
+        each = -(-self.registers // 8) * 8
+        if self.amd:
+            return 4 * 64 * min(8, 512 // each)
+        return min(2048, 65536 // (each * self.threads) * self.threads)
+
+    def in_flight(self) -> int:
+        """Bytes of 128-bit loads that a multiprocessor may have under way."""
+        return 16 * self.loads * self.resident()
 
     def count(self, pattern: str) -> int:
         return sum(n for op, n in self.code.items() if re.match(pattern, op))
@@ -113,7 +140,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compil
         assert found
         for kernel in found:
             assert kernel.local == 0, f"{kernel.name} spills or has local memory"
-            assert kernel.registers <= 168, f"{kernel.name} takes {kernel.registers} registers"
+            assert kernel.resident() >= 384, (
+                f"{kernel.name} takes {kernel.registers} registers"
+            )  # 3 warps a scheduler
         return list(found)
 
     monkeypatch.setattr(launch, "start", start)
@@ -143,12 +172,14 @@ class TestInterpreted:
         assert run.returncode == 0, run.stdout[-4000:]
 
 
-def assert_wide(kernel: Kernel, loads: int, stores: int, narrow: int, width: int = 1) -> None:
+def assert_wide(target: str, kernel: Kernel, loads: int, stores: int, narrow: int, width: int = 1) -> None:
     """All tiles go in 128-bit accesses, `loads` and `stores` tensors of them; `width` accesses a tensor and thread.
-    `narrow` other accesses are allowed: rng_state, gradients per sample, results per sample."""
+    `narrow` other accesses are allowed: rng_state, gradients per sample, results per sample. And registers leave room
+    for as many threads as hide the latency of memory."""
     assert (kernel.loads, kernel.stores) == (loads * width, stores * width), f"{kernel.name}: {kernel.code}"
     assert kernel.narrow <= narrow, f"{kernel.name}: {kernel.code}"
-    assert kernel.registers <= 64, f"{kernel.name} takes {kernel.registers} registers"
+    flying = f"{kernel.name}: {kernel.in_flight()} bytes in flight, {kernel.registers} registers"
+    assert kernel.in_flight() >= IN_FLIGHT[target], flying
 
 
 class TestDense:
@@ -162,7 +193,7 @@ class TestDense:
 
     @pytest.mark.parametrize(
         ("shape", "dtype"),
-        [*(((4000, 40), dtype) for dtype in DTYPES), *(((300, 4096), dtype) for dtype in DTYPES[:2])],
+        [*(((4000, 40), dtype) for dtype in DTYPES), ((300, 4096), torch.bfloat16)],
         ids=str,
     )
     def test_latent(self, compiled: Compile, target: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -170,12 +201,12 @@ class TestDense:
         kl = floats(shape[0])
         width = self.width(target, dtype)
         (kernel,) = compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=kl)
-        assert_wide(kernel, 2, 1, 3 if target != "gfx942" else 4, width)
+        assert_wide(target, kernel, 2, 1, 3 if target != "gfx942" else 4, width)
         (kernel,) = compiled(
             target, kernels.latent_backward, z, kl, mu, logvar, None, STATE, None, None,
             grad_mu=grads[0], grad_logvar=grads[1], grad_prior=None,
         )  # fmt: skip
-        assert_wide(kernel, 3, 2, 4, width)
+        assert_wide(target, kernel, 3, 2, 4, width)
         assert kernel.exchanges == 0
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -185,23 +216,84 @@ class TestDense:
         assert kernel.exchanges == 0 and kernel.count("(LDS|STS|ds_)") == 0
         assert kernel.stores > 0 and kernel.narrow <= 2
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("member", ["bernoulli", "gaussian"])
+    # Every member once, those of the longest code and all dtypes of one for every target.
+    @pytest.mark.parametrize(
+        ("target", "member", "dtype"),
+        [
+            *(("sm_90", member, torch.float32) for member in PARAMETERS if member != "gaussian"),
+            *(
+                ("sm_90", member, torch.bfloat16)
+                for member in ("continuous_bernoulli", "discretized_logistic")
+            ),
+            *((target, "zero_inflated_negative_binomial", torch.float32) for target in ("sm_80", "gfx942")),
+            *((target, "gaussian", dtype) for target in TARGETS for dtype in DTYPES),
+        ],
+        ids=str,
+    )
     def test_likelihood(self, compiled: Compile, target: str, member: str, dtype: torch.dtype) -> None:
-        x, *params = tensors(3, 1000, 1024, dtype=dtype)
-        params = params[: 1 if member == "bernoulli" else 2]
+        x, *params = tensors(1 + PARAMETERS[member], 1000, 1024, dtype=dtype)
         nll, width = floats(1000), self.width(target, dtype)
         (kernel,) = compiled(target, kernels.likelihood_forward, member, params, x, None, None, nll=nll)
-        assert_wide(kernel, 1 + len(params), 0, 1, width)
-        (kernel,) = compiled(target, kernels.likelihood_backward, member, params, x, None, None, nll, grads=params)
-        assert_wide(kernel, 1 + len(params), len(params), 1, width)
+        assert_wide(target, kernel, 1 + len(params), 0, 1, width)
+        args = (member, params, x, None, None, nll)
+        (kernel,) = compiled(target, kernels.likelihood_backward, *args, grads=params)
+        assert_wide(target, kernel, 1 + len(params), len(params), 1, width)
         assert kernel.exchanges == 0
+
+    @pytest.mark.parametrize(
+        ("target", "dtype", "of_target"),
+        [
+            ("sm_80", torch.bfloat16, torch.float32),
+            ("sm_90", torch.float32, torch.float32),
+            ("sm_90", torch.bfloat16, torch.int64),
+            ("sm_90", torch.float16, torch.int32),
+            ("gfx942", torch.float32, torch.float32),
+            ("gfx942", torch.bfloat16, torch.int64),
+        ],
+        ids=str,
+    )
+    def test_categorical(
+        self, compiled: Compile, target: str, dtype: torch.dtype, of_target: torch.dtype
+    ) -> None:
+        """Counts where the target is a float, else classes."""
+        (logits,), each = tensors(1, 4096, 1, 1024, dtype=dtype), tensors(3, 4096, 1)
+        shape = logits.shape if of_target.is_floating_point else logits.shape[:2]
+        (x,), width = tensors(1, *shape, dtype=of_target), self.width(target, dtype)
+        results = dict(zip(("nll", "lse", "total"), each, strict=True))
+        (kernel,) = compiled(target, kernels.categorical_forward, logits, x, **results)
+        assert kernel.loads >= width * (x.ndim - 1) and kernel.stores == 0
+        (kernel,) = compiled(target, kernels.categorical_backward, logits, x, *each, grad_logits=logits)
+        assert kernel.loads >= width * (x.ndim - 1) and kernel.stores == width and kernel.narrow <= 3
+        assert kernel.exchanges == 0
+
+    @pytest.mark.parametrize(
+        ("target", "channels", "dtype"),
+        [
+            ("sm_80", 1, torch.bfloat16),
+            ("sm_90", 3, torch.float32),
+            ("sm_90", 1, torch.float16),
+            ("gfx942", 3, torch.bfloat16),
+            ("gfx942", 1, torch.float32),
+        ],
+        ids=str,
+    )
+    def test_mixture(self, compiled: Compile, target: str, channels: int, dtype: torch.dtype) -> None:
+        """64 bits a load, of pixels that lie side by side; threads exchange nothing but a sum."""
+        each = 10 if channels == 3 else 3
+        (params,), (x,) = tensors(1, 4096, 10 * each, 1024, dtype=dtype), tensors(1, 4096, channels, 1024)
+        (kernel,) = compiled(target, kernels.mixture_forward, params, x, None, nll=floats(4096))
+        assert kernel.middle >= each and kernel.exchanges == 0
+        args = (params, x, None, floats(4096))
+        (kernel,) = compiled(target, kernels.mixture_backward, *args, grad_params=params)
+        assert kernel.middle >= 2 * each + each and kernel.exchanges == 0
 
 
 class TestOtherShapes:
-    """What else the kernels do: it compiles for every target, without local memory, and wide where it can be."""
+    """What else the kernels do: it compiles without local memory, and wide where it can be. What sm_80 has of its own
+    shows in TestDense."""
 
     __test__ = not launch.INTERPRETED
+    pytestmark = pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 
     def test_long_samples(self, compiled: Compile, target: str) -> None:
         mu, logvar, z = tensors(3, 4, 2**20, dtype=torch.bfloat16)
@@ -255,7 +347,7 @@ class TestOtherShapes:
         (kernel,) = compiled(target, kernels.likelihood_backward, *args, grads=(mu, logvar))
         assert kernel.narrow <= 1, "all tensors in one order read as dense ones"
 
-    @pytest.mark.parametrize("of_target", [torch.uint8, torch.bool, torch.float32])
+    @pytest.mark.parametrize("of_target", [torch.uint8, torch.bool, torch.int16, torch.int64])
     def test_mixed_targets(self, compiled: Compile, target: str, of_target: torch.dtype) -> None:
         (logits,), (x,) = tensors(1, 500, 784, dtype=torch.bfloat16), tensors(1, 500, 784, dtype=of_target)
         compiled(target, kernels.likelihood_forward, "bernoulli", (logits,), x, None, None, nll=floats(500))
@@ -271,8 +363,40 @@ class TestOtherShapes:
             args = ("gaussian", (mean, logvar), x, None, None, floats(500))
             compiled(target, kernels.likelihood_backward, *args, grads=(mean, grad))
 
+    def test_masks_and_bits(self, compiled: Compile, target: str) -> None:
+        """A mask per pixel, and bits drawn from grey levels."""
+        (logits,), (x, mask) = tensors(1, 500, 3, 1024), tensors(2, 500, 3, 1024, dtype=torch.uint8)
+        (mask,) = tensors(1, 500, 1, 1024, dtype=torch.bool)
+        args = ("bernoulli", (logits,), x, mask.expand(500, 3, 1024), STATE)
+        (kernel,) = compiled(target, kernels.likelihood_forward, *args, nll=floats(500))
+        assert kernel.loads >= 1
+        (kernel,) = compiled(target, kernels.likelihood_backward, *args, floats(500), grads=(logits,))
+        assert kernel.loads >= 1 and kernel.stores >= 1
+
+    def test_categorical_shapes(self, compiled: Compile, target: str) -> None:
+        """Programs share long rows, and take several short ones."""
+        each = tensors(3, 8, 1)
+        results = dict(zip(("nll", "lse", "total"), each, strict=True))
+        (logits,) = tensors(1, 8, 1, 10**6)
+        found = compiled(target, kernels.categorical_forward, logits, logits, **results)
+        assert [k.name for k in found] == ["_forward", "_merge_parts"] and found[0].loads >= 4
+        (logits,), (x, *each) = tensors(1, 1000, 100, 10, dtype=torch.bfloat16), tensors(4, 1000, 100)
+        results = dict(zip(("nll", "lse", "total"), each, strict=True))
+        compiled(target, kernels.categorical_forward, logits, x.long(), **results)
+        compiled(target, kernels.categorical_backward, logits, x.long(), *each, grad_logits=logits)
+
+    def test_mixture_channels_last(self, compiled: Compile, target: str) -> None:
+        (params,), (x,) = (
+            tensors(1, 64, 1024, 100, dtype=torch.bfloat16),
+            tensors(1, 64, 1024, 3, dtype=torch.uint8),
+        )
+        (mask,) = tensors(1, 64, 1024, dtype=torch.bool)
+        params, x = params.transpose(1, 2), x.transpose(1, 2)
+        compiled(target, kernels.mixture_forward, params, x, mask, nll=floats(64))
+        compiled(target, kernels.mixture_backward, params, x, mask, floats(64), grad_params=params)
+
     def test_odd_and_small(self, compiled: Compile, target: str) -> None:
-        for shape in ((5, 7), (6,), (1000, 3), (2, 100_003)):
+        for shape in ((5, 7), (6,), (2, 100_003)):
             mu, logvar, z = tensors(3, *shape)
             kl = floats(shape[0])
             compiled(target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=kl)

@@ -26,7 +26,8 @@ class TestOutside:
     __test__ = not INTERPRETED
 
     def test_in_its_own_process(self) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", __file__]
+        files = [__file__, str(Path(__file__).with_name("test_triton_likelihoods.py"))]
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files]
         env = os.environ | {"TRITON_INTERPRET": "1"}
         run = subprocess.run(
             command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600

@@ -223,9 +223,9 @@ class TestMask:
     def test_three_parameters_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
         plans.setattr(layout, "LONG", 256)
         plans.setattr(layout, "TILE", 128)
-        plans.setattr(layout, "MANY", 8)
-        assert layout.row_sum_plan(5, 600).parts > 1 and layout.column_sum_plan(5, 600).steps > 1
-        shape, member = (5, 600), "zero_inflated_negative_binomial"
+        plans.setattr(layout, "MANY", 2)
+        assert layout.row_sum_plan(3, 300).parts > 1 and layout.column_sum_plan(3, 300).steps > 1
+        shape, member = (3, 300), "zero_inflated_negative_binomial"
         mean, theta, p = parameters(member, *shape)
         check(
             member,
@@ -233,7 +233,7 @@ class TestMask:
             target(member, *shape),
             normal(*shape) > 0,
             None,
-            [shape, (600,), ()],
+            [shape, (300,), ()],
         )
 
 
@@ -285,7 +285,7 @@ def check_categorical(logits: Tensor, x: Tensor, extra: float = 0.0) -> None:
             logits.double(), wide, true[1], true[2], grad_nll.double(), grad_logits=truth
         )
         assert torch.equal(grad.isnan(), truth.isnan())
-        assert_close("grad", grad.nan_to_num(), truth.nan_to_num(), terms=2)
+        assert_close("grad", grad.nan_to_num(), truth.nan_to_num(), terms=2, extra=extra)
 
 
 def counts(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -327,10 +327,10 @@ class TestCategorical:
     def test_rows_in_parts(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
         plans.setattr(layout, "LONG", 512)
         plans.setattr(layout, "MANY", 40)
-        logits = 5 * normal(2, 2, 9000)
-        assert categorical._row_plan(4, 9000).parts > 1
-        check_categorical(logits, counts(2, 2, 9000))
-        check_categorical(logits, torch.tensor([[0, 8999], [-100, 9000]]))
+        logits = 5 * normal(1, 2, 5000)
+        assert categorical._row_plan(2, 5000).parts > 1
+        check_categorical(logits, counts(1, 2, 5000))
+        check_categorical(logits, torch.tensor([[4999, 5000]]))
 
     def test_classes_that_do_not_exist(self) -> None:
         """-100 is ignored, even over NaN; others are NaN, and so are their gradients."""
@@ -412,10 +412,10 @@ class TestMixture:
     def test_samples_in_parts(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
         params, x = mixture(1, 1, 2, 150)
         plans.setattr(module, "THREADS", 32)
-        for many, per_thread in ((2048, 1), (4, 1), (2, 4)):
+        for many, per_thread in ((2048, 1), (4, 1), (2, 2)):
             plans.setattr(layout, "MANY", many)
             launch.forget()
-            assert module._plan(2, 150, True).pixels == 32 * per_thread
+            assert module._plan(2, 150, launch.Spec(*launch.key(params))).pixels == 32 * per_thread
             check_mixture(params, x)
 
     def test_far_from_every_component(self) -> None:

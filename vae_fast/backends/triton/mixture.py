@@ -36,6 +36,15 @@ def _tanh(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _step(strides, WIDE: tl.constexpr):
+    """From one parameter to the next."""
+    if WIDE:
+        return tl.cast(strides[1], tl.int64)
+    else:
+        return strides[1]
+
+
+@triton.jit
 def _pixels(tensor, strides, sample, pixel):
     return tensor + sample * strides[0] + pixel * strides[2]
 
@@ -131,7 +140,7 @@ def _forward(  # an argument named params would hide Triton's own
         mask = pixel < n
         x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
         at = _pixels(packed, packed_s, sample, pixel)
-        m_prior, s_prior, m, s = _sums(at, packed_s[1], K, x, mask, CHANNELS, EXACT, PIXELS)
+        m_prior, s_prior, m, s = _sums(at, _step(packed_s, WIDE), K, x, mask, CHANNELS, EXACT, PIXELS)
         value = (m_prior - m) + tl.log(s_prior / s)
         if kept is not None:
             mask = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
@@ -160,29 +169,30 @@ def _backward(
     x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
     at = _pixels(packed, packed_s, sample, pixel)
     out = _pixels(grad_params, grad_s, sample, pixel)
-    step = packed_s[1]
+    step = _step(packed_s, WIDE)
+    grad_step = _step(grad_s, WIDE)
     m_prior, s_prior, m, s = _sums(at, step, K, x, mask, CHANNELS, EXACT, PIXELS)
     by_prior = divide(g, s_prior)
     by_s = divide(g, s)
     for k in range(K):
         logit, mean, scale = _component(at, step, k, K, x, mask, CHANNELS, EXACT)
         posterior = by_s * exp(logit + _log_p(mean, scale, x, CHANNELS, EXACT) - m, EXACT)
-        _write(out, grad_s[1], k, by_prior * exp(logit - m_prior, EXACT) - posterior, counted, mask)
+        _write(out, grad_step, k, by_prior * exp(logit - m_prior, EXACT) - posterior, counted, mask)
         for c in tl.static_range(CHANNELS):
             of_mean, of_scale = discretized_logistic_slopes(mean[c], scale[c], x[c], EXACT)
             of_mean *= posterior
             first = (K + 3 * c * K) + k
-            _write(out, grad_s[1], first, of_mean, counted, mask)
-            _write(out, grad_s[1], first + K, posterior * of_scale, counted, mask)
+            _write(out, grad_step, first, of_mean, counted, mask)
+            _write(out, grad_step, first + K, posterior * of_scale, counted, mask)
             # the tanh'ed coefficients: of red in green, of red in blue, of green in blue
             if c == 1:
                 _, slope = _tanh(_read(at, step, 3 * K + k, mask), EXACT)
-                _write(out, grad_s[1], 3 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
+                _write(out, grad_step, 3 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
             elif c == 2:
                 _, slope = _tanh(_read(at, step, 6 * K + k, mask), EXACT)
-                _write(out, grad_s[1], 6 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
+                _write(out, grad_step, 6 * K + k, of_mean * (2.0 * x[0] - 1.0) * slope, counted, mask)
                 _, slope = _tanh(_read(at, step, 9 * K + k, mask), EXACT)
-                _write(out, grad_s[1], 9 * K + k, of_mean * (2.0 * x[1] - 1.0) * slope, counted, mask)
+                _write(out, grad_step, 9 * K + k, of_mean * (2.0 * x[1] - 1.0) * slope, counted, mask)
 
 
 class _Plan(NamedTuple):
@@ -191,9 +201,13 @@ class _Plan(NamedTuple):
     pixels: int  # of a block
 
 
-def _plan(batch: int, pixels: int, wide: bool) -> _Plan:
-    """Blocks of four neighbouring pixels a thread where memory order and their number allow it, else of one."""
-    block = THREADS * (4 if wide and batch * pixels >= 4 * THREADS * layout.MANY else 1)
+def _plan(batch: int, pixels: int, *params: Spec) -> _Plan:
+    """As many neighbouring pixels a thread as make a 32-bit access, or one of 64 bits where there are plenty; one where
+    neighbours are apart. More would take registers that hide no latency: a pixel is mostly arithmetic."""
+    each = 1
+    if all(p.strides[2] == 1 for p in params):
+        each = (8 if batch * pixels >= 4 * THREADS * layout.MANY else 4) // params[0].dtype.itemsize
+    block = THREADS * each
     block = min(block, max(32, triton.next_power_of_2(pixels)))
     blocks = triton.cdiv(pixels, block)
     steps = triton.cdiv(blocks, min(blocks, triton.cdiv(layout.MANY, batch)))
@@ -201,8 +215,9 @@ def _plan(batch: int, pixels: int, wide: bool) -> _Plan:
 
 
 def _far(*tensors: Spec) -> bool:
-    """Whether offsets along pixels need 64 bits."""
-    return any(t.shape[-1] * max(1, t.strides[-1]) >= 2**31 - 2**16 for t in tensors)
+    """Whether offsets inside a sample need 64 bits."""
+    extents = (sum(n * s for n, s in zip(t.shape[1:], t.strides[1:], strict=True)) for t in tensors)
+    return any(e >= 2**31 - 2**16 for e in extents)
 
 
 @cached
@@ -210,7 +225,7 @@ def _forward_job(device: torch.device, *keys: Key) -> Job:
     params, target, kept, nll = specs(*keys)
     assert params is not None and target is not None and nll is not None
     batch, channels, n = target.shape
-    plan = _plan(batch, n, params.strides[2] == 1)
+    plan = _plan(batch, n, params)
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, batch)
     job = Job(
         _forward, (batch * plan.parts,), min(THREADS, plan.pixels),
@@ -226,7 +241,7 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     params, target, kept, grad_nll, grad = specs(*keys)
     assert params is not None and target is not None and grad_nll is not None and grad is not None
     batch, channels, n = target.shape
-    plan = _plan(batch, n, params.strides[2] == 1 == grad.strides[2])
+    plan = _plan(batch, n, params, grad)
     parts = triton.cdiv(n, plan.pixels)
     return Job(
         _backward, (batch * parts,), min(THREADS, plan.pixels),
