@@ -1,4 +1,4 @@
-"""Both ops on a GPU: forward, backward and both, by both engines, eager PyTorch and torch.compile.
+"""The ops on a GPU: forward, backward and both, by both engines, eager PyTorch and torch.compile.
 
     python benchmarks/bench_gpu.py --out rows.json [--budget 200]
 
@@ -40,6 +40,7 @@ class Op:
     reads: dict[str, int]  # whole tensors that must be read and written at least, by direction
     ours: Callable[..., Outputs]
     textbook: Callable[..., Outputs]  # as people write it
+    counts: bool = False  # positive parameters, and counts as data
 
 
 def latent_textbook(mu: Tensor, logvar: Tensor) -> Outputs:
@@ -60,6 +61,19 @@ def learned_variance_textbook(mean: Tensor, logvar: Tensor, target: Tensor) -> O
     return ((0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / logvar.exp())).sum(-1),)
 
 
+def multinomial_textbook(logits: Tensor, target: Tensor) -> Outputs:
+    return (-(target * torch.log_softmax(logits, -1)).sum(-1),)
+
+
+def negative_binomial_textbook(mean: Tensor, theta: Tensor, target: Tensor) -> Outputs:
+    """The lines of scvi-tools."""
+    mean, theta = mean + 1e-8, theta + 1e-8
+    log_sum = torch.log(theta + mean)
+    terms = theta * (torch.log(theta) - log_sum) + target * (torch.log(mean) - log_sum)
+    terms = terms + torch.lgamma(target + theta) - torch.lgamma(theta) - torch.lgamma(target + 1)
+    return (-terms.sum(-1),)
+
+
 OPS = {
     "latent": Op(2, 0, {"forward": 3, "backward": 5}, vae_fast.reparameterize_kl, latent_textbook),
     "bernoulli": Op(
@@ -74,6 +88,21 @@ OPS = {
         {"forward": 3, "backward": 5},
         lambda m, v, x: (vae_fast.gaussian_nll(m, x, v),),
         learned_variance_textbook,
+    ),
+    "multinomial": Op(
+        1,
+        1,
+        {"forward": 2, "backward": 3},
+        lambda p, x: (vae_fast.multinomial_nll(p, x),),
+        multinomial_textbook,
+    ),
+    "negative binomial": Op(
+        2,
+        1,
+        {"forward": 3, "backward": 5},
+        lambda m, t, x: (vae_fast.negative_binomial_nll(m, x, t),),
+        negative_binomial_textbook,
+        counts=True,
     ),
 }
 
@@ -132,8 +161,11 @@ def make_set(case: Case, device: str, seed: int) -> Set:
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device, dtype=DTYPES[case.dtype])
 
-    learned = tuple(normal(*shape).mul_(0.7).sub_(0.3).requires_grad_() for _ in range(op.learned))
+    learned = tuple(normal(*shape).mul_(0.7).sub_(0.3) for _ in range(op.learned))
     data = tuple(normal(*shape).sigmoid_() for _ in range(op.data))
+    if op.counts:
+        learned, data = tuple(t.exp_() for t in learned), tuple(x.mul_(6).floor_() for x in data)
+    learned = tuple(t.requires_grad_() for t in learned)
     per_row = torch.randn(case.rows, generator=generator, device=device)
     return Set((*learned, *data), (normal(*shape), per_row) if case.op == "latent" else (per_row,), learned)
 

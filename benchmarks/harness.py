@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
         i = 3
         while (n := connection.recv()) is not None:
             if n == 0:
-                connection.send(peak_bytes(lambda i=i: work.step(i)))
+                connection.send(peak_bytes(partial(work.step, i)))
                 continue
             times = []
             for k in range(-(n // 4), n):  # a step that takes a whole turn needs no warm-up

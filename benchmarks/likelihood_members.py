@@ -5,6 +5,7 @@ Every expression takes (target, *parameters) and returns nll, (batch,).
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -142,9 +143,7 @@ def laplace_distribution() -> Expression:
 
 def scvi(name: str) -> Callable[[], Expression]:
     def load() -> Expression:
-        from scvi.distributions import _negative_binomial
-
-        log_prob = getattr(_negative_binomial, name)
+        log_prob = getattr(importlib.import_module("scvi.distributions._negative_binomial"), name)
         return lambda target, *params: -log_prob(target, *params).sum(-1)
 
     return load

@@ -194,8 +194,9 @@ def test_frozen(frozen: tuple[str, ...], even: bool, kernels: str) -> None:
         assert torch.equal(grad, all_of_them[name])
 
 
-def test_sums_over_samples_are_float32() -> None:
+def test_sums_over_samples_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 counts to 256: the 300th one would be lost in it."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)  # a row at a time
     rows = 300
     hidden, weight = (
         torch.ones(*s, dtype=torch.bfloat16).requires_grad_() for s in ((rows, 1), (FEATURES, 1))

@@ -65,7 +65,7 @@ def check_class_layer(
     expected = (*positions, weight.shape[0]) if counts else positions
     if tuple(target.shape) != expected:
         raise ValueError(f"target has shape {_of(target)}, hidden and weight ask for {expected}")
-    _check_options(target, "the positions of target,", positions, mask, sample_weight)
+    _check_options(target, "the positions of target", positions, mask, sample_weight)
 
 
 def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

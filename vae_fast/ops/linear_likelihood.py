@@ -39,7 +39,7 @@ def linear_likelihood(
     if sample_weight is not None and sample_weight.requires_grad and grad_enabled:
         nll = linear_likelihood(member, hidden, weight, bias, target, *given, library=library, mask=mask)
         return nll * sample_weight
-    tensors = (weight, bias, target, *given, library, sample_weight)
+    tensors = (weight, bias, target, *given, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
     if backend is reference or (target.requires_grad and grad_enabled):
         function = getattr(reference, f"linear_{member}_nll")
@@ -69,7 +69,7 @@ def forward(backend: Any, *args: Any) -> tuple[Tensor, Gradients]:
     ones = torch.ones((), device=hidden.device).expand(hidden.shape[0])
     units = sweep(backend, inputs, early, nll, ones)
     if nll.ndim > 1:
-        nll = nll.flatten(1).sum(1)
+        nll = nll.flatten(1).sum(1, dtype=torch.float64).float()  # torch's order depends on its threads
     return nll if weights is None else nll * weights, units
 
 
