@@ -191,9 +191,7 @@ def test_bad_numbers_stay_in_their_sample(backend: str) -> None:
         bad = params.clone()
         bad[1, i, 2] = math.nan
         nll = vae_fast.discretized_logistic_mixture_nll(bad, x)
-        assert (
-            nll[1].isnan() or 8 <= i % 20 < 8 + 2
-        )  # red depends on its coefficients in name only: green's are there
+        assert nll[1].isnan()
         assert torch.equal(nll[[0, 2]], good[[0, 2]])
 
 
@@ -213,12 +211,13 @@ def test_autograd_behaviour(kernels: str) -> None:
 
 def test_gradcheck() -> None:
     """The reference, and in float64 through the library op the closed form that stands for a kernel."""
+    nll = vae_fast.discretized_logistic_mixture_nll
+    mask = torch.tensor([[[True, False]]])
     for channels in (1, 3):
-        params, x = leaf(make_params(2, channels, 2, 3, dtype=torch.float64)), levels(2, channels, 3)
-        for m in (None, uniform(2, 1, 3) > 0.3):
-            nll = vae_fast.discretized_logistic_mixture_nll
-            assert torch.autograd.gradcheck(lambda p, m=m, x=x: nll(p, x, mask=m), params)
-            assert torch.autograd.gradcheck(lambda p, m=m, x=x: OP(p, x, m), params)
+        params, x = leaf(make_params(1, channels, 2, 2, dtype=torch.float64)), levels(1, channels, 2)
+        assert torch.autograd.gradcheck(lambda p, x=x: nll(p, x), params)
+        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, None), params)
+        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask), params)
 
 
 @needs_native
