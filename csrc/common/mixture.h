@@ -20,30 +20,35 @@ template <int C> struct MixtureLayout {
   VAE_FAST_FN int coefficient(int c, int k) const { return mean(c, k) + 2 * components; }
 };
 
-// tanh(x) and 1 - tanh(x)², neither cancels.
+// tanh(x) and 1 - tanh(x)². A mean's error counts in units of a scale, which may be small: both are rounded but little.
 template <class F> struct Tanh { F value, slope; };
 
 template <class F> VAE_FAST_FN Tanh<F> tanh(F x) {
-  const F two = splat<F>(2.0f), e = expm1_nonpositive(splat<F>(-2.0f) * absolute(x)), half = divide(splat<F>(1.0f), e + two);
+  const F one = splat<F>(1.0f), size = absolute(x), square = x * x;
+  const F e = exp_nonpositive(splat<F>(-2.0f) * size), half = divide(one, one + e);
+  // (tanh(x) - x) / x³ for x² <= 0.4
+  const F q = polynomial(square, square * square, -0.333332819422f, 0.133314422036f, -0.0537397155531f, 0.0206390887954f,
+                         -0.00570498872745f);
+  const F value = select(size < splat<F>(0.625f), fma(size * square, q, size), fma(splat<F>(-2.0f) * e, half, one));
   const u32_of<F> sign = bit_cast<u32_of<F>>(x) & 0x80000000u;
-  return {bit_cast<F>(bit_cast<u32_of<F>>(-e * half) | sign), (splat<F>(4.0f) * half) * fma(e, half, half)};
+  return {bit_cast<F>(bit_cast<u32_of<F>>(value) | sign), splat<F>(4.0f) * e * (half * half)};
 }
 
 // The mass p = exp(-fall)·factor that a logistic puts on a level (logistic.h), and the derivatives of -log p by mean and
 // log-scale. A sum over components needs p itself, so there is no logarithm in it, and one division.
 //
-// Inside, with m = |t - mean|/scale and h half a level's width, E = exp(-m), r = exp(-h):
+// Inside, with m = |from_mean|/scale, from_mean = t - mean, and h half a level's width, E = exp(-m), r = exp(-h):
 // p = exp(-m)·(1 - r²) / ((1 + E·r)·(E + r)). A level at an end has one edge at a distance z: p = σ(z).
 constexpr float kMaxLogScale = 10.0f;  // beyond, 1 - r² is 2h
 
 template <class F> struct LogisticMass {
   F fall, factor, by_mean, by_log_scale;
 
-  template <bool kGradient> static VAE_FAST_FN LogisticMass of(F t, F mean, F log_scale) {
+  template <bool kGradient> static VAE_FAST_FN LogisticMass of(F t, F from_mean, F log_scale) {
     const F none = splat<F>(0.0f), one = splat<F>(1.0f), two = splat<F>(2.0f), least = splat<F>(kMinLogScale);
     const auto first = t < splat<F>(-0.999f), last = t > splat<F>(0.999f);
     const F inverse = exp_saturated(-maximum(least, log_scale));
-    const F centre = (t - mean) * inverse, distance = absolute(centre);
+    const F centre = from_mean * inverse, distance = absolute(centre);
     const F half = maximum(splat<F>(4.5399930e-5f / 255.0f), inverse * splat<F>(1.0f / 255.0f));  // exp(-kMaxLogScale)
     const F below = expm1_nonpositive(-half), r = below + one, mass = -below * (below + two);
     const F z = select(first, centre + half, half - centre);
@@ -79,17 +84,17 @@ template <class F, int C> struct MixtureComponent {
 template <int C, bool kGradient, class F, class Load>
 VAE_FAST_FN MixtureComponent<F, C> mixture_component(const F* t, const MixtureLayout<C>& at, int k, Load load) {
   MixtureComponent<F, C> result;
-  F mean[C];
+  F from_mean[C];
   Tanh<F> coefficient[C];
-  for (int c = 0; c < C; ++c) mean[c] = load(at.mean(c, k));
+  for (int c = 0; c < C; ++c) from_mean[c] = t[c] - load(at.mean(c, k));
   if constexpr (C == 3) {
     // Green is given red, blue is given red and green.
     for (int c = 0; c < C; ++c) coefficient[c] = tanh(load(at.coefficient(c, k)));
-    mean[1] = fma(coefficient[0].value, t[0], mean[1]);
-    mean[2] = fma(coefficient[2].value, t[1], fma(coefficient[1].value, t[0], mean[2]));
+    from_mean[1] = fma(-coefficient[0].value, t[0], from_mean[1]);
+    from_mean[2] = fma(-coefficient[2].value, t[1], fma(-coefficient[1].value, t[0], from_mean[2]));
   }
   for (int c = 0; c < C; ++c) {
-    const LogisticMass<F> p = LogisticMass<F>::template of<kGradient>(t[c], mean[c], load(at.log_scale(c, k)));
+    const LogisticMass<F> p = LogisticMass<F>::template of<kGradient>(t[c], from_mean[c], load(at.log_scale(c, k)));
     result.fall = c == 0 ? p.fall : result.fall + p.fall;
     result.factor = c == 0 ? p.factor : result.factor * p.factor;
     if constexpr (kGradient) {
@@ -129,7 +134,10 @@ template <class F> struct MixtureSums {
     joint = fma(select(larger, joint, factor), e, select(larger, factor, joint));
     largest = select(larger, x, largest);
   }
-  VAE_FAST_FN F nll() const { return log(prior) - (largest + log(joint)); }
+  VAE_FAST_FN F nll() const {
+    const F one = splat<F>(1.0f);
+    return log1p(prior - one, prior).value - (largest + log1p(joint - one, joint).value);  // NaN passes, not through log()
+  }
 };
 
 // The probabilities of a component before and after the pixel was seen, from finished sums. The nll's derivative by the
