@@ -123,7 +123,6 @@ class Build(build_ext):
         jobs: list[tuple[Path, Path, list[str]]] = [
             (CSRC / "cpu" / f"{kernel}.cpp", objects / f"{kernel}.{isa}.o", [f"-DVAE_FAST_ISA={isa}", *flags])
             for kernel in KERNELS
-            if (CSRC / "cpu" / f"{kernel}.cpp").exists()
             for isa, flags in ISA_FLAGS.items()
         ]
         jobs += [
