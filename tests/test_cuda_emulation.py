@@ -120,7 +120,7 @@ DEFECTS = {
     "a mask that backward forgets": (
         "cuda/likelihood.cu",
         "= kept ? upstream * by[p] : 0.0f;",
-        "= upstream * by[p];",
+        "= kept || !kept ? upstream * by[p] : 0.0f;",
         "likelihood",
         "test_mask",
     ),
