@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
-from vae_fast.backends.native.members import DTYPES, LIKELIHOODS
+from vae_fast.backends.native.members import COUNTS, DTYPES, LIKELIHOODS
 
 pytestmark = needs_native
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -69,17 +70,23 @@ def compile_engine(folder: Path) -> Path:
         "-mf16c",
     )
     python = f"-I{sys.base_prefix}/include/python{sys.version_info.major}.{sys.version_info.minor}"
-    flags = dict.fromkeys(("latent", "likelihood", "noise"), ("-DVAE_FAST_ISA=avx512", *emulate))
+    kernels = ("latent", "likelihood", "categorical", "mixture", "noise")
+    flags = dict.fromkeys(kernels, ("-DVAE_FAST_ISA=avx512", *emulate))
     flags["dispatch"] = ("-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1")
     jobs = [(source, flags.get(source.stem, ())) for source in sorted((CSRC / "cpu").glob("*.cpp"))]
     jobs += [(CSRC / "bindings" / "cpu.cpp", (f"-I{pybind11.get_include()}", python))]
     compiler = os.environ.get("CXX", "c++").split()
-    objects = []
-    for source, own in jobs:
-        objects.append(folder / f"{source.parent.name}_{source.stem}.o")
-        subprocess.run([*compiler, *STRICT, *own, "-c", str(source), "-o", str(objects[-1])], check=True)
+
+    def compile_one(job: tuple[Path, tuple[str, ...]]) -> str:
+        source, own = job
+        target = str(folder / f"{source.parent.name}_{source.stem}.o")
+        subprocess.run([*compiler, *STRICT, *own, "-c", str(source), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, jobs))
     module = folder / "emulated_cpu.so"
-    subprocess.run([*compiler, "-shared", *map(str, objects), "-o", str(module)], check=True)
+    subprocess.run([*compiler, "-shared", *objects, "-o", str(module)], check=True)
     return module
 
 
@@ -169,16 +176,55 @@ def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[by
                 grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
             )  # fmt: skip
             results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
-        for member, target_dtype in itertools.product(LIKELIHOODS, DTYPES):
-            target = (torch.rand(shape, generator=g) * (255 if target_dtype == torch.uint8 else 1.5)).to(
-                target_dtype
-            )
-            params = (mu, random().expand(shape))[: 1 if member == "bernoulli" else 2]
+        for (member, code), target_dtype in itertools.product(LIKELIHOODS.items(), DTYPES):
+            x = torch.rand(shape, generator=g) * (1.5 if target_dtype.is_floating_point else 255)
+            count = 1 if member in ("bernoulli", "continuous_bernoulli", "poisson") else 2
+            params = (mu, random().expand(shape), random(*shape))[: count + (member.startswith("zero"))]
+            if member in COUNTS:
+                params = tuple(p.abs() for p in params)
+            mask = random(*shape) > 0 if code % 2 else None
+            state = torch.tensor([7, 8]) if member == "bernoulli" else None
             nll = torch.empty(batch)
-            cpu.likelihood_forward(member, params, target, nll=nll)
-            out = (torch.empty_like(mu), torch.empty(()))[: len(params)]
-            cpu.likelihood_backward(member, params, target, random(1).expand(batch), grads=out)
+            cpu.likelihood_forward(member, params, x.to(target_dtype), mask, state, nll=nll)
+            out = (torch.empty_like(mu), torch.empty(()), torch.empty(shape[1:]))[: len(params)]
+            cpu.likelihood_backward(
+                member, params, x.to(target_dtype), mask, state, random(1).expand(batch), grads=out
+            )
             results += [bits(t) for t in (nll, *out)]
+    return results + categorical_results(g) + mixture_results(g)
+
+
+def categorical_results(g: torch.Generator) -> list[bytes]:
+    """Few classes and many, in whole blocks and not, adjacent in memory or not; numbers of classes and counts."""
+    results = []
+    for (batch, positions, classes), dtype in itertools.product(
+        ((3, 1, 1031), (2, 70, 10), (600, 1, 3), (2, 3, 20_000)), LOW
+    ):
+        logits = (torch.randn((batch, positions, classes), generator=g) * 3).to(dtype)
+        numbers = torch.randint(0, classes, (batch, positions), generator=g)
+        numbers[0, 0] = -100
+        counts = torch.poisson(torch.rand(logits.shape, generator=g), generator=g).to(torch.int16)
+        for el, x in itertools.product((logits, logits.mT.contiguous().mT), (numbers, counts)):
+            nll, lse, total = torch.empty((3, batch, positions)).unbind()
+            cpu.categorical_forward(el, x, nll=nll, lse=lse, total=total)
+            grad = torch.empty_like(el)
+            cpu.categorical_backward(el, x, lse, total, torch.randn(nll.shape, generator=g), grad_logits=grad)
+            results += [bits(t) for t in (nll, lse, total, grad)]
+    return results
+
+
+def mixture_results(g: torch.Generator) -> list[bytes]:
+    results = []
+    for channels, components, dtype in itertools.product((1, 3), (1, 5), LOW):
+        per_component = 3 if channels == 1 else 10
+        params = torch.randn((2, per_component * components, 133), generator=g).to(dtype)
+        x = torch.randint(0, 256, (2, channels, 133), generator=g, dtype=torch.uint8)
+        mask = torch.rand((2, 133), generator=g) < 0.9
+        for p in (params, params.mT.contiguous().mT):
+            nll, grad = torch.empty(2), torch.empty_like(p)
+            cpu.mixture_forward(p, x, mask, nll=nll)
+            cpu.mixture_backward(p, x, mask, torch.randn(2, generator=g), grad_params=grad)
+            results += [bits(t) for t in (nll, grad)]
     return results
 
 
@@ -225,6 +271,16 @@ def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, engine:
                     grad_mu=grads[0], grad_logvar=grads[1], grad_prior=summed,
                 )  # fmt: skip
                 results.setdefault(shape, []).append([bits(t) for t in (z, kl, *grads, *summed)])
+                each = torch.empty((3, 1, shape[0])).unbind()
+                cpu.categorical_forward(mu[None], mu.abs()[None], nll=each[0], lse=each[1], total=each[2])
+                cpu.categorical_backward(
+                    mu[None], mu.abs()[None], *each[1:], each[0], grad_logits=grads[0][None]
+                )
+                params = mu.flatten()[:120_000].view(3, 10, 4_000)
+                nll, grad = torch.empty(3), torch.empty(params.shape)
+                cpu.mixture_forward(params, params[:, :3].sigmoid(), None, nll=nll)
+                cpu.mixture_backward(params, params[:, :3].sigmoid(), None, nll, grad_params=grad)
+                results[shape][-1] += [bits(t) for t in (*each, grads[0], nll, grad)]
     finally:
         torch.set_num_threads(before)
     for one_thread, two, three in results.values():
