@@ -1,10 +1,13 @@
 // The op `likelihood` on the CPU: one pass forward, one backward that recomputes from the parameters and the target.
 // Storing the gradient in the forward pass would move as many bytes (2N read and N written, then N read and N written
 // again for the scaling by grad_nll) and hold N elements more until backward. Compiled once per instruction set.
+#include <type_traits>
+
 #include "../common/likelihood.h"
 #include "blocks.h"
 #include "noise.h"
 #include "sets.h"
+#include "zeros.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -20,6 +23,14 @@ VAE_FAST_FN vf32 masked(const float* mask, std::int64_t i, int count, vf32 value
   return mask ? select(load_partial(mask + i, count) != vf32{}, value, vf32{}) : value;
 }
 
+VAE_FAST_FN void apply(const float* mask, const Block& block, float* values) {
+  for_each_vector(block.size(), [&](std::int64_t i, int count) {
+    store_partial(values + i, masked(mask, i, count, load_partial(values + i, count)), count);
+  });
+}
+
+template <class Member> constexpr bool kOfCounts = std::is_base_of_v<OfCounts<Member>, Member>;
+
 template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
   RowSums nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
@@ -29,6 +40,23 @@ template <class Member> void forward(const LikelihoodForward& a, const Task& tas
     for (int p = 0; p < Member::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
+    if constexpr (kOfCounts<Member>) {
+      const Counted counted(target, block.size());
+      if (counted.count < block.size())
+        for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
+          decltype(f) at[Member::parameters];
+          for (int p = 0; p < Member::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
+          store_as(terms.data + i, Member::nll_of_zero(at), count);
+        });
+      for_each_two_vectors(counted.count, [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
+        const std::int32_t* index = counted.index + i;
+        decltype(f) at[Member::parameters];
+        for (int p = 0; p < Member::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
+        scatter_as(Member::nll_of_count(at, gather_as(target, index, count, f)), terms.data, index, count);
+      });
+      if (mask) apply(mask, block, terms.data);
+      return nll.add(block, terms.data);
+    }
     const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
       vf32 at[Member::parameters];
       for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
@@ -53,7 +81,26 @@ template <class Member> void backward(const LikelihoodBackward& a, const Task& t
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     spread(a.grad_nll, a.grad_nll_stride, block, upstream);
-    for_each_vector(block.size(), [&](std::int64_t i, int count) {
+    if constexpr (kOfCounts<Member>) {
+      const Counted counted(target, block.size());
+      if (counted.count < block.size())
+        for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
+          decltype(f) at[Member::parameters], by[Member::parameters];
+          for (int p = 0; p < Member::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
+          Member::gradient_of_zero(at, by);
+          const auto g = load_as(upstream.data + i, count, f);
+          for (int p = 0; p < Member::parameters; ++p) store_as(grads[p] + i, g * by[p], count);
+        });
+      for_each_two_vectors(counted.count, [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
+        const std::int32_t* index = counted.index + i;
+        decltype(f) at[Member::parameters], by[Member::parameters];
+        for (int p = 0; p < Member::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
+        Member::gradient_of_count(at, gather_as(target, index, count, f), by);
+        const auto g = gather_as(upstream.data, index, count, f);
+        for (int p = 0; p < Member::parameters; ++p) scatter_as(g * by[p], grads[p], index, count);
+      });
+      for (int p = 0; p < Member::parameters && mask; ++p) apply(mask, block, grads[p]);
+    } else for_each_vector(block.size(), [&](std::int64_t i, int count) {
       vf32 at[Member::parameters], by[Member::parameters];
       for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
       Member::gradient(at, load_partial(target + i, count), by);

@@ -31,17 +31,19 @@ template <> struct Lanes<vf32> {
 
   static VAE_FAST_FN vf32 splat(float x) { return x - vf32{}; }
   static VAE_FAST_FN vf32 to_float(vi32 i) { return __builtin_convertvector(i, vf32); }
-  static VAE_FAST_FN bool any(vi32 mask) {
+  // A bit for every lane where the mask holds.
+  static VAE_FAST_FN unsigned bits(vi32 mask) {
 #if defined(__AVX512F__)
-    return _mm512_movepi32_mask((__m512i)mask) != 0;
+    return _mm512_movepi32_mask((__m512i)mask);
 #elif defined(__AVX2__)
-    return _mm256_movemask_ps((__m256)mask) != 0;
+    return _mm256_movemask_ps((__m256)mask);
 #elif defined(__SSE2__)
-    return _mm_movemask_ps((__m128)mask) != 0;
+    return _mm_movemask_ps((__m128)mask);
 #else
-    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+    return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8);
 #endif
   }
+  static VAE_FAST_FN bool any(vi32 mask) { return bits(mask) != 0; }
 
   static VAE_FAST_FN vf32 fma(vf32 a, vf32 b, vf32 c) {
 #if defined(__AVX512F__)
