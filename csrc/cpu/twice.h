@@ -32,6 +32,8 @@ template <> struct Lanes<Twice<vf32>> {
   static VAE_FAST_FN F splat(float x) { return {L::splat(x), L::splat(x)}; }
   static VAE_FAST_FN F to_float(i32 i) { return {L::to_float(i.a), L::to_float(i.b)}; }
   static VAE_FAST_FN F fma(F x, F y, F z) { return {L::fma(x.a, y.a, z.a), L::fma(x.b, y.b, z.b)}; }
+  static VAE_FAST_FN F maximum(F bound, F x) { return {L::maximum(bound.a, x.a), L::maximum(bound.b, x.b)}; }
+  static VAE_FAST_FN F minimum(F bound, F x) { return {L::minimum(bound.a, x.a), L::minimum(bound.b, x.b)}; }
   static VAE_FAST_FN bool any(i32 mask) { return L::any(mask.a | mask.b); }
   static VAE_FAST_FN F sqrt(F x) { return {L::sqrt(x.a), L::sqrt(x.b)}; }
 };
