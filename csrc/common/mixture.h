@@ -55,7 +55,7 @@ template <class F> struct LogisticMass {
 
     const auto end = first | last;  // an int of bools, so not the type of the next
     const auto near = distance < half;
-    const F m = select(end, absolute(z), distance), E = exp_nonpositive(-m), part = select(near, mass * E, mass);
+    const F m = select(end, absolute(z), distance), E = exp_nonpositive(-m), part = mass * select(near, E, one);
     const F denominator = select(end, one + E, fma(E, r, one) * (E + r)), numerator = select(end, one, part);
     const F excess = maximum(none, log_scale - splat<F>(kMaxLogScale));
     LogisticMass p;
