@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,21 +175,31 @@ def run(*arguments: str, module: Path | None = None) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """For each check the messages of its failures; an empty list if all is well."""
-    report = tmp_path_factory.mktemp("cuda_emulation") / "report.xml"
-    pytest_run = ("-m", "pytest", *map(str, CHECKS), "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
-    done = run(*pytest_run, module=build.build())
-    if not report.exists():  # a sanitizer ended the process
-        return {name: [(done.stdout + done.stderr)[-6000:]] for name in NAMES}
+    folder, module = tmp_path_factory.mktemp("cuda_emulation"), build.build()
     outcomes: dict[str, list[str]] = {name: [] for name in NAMES}
     seen = set()
-    for case in ET.parse(report).iter("testcase"):
-        name = case.get("classname", "").rpartition(".")[2] + "." + case.get("name", "").partition("[")[0]
-        seen.add(name)
-        outcomes[name] += [
-            f"{case.get('name')}: {bad.text}"
-            for kind in ("failure", "error", "skipped")
-            for bad in case.iter(kind)
-        ]
+
+    def check(half: int) -> tuple[Path, str]:
+        """A part of the checks, in a process of their own: its report and its output."""
+        report, files = folder / f"report{half}.xml", map(str, CHECKS[half::2])
+        options = ("-q", "-p", "no:cacheprovider", f"--junitxml={report}")
+        done = run("-m", "pytest", *files, *options, module=module)
+        return report, (done.stdout + done.stderr)[-6000:]
+
+    with ThreadPoolExecutor(2) as pool:
+        for report, output in pool.map(check, range(2)):
+            if not report.exists():  # a sanitizer ended the process
+                return {name: [output] for name in NAMES}
+            for case in ET.parse(report).iter("testcase"):
+                name = (
+                    f"{case.get('classname', '').rpartition('.')[2]}.{case.get('name', '').partition('[')[0]}"
+                )
+                seen.add(name)
+                outcomes[name] += [
+                    f"{case.get('name')}: {bad.text}"
+                    for kind in ("failure", "error", "skipped")
+                    for bad in case.iter(kind)
+                ]
     for name in NAMES:
         if name not in seen:
             outcomes[name] = ["did not run"]
@@ -201,15 +212,26 @@ def test_emulated_kernels(outcomes: dict[str, list[str]], check: str) -> None:
 
 
 def test_planted_defects_are_seen() -> None:
-    arguments = []
-    for file, text, other, kernel, checks in DEFECTS.values():
-        arguments += [str(build.build((file, text, other), kernel)), checks]
-    done = run("-m", "cuda_emulation.defects", *arguments)
-    found = [line.removeprefix("status ") for line in done.stdout.splitlines() if line.startswith("status ")]
-    assert len(found) == len(DEFECTS), done.stdout + done.stderr
+    def status(some: list[tuple[str, str, str, str, str]]) -> list[str]:
+        arguments = []
+        for file, text, other, kernel, checks in some:
+            arguments += [str(build.build((file, text, other), kernel)), checks]
+        done = run("-m", "cuda_emulation.defects", *arguments)
+        found = [
+            line.removeprefix("status ") for line in done.stdout.splitlines() if line.startswith("status ")
+        ]
+        assert len(found) == len(some), done.stdout + done.stderr
+        return found
+
+    build.build()
+    defects = list(DEFECTS.items())
+    with ThreadPoolExecutor(2) as pool:
+        halves = [defects[0::2], defects[1::2]]
+        found = list(pool.map(status, [[defect for _, defect in half] for half in halves]))
     missed = {
         name: line
-        for name, line in zip(DEFECTS, found, strict=True)
+        for half, lines in zip(halves, found, strict=True)
+        for (name, _), line in zip(half, lines, strict=True)
         if line.startswith("0 ") or "nothing" in line
     }
     assert not missed

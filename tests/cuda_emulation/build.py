@@ -13,7 +13,9 @@ import re
 import subprocess
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -60,7 +62,7 @@ def _compile(csrc: Path, source: Path, flags: list[str]) -> Path:
         key.update(path.name.encode() + path.read_bytes())
     target = CACHE / f"{source.stem}-{key.hexdigest()[:20]}.o"
     if not target.exists():
-        partial = target.with_suffix(f".{os.getpid()}")
+        partial = target.with_suffix(f".{os.getpid()}-{get_ident()}")
         command = [*COMPILER, *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(partial)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         partial.rename(target)
@@ -75,9 +77,11 @@ def build(defect: tuple[str, str, str] | None = None, kernel: str = "") -> Path:
     CACHE.mkdir(exist_ok=True)
     includes = [f"-I{p}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
     csrc = ROOT / "csrc"
-    objects = [_compile(csrc, csrc / "cuda" / f"{k}.cu", [*CALLS, *SANITIZERS]) for k in KERNELS]
-    objects.append(_compile(csrc, HERE / "emulation.cpp", [*CALLS, *SANITIZERS]))
-    objects.append(_compile(csrc, csrc / "bindings" / "cuda.cpp", ["-O0", *includes]))
+    jobs = [(csrc / "cuda" / f"{k}.cu", [*CALLS, *SANITIZERS]) for k in KERNELS]
+    jobs.append((HERE / "emulation.cpp", [*CALLS, *SANITIZERS]))
+    jobs.append((csrc / "bindings" / "cuda.cpp", ["-O0", *includes]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _compile(csrc, *job), jobs))
     if defect is not None:
         with tempfile.TemporaryDirectory() as copy:
             objects.insert(0, _compile(*_planted(Path(copy), defect, kernel), [*CALLS, *SANITIZERS]))
@@ -87,7 +91,7 @@ def build(defect: tuple[str, str, str] | None = None, kernel: str = "") -> Path:
     module = CACHE / name / "_cuda.so"
     if not module.exists():
         module.parent.mkdir(exist_ok=True)
-        partial = module.with_suffix(f".{os.getpid()}")
+        partial = module.with_suffix(f".{os.getpid()}-{get_ident()}")
         link = [*COMPILER, "-shared", *SANITIZERS, *map(str, objects), "-o", str(partial)]
         subprocess.run(link, check=True, capture_output=True, text=True)
         partial.rename(module)

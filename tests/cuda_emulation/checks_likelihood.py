@@ -90,8 +90,9 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("member", ["bernoulli", "gaussian"])
 def test_likelihood(member: str, layout: str) -> None:
-    for dtype, shape in itertools.product(DTYPES, SHAPES):
-        likelihood(shape, member, dtype, dtype, layout)
+    for i, (dtype, shape) in enumerate(itertools.product(DTYPES, SHAPES)):
+        if layout == "dense" or i % 3 == 0:  # of the others a part, another one for each dtype
+            likelihood(shape, member, dtype, dtype, layout)
 
 
 @pytest.mark.parametrize("layout", ["dense", "channels_last", "odd_address"])
@@ -106,14 +107,15 @@ def test_every_member(member: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("target", [F32, BF16, F16, U8, BOOL, *INTEGERS])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [F32, BF16])
 def test_targets(dtype: torch.dtype, target: torch.dtype) -> None:
     members = ["bernoulli", "poisson"] if target in INTEGERS else ["bernoulli", "gaussian"]
     if target is U8:
         members.append("poisson")
-    for member, shape in itertools.product(members, (*SHAPES[3:9], LONG)):
+    for member, shape in itertools.product(members, (*SHAPES[4:9], LONG)):
         likelihood(shape, member, dtype, target, "dense", grad_layout="constant")
-        likelihood(shape, member, dtype, target, "channels_last" if len(shape) > 2 else "odd_address")
+        if shape is not LONG:
+            likelihood(shape, member, dtype, target, "channels_last" if len(shape) > 2 else "odd_address")
 
 
 def test_every_byte_is_its_255th() -> None:
