@@ -141,8 +141,10 @@ template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64
     }
   }
   a.nll[row] = static_cast<float>(nll);
-  a.lse[row] = static_cast<float>(static_cast<double>(terms.largest) + log_sum);
-  a.total[row] = static_cast<float>(total);
+  const double lse = static_cast<double>(terms.largest) + log_sum;
+  a.lse[row] = static_cast<float>(lse);
+  // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
+  a.total[row] = static_cast<float>(total * (1 + (a.lse[row] - lse)));
 }
 
 template <class A, bool kCounts>

@@ -126,7 +126,8 @@ def likelihood_backward(
 
 def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
     """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
-    lse.copy_(torch.logsumexp(logits.to(lse.dtype), -1))
+    exact = torch.logsumexp(logits.double(), -1)
+    lse.copy_(exact)
     rows, x = logits.flatten(0, 1), target.flatten(0, 1)
     if target.ndim == logits.ndim:
         total.copy_(target.to(total.dtype).sum(-1))
@@ -134,20 +135,21 @@ def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Ten
     else:
         total.copy_(target != categorical.IGNORED)
         nll.copy_(categorical.categorical_nll(rows, x).view(nll.shape))
+    total.mul_(torch.exp(lse - exact))  # makes up for lse's rounding
 
 
 def categorical_backward(
     logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
-    softmax = torch.exp(logits.to(lse.dtype) - lse[..., None])
+    share = total[..., None] * torch.exp(logits.to(lse.dtype) - lse[..., None])
     g = grad_nll[..., None]
     if target.ndim == logits.ndim:
-        grad_logits.copy_(g * (total[..., None] * softmax - target.to(lse.dtype)))
+        grad_logits.copy_(g * (share - target.to(lse.dtype)))
         return
     index, classes = target.long()[..., None], logits.shape[-1]
     hit = (index == torch.arange(classes, device=logits.device)).to(lse.dtype)
     known = torch.where((index >= 0) & (index < classes), 1.0, torch.nan)
-    grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (softmax - hit) * known))
+    grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (share - hit) * known))
 
 
 def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:

@@ -5,7 +5,7 @@ dot = sum x (l - m); lanes are merged at the end of the row. So an element costs
 nll = n log s - dot nothing cancels, as no term of the sums is negative. A program takes several short rows, or walks
 along a long one. Where there are few rows, programs share each, and a second kernel merges what they leave.
 
-Backward is elementwise: g (n exp(l - lse) - x).
+Backward is elementwise: g (n exp(l - lse) - x), n being the total.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def _finish(
     else:
         value = count * log_s - dot
     tl.store(nll + row, value, mask=inside)
-    tl.store(lse + row, m + log_s, mask=inside)
-    tl.store(total + row, count, mask=inside)
+    rounded = m + log_s
+    tl.store(lse + row, rounded, mask=inside)
+    # total exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
+    tl.store(total + row, count * (1.0 + ((rounded - m) - log_s)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "positions", "parts"])
@@ -142,15 +144,15 @@ def _backward(
     g = tl.load(grad_nll + _rows(row, positions, grad_nll_s, 1), mask=inside, other=0)
     log_sum = tl.load(lse + row, mask=inside, other=0)
     at = logits + _rows(row, positions, logits_s, VEC) + cols * logits_s[2]
-    p = exp(tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum, EXACT)
+    count = tl.load(total + row, mask=inside, other=0)
+    p = count * exp(tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum, EXACT)
     if INDEX:
         index = tl.load(target + _rows(row, positions, target_s, 1), mask=inside, other=0).to(tl.int64)
         g = tl.where((index >= 0) & (index < n), g, float("nan"))
         grad = tl.where(index == _IGNORED, 0.0, g * tl.where(cols == index, p - 1.0, p))
     else:
-        count = tl.load(total + row, mask=inside, other=0)
         x_at = target + _rows(row, positions, target_s, VEC) + cols * target_s[2]
-        grad = g * (count * p - tl.load(x_at, mask=mask, other=0).to(tl.float32))
+        grad = g * (p - tl.load(x_at, mask=mask, other=0).to(tl.float32))
     out = grad_logits + _rows(row, positions, grad_logits_s, VEC) + cols * grad_logits_s[2]
     tl.store(out, grad.to(grad_logits.dtype.element_ty), mask=mask)
 
