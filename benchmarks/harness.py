@@ -3,7 +3,7 @@
 Each provider lives in its own process, so no library's thread pool, allocator or compiler cache touches another's,
 and a process can be set up differently ("as torch leaves it" or "as `vae-fast train` sets it up"). The processes take
 turns in rounds, so a machine that slows down slows everybody. Before anything is timed, every provider's output is
-checked against float64.
+checked against float64. A copy of large arrays takes its turn too: the bandwidth that a floor is counted in.
 
 A step is timed alone, from its call until its results exist and have been freed again: a user's outputs are freshly
 allocated, and on a CPU the page faults of a large one cost more than the arithmetic. Median and quartiles are over all
@@ -28,7 +28,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from report import QUICK, Case, Comparison, Result, copy_bandwidth, describe_process
+import allocator
+from report import QUICK, Case, Comparison, Copies, Result, describe_process
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Provider:
     name: str
     build: Callable[[Case], Work]  # called in the provider's own process
     requires: tuple[str, ...] = ()  # modules without which the provider is left out
-    train_process: bool = False  # set the process up as `vae-fast train` does
+    train_process: bool = (
+        False  # set the process up as `vae-fast train` does, unless all have the same allocator
+    )
 
     def missing(self) -> list[str]:
         return [module for module in self.requires if util.find_spec(module) is None]
@@ -55,7 +58,7 @@ class Provider:
 def _serve(connection: Any, provider: Provider, case: Case) -> None:
     """A provider's process: build, check, then time `n` steps whenever asked."""
     try:
-        if provider.train_process:
+        if provider.train_process and allocator.ALLOCATOR == "default":
             from vae_fast.training.process import set_up_process
 
             set_up_process()
@@ -126,7 +129,8 @@ class _Worker:
         self.result = Result(provider.name)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, provider, case), daemon=True)
-        self.process.start()
+        with allocator.environment():
+            self.process.start()
         theirs.close()
         self.result.process = self._receive()
         self.steps = 1
@@ -175,6 +179,7 @@ def compare(
         return _try(title, case, providers)
     results: list[Result] = []
     workers: list[_Worker] = []
+    copies = Copies() if bytes_moved else None
     try:
         for provider in providers:
             if missing := provider.missing():
@@ -187,13 +192,14 @@ def compare(
         for _ in range(rounds):
             for worker in workers:
                 worker.result.rounds.append(worker.turn())
+            if copies:
+                copies.take_turn()
         if memory:
             for worker in workers:
                 worker.result.peak_bytes = worker.peak_bytes()
     finally:
         for worker in workers:
             worker.stop()
-    bandwidth = copy_bandwidth(256) if bytes_moved else None
-    comparison = Comparison(title, case, results, bytes_moved, bandwidth)
+    comparison = Comparison(title, case, results, bytes_moved, copies.bandwidth if copies else None)
     print("\n" + comparison.table(), flush=True)
     return comparison

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -13,12 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from allocator import ALLOCATOR, DESCRIPTIONS, ENVIRONMENTS
+
 OURS = "vae_fast"
-QUICK = os.environ.get("VAE_FAST_BENCH_QUICK", "") not in (
-    "",
-    "0",
-)  # tiny sizes, each provider once: does it run?
-RESULTS = Path(os.environ.get("VAE_FAST_BENCH_RESULTS", Path(__file__).parent / "results" / "cpu"))
+# tiny sizes, each provider once: does it run?
+QUICK = os.environ.get("VAE_FAST_BENCH_QUICK", "") not in ("", "0")
+STARTED = time.gmtime()
+RESULTS = os.environ.get("VAE_FAST_BENCH_RESULTS")  # a folder; by default one per device and time
 
 Case = dict[str, Any]
 
@@ -54,7 +56,7 @@ class Result:
             statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs
         )
 
-    def record(self, base: Result) -> dict[str, Any]:
+    def record(self, base: Result, floor: float | None) -> dict[str, Any]:
         if self.skipped:
             return {"provider": self.provider, "skipped": self.skipped}
         return {
@@ -62,6 +64,7 @@ class Result:
             "median_s": self.median,
             "quartiles_s": self.quartiles,
             f"times_{base.provider}": self.times_slower_than(base),
+            "fraction_of_floor": floor and floor / self.median,
             "peak_bytes": self.peak_bytes,
             "process": self.process,
             "rounds_s": [[float(f"{t:.4g}") for t in times] for times in self.rounds],
@@ -82,6 +85,11 @@ class Comparison:
         return next(r for r in self.results if r.provider == provider)
 
     @property
+    def floor(self) -> float | None:
+        """Seconds that a copy of as many bytes takes: no work faster than memory is possible beyond the caches."""
+        return self.bytes_moved / self.copy_bandwidth if self.bytes_moved and self.copy_bandwidth else None
+
+    @property
     def timed(self) -> list[Result]:
         return [r for r in self.results if r.rounds]
 
@@ -92,15 +100,16 @@ class Comparison:
 
     def table(self) -> str:
         head = f"{'provider':<20}{'median ms':>12}{'quartiles':>22}{'x ' + self.base.provider:>13}"
-        head += f"{'% of copy':>12}" if self.copy_bandwidth else ""
+        head += f"{'% of copy':>12}" if self.floor else ""
         peaks = any(r.peak_bytes for r in self.timed)
-        rows = [self.title, head + (f"{'peak MB':>12}" if peaks else "")]
+        title = self.title + (f" ({ALLOCATOR} allocator)" if ALLOCATOR != "default" else "")
+        rows = [title, head + (f"{'peak MB':>12}" if peaks else "")]
         for r in self.timed:
             low, high = (f"{1e3 * q:.3f}" for q in r.quartiles)
             row = f"{r.provider:<20}{1e3 * r.median:>12.3f}{low + ' - ' + high:>22}"
             row += f"{r.times_slower_than(self.base):>13.2f}"
-            if self.copy_bandwidth and self.bytes_moved:
-                row += f"{100 * self.bytes_moved / r.median / self.copy_bandwidth:>12.0f}"
+            if self.floor:
+                row += f"{100 * self.floor / r.median:>12.0f}"
             if peaks:
                 row += f"{r.peak_bytes / 1e6:>12.0f}" if r.peak_bytes else f"{'?':>12}"
             rows.append(row)
@@ -113,22 +122,32 @@ class Comparison:
             "case": self.case,
             "bytes_moved": self.bytes_moved,
             "copy_bandwidth": self.copy_bandwidth,
-            "providers": [r.record(self.base) for r in self.results],
+            "floor_s": self.floor,
+            "providers": [r.record(self.base, self.floor) for r in self.results],
         }
 
 
-def copy_bandwidth(megabytes: int) -> float:
-    """Bytes per second, read and written, of a copy between arrays that already exist: the speed of light here."""
-    import torch
+class Copies:
+    """Times a copy between large arrays that already exist: the speed of light here."""
 
-    source = torch.ones(megabytes << 18)
-    target = torch.zeros_like(source)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.nbytes / statistics.median(times)
+    def __init__(self, megabytes: int = 256) -> None:
+        import torch
+
+        self.source = torch.ones(megabytes << 18)
+        self.target = torch.zeros_like(self.source)
+        self.times: list[float] = []
+
+    def take_turn(self) -> None:
+        self.target.copy_(self.source)  # warms up
+        for _ in range(2):
+            start = time.perf_counter()
+            self.target.copy_(self.source)
+            self.times.append(time.perf_counter() - start)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second, read and written."""
+        return 2 * self.source.nbytes / statistics.median(self.times)
 
 
 def describe_process() -> dict[str, Any]:
@@ -146,7 +165,11 @@ def describe_process() -> dict[str, Any]:
         "versions": versions,
         "threads": torch.get_num_threads(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "environment": {k: v for k, v in os.environ.items() if k.startswith(settings)},
+        "environment": {
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith(settings) and not k.startswith("VAE_FAST_BENCH_")
+        },
     }
 
 
@@ -163,12 +186,12 @@ def describe_machine() -> dict[str, Any]:
     except ImportError:
         info = None
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", STARTED),
         "commit": git("rev-parse", "HEAD"),
         "changed_since_commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "python": platform.python_version(),
         "vae_fast": info,
     }
@@ -183,15 +206,59 @@ def cpu_name() -> str:
     )
 
 
+def describe_conditions() -> dict[str, Any]:
+    """What two records must share to be compared."""
+    import torch
+
+    try:
+        import vae_fast
+
+        isa = vae_fast.info()["backends"]["cpu"].get("isa")
+    except ImportError:
+        isa = None
+    return {
+        "device": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": isa or torch.backends.cpu.get_cpu_capability().lower(),
+        "allocator": ALLOCATOR,
+    }
+
+
+def results_folder(conditions: dict[str, Any]) -> Path:
+    if RESULTS:
+        return Path(RESULTS)
+    device = "{device} {threads} threads {isa}".format(**conditions).lower()
+    name = "-".join(re.findall(r"[a-z0-9]+", device))
+    return Path(__file__).parent / "results" / name / time.strftime("%Y-%m-%d-%H%M", STARTED)
+
+
 def save(name: str, comparisons: list[Comparison]) -> Path | None:
-    """Write `<name>.json`: machine, commit, every timed step. A quick run measures nothing and writes nothing."""
+    """Write `<name>.json`: conditions, machine, commit, every timed step. A quick run measures and writes nothing."""
     if QUICK:
         return None
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    record = {"machine": describe_machine(), "comparisons": [c.record() for c in comparisons]}
-    path.write_text(compact(record) + "\n")
+    conditions = describe_conditions()
+    folder = results_folder(conditions)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"{name}.json" if ALLOCATOR == "default" else f"{name}.{ALLOCATOR}.json")
+    record = {
+        "conditions": conditions,
+        "allocator": {"meaning": DESCRIPTIONS[ALLOCATOR], "environment": ENVIRONMENTS[ALLOCATOR]},
+        "command": os.environ.get("VAE_FAST_BENCH_COMMAND", "pytest benchmarks"),
+        "versions": describe_process()["versions"],
+        "machine": describe_machine(),
+        "comparisons": [c.record() for c in comparisons],
+    }
+    path.write_text(compact(without_paths(record)) + "\n")
     return path
+
+
+def without_paths(value: Any) -> Any:
+    """The same with absolute paths cut to their last part: nobody's folders belong into a record."""
+    if isinstance(value, dict):
+        return {k: without_paths(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(v) for v in value]
+    return re.sub(r"(?<![\w.:/-])/(?:[^\s/:'\"]+/)+", "", value) if isinstance(value, str) else value
 
 
 def compact(record: dict[str, Any]) -> str:
