@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import layout
-from .formulas import divide, exp, expm1
+from .formulas import divide, exp
 from .launch import Job, Key, Spec, cached, key, run, specs
 from .layout import exact
 from .members import discretized_logistic_nll, discretized_logistic_slopes
@@ -27,11 +27,16 @@ _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def _tanh(x, EXACT: tl.constexpr):
-    """tanh x and its derivative."""
-    y = -2.0 * tl.abs(x)
-    e = exp(y, EXACT)
-    t = divide(-expm1(y, e, EXACT), 1.0 + e)
+    """tanh x and its derivative. A mean's error counts in units of a scale, which may be small: rounded but little."""
+    size = tl.abs(x)
+    z = x * x
+    e = exp(-2.0 * size, EXACT)
     d = divide(2.0, 1.0 + e)
+    # (tanh x - x) / x^3 for x^2 <= 0.4
+    near = -0.333332819422 + z * (
+        0.133314422036 + z * (-0.0537397155531 + z * (0.0206390887954 - 0.00570498872745 * z))
+    )
+    t = tl.where(size < 0.625, tl.fma(size * z, near, size), tl.fma(-e, d, 1.0))
     return tl.where(x < 0, -t, t), e * d * d
 
 
@@ -85,8 +90,8 @@ def _component(params, step, k, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.co
         k0, _ = _tanh(_read(params, step, 3 * K + k, mask), EXACT)
         k1, _ = _tanh(_read(params, step, 6 * K + k, mask), EXACT)
         k2, _ = _tanh(_read(params, step, 9 * K + k, mask), EXACT)
-        m1 = _read(params, step, 4 * K + k, mask) + k0 * t0
-        m2 = _read(params, step, 7 * K + k, mask) + k1 * t0 + k2 * t1
+        m1 = tl.fma(k0, t0, _read(params, step, 4 * K + k, mask))
+        m2 = tl.fma(k2, t1, tl.fma(k1, t0, _read(params, step, 7 * K + k, mask)))
         s1 = _read(params, step, 5 * K + k, mask)
         s2 = _read(params, step, 8 * K + k, mask)
         return logit, (m0, m1, m2), (s0, s1, s2)
