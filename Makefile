@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The version that this checkout is tested with; the package itself takes any from 2.11 on.
 TORCH ?= torch==2.13.0
+# Test files run side by side in so many processes.
+JOBS ?= 2
 # Where the CPU build is found. Empty: PyPI alone.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -55,7 +57,7 @@ train: $(VENV)/build.stamp
 	$(BIN)/vae-fast train
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks --capture=no
