@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from conftest import DTYPES, assert_accurate, truth_and_scale
 from torch import Tensor
 
 import vae_fast
+from conftest import DTYPES, assert_accurate, truth_and_scale
 
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 EPS = 1e-8  # of scvi-tools

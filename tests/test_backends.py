@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import NATIVE, TRITON, needs_native
 
 import vae_fast
+from conftest import NATIVE, TRITON, needs_native
 from vae_fast import backends
 
 X = torch.zeros(4, 3)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+
+import vae_fast
 from conftest import DTYPES, state
 from likelihoods import leaf, make, uniform
 from test_noise import philox_of_integers
-
-import vae_fast
 
 
 def bit_of_integers(j: int, row: int, seed: int, offset: int, x: float) -> float:

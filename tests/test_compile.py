@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import needs_native, state
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
+from conftest import needs_native, state
 
 pytestmark = [pytest.mark.no_poison, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
 LATENT = torch.ops.vae_fast.latent

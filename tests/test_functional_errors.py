@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import state
 
 import vae_fast
+from conftest import state
 
 X = torch.zeros(8, 4)
 ONE = torch.zeros(8)

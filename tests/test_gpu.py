@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
 import test_categorical
 import test_latent
 import test_likelihood
 import test_mixture
 import test_noise
-import torch
+import vae_fast
 from conftest import NATIVE, TRITON, state
 from likelihoods import check, make_params, make_target
 from test_compile import everything, leaf
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
-
-import vae_fast
 from vae_fast import backends
 from vae_fast.backends import reference
 

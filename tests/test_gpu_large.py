@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import test_gpu
 import torch
-from conftest import state
-from test_gpu import needing, seeds
 from torch import Tensor
 
+import test_gpu
 import vae_fast
+from conftest import state
+from test_gpu import needing, seeds
 from vae_fast.backends import reference
 
 pytestmark = [test_gpu.needs_gpu, pytest.mark.no_poison]

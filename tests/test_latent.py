@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from conftest import DTYPES, assert_accurate, needs_native, state, truth_and_scale
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import vae_fast
+from conftest import DTYPES, assert_accurate, needs_native, state, truth_and_scale
 from vae_fast import backends
 
 

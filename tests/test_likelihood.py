@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
+import vae_fast
 from conftest import DTYPES, needs_native, state
 from likelihoods import (
     MEMBERS,
@@ -19,9 +22,6 @@ from likelihoods import (
     make_target,
     uniform,
 )
-from torch import Tensor
-
-import vae_fast
 
 members = pytest.mark.parametrize("name", MEMBERS)
 

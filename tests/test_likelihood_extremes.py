@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from likelihoods import MEMBERS, function, leaf
 from torch import Tensor
 
 import vae_fast
+from likelihoods import MEMBERS, function, leaf
 from vae_fast import reference
 
 EPS = torch.finfo(torch.float32).eps

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+import vae_fast
 from conftest import assert_accurate
 from linear_heads import (
     BATCH,
@@ -23,9 +26,6 @@ from linear_heads import (
     share,
     uniform,
 )
-from torch import Tensor
-
-import vae_fast
 from vae_fast import backends, reference
 from vae_fast.ops import chunks
 

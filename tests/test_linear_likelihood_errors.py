@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from linear_heads import normal, uniform
 
 import vae_fast
+from linear_heads import normal, uniform
 from vae_fast import reference
 
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DTYPES, assert_accurate, needs_native
-from likelihoods import leaf, make, softplus, uniform
 from torch import Tensor
 
 import vae_fast
+from conftest import DTYPES, assert_accurate, needs_native
+from likelihoods import leaf, make, softplus, uniform
 
 OP = torch.ops.vae_fast.mixture
 

@@ -16,9 +16,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import needs_native
 from torch import Tensor
 
+from conftest import needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
 from vae_fast.backends.native.members import COUNTS, DTYPES, LIKELIHOODS

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import state
 from torch import Tensor, nn
 
 import vae_fast
+from conftest import state
 from vae_fast.nn import (
     VAE,
     Bernoulli,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs_native, state
 from torch import Tensor, nn
 
 import vae_fast
+from conftest import needs_native, state
 from vae_fast.nn import (
     LIKELIHOODS,
     VAE,

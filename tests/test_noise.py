@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import DTYPES, needs_native, state
 from torch import Tensor
 
 import vae_fast
+from conftest import DTYPES, needs_native, state
 from vae_fast.backends import reference
 
 KNOWN = (

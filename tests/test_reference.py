@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from conftest import state
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -23,6 +22,7 @@ from torch.distributions import (
 )
 
 import vae_fast
+from conftest import state
 from vae_fast import reference
 
 FUNCTIONS = sorted(set(vae_fast.__all__) - {"__version__", "backend", "info", "reference"})

@@ -10,6 +10,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from test_triton_interpreter import (
     DTYPES,
     INTERPRETED,
@@ -23,7 +25,6 @@ from test_triton_interpreter import (
     state,
     states,
 )
-from torch import Tensor
 
 if INTERPRETED:
     import mpmath
