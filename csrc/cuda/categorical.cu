@@ -144,7 +144,7 @@ template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64
   const double lse = static_cast<double>(terms.largest) + log_sum;
   a.lse[row] = static_cast<float>(lse);
   // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
-  a.total[row] = static_cast<float>(total * (1 + (a.lse[row] - lse)));
+  a.total[row] = static_cast<float>(total * exp_saturated(static_cast<float>(a.lse[row] - lse)));
 }
 
 template <class A, bool kCounts>

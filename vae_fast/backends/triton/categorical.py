@@ -61,7 +61,7 @@ def _finish(
     rounded = m + log_s
     tl.store(lse + row, rounded, mask=inside)
     # total exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
-    tl.store(total + row, count * (1.0 + ((rounded - m) - log_s)), mask=inside)
+    tl.store(total + row, count * tl.exp((rounded - m) - log_s), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "positions", "parts"])
