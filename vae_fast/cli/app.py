@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .bench.command import bench
+
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
     add_completion=False,
@@ -250,6 +252,9 @@ def doctor() -> None:
     from .doctor import run_doctor
 
     run_doctor()
+
+
+app.command()(bench)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

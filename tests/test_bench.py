@@ -1,0 +1,178 @@
+"""`vae-fast bench`: the suite at tiny sizes, and what is said of records whose numbers are known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vae_fast import cli
+
+pytest.importorskip("typer")
+pytest.importorskip("pytest_benchmark")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+Capture = pytest.CaptureFixture[str]
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/report.py, which writes the records."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("report")
+
+
+@pytest.fixture
+def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """record(folder, {title: {provider: milliseconds of each round}}): a folder with one record."""
+
+    def write(name: str, cases: dict[str, dict[str, list[float]]], **conditions: Any) -> Path:
+        monkeypatch.setattr(report, "RESULTS", str(tmp_path / name))
+        monkeypatch.setattr(report, "QUICK", False)
+        comparisons = [
+            report.Comparison(
+                title,
+                {},
+                # Each round has three steps around its median.
+                [
+                    report.Result(
+                        provider,
+                        [[1e-3 * t * f for f in (0.99, 1, 1.01)] for t in rounds],
+                        peak_bytes=7 << 20,
+                    )
+                    for provider, rounds in providers.items()
+                ],
+                bytes_moved=1 << 20,
+                copy_bandwidth=1e9,
+            )
+            for title, providers in cases.items()
+        ]
+        path = report.save("case", comparisons)
+        assert path is not None
+        raw = json.loads(path.read_text())
+        raw["conditions"].update(conditions)
+        path.write_text(json.dumps(raw))
+        return tmp_path / name
+
+    return write
+
+
+def test_the_suite_at_tiny_sizes(capsys: Capture) -> None:
+    assert cli.run(["bench", "--quick", "--only", "bernoulli and not continuous and not linear"]) == 0
+    assert "1 ran, and every provider was right" in capsys.readouterr().out
+
+
+def test_a_wrong_provider_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from vae_fast.cli.bench import run
+
+    (tmp_path / "harness.py").touch()
+    (tmp_path / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text("def test_it(): assert False, 'off by 0.5'")
+    monkeypatch.setattr(run, "BENCHMARKS", tmp_path)
+    assert cli.run(["bench", "--quick"]) == 1
+    assert "1 benchmark(s) failed; test_it: AssertionError: off by 0.5" in capsys.readouterr().err
+
+
+def test_a_pattern_that_matches_nothing(capsys: Capture) -> None:
+    assert cli.run(["bench", "--quick", "--only", "no_such_benchmark"]) == 1
+    assert "no benchmark's name matches" in capsys.readouterr().err
+
+
+def test_compare_names_regressions_beyond_noise(record: Any, capsys: Capture) -> None:
+    steady = [10.0, 10.1, 9.9, 10.0]
+    noisy = [6.0, 9.0, 10.0, 16.0]
+    a = record(
+        "a", {t: {"eager": steady, "vae_fast": steady} for t in ("worse", "better", "same", "small", "gone")}
+    )
+    after = {
+        "worse": [13.0, 13.1, 12.9, 13.0],
+        "better": [5.0, 5.1, 4.9, 5.0],
+        "same": [10.2, 10.1, 10.3, 10.2],
+    }
+    b = record(
+        "b", {t: {"eager": steady, "vae_fast": r} for t, r in after.items()} | {"small": {"vae_fast": noisy}}
+    )
+    assert cli.run(["bench", "--compare", str(a), str(b)]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^slower +1\.30x the time +worse: 10 ms -> 13 ms, the others 1\.00x$", out, re.M)
+    assert re.search(r"^faster +0\.50x the time +better: 10 ms -> 5 ms", out, re.M)
+    assert "1 slower, 1 faster, 2 the same within noise; 1 in one record alone" in out
+    assert cli.run(["bench", "--compare", str(b), str(b)]) == 0
+    assert cli.run(["bench", "--compare", str(a / "case.json"), str(a)]) == 0, "a file is taken as well"
+
+
+def test_compare_refuses_what_cannot_be_compared(record: Any, tmp_path: Path, capsys: Capture) -> None:
+    a = record("a", {"t": {"vae_fast": [1.0]}})
+    other = record("other", {"t": {"vae_fast": [1.0]}}, threads=977)
+    tuned = record("tuned", {"t": {"vae_fast": [1.0]}}, allocator="tuned")
+    broken = tmp_path / "broken.json"
+    broken.write_text("[1, 2")
+    for b, message in (
+        (other, "threads is .* in A and 977 in B"),
+        (tuned, "A has the allocator default, B tuned"),
+        (broken, "broken.json: not a record of the benchmarks"),
+        (tmp_path / "nothing", "nothing: No such file or directory"),
+    ):
+        assert cli.run(["bench", "--compare", str(a), str(b)]) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_verdict_counts_wins_ties_and_losses(record: Any) -> None:
+    from vae_fast.cli.bench import records, verdict
+
+    ours = [10.0, 10.0, 10.0, 10.0]
+    eager = {
+        "win": [20.0, 21.0, 19.0, 20.0],
+        "loss": [5.0, 5.0, 5.1, 4.9],
+        "within the margin": [10.3, 10.3, 10.3, 10.3],
+        "now this way, now that": [20.0, 20.0, 9.0, 9.0],
+    }
+    folder = record("a", {title: {"eager": rounds, "vae_fast": ours} for title, rounds in eager.items()})
+    lines = verdict.verdict(records.load(folder)["default"])
+    assert lines[0].startswith("against eager: wins 1, ties 2, loses 1 of 4")
+    assert lines[1] == "loses: 0.50x eager's speed in loss"
+    assert [line.rpartition(" in ")[2] for line in lines[2:]] == [
+        "within the margin",
+        "now this way, now that",
+    ]
+
+
+def test_report(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae_fast.cli.bench import run
+
+    monkeypatch.setattr(run, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(run, "BENCHMARKS", tmp_path)
+    folder = record(
+        "a",
+        {"first": {"eager": [20.0], "vae_fast": [10.0]}, "second": {"jax.jit": [5.0], "vae_fast": [10.0]}},
+    )
+    assert cli.run(["bench", "--report", "--out", str(folder)]) == 0
+    docs = tmp_path / "docs" / "benchmarks"
+    text = (docs / "report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| second"))
+    assert row == "| second | 10 | 9.9 to 10.1 | 10% |  | 0.50x **(loses)** | jax.jit 7, vae_fast 7 |"
+    assert "pytest benchmarks" in text
+    for name in ("speedup.png", "floor.png", "memory.png"):
+        assert f"({name})" in text
+        pixels = plt.imread(docs / name)[..., :3]
+        assert pixels.std() > 0.05, "an empty plot"
+
+
+def test_every_committed_record_can_be_read() -> None:
+    from vae_fast.cli.bench import records
+
+    found = list((BENCHMARKS / "results" / "cpu").rglob("*.json"))
+    assert found
+    for path in found:
+        for r in records.load(path).values():
+            assert all(case.timings for case in r.cases)
+            text = path.read_text()
+            assert not re.search(r'"/(home|root|tmp|work)/', text)

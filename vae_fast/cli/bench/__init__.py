@@ -1,0 +1,1 @@
+"""`vae-fast bench`: runs the benchmarks, compares two records, writes the report. Reading records takes no checkout."""

@@ -1,0 +1,136 @@
+"""The report's plots. Providers differ in marker or hatch, and in lightness: no colour is needed to read them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .records import OURS, Case, Record, Timing
+
+# Okabe and Ito's colours, which the colour-blind tell apart; light and dark also in grey.
+STYLES: dict[str, tuple[str, str, str]] = {  # colour, marker, hatch
+    OURS: ("#000000", "o", ""),
+    "eager": ("#D55E00", "s", "///"),
+    "torch.compile": ("#0072B2", "^", "..."),
+    "jax.jit": ("#E69F00", "D", "xx"),
+}
+MORE = (("#009E73", "v", "\\\\\\"), ("#CC79A7", "P", "++"), ("#56B4E9", "X", "oo"), ("#999999", "*", "--"))
+
+
+def draw_plots(record: Record, folder: Path) -> dict[str, Path]:
+    """Writes the plots that the record has numbers for: {what it shows: file}."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # no display
+    allocator = record.conditions["allocator"]
+    suffix = "" if allocator == "default" else f".{allocator}"
+    cases = [case for case in record.cases if case.ours]
+    drawn: dict[str, Path] = {}
+    for name, text, draw, drawable in (
+        ("speedup", "Times faster than each provider, by case", _speedup, [c for c in cases if c.others]),
+        ("floor", "Fraction of the speed of a copy, by case", _floor, [c for c in cases if c.floor]),
+        ("memory", "Peak memory of a step, by case", _memory, [c for c in cases if _peaks(c)]),
+    ):
+        if drawable:
+            drawn[f"{text}; {allocator} allocator"] = path = folder / f"{name}{suffix}.png"
+            _save(path, record, drawable, draw)
+    return drawn
+
+
+def _save(path: Path, record: Record, cases: list[Case], draw: Callable[[Any, list[Case]], None]) -> None:
+    from matplotlib import pyplot as plt
+
+    bars = sum(len(_peaks(case)) for case in cases) if draw is _memory else len(cases)
+    height = 1.9 + 0.3 * bars
+    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
+    draw(axes, cases)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    note = f"{record.describe()}. Forward and backward, medians. Made by: {record.command}; vae-fast bench --report"
+    figure.supxlabel(textwrap.fill(note, 130), fontsize=7, color="0.3")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _speedup(axes: Any, cases: list[Case]) -> None:
+    _dots(axes, cases, lambda case: [(t, t.times_slower_than(case.timings[OURS])[1]) for t in case.others])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("provider's time over vae_fast's (right of 1: vae_fast is faster)")
+    _scale(axes, "{:g}×")
+
+
+def _floor(axes: Any, cases: list[Case]) -> None:
+    _dots(axes, cases, lambda c: [(t, (c.floor or 0) / t.median) for t in (*c.others, c.timings[OURS])])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("fraction of the speed of a copy of the fewest bytes (1: as fast as memory)")
+    _scale(axes, "{:g}")
+
+
+def _dots(axes: Any, cases: list[Case], points: Callable[[Case], list[tuple[Timing, float]]]) -> None:
+    series: dict[str, list[tuple[float, int]]] = {}
+    for y, case in enumerate(cases):
+        for timing, x in points(case):
+            series.setdefault(timing.provider, []).append((x, y))
+    for name, style in _styles(series).items():
+        axes.plot(
+            *zip(*series[name], strict=True),
+            style[1],
+            color=style[0],
+            label=name,
+            markersize=7,
+            markeredgecolor="black",
+        )
+    axes.set_yticks(range(len(cases)), [_label(case) for case in cases], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.grid(color="0.88")
+
+
+def _scale(axes: Any, form: str) -> None:
+    """Ticks at 1, 2 and 5 in every decade, written as people write numbers."""
+    from matplotlib import ticker
+
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: form.format(float(f"{x:.3g}"))))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _memory(axes: Any, cases: list[Case]) -> None:
+    styles = _styles(dict.fromkeys(t.provider for case in cases for t in _peaks(case)))
+    y, ticks, labelled = 0.0, [], set()
+    for case in cases:
+        timings = _peaks(case)
+        ticks.append(y + (len(timings) - 1) / 2)
+        for timing in timings:
+            colour, _, hatch = styles[timing.provider]
+            label = None if timing.provider in labelled else timing.provider
+            labelled.add(timing.provider)
+            megabytes = (timing.peak_bytes or 0) / 1e6
+            bar = axes.barh(y, megabytes, 0.9, color=colour, hatch=hatch, edgecolor="white", label=label)
+            axes.bar_label(bar, [f" {megabytes:,.0f}"], fontsize=8)
+            y += 1
+        y += 0.7
+    axes.set_yticks(ticks, [_label(case) for case in cases], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("peak memory of one step above its inputs, MB")
+    axes.grid(axis="x", color="0.88")
+
+
+def _styles(providers: Any) -> dict[str, tuple[str, str, str]]:
+    """Known providers look the same in every plot."""
+    more = iter(MORE * (1 + len(providers)))
+    styles = {name: STYLES[name] if name in STYLES else next(more) for name in providers}
+    return dict(sorted(styles.items(), key=lambda item: item[0] == OURS))  # ours last: on top
+
+
+def _peaks(case: Case) -> list[Timing]:
+    return [t for t in case.timings.values() if t.peak_bytes]
+
+
+def _label(case: Case) -> str:
+    return textwrap.fill(case.title.replace(", forward + backward", "").replace(" float32", ""), 62)

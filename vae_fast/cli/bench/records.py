@@ -1,0 +1,169 @@
+"""Reads what the benchmarks wrote."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...training.errors import TrainingError
+
+OURS = "vae_fast"
+MACHINE = ("device", "threads", "isa")  # only times from the same of these can be compared
+
+
+class RecordError(TrainingError):
+    """A record is missing, or is none, or cannot be used together with another."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One provider's time for one case, in seconds."""
+
+    provider: str
+    median: float
+    low: float  # the quartiles of all timed steps
+    high: float
+    rounds: tuple[float, ...]  # median of each round; in a round, all providers ran one after the other
+    peak_bytes: int | None = None
+
+    def times_slower_than(self, other: Timing) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of the quotient, over the rounds."""
+        quotients = [mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True)]
+        if len(quotients) == 1:
+            return quotients[0], quotients[0], quotients[0]
+        low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
+        return low, median, high
+
+
+@dataclass(frozen=True)
+class Case:
+    title: str
+    timings: Mapping[str, Timing]
+    floor: float | None  # seconds: the fewest bytes over the bandwidth of a copy
+
+    @property
+    def ours(self) -> Timing | None:
+        return self.timings.get(OURS)
+
+    @property
+    def others(self) -> list[Timing]:
+        """Those who do without vae_fast."""
+        return [t for name, t in self.timings.items() if OURS not in name]
+
+
+@dataclass(frozen=True)
+class Record:
+    """All cases that were measured with one allocator."""
+
+    conditions: Mapping[str, Any]  # device, threads, isa, allocator
+    meaning: str  # of the allocator
+    time: str
+    commits: tuple[str, ...]
+    command: str
+    versions: Mapping[str, str]
+    cases: tuple[Case, ...]
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        return tuple(self.conditions[name] for name in MACHINE)
+
+    def describe(self) -> str:
+        device, threads, isa = self.machine
+        versions = ", ".join(f"{k} {v}" for k, v in self.versions.items() if k in ("torch", "jax"))
+        allocator, commit = self.conditions["allocator"], ", ".join(c[:10] or "unknown" for c in self.commits)
+        return f"{device}, {threads} threads, {isa}; {versions}; {allocator} allocator; {self.time}, commit {commit}"
+
+
+def load(path: Path) -> dict[str, Record]:
+    """The records of a file or of all files in a folder, by allocator. RecordError in one line."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise RecordError(f"{path}: no records (*.json) in this folder")
+    return load_files(files)
+
+
+def load_files(files: list[Path]) -> dict[str, Record]:
+    records: dict[str, Record] = {}
+    for file in files:
+        record = _read(file)
+        before = records.get(record.conditions["allocator"])
+        first = next(iter(records.values()), record)
+        if record.machine != first.machine:
+            raise RecordError(f"{file}: measured on {record.machine}, {files[0]} on {first.machine}")
+        if before is not None:
+            record = replace(
+                before,
+                time=min(before.time, record.time),
+                commits=tuple(dict.fromkeys(before.commits + record.commits)),
+                cases=before.cases + record.cases,
+            )
+        records[record.conditions["allocator"]] = record
+    return records
+
+
+def newest(results: Path) -> Path:
+    """The folder with the newest record anywhere under `results`."""
+    found: list[tuple[str, Path]] = []
+    for file in results.rglob("*.json"):
+        try:
+            found.append((_read(file).time, file.parent))
+        except RecordError:
+            continue  # such as those of scripts/gpu_check.sh
+    if not found:
+        raise RecordError(
+            f"{results}: no records here; vae-fast bench makes one, --out names a folder of them"
+        )
+    return max(found)[1]
+
+
+def _read(file: Path) -> Record:
+    try:
+        raw = json.loads(file.read_text())
+        machine = raw["machine"]
+        engine = (machine["vae_fast"] or {"backends": {"cpu": {}}})["backends"]["cpu"]
+        # Records of 0.1.0's first days say their conditions in `machine` alone.
+        first = {"device": machine["cpu"], "threads": engine.get("threads"), "isa": engine.get("isa")}
+        return Record(
+            conditions=raw.get("conditions", {**first, "allocator": "default"}),
+            meaning=raw.get("allocator", {}).get(
+                "meaning", "each provider's memory as it is without any setting"
+            ),
+            time=machine["time"],
+            commits=(machine["commit"],),
+            command=raw.get("command", "pytest benchmarks"),
+            versions=raw.get("versions") or _versions(raw["comparisons"]),
+            cases=tuple(_case(c) for c in raw["comparisons"]),
+        )
+    except OSError as error:
+        raise RecordError(f"{file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RecordError(f"{file}: not a record of the benchmarks") from None
+
+
+def _versions(comparisons: list[Any]) -> dict[str, str]:
+    processes = (p["process"] for c in comparisons for p in c["providers"] if "process" in p)
+    versions: dict[str, str] = next((p["versions"] for p in processes if "versions" in p), {})
+    return versions
+
+
+def _case(raw: Any) -> Case:
+    timed = [p for p in raw["providers"] if "skipped" not in p]
+    timings = (
+        Timing(
+            p["provider"],
+            p["median_s"],
+            low=p["quartiles_s"][0],
+            high=p["quartiles_s"][1],
+            rounds=tuple(statistics.median(r) for r in p["rounds_s"]),
+            peak_bytes=p.get("peak_bytes"),
+        )
+        for p in timed
+    )
+    moved, bandwidth = raw["bytes_moved"], raw["copy_bandwidth"]
+    return Case(
+        raw["title"], {t.provider: t for t in timings}, moved / bandwidth if moved and bandwidth else None
+    )

@@ -1,0 +1,189 @@
+"""Runs the suite, `pytest benchmarks`, with a bar, and says how it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import vae_fast
+
+from ...training.errors import TrainingError
+from .records import load, load_files, newest
+from .verdict import verdict
+
+CHECKOUT = Path(vae_fast.__file__).parents[1]
+BENCHMARKS = CHECKOUT / "benchmarks"
+
+
+def run_benchmarks(allocators: list[str], *, quick: bool, only: str | None, out: Path | None) -> int:
+    _check(allocators)
+    console = Console(highlight=False, soft_wrap=True)
+    if not quick:
+        console.print(
+            "Each provider has a process of its own and they take turns: minutes. Leave the machine idle."
+        )
+    if out is None and not quick:
+        out = _results_folder()
+    environment = os.environ | {
+        "VAE_FAST_BENCH_QUICK": "1" if quick else "0",
+        "VAE_FAST_BENCH_COMMAND": _command(allocators, only),
+    }
+    if out is not None:
+        environment["VAE_FAST_BENCH_RESULTS"] = str(out.resolve())
+    since, done = time.time(), 0
+    for allocator in allocators:
+        done += _run_suite(console, environment | {"VAE_FAST_BENCH_ALLOCATOR": allocator}, only, allocator)
+    if quick:
+        console.print(f"{done} ran, and every provider was right; nothing was timed (--quick)")
+        return 0
+    assert out is not None
+    written = [f for f in sorted(out.glob("*.json")) if f.stat().st_mtime >= since - 1]
+    for record in load_files(written).values():
+        console.print(f"\n{record.describe()}", markup=False)
+        for line in verdict(record):
+            console.print(line, markup=False)
+    console.print(f"written: {_shown(out)}/: {', '.join(f.name for f in written)}", markup=False)
+    return 0
+
+
+def run_report(folder: Path | None) -> int:
+    from .markdown import write_report
+
+    folder = folder or newest(BENCHMARKS / "results")
+    docs = (CHECKOUT if BENCHMARKS.is_dir() else Path()) / "docs" / "benchmarks"
+    for path in write_report(list(load(folder).values()), docs):
+        print(_shown(path))
+    return 0
+
+
+def _check(allocators: list[str]) -> None:
+    if not (BENCHMARKS / "harness.py").exists():
+        raise TrainingError(
+            "the benchmarks are in no wheel: clone the repository and pip install -e '.[train,bench]' there"
+        )
+    for module in ("pytest", "pytest_benchmark"):
+        if util.find_spec(module) is None:
+            raise TrainingError(
+                f"{module} is not installed; the benchmarks take: pip install 'vae_fast[train,bench]'"
+            )
+    if "tuned" in allocators and not _is_glibc():
+        raise TrainingError("--allocator tuned sets up glibc's malloc, which this system does not have")
+
+
+def _is_glibc() -> bool:
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def _results_folder() -> Path:
+    """What the benchmarks would choose, chosen once for all runs of this command."""
+    code = "import report; print(report.results_folder(report.describe_conditions()))"
+    environment = {k: v for k, v in os.environ.items() if k != "VAE_FAST_BENCH_RESULTS"}
+    command = [sys.executable, "-c", code]
+    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def _command(allocators: list[str], only: str | None) -> str:
+    allocator = "both" if len(allocators) == 2 else allocators[0]
+    options = ([f"--allocator {allocator}"] if allocator != "default" else []) + (
+        [f"--only {shlex.quote(only)}"] if only else []
+    )
+    return " ".join(["vae-fast bench", *options])
+
+
+def _run_suite(console: Console, environment: dict[str, str], only: str | None, allocator: str) -> int:
+    """Runs all benchmarks that `only` matches; their number. TrainingError for the first that failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(BENCHMARKS),
+        "--benchmark-disable",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-k", only] if only else []
+    # Redrawn once a second at most: the bar shares the machine with what is measured.
+    bar = Progress(
+        TextColumn(f"{allocator} allocator"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        refresh_per_second=1,
+        disable=not console.is_terminal,
+    )
+    with tempfile.TemporaryDirectory() as scratch, bar, Path(scratch, "output").open("w+") as output:
+        events = Path(scratch, "events")
+        events.touch()
+        process = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            env=environment | {"VAE_FAST_BENCH_EVENTS": str(events)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        task = bar.add_task("collecting", total=None)
+        failed: list[str] = []
+        done, pending, running = 0, "", True
+        try:
+            with events.open() as file:
+                while running:
+                    time.sleep(0.5)
+                    running = process.poll() is None  # before reading: what comes last is read, too
+                    *whole, pending = (pending + file.read()).split("\n")
+                    done += sum(_show(json.loads(line), console, bar, task, failed) for line in whole)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.strip()]
+    if process.returncode == 5:
+        raise TrainingError(f"--only is {only!r}: no benchmark's name matches")
+    if failed or process.returncode:
+        errors = [line for line in lines if line.startswith(("ERROR", "E "))] or lines[-1:]
+        what = (
+            failed[0] if failed else f"pytest ended with status {process.returncode}: {' '.join(errors[:1])}"
+        )
+        raise TrainingError(f"{len(failed) or 'the'} benchmark(s) failed; {what}")
+    return done
+
+
+def _show(event: dict[str, Any], console: Console, bar: Progress, task: Any, failed: list[str]) -> int:
+    """1 if the event says that a benchmark was done."""
+    if event["event"] == "collected":
+        bar.update(task, total=event["count"])
+    elif event["event"] == "start":
+        bar.update(task, description=event["name"])
+    else:
+        bar.advance(task)
+        if event["table"]:
+            console.print(f"\n{event['table']}", markup=False)
+        if event["outcome"] == "failed":
+            failed.append(f"{event['name']}: {event['error'].strip().splitlines()[0]}")
+        return 1
+    return 0
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
