@@ -320,7 +320,8 @@ def test_opcheck_categorical(kernels: str) -> None:
 
 def test_opcheck_mixture(kernels: str) -> None:
     op, target = torch.ops.vae_fast.mixture, torch.randint(0, 256, (4, 3, 2, 5), dtype=torch.uint8)
-    torch.library.opcheck(op, (leaf(4, 20, 2, 5), target, None), test_utils=OPCHECKS)
+    for early in (False, True):
+        torch.library.opcheck(op, (leaf(4, 20, 2, 5), target, None, early), test_utils=OPCHECKS)
     params = leaf(4, 20, 2, 5).detach().contiguous(memory_format=torch.channels_last)
     args = (torch.randn(4), params, target, torch.rand(4, 1, 2, 5) > 0.3)
     torch.library.opcheck(torch.ops.vae_fast.mixture_backward, args, test_utils=OPCHECKS)

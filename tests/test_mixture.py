@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import vae_fast
 from conftest import DTYPES, assert_accurate, needs_native
 from likelihoods import leaf, make, softplus, uniform
+from vae_fast.backends.native import cpu
 
 OP = torch.ops.vae_fast.mixture
 
@@ -204,9 +206,10 @@ def test_autograd_behaviour(kernels: str) -> None:
     with pytest.raises(RuntimeError, match="second derivative"):
         again.sum().backward()
     assert vae_fast.discretized_logistic_mixture_nll(params.detach(), x).grad_fn is None
-    through_op = OP(params, x, mask)
-    assert torch.equal(through_op, nll)
-    assert torch.equal(torch.autograd.grad(through_op.sum(), params)[0], first)
+    for early in (False, True):
+        through_op, _ = OP(params, x, mask, early)
+        torch.testing.assert_close(through_op, nll)
+        torch.testing.assert_close(torch.autograd.grad(through_op.sum(), params)[0], first)
 
 
 def test_gradcheck() -> None:
@@ -216,8 +219,27 @@ def test_gradcheck() -> None:
     for channels in (1, 3):
         params, x = leaf(make_params(1, channels, 2, 2, dtype=torch.float64)), levels(1, channels, 2)
         assert torch.autograd.gradcheck(lambda p, x=x: nll(p, x), params)
-        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, None), params)
-        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask), params)
+        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, None, False)[0], params)
+        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask, False)[0], params)
+        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask, True)[0], params)
+
+
+@needs_native
+def test_the_gradient_with_the_value_or_after_it() -> None:
+    """Two ways through the kernels: the same value, and the same gradient but for one rounding more."""
+    for channels, dtype in itertools.product((1, 3), (torch.float32, torch.bfloat16)):
+        params, x = make_params(3, channels, 4, 70, dtype=dtype), levels(3, channels, 70)
+        for mask in (None, uniform(3, 70) > 0.3):
+            nll, unit, value = torch.full((3,), math.nan), torch.full_like(params, math.nan), torch.empty(3)
+            cpu.mixture_forward(params, x, mask, nll=nll, grad_params=unit)
+            cpu.mixture_forward(params, x, mask, nll=value)
+            after, grad_nll = torch.full_like(params, math.nan), torch.tensor([1.0, -2.0, 0.5])
+            cpu.mixture_backward(params, x, mask, grad_nll, grad_params=after)
+            torch.testing.assert_close(nll, value, rtol=1e-6, atol=0)
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(
+                unit * grad_nll.view(3, 1, 1).to(dtype), after, rtol=2 * eps, atol=1e-6
+            )
 
 
 @needs_native

@@ -236,9 +236,10 @@ Args mixture_of(const Shape& shape, const py::object& parameters, const py::obje
 
 template <class Engine>
 void mixture_forward(const py::object& where, const py::tuple& sizes, const py::object& parameters, const py::object& target,
-                     const py::object& mask, const py::object& nll) {
+                     const py::object& mask, const py::object& nll, const py::object& grad_parameters) {
   auto a = mixture_of<MixtureForward>(Shape(sizes), parameters, target, mask);
   a.nll = row_sum_of(nll);
+  a.grad_parameters = view3_of(grad_parameters);
   Engine(where).run(a);
 }
 

@@ -245,6 +245,7 @@ void run(MixtureForward a, int threads) {
   if (a.batch * a.pixels * work == 0) return zero(a.nll, a.batch);
   a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
   const Scratch nll = prepare(a.nll, a.tiling);
+  if (a.grad_parameters.data) advise_huge_pages(a.grad_parameters, a.batch, work, a.pixels);
   run_tasks(kernels().mixture_forward, a, a.batch * a.pixels * work, threads);
   finish(a.nll, a.tiling);
 }

@@ -93,7 +93,7 @@ struct View3 {
 
 // One distribution over `classes` at each position of each sample. The target is a class number, or with `counts` a
 // number for every class. Results are dense (batch, positions): nll; log-sum-exp of the logits; sum of the counts (of a
-// class number: 1, or 0 where it is kIgnored), on the CPU times exp(lse as rounded - lse).
+// class number: 1, or 0 where it is kIgnored) times exp(lse as rounded - lse).
 // The CPU's loops are over the classes of one position, or with `across` over positions side by side; its tasks are of
 // batch·positions x classes, or of batch x positions.
 constexpr std::int64_t kIgnored = -100;  // torch's ignore_index
@@ -127,6 +127,7 @@ struct MixtureForward {
   std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
   View3 parameters, target, mask;  // (batch, channels or parameters, pixels); mask (batch, 1, pixels)
   RowSum nll;
+  View3 grad_parameters;  // on the CPU, if given: the gradient of the sum of nll, in the same pass
 };
 struct MixtureBackward {
   Tiling tiling;

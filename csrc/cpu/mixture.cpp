@@ -1,5 +1,5 @@
-// The op `mixture` on the CPU: vectors lie across the pixels of a sample. Backward evaluates every component once and
-// keeps what it gave until all are known. Compiled once per instruction set.
+// The op `mixture` on the CPU: vectors lie across the pixels of a sample. For the gradient every component is evaluated
+// once and what it gave is kept until all are known. Compiled once per instruction set.
 #include "../common/mixture.h"
 
 #include <memory>
@@ -36,11 +36,15 @@ void transpose(const float* in, std::int64_t in_stride, std::int64_t rows, std::
 
 // All parameters of some pixels, parameter p of pixel i at data[p·kMixtureBlock + i]. Always a copy: where pixels are
 // adjacent in memory the parameters are often a power of two apart, and fight for the same few lines of the cache.
+//
+// A block's memory is many short runs, which the hardware does not foresee: it is fetched while another block is computed.
 class Planes {
   const View3& tensor_;
   const std::int64_t parameters_, pixels_;
   const std::unique_ptr<float[]> storage_;
   float* const rows_;  // the same, pixel by pixel
+  const char* expected_ = nullptr;
+  std::int64_t step_ = 0, size_ = 0;
 
  public:
   float* const data;
@@ -48,6 +52,16 @@ class Planes {
   Planes(const View3& tensor, std::int64_t parameters, std::int64_t pixels)
       : tensor_(tensor), parameters_(parameters), pixels_(pixels), storage_(new float[2 * parameters * kMixtureBlock]),
         rows_(storage_.get() + parameters * kMixtureBlock), data(storage_.get()) {}
+
+  // Names the block whose memory `fetch` fetches.
+  void expect(std::int64_t sample, std::int64_t pixel) {
+    size_ = tensor_.stride[2] == 1 ? size_of(tensor_.dtype) : 0;
+    step_ = size_ * tensor_.stride[1];
+    expected_ = tensor_.data + size_ * (sample * tensor_.stride[0] + pixel);
+  }
+  template <bool kWrite> VAE_FAST_FN void fetch(int p, std::int64_t i) const {
+    __builtin_prefetch(expected_ + p * step_ + i * size_, kWrite, 2);
+  }
 
   void read(std::int64_t sample, std::int64_t pixel, std::int64_t count) {
     if (tensor_.stride[1] != 1) {
@@ -99,7 +113,9 @@ template <int C, class Args> class Pixels {
       t[c] = x + x - splat<vf32>(1.0f);
     }
   }
+  void expect(std::int64_t sample, std::int64_t pixel) { parameters_.expect(sample, pixel); }
   VAE_FAST_FN vf32 parameter(int p, std::int64_t i) const {
+    parameters_.fetch<false>(p, i);
     return load<vf32>(parameters_.data + p * kMixtureBlock + i);
   }
   // 0 where a pixel is left out.
@@ -114,19 +130,41 @@ template <int C, class Args> class Pixels {
   const float *target_[C], *mask_ = nullptr;
 };
 
-template <class Body> VAE_FAST_FN void for_each_piece(const Task& task, Body body) {
+// body(sample, pixel, count) for every block; before it, expect(sample, pixel) of the one that comes next.
+template <class Expect, class Body> VAE_FAST_FN void for_each_piece(const Task& task, Expect expect, Body body) {
   for (std::int64_t sample = task.row_begin; sample < task.row_end; ++sample)
-    for (std::int64_t pixel = task.column_begin; pixel < task.column_end; pixel += kMixtureBlock) {
-      const std::int64_t left = task.column_end - pixel;
-      body(sample, pixel, left < kMixtureBlock ? left : kMixtureBlock);
+    for (std::int64_t pixel = task.column_begin, next; pixel < task.column_end; pixel = next) {
+      next = pixel + kMixtureBlock;
+      if (next < task.column_end) expect(sample, next);
+      else if (sample + 1 < task.row_end) expect(sample + 1, task.column_begin);
+      body(sample, pixel, next < task.column_end ? kMixtureBlock : task.column_end - pixel);
     }
 }
+
+// Sums the -log p of a sample's pixels, block by block.
+class Total {
+  const RowSum& nll_;
+  const Task& task_;
+  const std::int64_t segments_;
+  double total_ = 0;
+
+ public:
+  Total(const RowSum& nll, const Tiling& tiling, const Task& task) : nll_(nll), task_(task), segments_(tiling.column_segments) {}
+  void add(const Buffer& terms, std::int64_t sample, std::int64_t pixel, std::int64_t n) {
+    total_ += sum(terms.data, n);
+    if (pixel + n < task_.column_end) return;
+    if (nll_.partial) nll_.partial[sample * segments_ + task_.segment] = total_;
+    else nll_.value[sample * nll_.stride] = static_cast<float>(total_);
+    total_ = 0;
+  }
+};
 
 template <int C> void forward(const MixtureForward& a, const Task& task) {
   Pixels<C, MixtureForward> pixels(a);
   Buffer terms;
-  double total = 0;
-  for_each_piece(task, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
+  Total total(a.nll, a.tiling, task);
+  const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };
+  for_each_piece(task, expect, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
     pixels.read(sample, pixel, n);
     for_each_vector(n, [&](std::int64_t i, int count) {
       vf32 t[C];
@@ -134,27 +172,31 @@ template <int C> void forward(const MixtureForward& a, const Task& task) {
       const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
       store(terms.data + i, pixels.masked(i, count, mixture_nll<C>(t, static_cast<int>(a.components), load)));
     });
-    total += sum(terms.data, n);
-    if (pixel + n < task.column_end) return;
-    if (a.nll.partial) a.nll.partial[sample * a.tiling.column_segments + task.segment] = total;
-    else a.nll.value[sample * a.nll.stride] = static_cast<float>(total);
-    total = 0;
+    total.add(terms, sample, pixel, n);
   });
 }
 
-template <int C> void backward(const MixtureBackward& a, const Task& task) {
+// The gradient, for grad_nll as factors of the samples, or of the sum where there are none; and the nll, if it is wanted.
+template <int C, class Args> void differentiate(const Args& a, const Task& task, const float* grad_nll, std::int64_t stride,
+                                                Total* total) {
   const int components = static_cast<int>(a.components);
   const MixtureLayout<C> at{components};
-  Pixels<C, MixtureBackward> pixels(a);
+  Pixels<C, Args> pixels(a);
   Planes gradients(a.grad_parameters, MixtureLayout<C>::per_component * a.components, a.pixels);
   const std::unique_ptr<MixtureComponent<vf32, C>[]> kept(new MixtureComponent<vf32, C>[components]);
-  for_each_piece(task, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
-    const vf32 scale = splat<vf32>(a.grad_nll[sample * a.grad_nll_stride]);
+  Buffer terms;
+  const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };
+  for_each_piece(task, expect, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
+    const vf32 scale = splat<vf32>(grad_nll ? grad_nll[sample * stride] : 1.0f);
     pixels.read(sample, pixel, n);
+    gradients.expect(sample, pixel);
     for_each_vector(n, [&](std::int64_t i, int count) {
       vf32 t[C];
       pixels.levels(i, count, t);
-      const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
+      const auto load = [&](int p) VAE_FAST_LAMBDA {
+        gradients.fetch<true>(p, i);
+        return pixels.parameter(p, i);
+      };
       const auto put = [&](int p, vf32 value) VAE_FAST_LAMBDA {
         store(gradients.data + p * kMixtureBlock + i, pixels.masked(i, count, value));
       };
@@ -168,21 +210,30 @@ template <int C> void backward(const MixtureBackward& a, const Task& task) {
         const vf32 logit = load(at.logit(k)), posterior = weights.posterior(logit, kept[k].fall, kept[k].factor);
         mixture_store<C>(at, k, scale * weights.prior(logit), scale * posterior, kept[k], put);
       }
+      if (total) store(terms.data + i, pixels.masked(i, count, sums.nll()));
     });
+    if (total) total->add(terms, sample, pixel, n);
     gradients.write(sample, pixel, n);
   });
+}
+
+template <int C> void forward_and_gradient(const MixtureForward& a, const Task& task) {
+  Total total(a.nll, a.tiling, task);
+  differentiate<C>(a, task, nullptr, 0, &total);
+}
+template <int C> void backward(const MixtureBackward& a, const Task& task) {
+  differentiate<C>(a, task, a.grad_nll, a.grad_nll_stride, nullptr);
 }
 
 }  // namespace
 
 void mixture_forward(const MixtureForward& a, const Task& task) {
-  if (a.channels == 1) forward<1>(a, task);
-  else forward<3>(a, task);
+  if (a.grad_parameters.data) a.channels == 1 ? forward_and_gradient<1>(a, task) : forward_and_gradient<3>(a, task);
+  else a.channels == 1 ? forward<1>(a, task) : forward<3>(a, task);
 }
 
 void mixture_backward(const MixtureBackward& a, const Task& task) {
-  if (a.channels == 1) backward<1>(a, task);
-  else backward<3>(a, task);
+  a.channels == 1 ? backward<1>(a, task) : backward<3>(a, task);
 }
 
 VAE_FAST_NAMESPACE_END

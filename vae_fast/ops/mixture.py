@@ -1,4 +1,11 @@
-"""The op `mixture`: -log p(target) per sample of a mixture of discretized logistics, one kernel each way."""
+"""The op `mixture`: -log p(target) per sample of a mixture of discretized logistics, one kernel each way.
+
+There is much arithmetic to a parameter, and value and gradient need nearly the same. On the CPU forward therefore takes
+the gradient for factors of 1 along with the value, and backward only multiplies: 18 instead of 25 microseconds for 64
+pixels of 10 components (AVX2, one core, from beyond the caches), for as much memory as backward would take. A GPU has
+arithmetic to spare but no bandwidth: there backward evaluates the components again. So it does on the CPU where the
+gradient would be rounded twice.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +24,29 @@ def mixture(params: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
     backend = _common.dispatch("mixture", params, target, mask)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         return reference.discretized_logistic_mixture_nll(params, target, mask=mask)
+    needs_grad = _common.needs_grad(params)
+    early = needs_grad and params.device.type == "cpu" and params.dtype == torch.float32
     if backend is None:
-        return torch.ops.vae_fast.mixture(params, target, mask)
-    if _common.needs_grad(params):
-        return _Mixture.apply(backend, params, target, mask)
-    return forward(backend, params, target, mask)
+        nll, _ = torch.ops.vae_fast.mixture(params, target, mask, early)
+        return nll
+    if needs_grad:
+        return _Mixture.apply(backend, params, target, mask, early)
+    return forward(backend, params, target, mask, False)[0]
 
 
-def forward(backend: Any, params: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+def forward(
+    backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, early: bool
+) -> tuple[Tensor, Tensor | None]:
+    """nll and, if `early`, the gradient of its sum."""
     dtype = _common.result_dtype(params, target)
     nll = torch.empty(params.shape[0], dtype=dtype, device=params.device)
-    backend.mixture_forward(*_flatten(params, target, mask), nll=nll)
-    return nll
+    flat, target, mask = _flatten(params, target, mask)
+    if not early:
+        backend.mixture_forward(flat, target, mask, nll=nll)
+        return nll, None
+    unit = _common.empty_like(backend, flat)
+    backend.mixture_forward(flat, target, mask, nll=nll, grad_params=unit)
+    return nll, unit.view(params.shape)
 
 
 def backward(backend: Any, grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -36,6 +54,10 @@ def backward(backend: Any, grad_nll: Tensor, params: Tensor, target: Tensor, mas
     grad = _common.empty_like(backend, flat)
     backend.mixture_backward(flat, target, mask, grad_nll, grad_params=grad)
     return grad.view(params.shape)
+
+
+def _per_sample(grad_nll: Tensor, unit: Tensor) -> Tensor:
+    return grad_nll.view(-1, *(1,) * (unit.ndim - 1))
 
 
 def _flatten(params: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -51,36 +73,58 @@ class _Mixture(torch.autograd.Function):
     """The eager path."""
 
     @staticmethod
-    def forward(ctx: Any, backend: Any, params: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(params, target, mask)
+    def forward(
+        ctx: Any, backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, early: bool
+    ) -> Tensor:
+        nll, unit = forward(backend, params, target, mask, early)
+        ctx.save_for_backward(params, target, mask, unit)
         ctx.backend = backend
-        return forward(backend, params, target, mask)
+        return nll
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
-        arguments = (grad_nll, *ctx.saved_tensors)
-        if _common.are_plain(grad_nll):
-            grad = backward(ctx.backend, *arguments)
+        params, target, mask, unit = ctx.saved_tensors
+        if not _common.are_plain(grad_nll):
+            grad = _backward_traced(grad_nll, params, target, mask, unit)
+        elif unit is None:
+            grad = backward(ctx.backend, grad_nll, params, target, mask)
         else:
-            grad = torch.ops.vae_fast.mixture_backward(*arguments)
-        return None, *_common.once((grad,), grad_nll, arguments[1]), None, None
+            out = _common.empty_like(ctx.backend, unit)
+            with torch.no_grad():
+                grad = torch.mul(unit, _per_sample(grad_nll, unit), out=out)
+        return None, *_common.once((grad,), grad_nll, params), None, None, None
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes.
 
 
+def _forward_op(backend: Any, params: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _common.dense(params, forward(backend, params, *args))
+
+
+def _backward_traced(
+    grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None, unit: Tensor | None
+) -> Tensor:
+    if unit is not None:
+        return unit * _per_sample(grad_nll, unit)
+    return torch.ops.vae_fast.mixture_backward(grad_nll, params, target, mask)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    params, target, mask, early = inputs
+    ctx.save_for_backward(params, target, mask, output[1] if early else None)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
-    return torch.ops.vae_fast.mixture_backward(grad_nll, *ctx.saved_tensors), None, None
+def _differentiate(ctx: Any, grad_nll: Tensor | None, grad_unit: Any) -> Any:
+    grad = None if grad_nll is None else _backward_traced(grad_nll, *ctx.saved_tensors)
+    return grad, None, None, None
 
 
 _common.define(
-    "mixture(Tensor params, Tensor target, Tensor? mask) -> Tensor",
-    forward,
-    sources=lambda params, target, mask: (params, target),
+    "mixture(Tensor params, Tensor target, Tensor? mask, bool early) -> (Tensor, Tensor)",
+    _forward_op,
+    sources=lambda params, target, mask, early: (params, target),
     differentiate=_differentiate,
     setup=_setup,
 )

@@ -231,7 +231,10 @@ def _mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
     return batch, channels, params.shape[1] // (3 if channels == 1 else 10), pixels
 
 
-def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+def mixture_forward(
+    params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor, grad_params: Tensor | None = None
+) -> None:
+    """With `grad_params`, also the gradient of the sum of nll."""
     _cpu.mixture_forward(
         torch.get_num_threads(),
         _mixture_sizes(params, target),
@@ -239,6 +242,7 @@ def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll:
         _view(target),
         _view(mask),
         _view(nll),
+        _view(grad_params),
     )
 
 

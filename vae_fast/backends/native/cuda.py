@@ -246,7 +246,13 @@ def _mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
 
 def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
     _cuda.mixture_forward(
-        _where(params), _mixture_sizes(params, target), _view(params), _view(target), _view(mask), _view(nll)
+        _where(params),
+        _mixture_sizes(params, target),
+        _view(params),
+        _view(target),
+        _view(mask),
+        _view(nll),
+        None,
     )
 
 

@@ -152,10 +152,19 @@ def categorical_backward(
     grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (share - hit) * known))
 
 
-def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+def mixture_forward(
+    params: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    *,
+    nll: Tensor,
+    grad_params: Tensor | None = None,
+) -> None:
     """params (batch, parameters, pixels), target (batch, channels, pixels), mask (batch, pixels)."""
     there = None if mask is None else mask[:, None]
     nll.copy_(mixture.discretized_logistic_mixture_nll(params, target, mask=there))
+    if grad_params is not None:
+        mixture_backward(params, target, mask, nll.new_ones(()).expand(len(params)), grad_params=grad_params)
 
 
 def mixture_backward(

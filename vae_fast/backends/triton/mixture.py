@@ -259,8 +259,12 @@ def components(params: Spec, target: Spec) -> int:
     return params.shape[1] // (3 if target.shape[1] == 1 else 10)
 
 
-def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+def mixture_forward(
+    params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor, grad_params: Tensor | None = None
+) -> None:
     """Fills nll (batch,) from params (batch, parameters, pixels) and target (batch, channels, pixels)."""
+    if grad_params is not None:  # the op asks for both at once on the CPU: here, in the interpreter
+        mixture_backward(params, target, mask, nll.new_ones(1).expand(len(nll)), grad_params=grad_params)
     if target.numel() == 0:
         nll.zero_()
         return
