@@ -10,6 +10,8 @@ difference.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,61 +19,106 @@ import pytest
 from harness import Provider, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
-SIZES = [(32, 8)] if QUICK else [(65536, 256), (4096, 64), (128, 20)]
-DTYPES = ["float32", "bfloat16"]
+LAYOUTS = {
+    "dense": "mu and logvar apart",
+    "packed": "halves of one tensor, [mu | logvar] along dim 1",
+    "channels_last": "the same of images, channels last in memory",
+}
+# (shape of z, dtype, layout)
+CASES = (
+    [
+        ((32, 8), "float32", "dense"),
+        ((32, 8), "bfloat16", "packed"),
+        ((2, 4, 3, 3), "float32", "channels_last"),
+    ]
+    if QUICK
+    else [
+        *(
+            (shape, dtype, "dense")
+            for shape in ((65536, 256), (4096, 64), (128, 20))
+            for dtype in ("float32", "bfloat16")
+        ),
+        ((1024, 20), "float32", "dense"),
+        ((16384, 64), "float32", "dense"),
+        ((16384, 128), "float32", "packed"),
+        ((64, 4, 64, 64), "float32", "channels_last"),
+    ]
+)
 INPUT_SETS = 2  # steps alternate between them, so that no provider sees the very same input twice in a row
 
 
-def make_inputs(case: Case) -> list[tuple[Any, ...]]:
+def make_inputs(case: Case) -> list[tuple[tuple[Any, ...], Any, Any]]:
+    """(mu and logvar, or both in one; gradient of z; gradient of kl)"""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shape, dtype = (case["batch"], case["features"]), getattr(torch, case["dtype"])
+    shape, dtype = tuple(case["shape"]), getattr(torch, case["dtype"])
+    order = torch.channels_last if case["layout"] == "channels_last" else torch.contiguous_format
 
     def normal(*size: int) -> Any:
         return torch.randn(size, generator=generator)
 
-    return [
-        (
-            normal(*shape).to(dtype).requires_grad_(),
-            (0.5 * normal(*shape) - 1).to(dtype).requires_grad_(),
-            normal(*shape).to(dtype),
-            normal(shape[0]),
-        )
-        for _ in range(INPUT_SETS)
-    ]
+    def one() -> tuple[tuple[Any, ...], Any, Any]:
+        params: tuple[Any, ...] = (normal(*shape), 0.5 * normal(*shape) - 1)
+        if case["layout"] != "dense":
+            params = (torch.cat(params, 1),)
+        leaves = tuple(p.to(dtype, memory_format=order).requires_grad_() for p in params)
+        return leaves, normal(*shape).to(dtype, memory_format=order), normal(shape[0])
+
+    return [one() for _ in range(INPUT_SETS)]
 
 
-def check(case: Case, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+def check(case: Case, inputs: tuple[Any, Any, Any], outputs: tuple[Any, ...]) -> None:
     """Recover eps from z, see that it is standard normal, and compare the rest with the formulas in float64."""
     import torch
 
-    mu, logvar, grad_z, grad_kl = (t.detach().double() for t in inputs)
-    z, kl, grad_mu, grad_logvar = (torch.as_tensor(t).detach().double() for t in outputs)
+    params, grad_z, grad_kl = inputs
+    z, kl, *grads = (torch.as_tensor(t).detach().double() for t in outputs)
+    wide = [p.detach().double() for p in params]
+    mu, logvar = wide if len(wide) == 2 else wide[0].chunk(2, 1)
     std = (0.5 * logvar).exp()
     eps = (z - mu) / std
-    n, slack = (
-        eps.numel(),
-        0.001 if case["dtype"] == "float32" else 0.1,
-    )  # JAX makes bfloat16 normals from 8 random bits
+    # JAX makes bfloat16 normals from 8 random bits
+    n, slack = eps.numel(), 0.001 if case["dtype"] == "float32" else 0.1
     assert abs(eps.mean()) < 6 / n**0.5 + slack and abs(eps.var() - 1) < 6 * (2 / n) ** 0.5 + slack, eps.var()
-    exact = (
-        0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(1),
-        grad_z + grad_kl[:, None] * mu,
-        0.5 * grad_z * eps * std + 0.5 * grad_kl[:, None] * torch.expm1(logvar),
-    )
+    g = grad_kl.double().view(-1, *(1,) * (z.ndim - 1))
+    exact = [
+        grad_z.double() + g * mu,
+        0.5 * grad_z.double() * eps * std + 0.5 * g * torch.expm1(logvar),
+    ]
+    if len(wide) == 1:
+        exact = [torch.cat(exact, 1)]
+    exact_kl = 0.5 * (mu**2 + torch.expm1(logvar) - logvar).flatten(1).sum(1)
     tolerance = 1e-4 if case["dtype"] == "float32" else 0.03
-    for got, want in zip((kl, grad_mu, grad_logvar), exact, strict=True):
+    for got, want in zip((kl, *grads), (exact_kl, *exact), strict=True):
         assert (got - want).abs().max() <= tolerance * (1 + want.abs().max())
 
 
-def as_people_write_it(mu: Any, logvar: Any) -> tuple[Any, Any]:
+def as_people_write_it(*params: Any) -> tuple[Any, Any]:
     import torch
 
+    mu, logvar = params if len(params) == 2 else params[0].chunk(2, dim=1)
     std = torch.exp(0.5 * logvar)
     z = mu + torch.randn_like(std) * std
-    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
+    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=tuple(range(1, mu.ndim)))
     return z, kl
+
+
+def as_torch_distributions_have_it(*params: Any) -> tuple[Any, Any]:
+    from torch.distributions import Normal, kl_divergence
+
+    mu, logvar = params if len(params) == 2 else params[0].chunk(2, dim=1)
+    posterior = Normal(mu, (0.5 * logvar).exp(), validate_args=False)
+    prior = Normal(mu.new_zeros(()), mu.new_ones(()), validate_args=False)
+    return posterior.rsample(), kl_divergence(posterior, prior).flatten(1).sum(1)
+
+
+def as_diffusers_have_it(*params: Any) -> tuple[Any, Any]:
+    import torch
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    posterior = DiagonalGaussianDistribution(params[0] if len(params) == 1 else torch.cat(params, 1))
+    return posterior.sample(), posterior.kl()
 
 
 def torch_work(case: Case, forward: Any) -> Work:
@@ -80,9 +127,9 @@ def torch_work(case: Case, forward: Any) -> Work:
     inputs = make_inputs(case)
 
     def step(i: int) -> tuple[Any, ...]:
-        mu, logvar, grad_z, grad_kl = inputs[i % INPUT_SETS]
-        z, kl = forward(mu, logvar)
-        return z, kl, *torch.autograd.grad((z, kl), (mu, logvar), (grad_z, grad_kl.to(kl.dtype)))
+        params, grad_z, grad_kl = inputs[i % INPUT_SETS]
+        z, kl = forward(*params)
+        return z, kl, *torch.autograd.grad((z, kl), params, (grad_z, grad_kl.to(kl.dtype)))
 
     return Work(step, lambda i, outputs: check(case, inputs[i % INPUT_SETS], outputs))
 
@@ -97,37 +144,57 @@ def compiled(case: Case) -> Work:
     return torch_work(case, torch.compile(as_people_write_it))
 
 
+def max_autotune(case: Case) -> Work:
+    import torch
+
+    return torch_work(case, torch.compile(as_people_write_it, mode="max-autotune"))
+
+
+def distributions(case: Case) -> Work:
+    return torch_work(case, as_torch_distributions_have_it)
+
+
+def diffusers(case: Case) -> Work:
+    return torch_work(case, as_diffusers_have_it)
+
+
+def from_vae_fast(case: Case, functions: Any) -> Work:
+    dense = case["layout"] == "dense"
+    return torch_work(case, functions.reparameterize_kl if dense else functions.reparameterize_kl_packed)
+
+
 def ours(case: Case) -> Work:
     import vae_fast
 
-    return torch_work(case, vae_fast.reparameterize_kl)
+    return from_vae_fast(case, vae_fast)
 
 
 def ours_reference(case: Case) -> Work:
     import vae_fast
 
-    return torch_work(case, vae_fast.reference.reparameterize_kl)
+    return from_vae_fast(case, vae_fast.reference)
 
 
-def jax_jit(case: Case) -> Work:
+def jax_jit(bits: str, case: Case) -> Work:
     import jax
     import jax.numpy as jnp
     import torch
 
     def from_torch(t: Any) -> Any:
-        return jnp.asarray(t.detach().float().numpy()).astype(case["dtype"] if t.ndim == 2 else "float32")
+        return jnp.asarray(t.detach().float().numpy()).astype(case["dtype"] if t.ndim > 1 else "float32")
 
     torch_inputs = make_inputs(case)
-    inputs = [tuple(from_torch(t) for t in one) for one in torch_inputs]
+    inputs = [jax.tree.map(from_torch, one) for one in torch_inputs]
 
-    @jax.jit  # one program: threefry noise, forward, backward
-    def program(seed: Any, mu: Any, logvar: Any, grad_z: Any, grad_kl: Any) -> tuple[Any, ...]:
-        def forward(mu: Any, logvar: Any) -> tuple[Any, Any]:
+    @jax.jit  # one program: noise, forward, backward
+    def program(seed: Any, params: Any, grad_z: Any, grad_kl: Any) -> tuple[Any, ...]:
+        def forward(*params: Any) -> tuple[Any, Any]:
+            mu, logvar = params if len(params) == 2 else jnp.split(params[0], 2, axis=1)
             std = jnp.exp(0.5 * logvar)
-            z = mu + jax.random.normal(jax.random.key(seed), mu.shape, mu.dtype) * std
-            return z, -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
+            z = mu + jax.random.normal(jax.random.key(seed, impl=bits), mu.shape, mu.dtype) * std
+            return z, -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=tuple(range(1, mu.ndim)))
 
-        (z, kl), pull_back = jax.vjp(forward, mu, logvar)
+        (z, kl), pull_back = jax.vjp(forward, *params)
         return z, kl, *pull_back((grad_z, grad_kl.astype(kl.dtype)))
 
     def step(i: int) -> Any:
@@ -143,23 +210,29 @@ def jax_jit(case: Case) -> Work:
 PROVIDERS = [
     Provider("eager", eager),
     Provider("torch.compile", compiled),
-    Provider("jax.jit", jax_jit, requires=("jax",)),
+    Provider("torch.compile max-autotune", max_autotune),
+    Provider("torch.distributions", distributions),
+    Provider("diffusers", diffusers, requires=("diffusers",)),
+    Provider("jax.jit", partial(jax_jit, "threefry2x32"), requires=("jax",)),
+    Provider("jax.jit rbg", partial(jax_jit, "rbg"), requires=("jax",)),
     Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),
     Provider(OURS, ours, requires=("vae_fast",)),
 ]
 
 
-def run(batch: int, features: int, dtype: str) -> Comparison:
-    case = {"batch": batch, "features": features, "dtype": dtype}
-    element = 4 if dtype == "float32" else 2
+def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
+    case = {"shape": shape, "dtype": dtype, "layout": layout}
+    elements, size = math.prod(shape), " x ".join(map(str, shape))
     # forward reads mu, logvar and writes z; backward reads mu, logvar, grad_z and writes two gradients
-    bytes_moved = 8 * batch * features * element
-    large = batch * features > 1 << 22
+    bytes_moved = 8 * elements * (4 if dtype == "float32" else 2)
+    large = elements > 1 << 22
+    # The reference spells Philox out in tensor operations: minutes at the large size. A quick run compiles once.
+    slow = [ours_reference] * large + [compiled, max_autotune] * (QUICK and layout != "dense")
+    title = f"sample + KL, forward + backward, {size} {dtype}"
     return compare(
-        f"sample + KL, forward + backward, {batch} x {features} {dtype}",
+        title if layout == "dense" else f"{title}, {LAYOUTS[layout]}",
         case,
-        # The reference spells Philox out in tensor operations: minutes at the large size.
-        [p for p in PROVIDERS if not (large and p.build is ours_reference)],
+        [p for p in PROVIDERS if p.build not in slow],
         bytes_moved=bytes_moved,
         rounds=6 if large else 12,
     )
@@ -168,10 +241,11 @@ def run(batch: int, features: int, dtype: str) -> Comparison:
 _done: list[Comparison] = []
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("batch", "features"), SIZES)
-def test_latent(batch: int, features: int, dtype: str, benchmark: Any) -> None:
-    _done.append(run(batch, features, dtype))
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
+)
+def test_latent(shape: tuple[int, ...], dtype: str, layout: str, benchmark: Any) -> None:
+    _done.append(run(shape, dtype, layout))
     save("latent", _done)
     work = ours(_done[-1].case)
     benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
@@ -179,4 +253,4 @@ def test_latent(batch: int, features: int, dtype: str, benchmark: Any) -> None:
 
 
 if __name__ == "__main__":
-    print(save("latent", [run(*size, dtype) for size in SIZES for dtype in DTYPES]))
+    print(save("latent", [run(*case) for case in CASES]))

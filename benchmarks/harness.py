@@ -31,6 +31,8 @@ from typing import Any
 import allocator
 from report import QUICK, Case, Comparison, Copies, Result, describe_process
 
+MAX_STEPS = 300  # in a turn
+
 
 @dataclass(frozen=True)
 class Work:
@@ -188,7 +190,7 @@ def compare(
             workers.append(_Worker(provider, case))
             results.append(workers[-1].result)
         for worker in workers:
-            worker.steps = max(1, min(2000, round(turn_seconds / statistics.median(worker.turn()))))
+            worker.steps = max(1, min(MAX_STEPS, round(turn_seconds / statistics.median(worker.turn()))))
         for _ in range(rounds):
             for worker in workers:
                 worker.result.rounds.append(worker.turn())

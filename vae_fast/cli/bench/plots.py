@@ -28,7 +28,9 @@ def draw_plots(record: Record, folder: Path) -> dict[str, Path]:
     suffix = "" if allocator == "default" else f".{allocator}"
     cases = [case for case in record.cases if case.ours]
     drawn: dict[str, Path] = {}
+    steps = [c for c in cases if c.others and c.parameters.get("model") == "mlp"]
     for name, text, draw, drawable in (
+        ("batch", "Times faster than each provider, by batch, MLP training step", _batches, steps),
         ("speedup", "Times faster than each provider, by case", _speedup, [c for c in cases if c.others]),
         ("floor", "Fraction of the speed of a copy, by case", _floor, [c for c in cases if c.floor]),
         ("memory", "Peak memory of a step, by case", _memory, [c for c in cases if _peaks(c)]),
@@ -43,7 +45,7 @@ def _save(path: Path, record: Record, cases: list[Case], draw: Callable[[Any, li
     from matplotlib import pyplot as plt
 
     bars = sum(len(_peaks(case)) for case in cases) if draw is _memory else len(cases)
-    height = 1.9 + 0.3 * bars
+    height = 4.0 if draw is _batches else 1.9 + 0.3 * bars
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
     draw(axes, cases)
     axes.spines[["top", "right"]].set_visible(False)
@@ -61,6 +63,26 @@ def _speedup(axes: Any, cases: list[Case]) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("provider's time over vae_fast's (right of 1: vae_fast is faster)")
     _scale(axes, "{:g}×")
+
+
+def _batches(axes: Any, cases: list[Case]) -> None:
+    from matplotlib import ticker
+
+    series: dict[str, list[tuple[int, float]]] = {}
+    for case in sorted(cases, key=lambda case: case.parameters["batch"]):
+        for timing in case.others:
+            point = case.parameters["batch"], timing.times_slower_than(case.timings[OURS])[1]
+            series.setdefault(timing.provider, []).append(point)
+    for name, (colour, marker, _) in _styles(series).items():
+        axes.plot(*zip(*series[name], strict=True), marker, linestyle="-", color=colour, label=name)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([case.parameters["batch"] for case in cases])
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.88")
+    axes.set_xlabel("batch")
+    axes.set_ylabel("provider's time over vae_fast's\n(above 1: vae_fast is faster)")
 
 
 def _floor(axes: Any, cases: list[Case]) -> None:

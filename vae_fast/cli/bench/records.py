@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Case:
     title: str
     timings: Mapping[str, Timing]
     floor: float | None  # seconds: the fewest bytes over the bandwidth of a copy
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ours(self) -> Timing | None:
@@ -164,6 +165,5 @@ def _case(raw: Any) -> Case:
         for p in timed
     )
     moved, bandwidth = raw["bytes_moved"], raw["copy_bandwidth"]
-    return Case(
-        raw["title"], {t.provider: t for t in timings}, moved / bandwidth if moved and bandwidth else None
-    )
+    floor = moved / bandwidth if moved and bandwidth else None
+    return Case(raw["title"], {t.provider: t for t in timings}, floor, raw["case"])
