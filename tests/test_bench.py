@@ -30,7 +30,8 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """record(folder, {title: {provider: milliseconds of each round}}): a folder with one record."""
+    """record(folder, {title: {provider: milliseconds of each round}}): a folder with one record. A number as a title
+    is a batch of the MLP."""
 
     def write(name: str, cases: dict[str, dict[str, list[float]]], **conditions: Any) -> Path:
         monkeypatch.setattr(report, "RESULTS", str(tmp_path / name))
@@ -38,7 +39,7 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         comparisons = [
             report.Comparison(
                 title,
-                {},
+                {"model": "mlp", "batch": int(title)} if title.isdigit() else {},
                 # Each round has three steps around its median.
                 [
                     report.Result(
@@ -150,17 +151,15 @@ def test_report(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(run, "CHECKOUT", tmp_path)
     monkeypatch.setattr(run, "BENCHMARKS", tmp_path)
-    folder = record(
-        "a",
-        {"first": {"eager": [20.0], "vae_fast": [10.0]}, "second": {"jax.jit": [5.0], "vae_fast": [10.0]}},
-    )
+    first, second = {"eager": [20.0], "vae_fast": [10.0]}, {"jax.jit": [5.0], "vae_fast": [10.0]}
+    folder = record("a", {"first": first, "second": second, "128": first, "1024": first})
     assert cli.run(["bench", "--report", "--out", str(folder)]) == 0
     docs = tmp_path / "docs" / "benchmarks"
     text = (docs / "report.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| second"))
     assert row == "| second | 10 | 9.9 to 10.1 | 10% |  | 0.50x **(loses)** | jax.jit 7, vae_fast 7 |"
     assert "pytest benchmarks" in text
-    for name in ("speedup.png", "floor.png", "memory.png"):
+    for name in ("batch.png", "speedup.png", "floor.png", "memory.png"):
         assert f"({name})" in text
         pixels = plt.imread(docs / name)[..., :3]
         assert pixels.std() > 0.05, "an empty plot"
