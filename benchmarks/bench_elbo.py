@@ -95,7 +95,7 @@ PROVIDERS = [
 
 def run() -> Comparison:
     title = f"training on digits until -ELBO is {BOUND:g} nats an image, 64-128-16 MLP, batch {BATCH} float32"
-    return compare(title, {"bound": BOUND, "batch": BATCH}, PROVIDERS, rounds=5, turn_seconds=0)
+    return compare(title, {"bound": BOUND, "batch": BATCH}, PROVIDERS, rounds=4, turn_seconds=0)
 
 
 def test_training_to_an_elbo(benchmark: Any) -> None:

@@ -234,7 +234,7 @@ def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
         case,
         [p for p in PROVIDERS if p.build not in slow],
         bytes_moved=bytes_moved,
-        rounds=6 if large else 12,
+        rounds=6 if large else 10,
     )
 
 
