@@ -21,8 +21,8 @@ from report import OURS, QUICK, Case, Comparison, save
 
 LAYOUTS = {
     "dense": "mu and logvar apart",
-    "packed": "halves of one tensor, [mu | logvar] along dim 1",
-    "channels_last": "the same of images, channels last in memory",
+    "packed": "packed mu and logvar",
+    "channels_last": "packed, channels-last images",
 }
 # (shape of z, dtype, layout)
 CASES = (

@@ -74,7 +74,7 @@ def table(record: Record) -> list[str]:
             met = meet(case.title, ours, case.timings[name]) if name in case.timings else None
             row.append(times(met.factor) + MARKS[met.result] if met else "")
         rows.append([*row, _peaks(case)] if peaks else row)
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
 
 
 def _peaks(case: Case) -> str:

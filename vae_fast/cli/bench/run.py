@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ BENCHMARKS = CHECKOUT / "benchmarks"
 
 def run_benchmarks(allocators: list[str], *, quick: bool, only: str | None, out: Path | None) -> int:
     _check(allocators)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without ending pytest
     console = Console(highlight=False, soft_wrap=True)
     if not quick:
         console.print(
