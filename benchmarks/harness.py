@@ -140,14 +140,15 @@ class _Worker:
     def _receive(self) -> Any:
         try:
             message = self.connection.recv()
-        except EOFError:
-            raise RuntimeError(f"{self.result.provider}: its process ended") from None
+        except (EOFError, ConnectionError):
+            raise RuntimeError(f"{self.result.provider}: its process ended; out of memory?") from None
         if isinstance(message, str):
             raise RuntimeError(f"{self.result.provider}:\n{message}")
         return message
 
     def turn(self) -> list[float]:
-        self.connection.send(self.steps)
+        with contextlib.suppress(BrokenPipeError):  # then there is nothing to receive either
+            self.connection.send(self.steps)
         times: list[float] = self._receive()
         return times
 
