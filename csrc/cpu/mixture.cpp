@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "blocks.h"
 #include "planes.h"
 #include "sets.h"
 
@@ -141,28 +142,10 @@ template <class Expect, class Body> VAE_FAST_FN void for_each_piece(const Task& 
     }
 }
 
-// Sums the -log p of a sample's pixels, block by block.
-class Total {
-  const RowSum& nll_;
-  const Task& task_;
-  const std::int64_t segments_;
-  double total_ = 0;
-
- public:
-  Total(const RowSum& nll, const Tiling& tiling, const Task& task) : nll_(nll), task_(task), segments_(tiling.column_segments) {}
-  void add(const Buffer& terms, std::int64_t sample, std::int64_t pixel, std::int64_t n) {
-    total_ += sum(terms.data, n);
-    if (pixel + n < task_.column_end) return;
-    if (nll_.partial) nll_.partial[sample * segments_ + task_.segment] = total_;
-    else nll_.value[sample * nll_.stride] = static_cast<float>(total_);
-    total_ = 0;
-  }
-};
-
 template <int C> void forward(const MixtureForward& a, const Task& task) {
   Pixels<C, MixtureForward> pixels(a);
   Buffer terms;
-  Total total(a.nll, a.tiling, task);
+  RowSums nll(a.nll, a.tiling, task);
   const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };
   for_each_piece(task, expect, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
     pixels.read(sample, pixel, n);
@@ -172,13 +155,13 @@ template <int C> void forward(const MixtureForward& a, const Task& task) {
       const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
       store(terms.data + i, pixels.masked(i, count, mixture_nll<C>(t, static_cast<int>(a.components), load)));
     });
-    total.add(terms, sample, pixel, n);
+    nll.add(Block{sample, 1, pixel, n}, sum(terms.data, n));
   });
 }
 
 // The gradient, for grad_nll as factors of the samples, or of the sum where there are none; and the nll, if it is wanted.
 template <int C, class Args> void differentiate(const Args& a, const Task& task, const float* grad_nll, std::int64_t stride,
-                                                Total* total) {
+                                                RowSums* nll) {
   const int components = static_cast<int>(a.components);
   const MixtureLayout<C> at{components};
   Pixels<C, Args> pixels(a);
@@ -210,16 +193,16 @@ template <int C, class Args> void differentiate(const Args& a, const Task& task,
         const vf32 logit = load(at.logit(k)), posterior = weights.posterior(logit, kept[k].fall, kept[k].factor);
         mixture_store<C>(at, k, scale * weights.prior(logit), scale * posterior, kept[k], put);
       }
-      if (total) store(terms.data + i, pixels.masked(i, count, sums.nll()));
+      if (nll) store(terms.data + i, pixels.masked(i, count, sums.nll()));
     });
-    if (total) total->add(terms, sample, pixel, n);
+    if (nll) nll->add(Block{sample, 1, pixel, n}, sum(terms.data, n));
     gradients.write(sample, pixel, n);
   });
 }
 
 template <int C> void forward_and_gradient(const MixtureForward& a, const Task& task) {
-  Total total(a.nll, a.tiling, task);
-  differentiate<C>(a, task, nullptr, 0, &total);
+  RowSums nll(a.nll, a.tiling, task);
+  differentiate<C>(a, task, nullptr, 0, &nll);
 }
 template <int C> void backward(const MixtureBackward& a, const Task& task) {
   differentiate<C>(a, task, a.grad_nll, a.grad_nll_stride, nullptr);
