@@ -81,6 +81,11 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def per_sample(values: Tensor, ndim: int) -> Tensor:
+    """values (batch,), to multiply what has `ndim` dims."""
+    return values.view(-1, *(1,) * (ndim - 1))
+
+
 def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
     """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`.
 

@@ -176,7 +176,7 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     """Every position of every sample is a row."""
     positions = inputs.hidden.shape[:-1]
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
-    grad_nll = grad_nll.view(-1, *(1,) * (len(positions) - 1)).expand(positions).reshape(-1, 1)
+    grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
     for rows, outputs, slopes in layer.chunks():
         logits = outputs.unsqueeze(1)

@@ -90,7 +90,7 @@ def backward(
     for i, unit in enumerate(units):
         if taken[i]:
             assert unit is not None
-            factor = grad_nll.view(-1, *(1,) * (unit.ndim - 1)) if inputs.by_row[i] else grad_nll[:1].sum()
+            factor = _common.per_sample(grad_nll, unit.ndim) if inputs.by_row[i] else grad_nll[:1].sum()
             grads[i] = torch.mul(unit, factor, out=buffer(backend, unit.shape, unit.dtype, unit.device))
     return [
         None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, inputs.learned, strict=True)

@@ -56,10 +56,6 @@ def backward(backend: Any, grad_nll: Tensor, params: Tensor, target: Tensor, mas
     return grad.view(params.shape)
 
 
-def _per_sample(grad_nll: Tensor, unit: Tensor) -> Tensor:
-    return grad_nll.view(-1, *(1,) * (unit.ndim - 1))
-
-
 def _flatten(params: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Views with one dim of pixels, wherever strides allow."""
     batch, size, *image = params.shape
@@ -91,7 +87,7 @@ class _Mixture(torch.autograd.Function):
         else:
             out = _common.empty_like(ctx.backend, unit)
             with torch.no_grad():
-                grad = torch.mul(unit, _per_sample(grad_nll, unit), out=out)
+                grad = torch.mul(unit, _common.per_sample(grad_nll, unit.ndim), out=out)
         return None, *_common.once((grad,), grad_nll, params), None, None, None
 
 
@@ -106,7 +102,7 @@ def _backward_traced(
     grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None, unit: Tensor | None
 ) -> Tensor:
     if unit is not None:
-        return unit * _per_sample(grad_nll, unit)
+        return unit * _common.per_sample(grad_nll, unit.ndim)
     return torch.ops.vae_fast.mixture_backward(grad_nll, params, target, mask)
 
 

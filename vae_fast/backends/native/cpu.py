@@ -9,7 +9,7 @@ import torch  # before _cpu: its OpenMP runtime is the one to share
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from .members import COUNT8, COUNTS, DTYPES, LIKELIHOODS
+from .members import COUNT8, COUNTS, DTYPES, LIKELIHOODS, mixture_sizes
 
 try:
     from . import _cpu  # type: ignore[attr-defined]
@@ -225,19 +225,13 @@ def categorical_backward(
     )
 
 
-def _mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
-    """(batch, channels, components, pixels)"""
-    batch, channels, pixels = target.shape
-    return batch, channels, params.shape[1] // (3 if channels == 1 else 10), pixels
-
-
 def mixture_forward(
     params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor, grad_params: Tensor | None = None
 ) -> None:
     """With `grad_params`, also the gradient of the sum of nll."""
     _cpu.mixture_forward(
         torch.get_num_threads(),
-        _mixture_sizes(params, target),
+        mixture_sizes(params, target),
         _view(params),
         _view(target),
         _view(mask),
@@ -251,7 +245,7 @@ def mixture_backward(
 ) -> None:
     _cpu.mixture_backward(
         torch.get_num_threads(),
-        _mixture_sizes(params, target),
+        mixture_sizes(params, target),
         _view(params),
         _view(target),
         _view(mask),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .members import COUNT8, COUNTS, DTYPES, LIKELIHOODS
+from .members import COUNT8, COUNTS, DTYPES, LIKELIHOODS, mixture_sizes
 
 try:
     from . import _cuda  # type: ignore[attr-defined]
@@ -238,16 +238,10 @@ def categorical_backward(
     )
 
 
-def _mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
-    """(batch, channels, components, pixels)"""
-    batch, channels, pixels = target.shape
-    return batch, channels, params.shape[1] // (3 if channels == 1 else 10), pixels
-
-
 def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
     _cuda.mixture_forward(
         _where(params),
-        _mixture_sizes(params, target),
+        mixture_sizes(params, target),
         _view(params),
         _view(target),
         _view(mask),
@@ -261,7 +255,7 @@ def mixture_backward(
 ) -> None:
     _cuda.mixture_backward(
         _where(params),
-        _mixture_sizes(params, target),
+        mixture_sizes(params, target),
         _view(params),
         _view(target),
         _view(mask),

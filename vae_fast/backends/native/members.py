@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 # csrc/cpu/view.h, enum DType; count8 is a uint8 tensor whose bytes are numbers, not 255ths
 DTYPES = {
@@ -35,3 +36,9 @@ LIKELIHOODS = {
 }
 # members whose target is a number of things: a uint8 target is taken as it is
 COUNTS = frozenset(("poisson", "negative_binomial", "zero_inflated_negative_binomial"))
+
+
+def mixture_sizes(params: Tensor, target: Tensor) -> tuple[int, int, int, int]:
+    """(batch, channels, components, pixels), from params (batch, parameters, pixels)"""
+    batch, channels, pixels = target.shape
+    return batch, channels, params.shape[1] // (3 if channels == 1 else 10), pixels
