@@ -124,31 +124,19 @@ def newest(results: Path) -> Path:
 def _read(file: Path) -> Record:
     try:
         raw = json.loads(file.read_text())
-        machine = raw["machine"]
-        engine = (machine["vae_fast"] or {"backends": {"cpu": {}}})["backends"]["cpu"]
-        # Records of 0.1.0's first days say their conditions in `machine` alone.
-        first = {"device": machine["cpu"], "threads": engine.get("threads"), "isa": engine.get("isa")}
         return Record(
-            conditions=raw.get("conditions", {**first, "allocator": "default"}),
-            meaning=raw.get("allocator", {}).get(
-                "meaning", "each provider's memory as it is without any setting"
-            ),
-            time=machine["time"],
-            commits=(machine["commit"],),
-            command=raw.get("command", "pytest benchmarks"),
-            versions=raw.get("versions") or _versions(raw["comparisons"]),
+            conditions=raw["conditions"],
+            meaning=raw["allocator"]["meaning"],
+            time=raw["machine"]["time"],
+            commits=(raw["machine"]["commit"],),
+            command=raw["command"],
+            versions=raw["versions"],
             cases=tuple(_case(c) for c in raw["comparisons"]),
         )
     except OSError as error:
         raise RecordError(f"{file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RecordError(f"{file}: not a record of the benchmarks") from None
-
-
-def _versions(comparisons: list[Any]) -> dict[str, str]:
-    processes = (p["process"] for c in comparisons for p in c["providers"] if "process" in p)
-    versions: dict[str, str] = next((p["versions"] for p in processes if "versions" in p), {})
-    return versions
 
 
 def _case(raw: Any) -> Case:
