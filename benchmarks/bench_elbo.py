@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import Provider, Work, compare
+from bench_training import as_people_write_it
+from harness import Provider, Suite, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
 BOUND = 40.0 if QUICK else 24.6  # nats an image; 600 epochs end at 23.8
@@ -25,15 +25,6 @@ def make_network() -> nn.ModuleDict:
     encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
     decoder = nn.Sequential(nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 64))
     return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-
-
-def as_people_write_it(network: Any, x: Tensor) -> Tensor:
-    mu, logvar = network["encoder"](x).chunk(2, dim=1)
-    std = torch.exp(0.5 * logvar)
-    z = mu + torch.randn_like(std) * std
-    nll = F.binary_cross_entropy_with_logits(network["decoder"](z), x, reduction="none").sum(-1)
-    kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
-    return (nll + kl).mean()
 
 
 def train(network: Any, loss_function: Callable[[Any, Tensor], Tensor], data: Tensor, test: Tensor) -> float:
@@ -69,11 +60,11 @@ def training_work(make: Callable[[], Any], loss_function: Callable[[Any, Tensor]
 
 
 def eager(case: Case) -> Work:
-    return training_work(make_network, as_people_write_it)
+    return training_work(make_network, as_people_write_it({"model": "mlp"}))
 
 
 def compiled(case: Case) -> Work:
-    return training_work(make_network, torch.compile(as_people_write_it))
+    return training_work(make_network, torch.compile(as_people_write_it({"model": "mlp"})))
 
 
 def ours(case: Case) -> Work:
@@ -99,11 +90,7 @@ def run() -> Comparison:
 
 
 def test_training_to_an_elbo(benchmark: Any) -> None:
-    comparison = run()
-    save("elbo", [comparison])
-    work = ours(comparison.case)
-    benchmark.extra_info.update({r.provider: r.median for r in comparison.results if r.rounds})
-    benchmark.pedantic(work.step, (0,), rounds=1)
+    Suite("elbo", ours).add(run(), benchmark, rounds=1)
 
 
 if __name__ == "__main__":

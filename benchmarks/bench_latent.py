@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from harness import Provider, Work, compare
+from harness import Provider, Suite, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
+# what the title says of them
 LAYOUTS = {
-    "dense": "mu and logvar apart",
-    "packed": "packed mu and logvar",
-    "channels_last": "packed, channels-last images",
+    "dense": "",
+    "packed": ", packed mu and logvar",
+    "channels_last": ", packed, channels-last images",
 }
 # (shape of z, dtype, layout)
 CASES = (
@@ -228,9 +229,8 @@ def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
     large = elements > 1 << 22
     # The reference spells Philox out in tensor operations: minutes at the large size. A quick run compiles once.
     slow = [ours_reference] * large + [compiled, max_autotune] * (QUICK and layout != "dense")
-    title = f"sample + KL, forward + backward, {size} {dtype}"
     return compare(
-        title if layout == "dense" else f"{title}, {LAYOUTS[layout]}",
+        f"sample + KL, forward + backward, {size} {dtype}{LAYOUTS[layout]}",
         case,
         [p for p in PROVIDERS if p.build not in slow],
         bytes_moved=bytes_moved,
@@ -238,18 +238,14 @@ def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
     )
 
 
-_done: list[Comparison] = []
+_suite = Suite("latent", ours)
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "layout"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
 )
 def test_latent(shape: tuple[int, ...], dtype: str, layout: str, benchmark: Any) -> None:
-    _done.append(run(shape, dtype, layout))
-    save("latent", _done)
-    work = ours(_done[-1].case)
-    benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
-    benchmark(work.step, 0)
+    _suite.add(run(shape, dtype, layout), benchmark)
 
 
 if __name__ == "__main__":

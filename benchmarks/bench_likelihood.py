@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness import Provider, Work, compare
+from harness import Provider, Suite, Work, compare
 from likelihood_members import MEMBERS, Expression
 from report import OURS, QUICK, Case, Comparison, save
 
@@ -162,16 +162,12 @@ def run(likelihood: str) -> Comparison:
     return compare(title, case, providers(likelihood), bytes_moved=bytes_moved, rounds=6)
 
 
-_done: list[Comparison] = []
+_suite = Suite("likelihood", ours)
 
 
 @pytest.mark.parametrize("likelihood", MEMBERS)
 def test_likelihood(likelihood: str, benchmark: Any) -> None:
-    _done.append(run(likelihood))
-    save("likelihood", _done)
-    work = ours(_done[-1].case)
-    benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
-    benchmark(work.step, 0)
+    _suite.add(run(likelihood), benchmark)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import likelihood_members as members
-from harness import Provider, Work, compare
+from harness import Provider, Suite, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
 SIZE = (
@@ -124,16 +124,12 @@ def run(likelihood: str) -> Comparison:
     return compare(title.format(**case), case, PROVIDERS, rounds=3, memory=True)
 
 
-_done: list[Comparison] = []
+_suite = Suite("linear_likelihood", fused)
 
 
 @pytest.mark.parametrize("likelihood", MEMBERS)
 def test_linear_likelihood(likelihood: str, benchmark: Any) -> None:
-    _done.append(run(likelihood))
-    save("linear_likelihood", _done)
-    work = fused(_done[-1].case)
-    benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
-    benchmark(work.step, 0)
+    _suite.add(run(likelihood), benchmark)
 
 
 if __name__ == "__main__":

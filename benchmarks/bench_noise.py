@@ -1,4 +1,4 @@
-"""Standard normal numbers alone: what a sample costs beyond reading and writing.
+"""Standard normal numbers alone: what a sample costs beyond reading and writing. Every provider allocates them anew.
 
 pytest benchmarks/bench_noise.py -s          python benchmarks/bench_noise.py
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import Provider, Work, compare
+from harness import Provider, Suite, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
 SHAPES = [(32, 8)] if QUICK else [(65536, 256), (4096, 64)]
@@ -64,16 +64,12 @@ def run(shape: tuple[int, ...]) -> Comparison:
     return compare(title, {"shape": shape}, PROVIDERS, bytes_moved=4 * math.prod(shape))
 
 
-_done: list[Comparison] = []
+_suite = Suite("noise", ours)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_noise(shape: tuple[int, ...], benchmark: Any) -> None:
-    _done.append(run(shape))
-    save("noise", _done)
-    work = ours(_done[-1].case)
-    benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
-    benchmark(work.step, 0)
+    _suite.add(run(shape), benchmark)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import likelihood_members as members
-from harness import Provider, Work, compare
+from bench_latent import as_people_write_it as sample_and_kl
+from harness import Provider, Suite, Work, compare
 from report import OURS, QUICK, Case, Comparison, save
 
 INPUT_SETS = 2
@@ -101,11 +102,8 @@ def nll_as_people_write_it(case: Case, network: Any, output: Tensor, x: Tensor) 
 
 def as_people_write_it(case: Case) -> Callable[[Any, Tensor], Tensor]:
     def loss(network: Any, x: Tensor) -> Tensor:
-        mu, logvar = network["encoder"](x).chunk(2, dim=1)
-        std = torch.exp(0.5 * logvar)
-        z = mu + torch.randn_like(std) * std
+        z, kl = sample_and_kl(network["encoder"](x))
         nll = nll_as_people_write_it(case, network, network["decoder"](z), x)
-        kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
         return (nll + kl).mean()
 
     return loss
@@ -180,16 +178,12 @@ def run(model: str, batch: int, features: int) -> Comparison:
     )
 
 
-_done: list[Comparison] = []
+_suite = Suite("training", ours)
 
 
 @pytest.mark.parametrize(("model", "batch", "features"), CASES)
 def test_training_step(model: str, batch: int, features: int, benchmark: Any) -> None:
-    _done.append(run(model, batch, features))
-    save("training", _done)
-    work = ours(_done[-1].case)
-    benchmark.extra_info.update({r.provider: r.median for r in _done[-1].results if r.rounds})
-    benchmark.pedantic(work.step, (0,), rounds=3)
+    _suite.add(run(model, batch, features), benchmark, rounds=3)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import allocator
-from report import QUICK, Case, Comparison, Copies, Result, describe_process
+from report import QUICK, Case, Comparison, Copies, Result, describe_process, save
 
 MAX_STEPS = 300  # in a turn
 
@@ -49,9 +49,8 @@ class Provider:
     name: str
     build: Callable[[Case], Work]  # called in the provider's own process
     requires: tuple[str, ...] = ()  # modules without which the provider is left out
-    train_process: bool = (
-        False  # set the process up as `vae-fast train` does, unless all have the same allocator
-    )
+    # set the process up as `vae-fast train` does, unless all have the same allocator
+    train_process: bool = False
 
     def missing(self) -> list[str]:
         return [module for module in self.requires if util.find_spec(module) is None]
@@ -206,3 +205,22 @@ def compare(
     comparison = Comparison(title, case, results, bytes_moved, copies.bandwidth if copies else None)
     print("\n" + comparison.table(), flush=True)
     return comparison
+
+
+class Suite:
+    """The comparisons of one file. Their record is written after each, so that none is lost with a later one."""
+
+    def __init__(self, name: str, ours: Callable[[Case], Work]) -> None:
+        self.name, self.ours = name, ours
+        self.done: list[Comparison] = []
+
+    def add(self, comparison: Comparison, benchmark: Any, rounds: int | None = None) -> None:
+        """Also gives vae_fast's step to pytest-benchmark, for a table of its own."""
+        self.done.append(comparison)
+        save(self.name, self.done)
+        benchmark.extra_info.update({r.provider: r.median for r in comparison.timed})
+        step = self.ours(comparison.case).step
+        if rounds is None:
+            benchmark(step, 0)
+        else:
+            benchmark.pedantic(step, (0,), rounds=rounds)
