@@ -134,3 +134,17 @@ def truth_and_scale(
     truth = [*outputs, *(t.sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
     scale = [*outputs, *(t.abs().sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
     return truth, scale
+
+
+def assert_same_bits_for_threads(compute: Callable[[], Sequence[Tensor]]) -> None:
+    """compute() gives the same tensors on the CPU engine with 1, 2 and 3 threads."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            with vae_fast.backend("cpu"):
+                results.append(compute())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vae_fast
-from conftest import DTYPES, needs_native, state
+from conftest import DTYPES, assert_same_bits_for_threads, needs_native, state
 from likelihoods import (
     MEMBERS,
     PAIRS,
@@ -270,7 +270,6 @@ def test_the_library_op_serves_what_eager_calls_do(kernels: str, name: str) -> N
 
 @needs_native
 def test_threads_do_not_change_the_bits() -> None:
-    threads = torch.get_num_threads()
     shape = (2001, 77)
     mask = uniform(*shape) > 0.2
     cases = [
@@ -282,17 +281,12 @@ def test_threads_do_not_change_the_bits() -> None:
         for name in MEMBERS
         for shapes in ((shape, (77,)), (shape, ()))
     ]
-    results = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            with vae_fast.backend("cpu"):
-                result = []
-                for name, target, params in cases:
-                    nll = function(name)(params[0], target, *params[1:], mask=mask)
-                    result += [nll, *torch.autograd.grad(nll.square().sum(), params)]
-                results.append(result)
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        result = []
+        for name, target, params in cases:
+            nll = function(name)(params[0], target, *params[1:], mask=mask)
+            result += [nll, *torch.autograd.grad(nll.square().sum(), params)]
+        return result
+
+    assert_same_bits_for_threads(compute)
