@@ -121,3 +121,40 @@ def test_huge_likelihood(backend: str, shape: tuple[int, int]) -> None:
         tail = slice(max(0, shape[1] - 4000), None)
         slope = logits.detach()[row, tail].double().sigmoid() - x[row, tail].double() / 255
         torch.testing.assert_close(grad[row, tail].double(), slope, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["many short", "few long"])
+def test_huge_categorical(backend: str, kind: str) -> None:
+    needs_memory(24)
+    batch, classes = HUGE[kind]
+    (logits,) = needing(random(batch, classes))
+    nll = vae_fast.categorical_nll(logits, torch.full((batch,), classes - 1, device="cuda"))
+    (grad,) = torch.autograd.grad(nll.sum(), logits)
+    for row in {0, batch // 2, batch - 1}:
+        of_row = logits.detach()[row]
+        lse = torch.stack([part.double().logsumexp(0) for part in of_row.split(2**26)]).logsumexp(0)
+        torch.testing.assert_close(nll[row].double(), lse - of_row[-1].double(), rtol=1e-5, atol=1e-6)
+        tail = of_row[-4000:].double()
+        slope = (tail - lse).exp()
+        slope[-1] -= 1
+        torch.testing.assert_close(grad[row, -4000:].double(), slope, rtol=2**-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(LIMIT // 240 + 5, 30, 8), (1, 30, LIMIT // 30 + 7)], ids=str)
+def test_huge_mixture(backend: str, shape: tuple[int, int, int]) -> None:
+    """Ten components of one channel."""
+    needs_memory(32)
+    batch, _, pixels = shape
+    (params,) = needing(random(*shape))
+    x = torch.randint(0, 256, (batch, 1, pixels), dtype=torch.uint8, device="cuda")
+    nll = vae_fast.discretized_logistic_mixture_nll(params, x)
+    (grad,) = torch.autograd.grad(nll.sum(), params)
+    for row in {0, batch // 2, batch - 1}:
+        at = slice(row, row + 1)
+        parts = zip(params.detach()[at].split(2**20, -1), x[at].split(2**20, -1), strict=True)
+        want = sum(reference.discretized_logistic_mixture_nll(p.double(), t) for p, t in parts)
+        torch.testing.assert_close(nll[at].double(), want, rtol=1e-5, atol=1e-6)
+        (tail,) = needing(params.detach()[at, :, -4000:].double())
+        exact = reference.discretized_logistic_mixture_nll(tail, x[at, :, -4000:])
+        (slope,) = torch.autograd.grad(exact.sum(), tail)
+        torch.testing.assert_close(grad[at, :, -4000:].double(), slope, rtol=2**-8, atol=1e-4)
