@@ -1,13 +1,13 @@
-"""-log p(x given decoder output) per sample, forward and backward, for every member of the family.
+"""-log p(x given decoder output) per sample, forward, backward and both, for every member of the family.
 
-Every provider returns (nll, gradient of each parameter) for a given grad_nll and allocates them anew.
+Every provider returns (nll, gradient of each parameter) for a given grad_nll and allocates them anew. In bfloat16 are
+the parameters, as a layer under autocast gives them; the target stays as data is read.
 
     pytest benchmarks/bench_likelihood.py -s          python benchmarks/bench_likelihood.py [MEMBER ...]
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import partial
 from typing import Any
@@ -16,9 +16,22 @@ import pytest
 
 from harness import Provider, Suite, Work, compare
 from likelihood_members import MEMBERS, Expression
-from report import OURS, QUICK, Case, Comparison, save
+from report import OURS, QUICK, Case, Comparison, Least, save
 
 INPUT_SETS = 2
+# the members whose small size is compiled, too, and the large one also with max-autotune
+COMPILED = ("bernoulli", "gaussian")
+ONE = (1, 1)
+# (member, shape, dtype of the parameters)
+CASES = [
+    (name, shape, dtype)
+    for name, member in MEMBERS.items()
+    for shape, dtype in (
+        ((member.tiny, "float32"), (member.tiny, "bfloat16"))
+        if QUICK
+        else ((member.small, "float32"), (member.large, "float32"), (member.large, "bfloat16"))
+    )
+] + [("bernoulli", ONE, "float32")] * (not QUICK)
 
 Inputs = tuple[tuple[Any, ...], Any, Any]  # parameters, target, grad_nll
 
@@ -27,17 +40,19 @@ def make_inputs(case: Case) -> list[Inputs]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shape, member = tuple(case["shape"]), MEMBERS[case["likelihood"]]
+    shape, member, dtype = tuple(case["shape"]), MEMBERS[case["likelihood"]], getattr(torch, case["dtype"])
 
     def one() -> Inputs:
         target, *params = member.make(shape, generator)
         grad_nll = torch.randn(shape[0], generator=generator)
-        return tuple(p.requires_grad_() for p in params), target, grad_nll
+        return tuple(p.to(dtype).requires_grad_() for p in params), target, grad_nll
 
     return [one() for _ in range(INPUT_SETS)]
 
 
-def check(case: Case, inputs: Inputs, outputs: tuple[Any, ...], tolerance: float) -> None:
+def check(case: Case, i: int, inputs: Inputs, outputs: tuple[Any, ...], tolerance: float) -> None:
+    if i:  # float64 takes long at the large size
+        return
     import torch
 
     from vae_fast import reference
@@ -60,31 +75,56 @@ def torch_work(case: Case, expression: Expression, tolerance: float) -> Work:
     def step(i: int) -> tuple[Any, ...]:
         params, target, grad_nll = inputs[i % INPUT_SETS]
         nll = expression(target, *params)
-        return nll, *torch.autograd.grad(nll, params, grad_nll)
+        return nll, *torch.autograd.grad(nll, params, grad_nll.to(nll.dtype))
 
-    return Work(step, lambda i, outputs: check(case, inputs[i % INPUT_SETS], outputs, tolerance))
+    def forward(i: int) -> Any:
+        params, target, _ = inputs[i % INPUT_SETS]
+        return torch.no_grad()(lambda: (expression(target, *params),))
+
+    def backward(i: int) -> Any:
+        params, target, grad_nll = inputs[i % INPUT_SETS]
+        nll = expression(target, *params)
+        return partial(torch.autograd.grad, nll, params, grad_nll.to(nll.dtype))
+
+    return Work(
+        step,
+        lambda i, outputs: check(case, i, inputs[i % INPUT_SETS], outputs, tolerance),
+        {"forward": forward, "backward": backward},
+    )
+
+
+def tolerance(case: Case) -> float:
+    """In bfloat16 every operation rounds to 2^-9, and differences of lgamma magnify it."""
+    return MEMBERS[case["likelihood"]].tolerance if case["dtype"] == "float32" else 0.06
 
 
 def eager(case: Case) -> Work:
     member = MEMBERS[case["likelihood"]]
-    return torch_work(case, member.eager, member.tolerance)
+    expression = member.eager
+    if case["dtype"] != "float32" and member.upcasts:
+
+        def expression(target: Any, *params: Any) -> Any:
+            return member.eager(target, *(p.float() for p in params))
+
+    return torch_work(case, expression, tolerance(case))
 
 
-def compiled(case: Case) -> Work:
+def compiled(mode: str | None, case: Case) -> Work:
     import torch
 
-    member = MEMBERS[case["likelihood"]]
-    return torch_work(case, torch.compile(member.eager), member.tolerance)
+    expression = torch.compile(MEMBERS[case["likelihood"]].eager, mode=mode)
+    return torch_work(case, expression, tolerance(case))
 
 
 def library(name: str, case: Case) -> Work:
-    member = MEMBERS[case["likelihood"]]
-    return torch_work(case, member.libraries[name][1](), member.tolerance)
+    return torch_work(case, MEMBERS[case["likelihood"]].libraries[name][1](), tolerance(case))
 
 
 def from_vae_fast(case: Case, functions: Any) -> Work:
     function = getattr(functions, f"{case['likelihood']}_nll")
-    return torch_work(case, lambda target, first, *others: function(first, target, *others), 1e-5)
+    # in bfloat16 the gradient is rounded once where it is kept, once where it is multiplied with grad_nll
+    tolerance = 1e-5 if case["dtype"] == "float32" else 2**-8
+    return torch_work(case, lambda target, first, *others: function(first, target, *others), tolerance)
 
 
 def ours(case: Case) -> Work:
@@ -104,71 +144,102 @@ def jax_jit(case: Case) -> Work:
     import jax.numpy as jnp
     import torch
 
-    def bernoulli(target: Any, logits: Any) -> Any:  # as optax.sigmoid_binary_cross_entropy
-        each = -target * jax.nn.log_sigmoid(logits) - (1 - target) * jax.nn.log_sigmoid(-logits)
-        return jnp.sum(each, axis=-1)
+    import likelihood_jax
 
-    def gaussian(target: Any, mean: Any, logvar: Any) -> Any:
-        return jnp.sum(
-            0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / jnp.exp(logvar)), axis=-1
-        )
+    expression = getattr(likelihood_jax, case["likelihood"])
+    forward_alone = jax.jit(expression)
 
-    likelihood = bernoulli if case["likelihood"] == "bernoulli" else gaussian
+    @jax.jit
+    def forward_for_backward(target: Any, params: Any) -> Any:
+        return jax.vjp(partial(expression, target), *params)
+
+    @jax.jit
+    def backward_alone(pull_back: Any, grad_nll: Any) -> Any:
+        return pull_back(grad_nll)
 
     @jax.jit
     def program(params: Any, target: Any, grad_nll: Any) -> tuple[Any, ...]:
-        nll, pull_back = jax.vjp(lambda *p: likelihood(target, *p), *params)
-        return nll, *pull_back(grad_nll)
+        nll, pull_back = jax.vjp(partial(expression, target), *params)
+        return nll, *pull_back(grad_nll.astype(nll.dtype))
+
+    def from_torch(t: Any) -> Any:
+        if t.dtype == torch.bfloat16:  # which numpy does not have
+            return jnp.asarray(t.detach().float().numpy()).astype("bfloat16")
+        return jnp.asarray(t.detach().numpy())
 
     torch_inputs = make_inputs(case)
-    inputs = jax.tree.map(lambda t: jnp.asarray(t.detach().numpy()), torch_inputs)
+    inputs = jax.tree.map(from_torch, torch_inputs)
 
     def step(i: int) -> Any:
         return jax.block_until_ready(program(*inputs[i % INPUT_SETS]))
 
+    def forward(i: int) -> Any:
+        params, target, _ = inputs[i % INPUT_SETS]
+        return lambda: (jax.block_until_ready(forward_alone(target, *params)),)
+
+    def backward(i: int) -> Any:
+        params, target, grad_nll = inputs[i % INPUT_SETS]
+        nll, pull_back = jax.block_until_ready(forward_for_backward(target, params))
+        grad_nll = grad_nll.astype(nll.dtype)
+        return lambda: jax.block_until_ready(backward_alone(pull_back, grad_nll))
+
     def verify(i: int, outputs: Any) -> None:
-        got = tuple(torch.tensor(jax.device_get(t)) for t in outputs)
-        check(case, torch_inputs[i % INPUT_SETS], got, 1e-5)
+        got = tuple(torch.tensor(jax.device_get(t.astype("float32"))) for t in outputs)
+        check(case, i, torch_inputs[i % INPUT_SETS], got, tolerance(case))
 
-    return Work(step, verify)
+    return Work(step, verify, {"forward": forward, "backward": backward})
 
 
-def providers(likelihood: str) -> list[Provider]:
+def providers(likelihood: str, shape: tuple[int, ...], dtype: str) -> list[Provider]:
+    """All of them for the large size in float32, fewer elsewhere: compilation is the slowest of all."""
     member = MEMBERS[likelihood]
-    # Compilation is the slowest of all: a quick run has it once.
-    compiles = not QUICK or likelihood == "bernoulli"
+    wide, large, small = dtype == "float32", shape == member.large, shape == member.small
+    compiles = wide and (likelihood == "bernoulli" if QUICK else large or likelihood in COMPILED)
+    autotunes = wide and large and likelihood in COMPILED
     return [
         Provider("eager", eager),
-        *([Provider("torch.compile", compiled)] if compiles else []),
-        *([Provider("jax.jit", jax_jit, requires=("jax",))] if member.jax else []),
+        *([Provider("torch.compile", partial(compiled, None))] * compiles),
+        *([Provider("torch.compile max-autotune", partial(compiled, "max-autotune"))] * autotunes),
+        *([Provider("jax.jit", jax_jit, requires=("jax",))] * member.jax),
         *(
             Provider(name, partial(library, name), requires=(module,))
             for name, (module, _) in member.libraries.items()
+            if wide
         ),
-        Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),
+        *([Provider("vae_fast reference", ours_reference, requires=("vae_fast",))] * (wide and not small)),
         Provider(OURS, ours, requires=("vae_fast",)),
     ]
 
 
-def run(likelihood: str) -> Comparison:
-    member = MEMBERS[likelihood]
-    shape = member.tiny if QUICK else member.shape
-    case = {"likelihood": likelihood, "shape": shape}
-    # forward reads the parameters and the target; backward reads them again and writes each parameter's gradient
+def run(likelihood: str, shape: tuple[int, ...], dtype: str) -> Comparison:
+    case = {"likelihood": likelihood, "shape": shape, "dtype": dtype}
     params, target, _ = make_inputs(case)[0]
-    bytes_moved = 2 * target.nbytes + 3 * sum(p.nbytes for p in params)
-    size = " x ".join(map(str, shape))
-    title = f"{likelihood} nll, forward + backward, {size} float32"
-    return compare(title, case, providers(likelihood), bytes_moved=bytes_moved, rounds=6)
+    params_bytes = sum(p.nbytes for p in params)
+    least = {
+        "forward": Least(params_bytes + target.nbytes),
+        "backward": Least(
+            2 * params_bytes + target.nbytes
+        ),  # reads them again, writes each parameter's gradient
+    }
+    size, host = " x ".join(map(str, shape)), ": the host's time alone" * (shape == ONE)
+    return compare(
+        f"{likelihood} nll, forward + backward, {size} {dtype}{host}",
+        case,
+        providers(likelihood, shape, dtype),
+        least=least if shape != ONE else None,
+        rounds=6,
+    )
 
 
 _suite = Suite("likelihood", ours)
 
 
-@pytest.mark.parametrize("likelihood", MEMBERS)
-def test_likelihood(likelihood: str, benchmark: Any) -> None:
-    _suite.add(run(likelihood), benchmark)
+@pytest.mark.parametrize(
+    ("likelihood", "shape", "dtype"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
+)
+def test_likelihood(likelihood: str, shape: tuple[int, ...], dtype: str, benchmark: Any) -> None:
+    _suite.add(run(likelihood, shape, dtype), benchmark)
 
 
 if __name__ == "__main__":
-    print(save("likelihood", [run(name) for name in sys.argv[1:] or MEMBERS]))
+    print(save("likelihood", [run(*case) for case in CASES if case[0] in (sys.argv[1:] or MEMBERS)]))

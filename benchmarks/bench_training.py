@@ -8,6 +8,7 @@ own up. All have the same network, start from the same weights, and must lower t
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -156,9 +157,37 @@ def ours(case: Case) -> Work:
     return training_work(case, VAE(encoder, decoder, likelihood), lambda model, x: model(x).loss)
 
 
+def pythae(case: Case) -> Work:
+    models = importlib.import_module("pythae.models")
+    base, bases = importlib.import_module("pythae.models.base.base_utils"), models.nn
+
+    class Encoder(bases.BaseEncoder):  # type: ignore[name-defined]
+        def __init__(self, layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Any:
+            mu, logvar = self.layers(x).chunk(2, 1)
+            return base.ModelOutput(embedding=mu, log_covariance=logvar)
+
+    class Decoder(bases.BaseDecoder):  # type: ignore[name-defined]
+        def __init__(self, layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, z: Tensor) -> Any:  # its binary_cross_entropy takes probabilities
+            return base.ModelOutput(reconstruction=torch.sigmoid(self.layers(z)))
+
+    network = make_network(case)
+    config = models.VAEConfig(input_dim=(case["features"],), latent_dim=20, reconstruction_loss="bce")
+    model = models.VAE(config, Encoder(network["encoder"]), Decoder(network["decoder"]))
+    return training_work(case, model, lambda model, x: model({"data": x}).loss)
+
+
 PROVIDERS = [
     Provider("eager", eager),
     Provider("torch.compile", compiled),
+    Provider("pythae", pythae, requires=("pythae",)),
     Provider(OURS, ours, requires=("vae_fast",), train_process=True),
 ]
 
@@ -170,11 +199,14 @@ def run(model: str, batch: int, features: int) -> Comparison:
     return compare(
         title,
         case,
-        # Compilation is the slowest of all: a quick run has it once.
-        [p for p in PROVIDERS if not (QUICK and p.build is compiled and model != "mlp")],
+        # Compilation is the slowest of all: a quick run has it once. pythae brings the MLP's losses alone.
+        [
+            p
+            for p in PROVIDERS
+            if model == "mlp" or p.build not in ([compiled, pythae] if QUICK else [pythae])
+        ],
         turn_seconds=2.0 if batch >= 16384 else 0.8,
         rounds=3 if wide else 5 if large else 10,
-        memory=wide,
     )
 
 

@@ -6,8 +6,9 @@ turns in rounds, so a machine that slows down slows everybody. Before anything i
 checked against float64. A copy of large arrays takes its turn too: the bandwidth that a floor is counted in.
 
 A step is timed alone, from its call until its results exist and have been freed again: a user's outputs are freshly
-allocated, and on a CPU the page faults of a large one cost more than the arithmetic. Median and quartiles are over all
-timed steps. The ratio of two providers is the median over rounds of the quotient of their medians in that round.
+allocated, and on a CPU the page faults of a large one cost more than the arithmetic. Parts of the work, such as forward
+and backward, are timed alone in a turn of their own. Median and quartiles are over all timed steps. The ratio of two
+providers is the median over rounds of the quotient of their medians in that round.
 """
 
 from __future__ import annotations
@@ -15,31 +16,53 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import pickle
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import allocator
-from report import QUICK, Case, Comparison, Copies, Result, describe_process, save
+from report import (
+    QUICK,
+    Case,
+    Comparison,
+    Copies,
+    Least,
+    Noise,
+    Result,
+    Times,
+    describe_process,
+    save,
+)
 
 MAX_STEPS = 300  # in a turn
+
+Prepare = Callable[[int], Callable[[], Any]]  # does what is not timed, returns the call that is
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a provider's process runs: `step(i)` does the work once, `check(i, outputs)` raises if it is wrong."""
+    """What a provider's process runs: `step(i)` does the work once, `check(i, outputs)` raises if it is wrong.
+
+    `parts` are timed alone, too. One after the other, their outputs are those of the step.
+    """
 
     step: Callable[[int], Any]
     check: Callable[[int, Any], None]
+    parts: dict[str, Prepare] = field(default_factory=dict)
+
+    def check_parts(self, i: int) -> None:
+        if self.parts:
+            self.check(i, tuple(output for prepare in self.parts.values() for output in prepare(i)()))
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,9 @@ class Provider:
 def _serve(connection: Any, provider: Provider, case: Case) -> None:
     """A provider's process: build, check, then time `n` steps whenever asked."""
     try:
+        import torch  # noqa: F401  # takes seconds, all processes side by side; what follows, one after the other
+
+        connection.recv()
         if provider.train_process and allocator.ALLOCATOR == "default":
             from vae_fast.training.process import set_up_process
 
@@ -66,24 +92,34 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
         work = provider.build(case)
         for i in range(3):  # compiles, fills caches; each is checked
             work.check(i, work.step(i))
+        work.check_parts(0)
+        allocator.release()
         connection.send(describe_process())
-        i = 3
+        steps = itertools.count(3)
         while (n := connection.recv()) is not None:
             if n == 0:
-                connection.send(peak_bytes(partial(work.step, i)))
+                connection.send(peak_bytes(partial(work.step, next(steps))))
                 continue
-            times = []
-            for k in range(-(n // 4), n):  # a step that takes a whole turn needs no warm-up
-                start = time.perf_counter()
-                outputs = work.step(i)
-                del outputs
-                elapsed = time.perf_counter() - start
-                if k >= 0:
-                    times.append(elapsed)
-                i += 1
-            connection.send(times)
+            times = [_times(lambda i: partial(work.step, i), n, steps)]
+            times += [_times(prepare, (n + 1) // 2, steps) for prepare in work.parts.values()]
+            allocator.release()
+            connection.send(dict(zip(("", *work.parts), times, strict=True)))
     except Exception:
         connection.send(traceback.format_exc())
+
+
+def _times(prepare: Prepare, n: int, steps: Iterator[int]) -> list[float]:
+    times = []
+    for k in range(-max(n // 4, allocator.WARM_UP), n):  # a step that takes a whole turn needs no warm-up
+        call = prepare(next(steps))
+        start = time.perf_counter()
+        outputs = call()
+        del outputs
+        elapsed = time.perf_counter() - start
+        del call  # before the next one is prepared: it may hold a graph
+        if k >= 0:
+            times.append(elapsed)
+    return times
 
 
 def peak_bytes(step: Callable[[], Any]) -> int | None:
@@ -121,6 +157,7 @@ def _try(title: str, case: Case, providers: list[Provider]) -> Comparison:
         start = time.perf_counter()
         work.check(0, work.step(0))
         results[-1].rounds.append([time.perf_counter() - start])
+        work.check_parts(0)
     return Comparison(title, case, results)
 
 
@@ -133,8 +170,12 @@ class _Worker:
         with allocator.environment():
             self.process.start()
         theirs.close()
-        self.result.process = self._receive()
         self.steps = 1
+
+    def build(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then there is nothing to receive either
+            self.connection.send("build")
+        self.result.process = self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -145,11 +186,18 @@ class _Worker:
             raise RuntimeError(f"{self.result.provider}:\n{message}")
         return message
 
-    def turn(self) -> list[float]:
-        with contextlib.suppress(BrokenPipeError):  # then there is nothing to receive either
+    def turn(self) -> dict[str, list[float]]:
+        """Seconds of each step and, by name, of each part's."""
+        with contextlib.suppress(BrokenPipeError):
             self.connection.send(self.steps)
-        times: list[float] = self._receive()
+        times: dict[str, list[float]] = self._receive()
         return times
+
+    def take_turn(self) -> None:
+        times = self.turn()
+        self.result.rounds.append(times.pop(""))
+        for name, seconds in times.items():
+            self.result.parts.setdefault(name, Times()).rounds.append(seconds)
 
     def peak_bytes(self) -> int | None:
         self.connection.send(0)
@@ -168,20 +216,20 @@ def compare(
     case: Case,
     providers: list[Provider],
     *,
-    bytes_moved: int | None = None,
+    least: dict[str, Least] | None = None,
     rounds: int = 12,
     turn_seconds: float = 0.4,
-    memory: bool = False,
 ) -> Comparison:
     """Run `case` with every provider, interleaved; print and return what was measured.
 
-    `memory`: also the peak of one step above its inputs, in a Linux process without a cache of freed memory.
+    `least`: what each pass over the data, such as forward and backward, has to do at least.
     """
     if QUICK:
         return _try(title, case, providers)
     results: list[Result] = []
     workers: list[_Worker] = []
-    copies = Copies() if bytes_moved else None
+    copies = Copies() if least else None
+    noise = Noise() if any(each.normals for each in (least or {}).values()) and Noise.here() else None
     try:
         for provider in providers:
             if missing := provider.missing():
@@ -190,19 +238,31 @@ def compare(
             workers.append(_Worker(provider, case))
             results.append(workers[-1].result)
         for worker in workers:
-            worker.steps = max(1, min(MAX_STEPS, round(turn_seconds / statistics.median(worker.turn()))))
+            worker.build()
+        for worker in workers:
+            worker.steps = max(1, min(MAX_STEPS, round(turn_seconds / statistics.median(worker.turn()[""]))))
         for _ in range(rounds):
             for worker in workers:
-                worker.result.rounds.append(worker.turn())
-            if copies:
-                copies.take_turn()
-        if memory:
+                worker.take_turn()
+            for clock in (copies, noise):
+                if clock:
+                    clock.take_turn()
+        if (
+            allocator.ALLOCATOR == "default"
+        ):  # the tuned one keeps what is freed, which nobody can tell from a need
             for worker in workers:
                 worker.result.peak_bytes = worker.peak_bytes()
     finally:
         for worker in workers:
             worker.stop()
-    comparison = Comparison(title, case, results, bytes_moved, copies.bandwidth if copies else None)
+    comparison = Comparison(
+        title,
+        case,
+        results,
+        least or {},
+        copy_bandwidth=copies.bandwidth if copies else None,
+        normals_per_second=noise.normals_per_second if noise else None,
+    )
     print("\n" + comparison.table(), flush=True)
     return comparison
 
@@ -219,7 +279,8 @@ class Suite:
         self.done.append(comparison)
         save(self.name, self.done)
         benchmark.extra_info.update({r.provider: r.median for r in comparison.timed})
-        step = self.ours(comparison.case).step
+        # which only counts where it is wanted: inputs take long to make
+        step = (lambda i: None) if benchmark.disabled else self.ours(comparison.case).step
         if rounds is None:
             benchmark(step, 0)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,20 @@ RESULTS = os.environ.get("VAE_FAST_BENCH_RESULTS")  # a folder; by default one p
 Case = dict[str, Any]
 
 
-@dataclass
-class Result:
-    """One provider's times."""
+@dataclass(frozen=True)
+class Least:
+    """What one pass over the data has to do at least."""
 
-    provider: str
+    bytes: int  # that it reads and writes
+    normals: int = 0  # random numbers that it makes
+
+    def __add__(self, other: Least) -> Least:
+        return Least(self.bytes + other.bytes, self.normals + other.normals)
+
+
+@dataclass(kw_only=True)
+class Times:
     rounds: list[list[float]] = field(default_factory=list)  # seconds of every timed step, by round
-    process: dict[str, Any] = field(default_factory=dict)
-    skipped: str | None = None
-    peak_bytes: int | None = None  # of one step, above its inputs
 
     @property
     def seconds(self) -> list[float]:
@@ -50,25 +56,31 @@ class Result:
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return low, high
 
-    def times_slower_than(self, other: Result) -> float:
+    def times_slower_than(self, other: Times) -> float:
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(
             statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs
         )
 
-    def record(self, base: Result, floor: float | None) -> dict[str, Any]:
-        if self.skipped:
-            return {"provider": self.provider, "skipped": self.skipped}
+    def numbers(self, name: str, base: Times, floor: float | None) -> dict[str, Any]:
         return {
-            "provider": self.provider,
             "median_s": self.median,
             "quartiles_s": self.quartiles,
-            f"times_{base.provider}": self.times_slower_than(base),
+            f"times_{name}": self.times_slower_than(base),
             "fraction_of_floor": floor and floor / self.median,
-            "peak_bytes": self.peak_bytes,
-            "process": self.process,
             "rounds_s": [[float(f"{t:.4g}") for t in times] for times in self.rounds],
         }
+
+
+@dataclass
+class Result(Times):
+    """One provider's times."""
+
+    provider: str
+    parts: dict[str, Times] = field(default_factory=dict)  # forward alone, backward alone
+    process: dict[str, Any] = field(default_factory=dict)
+    skipped: str | None = None
+    peak_bytes: int | None = None  # of one step, above its inputs
 
 
 @dataclass
@@ -78,16 +90,30 @@ class Comparison:
     title: str
     case: Case
     results: list[Result]
-    bytes_moved: int | None = None  # the fewest bytes this work can read and write
+    least: dict[str, Least] = field(default_factory=dict)  # of every pass
     copy_bandwidth: float | None = None  # bytes per second
+    normals_per_second: float | None = None
 
     def __getitem__(self, provider: str) -> Result:
         return next(r for r in self.results if r.provider == provider)
 
+    def floors(self, *parts: str) -> dict[str, Any]:
+        """Seconds that a copy of as many bytes takes: no work faster than memory is possible beyond the caches. And
+        seconds that vae_fast's own generator takes for as many random numbers, in the caches."""
+        least = sum((self.least[name] for name in parts if name in self.least), Least(0))
+        return {
+            "bytes_moved": least.bytes or None,
+            "normals": least.normals or None,
+            "floor_s": least.bytes / self.copy_bandwidth if least.bytes and self.copy_bandwidth else None,
+            "noise_floor_s": least.normals / self.normals_per_second
+            if least.normals and self.normals_per_second
+            else None,
+        }
+
     @property
     def floor(self) -> float | None:
-        """Seconds that a copy of as many bytes takes: no work faster than memory is possible beyond the caches."""
-        return self.bytes_moved / self.copy_bandwidth if self.bytes_moved and self.copy_bandwidth else None
+        floor: float | None = self.floors(*self.least)["floor_s"]
+        return floor
 
     @property
     def timed(self) -> list[Result]:
@@ -101,7 +127,9 @@ class Comparison:
     def table(self) -> str:
         head = f"{'provider':<20}{'median ms':>12}{'quartiles':>22}{'x ' + self.base.provider:>13}"
         head += f"{'% of copy':>12}" if self.floor else ""
-        peaks = any(r.peak_bytes for r in self.timed)
+        peaks = any(r.peak_bytes is not None for r in self.timed)
+        parts = self.base.parts
+        head += "".join(f"{name + ' ms':>13}" for name in parts)
         title = self.title + (f" ({ALLOCATOR} allocator)" if ALLOCATOR != "default" else "")
         rows = [title, head + (f"{'peak MB':>12}" if peaks else "")]
         for r in self.timed:
@@ -110,8 +138,9 @@ class Comparison:
             row += f"{r.times_slower_than(self.base):>13.2f}"
             if self.floor:
                 row += f"{100 * self.floor / r.median:>12.0f}"
+            row += "".join(f"{1e3 * r.parts[name].median:>13.3f}" for name in parts)
             if peaks:
-                row += f"{r.peak_bytes / 1e6:>12.0f}" if r.peak_bytes else f"{'?':>12}"
+                row += f"{'?' if r.peak_bytes is None else round(r.peak_bytes / 1e6):>12}"
             rows.append(row)
         rows += [f"{r.provider:<20}left out: {r.skipped}" for r in self.results if r.skipped]
         return "\n".join(rows)
@@ -120,10 +149,26 @@ class Comparison:
         return {
             "title": self.title,
             "case": self.case,
-            "bytes_moved": self.bytes_moved,
             "copy_bandwidth": self.copy_bandwidth,
-            "floor_s": self.floor,
-            "providers": [r.record(self.base, self.floor) for r in self.results],
+            "normals_per_second": self.normals_per_second,
+            **self.floors(*self.least),
+            "parts": {name: self.floors(name) for name in self.base.parts},
+            "providers": [self._record(r) for r in self.results],
+        }
+
+    def _record(self, result: Result) -> dict[str, Any]:
+        base = self.base
+        if result.skipped:
+            return {"provider": result.provider, "skipped": result.skipped}
+        return {
+            "provider": result.provider,
+            **result.numbers(base.provider, base, self.floor),
+            "parts": {
+                name: times.numbers(base.provider, base.parts[name], self.floors(name)["floor_s"])
+                for name, times in result.parts.items()
+            },
+            "peak_bytes": result.peak_bytes,
+            "process": result.process,
         }
 
 
@@ -148,6 +193,35 @@ class Copies:
     def bandwidth(self) -> float:
         """Bytes per second, read and written."""
         return 2 * self.source.nbytes / statistics.median(self.times)
+
+
+class Noise:
+    """Times vae_fast's own generator where memory costs nothing: the arithmetic that sampling cannot do without."""
+
+    SHAPE = (256, 1024)  # a megabyte, which stays in the caches
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    @staticmethod
+    def here() -> bool:
+        return util.find_spec("vae_fast") is not None
+
+    def take_turn(self) -> None:
+        import torch
+
+        import vae_fast
+
+        for k in range(-5, 20):  # the first warm up
+            state = torch.tensor([7, k])
+            start = time.perf_counter()
+            vae_fast.noise(self.SHAPE, state)
+            if k >= 0:
+                self.times.append(time.perf_counter() - start)
+
+    @property
+    def normals_per_second(self) -> float:
+        return math.prod(self.SHAPE) / statistics.median(self.times)
 
 
 def describe_process() -> dict[str, Any]:

@@ -19,6 +19,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 Capture = pytest.CaptureFixture[str]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PARTS = {"forward": 0.2, "backward": 0.8}  # of the whole
 
 
 @pytest.fixture
@@ -33,6 +34,9 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """record(folder, {title: {provider: milliseconds of each round}}): a folder with one record. A number as a title
     is a batch of the MLP."""
 
+    def three(rounds: list[float], share: float = 1) -> list[list[float]]:
+        return [[1e-3 * t * share * f for f in (0.99, 1, 1.01)] for t in rounds]
+
     def write(name: str, cases: dict[str, dict[str, list[float]]], **conditions: Any) -> Path:
         monkeypatch.setattr(report, "RESULTS", str(tmp_path / name))
         monkeypatch.setattr(report, "QUICK", False)
@@ -44,13 +48,17 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 [
                     report.Result(
                         provider,
-                        [[1e-3 * t * f for f in (0.99, 1, 1.01)] for t in rounds],
-                        peak_bytes=7 << 20,
+                        rounds=three(rounds),
+                        parts={
+                            name: report.Times(rounds=three(rounds, share)) for name, share in PARTS.items()
+                        },
+                        peak_bytes=700 << 20,
                     )
                     for provider, rounds in providers.items()
                 ],
-                bytes_moved=1 << 20,
+                {"forward": report.Least(250_000, normals=2000), "backward": report.Least(750_000)},
                 copy_bandwidth=1e9,
+                normals_per_second=1e6,
             )
             for title, providers in cases.items()
         ]
@@ -66,7 +74,7 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_suite_at_tiny_sizes(capsys: Capture) -> None:
     assert cli.run(["bench", "--quick", "--only", "bernoulli and not continuous and not linear"]) == 0
-    assert "1 ran, and every provider was right" in capsys.readouterr().out
+    assert "2 ran, and every provider was right" in capsys.readouterr().out
 
 
 def test_a_wrong_provider_fails_the_run(
@@ -105,7 +113,9 @@ def test_compare_names_regressions_beyond_noise(record: Any, capsys: Capture) ->
     out = capsys.readouterr().out
     assert re.search(r"^slower +1\.30x the time +worse: 10 ms -> 13 ms, the others 1\.00x$", out, re.M)
     assert re.search(r"^faster +0\.50x the time +better: 10 ms -> 5 ms", out, re.M)
-    assert "1 slower, 1 faster, 2 the same within noise; 1 in one record alone" in out
+    assert re.search(r"^slower +1\.30x the time +worse, forward alone: 2 ms -> 2\.6 ms", out, re.M)
+    # each with its two parts
+    assert "3 slower, 3 faster, 6 the same within noise; 3 in one record alone" in out
     assert cli.run(["bench", "--compare", str(b), str(b)]) == 0
     assert cli.run(["bench", "--compare", str(a / "case.json"), str(a)]) == 0, "a file is taken as well"
 
@@ -141,6 +151,8 @@ def test_the_verdict_counts_wins_ties_and_losses(record: Any) -> None:
     assert lines[0].startswith("against eager: wins 1, ties 2, loses 1 of 4")
     assert lines[1] == "loses: 0.50x eager's speed in loss"
     assert [line.rpartition(" in ")[2] for line in lines[2:]] == [
+        "loss, forward alone",
+        "loss, backward alone",
         "within the margin",
         "now this way, now that",
     ]
@@ -156,8 +168,11 @@ def test_report(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert cli.run(["bench", "--report", "--out", str(folder)]) == 0
     docs = tmp_path / "docs" / "benchmarks"
     text = (docs / "report.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| second"))
-    assert row == "| second | 10 | 9.9 to 10.1 | 10% |  | 0.50x **(loses)** | jax.jit 7, vae_fast 7 |"
+    whole, parts, memory = (line for line in text.splitlines() if line.startswith("| second"))
+    assert whole == "| second | 10 | 9.9 to 10.1 | 10% (20%) |  | 0.50x **(loses)** |"
+    twice = "0.50x **(loses)** / 0.50x **(loses)**"
+    assert parts == f"| second | 2 / 8 | 12% (100%) / 9% |  | {twice} |"
+    assert memory == "| second |  | 734 | 734 |"
     assert "pytest benchmarks" in text
     for name in ("batch.png", "speedup.png", "floor.png", "memory.png"):
         assert f"({name})" in text

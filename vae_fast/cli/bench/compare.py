@@ -38,10 +38,10 @@ def changes(before: Record, after: Record) -> list[Change]:
         a, b = before.conditions[name], after.conditions[name]
         if a != b:
             raise RecordError(f"the records cannot be compared: {name} is {a} in A and {b} in B")
-    old = {case.title: case for case in before.cases}
+    old = {case.title: case for case in before.cases_and_parts}
     return [
         Change(case.title, old[case.title].ours, case.ours, _drift(old[case.title], case))  # type: ignore[arg-type]
-        for case in after.cases
+        for case in after.cases_and_parts
         if case.ours and case.title in old and old[case.title].ours
     ]
 
@@ -67,7 +67,8 @@ def run_compare(a: Path, b: Path) -> int:
             if change.result != "same":
                 print(_line(change))
         count = {r: sum(c.result == r for c in found) for r in ("slower", "faster", "same")}
-        missing = len({c.title for c in before[name].cases} ^ {c.title for c in after[name].cases})
+        titles = ({c.title for c in r[name].cases_and_parts} for r in (before, after))
+        missing = len(set.symmetric_difference(*titles))
         print(
             f"{count['slower']} slower, {count['faster']} faster, {count['same']} the same within noise",
             end="",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .records import OURS, Case, Record
+from .records import OURS, Case, Record, Timing
 from .verdict import MARGIN, meet, times, verdict
 
 MARKS = {"wins": "", "ties": " (tie)", "loses": " **(loses)**"}
@@ -40,46 +40,89 @@ def section(record: Record, plots: dict[str, Path]) -> list[str]:
         "is timed, and allocated as a user gets them. Medians, with the quartiles of all timed steps of vae_fast. A "
         "factor is the provider's time over vae_fast's, the median over the rounds; a difference is called a tie when "
         f"it is below {MARGIN:.0%} or goes the other way in a quarter of the rounds. The floor is the time that a copy "
-        "of the fewest bytes the work can move takes beyond the caches; small work, in the caches, is not bound by it.",
+        "of the fewest bytes the work can move takes beyond the caches; small work, in the caches, is not bound by it. "
+        "In parentheses, where noise is drawn: the same for the time that vae_fast's own generator takes for as many "
+        "numbers that stay in the caches, in the backward pass again.",
         "",
         *(f"- {line}" for line in verdict(record)),
         "",
         *table(record),
         "",
+        *_section("Forward and backward alone", parts_table(record)),
+        *_section("Peak memory of a step above its inputs, MB", memory_table(record)),
     ]
     for text, path in plots.items():
         lines += [f"![{text}]({path.name})", ""]
     return lines
 
 
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"### {title}", "", *lines, ""] if lines else []
+
+
 def table(record: Record) -> list[str]:
-    providers = list(dict.fromkeys(t.provider for case in record.cases for t in case.timings.values()))
-    others = [p for p in providers if p != OURS]
-    peaks = any(t.peak_bytes for case in record.cases for t in case.timings.values())
-    head = [
-        "",
-        "vae_fast, ms",
-        "quartiles",
-        "of the floor's speed",
-        *others,
-        *(["peak memory, MB"] if peaks else []),
-    ]
-    rows = [head, ["---"] * len(head)]
+    others = [p for p in _providers(record) if p != OURS]
+    head = ["", "vae_fast, ms", "quartiles", "of the floor's speed", *others]
+    rows = []
     for case in record.cases:
-        if (ours := case.ours) is None:
-            continue
-        row = [case.title, _ms(ours.median), f"{_ms(ours.low)} to {_ms(ours.high)}"]
-        row.append(f"{case.floor / ours.median:.0%}" if case.floor else "")
-        for name in others:
-            met = meet(case.title, ours, case.timings[name]) if name in case.timings else None
-            row.append(times(met.factor) + MARKS[met.result] if met else "")
-        rows.append([*row, _peaks(case)] if peaks else row)
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+        if ours := case.ours:
+            quartiles = f"{_ms(ours.low)} to {_ms(ours.high)}"
+            rows.append([case.title, _ms(ours.median), quartiles, _fraction(case), *_factors(case, others)])
+    return _lines(head, rows)
 
 
-def _peaks(case: Case) -> str:
-    found = [t for t in case.timings.values() if t.peak_bytes]
-    return ", ".join(f"{t.provider} {t.peak_bytes / 1e6:,.0f}" for t in found if t.peak_bytes)
+def parts_table(record: Record) -> list[str]:
+    """Of each case with parts one line, whose cells have a number for each part."""
+    cases = [case for case in record.cases if case.parts and case.ours]
+    others = [p for p in _providers(record) if p != OURS]
+    rows = []
+    for case in cases:
+        parts = [
+            [_ms(part.ours.median), _fraction(part), *_factors(part, others)]
+            for part in case.parts.values()
+            if part.ours
+        ]
+        rows.append([case.title, *(" / ".join(filter(None, cells)) for cells in zip(*parts, strict=True))])
+    names = " / ".join(dict.fromkeys(name for case in cases for name in case.parts))
+    return _lines([names, "vae_fast, ms", "of the floor's speed", *others], rows)
+
+
+def memory_table(record: Record) -> list[str]:
+    providers = _providers(record)
+    rows = [
+        [case.title, *(_megabytes(case.timings.get(name)) for name in providers)] for case in record.cases
+    ]
+    return _lines(["", *providers], [row for row in rows if any(row[1:])])
+
+
+def _providers(record: Record) -> list[str]:
+    return list(dict.fromkeys(t.provider for case in record.cases for t in case.timings.values()))
+
+
+def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    table = [head, ["---"] * len(head), *rows] if rows else []
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
+
+
+def _factors(case: Case, others: list[str]) -> list[str]:
+    met = [
+        meet(case.title, case.ours, case.timings[name]) if case.ours and name in case.timings else None
+        for name in others
+    ]
+    return [times(m.factor) + MARKS[m.result] if m else "" for m in met]
+
+
+def _fraction(case: Case) -> str:
+    if not (case.floor and case.ours):
+        return ""
+    noise = f" ({case.noise_floor / case.ours.median:.0%})" if case.noise_floor else ""
+    return f"{case.floor / case.ours.median:.0%}{noise}"
+
+
+def _megabytes(timing: Timing | None) -> str:
+    if timing is None or timing.peak_bytes is None:
+        return ""
+    return f"{timing.peak_bytes / 1e6:,.0f}" if timing.peak_bytes >= 1e6 else "below 1"
 
 
 def _ms(seconds: float) -> str:

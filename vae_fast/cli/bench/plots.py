@@ -1,4 +1,4 @@
-"""The report's plots. Providers differ in marker or hatch, and in lightness: no colour is needed to read them."""
+"""The report's plots. Providers differ in marker and in lightness: no colour is needed to read them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 from .records import OURS, Case, Record, Timing
 
 # Okabe and Ito's colours, which the colour-blind tell apart; light and dark also in grey.
-STYLES: dict[str, tuple[str, str, str]] = {  # colour, marker, hatch
-    OURS: ("#000000", "o", ""),
-    "eager": ("#D55E00", "s", "///"),
-    "torch.compile": ("#0072B2", "^", "..."),
-    "jax.jit": ("#E69F00", "D", "xx"),
+STYLES = {  # colour, marker
+    OURS: ("#000000", "o"),
+    "eager": ("#D55E00", "s"),
+    "torch.compile": ("#0072B2", "^"),
+    "jax.jit": ("#E69F00", "D"),
 }
-MORE = (("#009E73", "v", "\\\\\\"), ("#CC79A7", "P", "++"), ("#56B4E9", "X", "oo"), ("#999999", "*", "--"))
+MORE = (
+    *(("#009E73", "v"), ("#CC79A7", "P"), ("#56B4E9", "X"), ("#999999", "*")),
+    *(("#F0E442", "<"), ("#009E73", ">"), ("#CC79A7", "p"), ("#56B4E9", "h")),
+)
+MEMORY = 250e6  # bytes: a case in which nobody needs as much is in the table alone
 
 
 def draw_plots(record: Record, folder: Path) -> dict[str, Path]:
@@ -33,7 +37,7 @@ def draw_plots(record: Record, folder: Path) -> dict[str, Path]:
         ("batch", "Times faster than each provider, by batch, MLP training step", _batches, steps),
         ("speedup", "Times faster than each provider, by case", _speedup, [c for c in cases if c.others]),
         ("floor", "Fraction of the speed of a copy, by case", _floor, [c for c in cases if c.floor]),
-        ("memory", "Peak memory of a step, by case", _memory, [c for c in cases if _peaks(c)]),
+        ("memory", "Peak memory of a step, by case", _memory, [c for c in cases if _peak(c) > MEMORY]),
     ):
         if drawable:
             drawn[f"{text}; {allocator} allocator"] = path = folder / f"{name}{suffix}.png"
@@ -44,8 +48,7 @@ def draw_plots(record: Record, folder: Path) -> dict[str, Path]:
 def _save(path: Path, record: Record, cases: list[Case], draw: Callable[[Any, list[Case]], None]) -> None:
     from matplotlib import pyplot as plt
 
-    bars = sum(len(_peaks(case)) for case in cases) if draw is _memory else len(cases)
-    height = 4.0 if draw is _batches else 1.9 + 0.3 * bars
+    height = 4.0 if draw is _batches else 1.9 + 0.3 * len(cases)
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
     draw(axes, cases)
     axes.spines[["top", "right"]].set_visible(False)
@@ -73,7 +76,7 @@ def _batches(axes: Any, cases: list[Case]) -> None:
         for timing in case.others:
             point = case.parameters["batch"], timing.times_slower_than(case.timings[OURS])[1]
             series.setdefault(timing.provider, []).append(point)
-    for name, (colour, marker, _) in _styles(series).items():
+    for name, (colour, marker) in _styles(series).items():
         axes.plot(*zip(*series[name], strict=True), marker, linestyle="-", color=colour, label=name)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
@@ -123,35 +126,20 @@ def _scale(axes: Any, form: str) -> None:
 
 
 def _memory(axes: Any, cases: list[Case]) -> None:
-    styles = _styles(dict.fromkeys(t.provider for case in cases for t in _peaks(case)))
-    y, ticks, labelled = 0.0, [], set()
-    for case in cases:
-        timings = _peaks(case)
-        ticks.append(y + (len(timings) - 1) / 2)
-        for timing in timings:
-            colour, _, hatch = styles[timing.provider]
-            label = None if timing.provider in labelled else timing.provider
-            labelled.add(timing.provider)
-            megabytes = (timing.peak_bytes or 0) / 1e6
-            bar = axes.barh(y, megabytes, 0.9, color=colour, hatch=hatch, edgecolor="white", label=label)
-            axes.bar_label(bar, [f" {megabytes:,.0f}"], fontsize=8)
-            y += 1
-        y += 0.7
-    axes.set_yticks(ticks, [_label(case) for case in cases], fontsize=8)
-    axes.invert_yaxis()
+    _dots(axes, cases, lambda c: [(t, (t.peak_bytes or 0) / 1e6) for t in c.timings.values() if t.peak_bytes])
     axes.set_xlabel("peak memory of one step above its inputs, MB")
-    axes.grid(axis="x", color="0.88")
+    _scale(axes, "{:g}")
 
 
-def _styles(providers: Any) -> dict[str, tuple[str, str, str]]:
+def _styles(providers: Any) -> dict[str, tuple[str, str]]:
     """Known providers look the same in every plot."""
     more = iter(MORE * (1 + len(providers)))
     styles = {name: STYLES[name] if name in STYLES else next(more) for name in providers}
     return dict(sorted(styles.items(), key=lambda item: item[0] == OURS))  # ours last: on top
 
 
-def _peaks(case: Case) -> list[Timing]:
-    return [t for t in case.timings.values() if t.peak_bytes]
+def _peak(case: Case) -> int:
+    return max(t.peak_bytes or 0 for t in case.timings.values())
 
 
 def _label(case: Case) -> str:

@@ -44,7 +44,11 @@ class Case:
     title: str
     timings: Mapping[str, Timing]
     floor: float | None  # seconds: the fewest bytes over the bandwidth of a copy
+    noise_floor: float | None = (
+        None  # seconds: the random numbers alone, as vae_fast makes them in the caches
+    )
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Case] = field(default_factory=dict)  # forward alone, backward alone
 
     @property
     def ours(self) -> Timing | None:
@@ -67,6 +71,10 @@ class Record:
     command: str
     versions: Mapping[str, str]
     cases: tuple[Case, ...]
+
+    @property
+    def cases_and_parts(self) -> list[Case]:
+        return [c for case in self.cases for c in (case, *case.parts.values())]
 
     @property
     def machine(self) -> tuple[Any, ...]:
@@ -141,6 +149,19 @@ def _read(file: Path) -> Record:
 
 def _case(raw: Any) -> Case:
     timed = [p for p in raw["providers"] if "skipped" not in p]
+    whole = _timed(raw["title"], raw, timed)
+    parts = {
+        name: _timed(
+            f"{raw['title']}, {name} alone",
+            floors,
+            [{"provider": p["provider"], **p["parts"][name]} for p in timed],
+        )
+        for name, floors in raw.get("parts", {}).items()
+    }
+    return replace(whole, parameters=raw["case"], parts=parts)
+
+
+def _timed(title: str, floors: Any, timed: Any) -> Case:
     timings = (
         Timing(
             p["provider"],
@@ -152,6 +173,4 @@ def _case(raw: Any) -> Case:
         )
         for p in timed
     )
-    moved, bandwidth = raw["bytes_moved"], raw["copy_bandwidth"]
-    floor = moved / bandwidth if moved and bandwidth else None
-    return Case(raw["title"], {t.provider: t for t in timings}, floor, raw["case"])
+    return Case(title, {t.provider: t for t in timings}, floors["floor_s"], floors.get("noise_floor_s"))

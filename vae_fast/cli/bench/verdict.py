@@ -37,8 +37,8 @@ def meetings(cases: Iterable[Case]) -> list[Meeting]:
 
 
 def verdict(record: Record) -> list[str]:
-    """A line for each provider, then one for each tie and loss."""
-    found = meetings(record.cases)
+    """A line for each provider, then one for each loss, of a part too, and each tie."""
+    found, parts = meetings(record.cases), meetings(record.cases_and_parts)
     lines = []
     for provider in dict.fromkeys(m.provider for m in found):
         theirs = [m for m in found if m.provider == provider]
@@ -49,7 +49,7 @@ def verdict(record: Record) -> list[str]:
             f"{times(statistics.median(factors))} in the middle, {times(min(factors))} to {times(max(factors))}"
         )
     lines += [
-        f"loses: {times(m.factor)} {m.provider}'s speed in {m.title}" for m in found if m.result == "loses"
+        f"loses: {times(m.factor)} {m.provider}'s speed in {m.title}" for m in parts if m.result == "loses"
     ]
     lines += [
         f"ties:  {times(m.factor)} {m.provider}'s speed in {m.title}" for m in found if m.result == "ties"
