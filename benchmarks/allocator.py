@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 ALLOCATOR = os.environ.get("VAE_FAST_BENCH_ALLOCATOR", "default")
 DESCRIPTIONS = {
@@ -23,20 +24,28 @@ ENVIRONMENTS = {
     "default": {},
     "tuned": {
         "MALLOC_MMAP_MAX_": "0",  # no mapping of its own for anything: all comes from the heap ...
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),  # ... which does not shrink in a turn ...
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),  # ... which does not shrink ...
         "MALLOC_TOP_PAD_": str(64 << 20),  # ... and grows in large steps
         "VAE_FAST_CACHE_MB": "0",
     },
 }
 
-# Steps before those that are timed, at least: with the tuned allocator they fault in what `release` gave back.
-WARM_UP = 1 if ALLOCATOR == "tuned" else 0
+
+# Steps until a heap that gave its memory back has everything again. They are not timed.
+WARM_UP = 5 if ALLOCATOR == "tuned" else 0
 
 
-def release() -> None:
-    """Give freed memory back after a turn: the heaps of all processes together are more than a machine has."""
-    if ALLOCATOR == "tuned":
-        ctypes.CDLL(None).malloc_trim(0)
+def give_back(*, if_scarce: bool = False) -> bool:
+    """Whether freed memory went to the other processes: what all keep together may be more than a machine has."""
+    if ALLOCATOR == "default" or (if_scarce and not _is_scarce()):
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def _is_scarce() -> bool:
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    kilobytes = {name: int(number) for name, number, *_ in lines}
+    return kilobytes["MemAvailable:"] < kilobytes["MemTotal:"] / 3
 
 
 @contextlib.contextmanager

@@ -93,16 +93,18 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
         for i in range(3):  # compiles, fills caches; each is checked
             work.check(i, work.step(i))
         work.check_parts(0)
-        allocator.release()
+        cold = allocator.give_back()  # the checks take several times what a step does
         connection.send(describe_process())
         steps = itertools.count(3)
         while (n := connection.recv()) is not None:
             if n == 0:
                 connection.send(peak_bytes(partial(work.step, next(steps))))
                 continue
+            for i in itertools.islice(steps, allocator.WARM_UP * cold):
+                work.step(i)
             times = [_times(lambda i: partial(work.step, i), n, steps)]
             times += [_times(prepare, (n + 1) // 2, steps) for prepare in work.parts.values()]
-            allocator.release()
+            cold = allocator.give_back(if_scarce=True)
             connection.send(dict(zip(("", *work.parts), times, strict=True)))
     except Exception:
         connection.send(traceback.format_exc())
@@ -110,7 +112,7 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
 
 def _times(prepare: Prepare, n: int, steps: Iterator[int]) -> list[float]:
     times = []
-    for k in range(-max(n // 4, allocator.WARM_UP), n):  # a step that takes a whole turn needs no warm-up
+    for k in range(-(n // 4), n):  # a step that takes a whole turn needs no warm-up
         call = prepare(next(steps))
         start = time.perf_counter()
         outputs = call()
@@ -247,9 +249,8 @@ def compare(
             for clock in (copies, noise):
                 if clock:
                     clock.take_turn()
-        if (
-            allocator.ALLOCATOR == "default"
-        ):  # the tuned one keeps what is freed, which nobody can tell from a need
+        # The tuned allocator keeps what is freed, which nobody can tell from what is needed.
+        if allocator.ALLOCATOR == "default":
             for worker in workers:
                 worker.result.peak_bytes = worker.peak_bytes()
     finally:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,6 +30,11 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/report.py, which writes the records."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("report")
+
+
+@pytest.fixture
+def harness(report: ModuleType) -> ModuleType:
+    return importlib.import_module("harness")
 
 
 @pytest.fixture
@@ -75,6 +83,81 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_suite_at_tiny_sizes(capsys: Capture) -> None:
     assert cli.run(["bench", "--quick", "--only", "bernoulli and not continuous and not linear"]) == 0
     assert "2 ran, and every provider was right" in capsys.readouterr().out
+
+
+def work(off: float, case: dict[str, Any]) -> Any:
+    """100 MB of ones, in two parts: the first after half a second of preparation, the second `off`."""
+    import torch
+
+    from harness import Work
+
+    def first(i: int) -> Any:
+        time.sleep(0.5)
+        return lambda: (torch.ones(case["n"]),)
+
+    def check(i: int, outputs: tuple[Any, ...]) -> None:
+        assert all(bool((t == 1).all()) for t in outputs), "not all are 1"
+
+    return Work(
+        lambda i: (torch.ones(case["n"]), torch.ones(case["n"])),
+        check,
+        {"first": first, "second": lambda i: lambda: (torch.ones(case["n"]) + off,)},
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory in /proc")
+def test_a_comparison_times_parts_and_measures_memory(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "QUICK", False)
+    providers = [harness.Provider("vae_fast", partial(work, 0))]
+    least = {"first": harness.Least(10), "second": harness.Least(20)}
+    found = harness.compare(
+        "t", {"n": 25_000_000}, providers, least=least, rounds=2, turn_seconds=0.1
+    ).record()
+    (ours,) = found["providers"]
+    assert 190e6 < ours["peak_bytes"] < 230e6
+    assert set(ours["parts"]) == set(found["parts"]) == {"first", "second"}
+    assert [len(part["rounds_s"]) for part in ours["parts"].values()] == [2, 2]
+    assert ours["parts"]["first"]["median_s"] < 0.5, "the preparation was timed"
+    assert found["bytes_moved"] == 30
+    assert found["parts"]["second"]["bytes_moved"] == 20
+    assert found["floor_s"] == pytest.approx(found["parts"]["first"]["floor_s"] * 3)
+
+
+def test_no_memory_is_told_where_it_is_kept(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "QUICK", False)
+    monkeypatch.setattr(harness.allocator, "ALLOCATOR", "tuned")
+    providers = [harness.Provider("vae_fast", partial(work, 0))]
+    assert harness.compare("t", {"n": 10}, providers, rounds=1, turn_seconds=0).base.peak_bytes is None
+
+
+def test_a_wrong_part_fails_before_anything_is_timed(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [harness.Provider("vae_fast", partial(work, 0.5))]
+    for quick in (True, False):
+        monkeypatch.setattr(harness, "QUICK", quick)
+        with pytest.raises((AssertionError, RuntimeError), match="not all are 1"):
+            harness.compare("t", {"n": 10}, providers, rounds=1, turn_seconds=0)
+
+
+def test_inputs_are_not_made_for_a_table_that_nobody_wants(
+    harness: ModuleType, report: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disabled:
+        disabled = True
+        extra_info: ClassVar[dict[str, float]] = {}
+
+        def __call__(self, step: Any, i: int) -> Any:
+            return step(i)
+
+    def ours(case: Any) -> Any:
+        raise AssertionError("made inputs")
+
+    monkeypatch.setattr(report, "QUICK", True)  # writes nothing
+    comparison = report.Comparison("t", {}, [report.Result("vae_fast", rounds=[[1.0]])])
+    harness.Suite("t", ours).add(comparison, Disabled())
 
 
 def test_a_wrong_provider_fails_the_run(
