@@ -20,9 +20,11 @@ void latent_forward(const LatentForward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, std, terms, z_buffer;
     NoiseBuffer noise_buffer;
+    Fetch fetch = fetch_during_noise(block);
+    fetch.expect_staged(block, a.mu, a.logvar, a.z);
+    const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
     const float* mu = read(a.mu, block, mu_buffer);
     const float* logvar = read(a.logvar, block, logvar_buffer);
-    const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer) : nullptr;
     float* z = one_pass ? destination(a.z, block, z_buffer) : nullptr;
 
     const auto emit_std = [&](std::int64_t i, int count, vf32 m, vf32 deviation) VAE_FAST_LAMBDA {
@@ -51,7 +53,7 @@ void latent_forward(const LatentForward& a, const Task& task) {
 
     for (std::int64_t draw = 0; a.z && draw < a.draws; ++draw) {
       const View view = a.z.draw(draw);
-      const float* own = normals(a.noise, draw, block, noise_buffer);
+      const float* own = normals(a.noise, draw, block, noise_buffer, fetch);
       float* to = destination(view, block, z_buffer);
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 sample = fma(load<vf32>(std.data + i), load_partial(own + i, count), load_partial(mu + i, count));
@@ -72,14 +74,17 @@ struct DrawSums {
 
   VAE_FAST_FN void gather(const LatentBackward& a, const Block& block) {
     const bool wants_noise = static_cast<bool>(a.grad_logvar);
+    Fetch fetch = fetch_during_noise(block);
+    fetch.expect_staged(block, a.grad_z, a.mu, a.logvar, a.grad_mu, a.grad_logvar);
     if (a.draws == 1) {
+      const float* eps = wants_noise ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
       grad = weighted = read(a.grad_z, block, read_buffer);
-      factor = wants_noise ? normals(a.noise, 0, block, noise_buffer) : grad;
+      factor = wants_noise ? eps : grad;
       return;
     }
     for (std::int64_t draw = 0; draw < a.draws; ++draw) {
       const float* g = read(a.grad_z.draw(draw), block, read_buffer);
-      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer) : g;
+      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer, fetch) : g;
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 value = load_partial(g + i, count), product = value * load_partial(eps + i, count);
         store(grad_buffer.data + i, draw == 0 ? value : load<vf32>(grad_buffer.data + i) + value);

@@ -12,7 +12,9 @@ void noise_fill(const NoiseFill& a, const Task& task) {
     Buffer buffer;
     for (std::int64_t draw = 0; draw < a.draws; ++draw) {
       const View view = a.eps.draw(draw);
-      const float* eps = normals(a.noise, draw, block, noise_buffer);
+      Fetch fetch = fetch_during_noise(block);
+      fetch.expect(view, block);
+      const float* eps = normals(a.noise, draw, block, noise_buffer, fetch);
       float* to = destination(view, block, buffer);
       memcpy(to, eps, block.size() * sizeof(float));
       write(view, block, to);

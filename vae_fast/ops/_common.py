@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -86,23 +87,36 @@ def per_sample(values: Tensor, ndim: int) -> Tensor:
     return values.view(-1, *(1,) * (ndim - 1))
 
 
-def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
-    """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`.
-
-    A backend with an `empty_strided` of its own, which keeps memory between steps, gets to serve the large outputs.
-    """
+def empty(
+    backend: Any,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """torch.empty, or torch.empty_strided, out of the backend's own memory for large results where it has some: that is
+    kept between steps."""
     own = getattr(backend, "empty_strided", None)
-    if own is not None and like.numel() * (draws or 1) * like.itemsize < LARGE:
-        own = None
-    if own is None and draws is None:
+    if own is not None and math.prod(shape) * dtype.itemsize >= LARGE:
+        result: Tensor = own(shape, strides or contiguous_strides(shape), dtype)
+        return result
+    if strides is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
+    """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`."""
+    if draws is None and like.numel() * like.itemsize < LARGE:
         return torch.empty_like(like)
-    shape: tuple[int, ...] = like.shape
-    strides = torch.empty_like(like, device="meta").stride()
+    shape, strides = like.shape, torch.empty_like(like, device="meta").stride()
     if draws is not None:
         shape, strides = (draws, *shape), (like.numel(), *strides)
-    if own is None:
-        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
-    return own(shape, strides, like.dtype)
+    return empty(backend, shape, like.dtype, like.device, strides)
 
 
 def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:

@@ -57,9 +57,9 @@ def sweep(
         if tensor is None or not want:
             grads.append(None)
         elif by_row:
-            grads.append(buffer(backend, tensor.shape, tensor.dtype, tensor.device))
+            grads.append(_common.empty(backend, tensor.shape, tensor.dtype, tensor.device))
         else:
-            grads.append(buffer(backend, tensor.shape, torch.float32, tensor.device).zero_())
+            grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
     if backend is not _common.NoKernels:
         run = _categorical if inputs.member in CATEGORICAL else _elementwise
         if inputs.sample_weight is not None:
@@ -81,13 +81,13 @@ class _Layer:
         # Evenly cut, so that the last chunk is as worthwhile as the others.
         count = max(1, -(-size * outputs * dtype.itemsize // CHUNK_BYTES))
         self.step = max(1, -(-size // count))
-        self.buffer = buffer(backend, (min(self.step, size), outputs), dtype, device)
+        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         # Links are taken in float32.
         self.linked = inputs.member in LOGARITHMS
         wide = torch.float32 if self.linked else dtype
         self.slope_buffer = None
         if any(g is not None for g in grads):
-            self.slope_buffer = buffer(backend, self.buffer.shape, wide, device)
+            self.slope_buffer = _common.empty(backend, self.buffer.shape, wide, device)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, outputs, where to write their gradients)"""
@@ -125,7 +125,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     logs = features * (LOGARITHMS.get(member, len(inputs.given)) - len(inputs.given))
     share = None  # softmax of the first head
     if library is not None:
-        share = buffer(backend, (layer.step, features), torch.float32, target.device)
+        share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
     grad_library, *grad_given = layer.grads[3:]
     for rows, outputs, slopes in layer.chunks():
         x = target[rows]
@@ -201,16 +201,6 @@ def _second(heads: Sequence[Any], given: Sequence[Any]) -> tuple[Any, ...]:
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:
     return tensor.ndim == target.ndim and tensor.shape[0] != 1
-
-
-def buffer(backend: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty, out of the backend's own memory for large results where it has some."""
-    own = getattr(backend, "empty_strided", None)
-    if own is None or math.prod(shape) * dtype.itemsize < _common.LARGE:
-        return torch.empty(shape, dtype=dtype, device=device)
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    out: Tensor = own(shape, strides, dtype)
-    return out
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

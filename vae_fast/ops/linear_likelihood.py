@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..backends import reference
 from . import _common
-from .chunks import Gradients, Inputs, buffer, sweep
+from .chunks import Gradients, Inputs, sweep
 
 
 def linear_likelihood(
@@ -91,7 +91,7 @@ def backward(
         if taken[i]:
             assert unit is not None
             factor = _common.per_sample(grad_nll, unit.ndim) if inputs.by_row[i] else grad_nll[:1].sum()
-            grads[i] = torch.mul(unit, factor, out=buffer(backend, unit.shape, unit.dtype, unit.device))
+            grads[i] = torch.mul(unit, factor, out=_common.empty(backend, unit.shape, unit.dtype, unit.device))
     return [
         None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, inputs.learned, strict=True)
     ]

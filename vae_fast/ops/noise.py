@@ -26,9 +26,9 @@ def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtyp
 
 
 def fill(backend: Any, rng_state: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    eps = torch.empty(shape, dtype=dtype, device=rng_state.device)
     if dtype == torch.float64 and backend is not _common.NoKernels:
         backend = reference
+    eps = _common.empty(backend, shape, dtype, rng_state.device)
     backend.noise_fill(eps, rng_state)
     return eps
 
