@@ -383,6 +383,23 @@ def test_functorch(kernels: str) -> None:
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_a_tensor_that_escaped_a_transform(kernels: str) -> None:
+    """Such a wrapper is a Tensor by its type, but has no memory."""
+    escaped: list[Tensor] = []
+
+    def loss(x: Tensor) -> Tensor:
+        escaped.append(2 * x)
+        return x.sum()
+
+    x = torch.randn(3, 4)
+    torch.func.grad(loss)(x)
+    logvar = torch.zeros(3, 4, requires_grad=True)
+    expected = vae_fast.kl_divergence(2 * x, logvar)
+    assert torch.equal(vae_fast.kl_divergence(escaped[0], logvar), expected)
+    with torch.no_grad():
+        assert torch.equal(vae_fast.kl_divergence(escaped[0], logvar), expected)
+
+
 def test_forward_mode(kernels: str) -> None:
     from torch.autograd import forward_ad
 

@@ -17,6 +17,7 @@ from .. import backends
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
 _peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
+_is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
 
 LARGE = 1 << 20  # bytes; malloc reuses what is smaller by itself
 LIB = torch.library.Library("vae_fast", "DEF")
@@ -54,8 +55,11 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | Non
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether the memory of the tensor holds its numbers (negation may be pending in a view)."""
-    return (type(t) is Tensor or type(t) is Parameter) and not t.is_neg()
+    """Whether the memory of the tensor holds its numbers. Negation may be pending in a view, and a tensor that escaped
+    from a transform of torch.func has no memory."""
+    return (
+        (type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not _is_functorch_wrapped_tensor(t)
+    )
 
 
 def are_plain(*grads: Tensor | None) -> bool:
@@ -143,7 +147,16 @@ def reduce_gradient(grad: Tensor | None, param: Tensor | None) -> Tensor | None:
     return grad.sum_to_size(param.shape).to(param.dtype)
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends plain
+    tensors only."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+class _NoSecondDerivative(Function):
     """Passes gradients on, tied to what they depend on, and says no when they are differentiated."""
 
     @staticmethod

@@ -80,7 +80,7 @@ def _flatten(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
     return logits.reshape(*shape, classes), target, None
 
 
-class _Categorical(torch.autograd.Function):
+class _Categorical(_common.Function):
     """The eager path."""
 
     @staticmethod

@@ -155,7 +155,7 @@ def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) ->
     return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
 
 
-class _Latent(torch.autograd.Function):
+class _Latent(_common.Function):
     """The eager path."""
 
     @staticmethod

@@ -79,7 +79,7 @@ def _expand(
     return tuple(p.expand(shape) for p in params), None if mask is None else mask.expand(shape)
 
 
-class _Likelihood(torch.autograd.Function):
+class _Likelihood(_common.Function):
     """The eager path."""
 
     @staticmethod

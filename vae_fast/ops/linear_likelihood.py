@@ -91,13 +91,15 @@ def backward(
         if taken[i]:
             assert unit is not None
             factor = _common.per_sample(grad_nll, unit.ndim) if inputs.by_row[i] else grad_nll[:1].sum()
-            grads[i] = torch.mul(unit, factor, out=_common.empty(backend, unit.shape, unit.dtype, unit.device))
+            grads[i] = torch.mul(
+                unit, factor, out=_common.empty(backend, unit.shape, unit.dtype, unit.device)
+            )
     return [
         None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, inputs.learned, strict=True)
     ]
 
 
-class _LinearLikelihood(torch.autograd.Function):
+class _LinearLikelihood(_common.Function):
     """The eager path."""
 
     @staticmethod

@@ -65,7 +65,7 @@ def _flatten(params: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
     return params.reshape(batch, size, pixels), target.reshape(batch, target.shape[1], pixels), mask
 
 
-class _Mixture(torch.autograd.Function):
+class _Mixture(_common.Function):
     """The eager path."""
 
     @staticmethod
