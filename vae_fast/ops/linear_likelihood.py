@@ -3,11 +3,11 @@
 The layer's outputs and their gradients live in two buffers of one chunk of rows, never as (batch, features).
 
 The loss is a number per sample, so its gradients are known up to one factor per sample before backward. On the CPU
-forward therefore takes them for factors of 1 while the chunk is in cache, and backward only multiplies where the
-factors agree, as after nll.mean() or nll.sum(): three matrix products in all, as without fusion. Where they differ,
-backward makes the chunks again for what is summed over samples (five products). Elsewhere forward computes nll alone
-and backward all gradients (four products): to compare the factors would wait for the device, and float16 needs the loss
-scale that only backward knows.
+forward therefore takes them for factors of 1 while the chunk is in cache, and backward only multiplies, in place, where
+the factors agree, as after nll.mean() or nll.sum(): three matrix products in all, as without fusion. Where they differ,
+or backward runs once more, it makes the chunks again for what is summed over samples (five products). Elsewhere forward
+computes nll alone and backward all gradients (four products): to compare the factors would wait for the device, and
+float16 needs the loss scale that only backward knows.
 """
 
 from __future__ import annotations
@@ -81,8 +81,11 @@ def backward(
     early: Sequence[bool],
     units: Sequence[Tensor | None],
     needs: Sequence[bool],
+    *,
+    in_place: bool = False,
 ) -> Gradients:
-    """Gradients of `inputs.learned`, None where `needs` says so; `units` are those that forward took."""
+    """Gradients of `inputs.learned`, None where `needs` says so; `units` are those that forward took, which are
+    overwritten if they may be."""
     same = any(early) and backend is not _common.NoKernels and bool((grad_nll == grad_nll[:1]).all())
     taken = [n and e and (same or by) for n, e, by in zip(needs, early, inputs.by_row, strict=True)]
     rest = [n and not t for n, t in zip(needs, taken, strict=True)]
@@ -91,9 +94,8 @@ def backward(
         if taken[i]:
             assert unit is not None
             factor = _common.per_sample(grad_nll, unit.ndim) if inputs.by_row[i] else grad_nll[:1].sum()
-            grads[i] = torch.mul(
-                unit, factor, out=_common.empty(backend, unit.shape, unit.dtype, unit.device)
-            )
+            out = unit if in_place else _common.empty(backend, unit.shape, unit.dtype, unit.device)
+            grads[i] = torch.mul(unit, factor, out=out)
     return [
         None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, inputs.learned, strict=True)
     ]
@@ -108,17 +110,21 @@ class _LinearLikelihood(_common.Function):
     ) -> Tensor:
         nll, units = forward(backend, *inputs, early)
         ctx.backend = backend
-        _save(ctx, inputs, early, units)
+        _save(ctx, inputs, early, [None] * len(units))
+        ctx.units = units
         return nll
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
         inputs, early, units = _saved(ctx)
-        arguments = (grad_nll, inputs, early, units, ctx.needs_input_grad[3:])
+        needs = ctx.needs_input_grad[3:]
         if _common.are_plain(grad_nll):
-            grads = backward(ctx.backend, *arguments)
+            # What forward took becomes the gradients, as a weight is large; a graph that is kept makes them anew.
+            units, ctx.units = ctx.units, None
+            early = early if units else [False] * len(early)
+            grads = backward(ctx.backend, grad_nll, inputs, early, units or [], needs, in_place=True)
         else:
-            grads = _backward_traced(*arguments)
+            grads = _backward_traced(grad_nll, inputs, [False] * len(early), units, needs)
         return None, None, None, *_common.once(grads, grad_nll, *inputs.learned)
 
 
