@@ -117,7 +117,8 @@ def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
     """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`."""
     if draws is None and like.numel() * like.itemsize < LARGE:
         return torch.empty_like(like)
-    shape, strides = like.shape, torch.empty_like(like, device="meta").stride()
+    shape: tuple[int, ...] = like.shape
+    strides = torch.empty_like(like, device="meta").stride()
     if draws is not None:
         shape, strides = (draws, *shape), (like.numel(), *strides)
     return empty(backend, shape, like.dtype, like.device, strides)
@@ -153,7 +154,7 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class _NoSecondDerivative(Function):
