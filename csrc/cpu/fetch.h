@@ -8,7 +8,7 @@ VAE_FAST_NAMESPACE_BEGIN
 
 class Fetch {
   static constexpr std::int64_t kLine = 64;
-  static constexpr int kViews = 7;
+  static constexpr int kViews = 5;
   const char* at_[kViews];
   std::int64_t bytes_[kViews];  // a step
   std::int64_t steps_;
@@ -19,7 +19,7 @@ class Fetch {
 
   // Rows of adjacent elements, not too far from each other (half of a packed pair, say); others are not worth their lines.
   VAE_FAST_FN void expect(const View& view, const Block& block) {
-    if (!view || view.dims != 1 || view.stride[0] != 1) return;
+    if (!view || view.dims != 1 || view.stride[0] != 1 || views_ == kViews) return;
     const std::int64_t extent = (block.rows - 1) * view.row_stride + block.columns;
     if (extent < block.size() || extent > 4 * block.size()) return;
     at_[views_] = view.data + (block.row * view.row_stride + block.column) * view.item_size();

@@ -21,7 +21,7 @@ void latent_forward(const LatentForward& a, const Task& task) {
     Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, std, terms, z_buffer;
     NoiseBuffer noise_buffer;
     Fetch fetch = fetch_during_noise(block);
-    fetch.expect_staged(block, a.mu, a.logvar, a.z);
+    if (one_pass) fetch.expect_staged(block, a.mu, a.logvar, a.z);
     const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
     const float* mu = read(a.mu, block, mu_buffer);
     const float* logvar = read(a.logvar, block, logvar_buffer);
@@ -75,8 +75,8 @@ struct DrawSums {
   VAE_FAST_FN void gather(const LatentBackward& a, const Block& block) {
     const bool wants_noise = static_cast<bool>(a.grad_logvar);
     Fetch fetch = fetch_during_noise(block);
-    fetch.expect_staged(block, a.grad_z, a.mu, a.logvar, a.grad_mu, a.grad_logvar);
     if (a.draws == 1) {
+      fetch.expect_staged(block, a.grad_z, a.mu, a.logvar, a.grad_mu, a.grad_logvar);
       const float* eps = wants_noise ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
       grad = weighted = read(a.grad_z, block, read_buffer);
       factor = wants_noise ? eps : grad;

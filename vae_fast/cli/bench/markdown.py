@@ -7,6 +7,11 @@ from pathlib import Path
 from .records import OURS, Case, Record, Timing
 from .verdict import MARGIN, meet, times, verdict
 
+PARTS = (
+    "Forward without gradients, as in an evaluation; backward after a forward pass that is not timed. A provider that "
+    "keeps more from its forward pass (the noise, the gradient itself) has less to do in backward: what it costs shows "
+    "in the times of both together and in the memory."
+)
 MARKS = {"wins": "", "ties": " (tie)", "loses": " **(loses)**"}
 
 
@@ -48,16 +53,16 @@ def section(record: Record, plots: dict[str, Path]) -> list[str]:
         "",
         *table(record),
         "",
-        *_section("Forward and backward alone", parts_table(record)),
-        *_section("Peak memory of a step above its inputs, MB", memory_table(record)),
+        *_section("Forward and backward alone", PARTS, parts_table(record)),
+        *_section("Peak memory of a step above its inputs, MB", "", memory_table(record)),
     ]
     for text, path in plots.items():
         lines += [f"![{text}]({path.name})", ""]
     return lines
 
 
-def _section(title: str, lines: list[str]) -> list[str]:
-    return [f"### {title}", "", *lines, ""] if lines else []
+def _section(title: str, text: str, lines: list[str]) -> list[str]:
+    return [f"### {title}", "", *([text, ""] if text else []), *lines, ""] if lines else []
 
 
 def table(record: Record) -> list[str]:
