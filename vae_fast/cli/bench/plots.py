@@ -110,7 +110,7 @@ def _dots(axes: Any, cases: list[Case], points: Callable[[Case], list[tuple[Timi
             markeredgecolor="black",
         )
     axes.set_yticks(range(len(cases)), [_label(case) for case in cases], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(cases) - 0.4, -0.6)  # the first case on top
     axes.set_xscale("log")
     axes.grid(color="0.88")
 
