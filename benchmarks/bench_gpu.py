@@ -1,6 +1,6 @@
 """The ops on a GPU: forward, backward and both, by both engines, eager PyTorch and torch.compile.
 
-    python benchmarks/bench_gpu.py --out rows.json [--budget 200]
+    pytest benchmarks/bench_gpu.py -s          python benchmarks/bench_gpu.py --out rows.json [--budget 200]
 
 Times are the device's (see gpu_timing); the ceiling is a device-to-device copy of a tensor of the same size, timed in
 turn with the rest. Small work is bounded by launches: for it there are kernels and host microseconds a call too.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 import gpu_timing
 import vae_fast
+from report import QUICK, describe_conditions, results_folder
 from vae_fast import backends
 
 Outputs = tuple[Tensor, ...]
@@ -323,7 +325,7 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--out", type=Path, required=True, help="where the rows go, as JSON, after every case"
@@ -331,7 +333,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=200, help="seconds after which no case is begun")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     functorch_config.donated_buffer = False  # so that a compiled backward can be repeated
     end = time.monotonic() + arguments.budget
     rows: list[dict[str, Any]] = []
@@ -362,6 +364,13 @@ def line(row: dict[str, Any]) -> str:
     if "host_s" in row:
         text += f"  {1e6 * row['host_s']:>6.1f} us host, {row['launches']} launches"
     return text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu() -> None:
+    folder = results_folder(describe_conditions()) / "gpu"  # apart: these are no records of comparisons
+    folder.mkdir(parents=True, exist_ok=True)
+    assert main(["--out", str(folder / "rows.json"), *["--quick"] * QUICK]) == 0
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
     out += [diffusers] * (len(shape) != 4)  # its KL is that of images
     out += [pythae] * (layout != "dense")  # whose encoders return mu and logvar
     providers = [p for p in PROVIDERS if p.build not in out]
-    if is_large(case) and ALLOCATOR == "tuned":  # what all their heaps together keep is more than the memory of many
+    if is_large(case) and ALLOCATOR == "tuned":  # all their heaps together are more than many a memory
         providers = [p for p in providers if p.name in ("eager", "torch.compile", "jax.jit", OURS)]
     return compare(
         f"sample + KL, forward + backward, {size} {dtype}{LAYOUTS[layout]}{HOST * (elements == 1)}",

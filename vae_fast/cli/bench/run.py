@@ -183,7 +183,7 @@ def _show(event: dict[str, Any], console: Console, bar: Progress, task: Any, fai
             console.print(f"\n{event['table']}", markup=False)
         if event["outcome"] == "failed":
             failed.append(f"{event['name']}: {event['error'].strip().splitlines()[0]}")
-        return 1
+        return int(event["outcome"] != "skipped")
     return 0
 
 
