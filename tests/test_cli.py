@@ -351,7 +351,12 @@ def test_interrupted_run_says_how_to_go_on(data: Path) -> None:
         "9",
     ]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*COMMAND, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and all their children, ignore it otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 100
     while not (out / checkpoint.METRICS).exists() and time.monotonic() < deadline and process.poll() is None:
