@@ -19,6 +19,9 @@ from torch import Tensor
 
 import vae_fast
 from likelihoods import MEMBERS
+from test_categorical import cross_entropy, negative_sum
+from test_latent import textbook
+from test_mixture import pixel_cnn
 
 from . import edges, truth
 from .judge import Truth, report
@@ -123,8 +126,8 @@ def true_results(case: Case, own: Results) -> dict[str, Truth]:
         high, low, scale, tails, defined = (p.reshape(own[name].shape) for p in part.unbind(-1))
         loss, mine = name in case.outputs, own[name].double()
         # Beside a NaN, and where infinite inputs leave the formula without a limit, PyTorch's answer may be finite.
-        instead = ((of == NOT_A_NUMBER) & (not loss)) | ((of == INFINITE) & high.isnan())
-        open_ = instead | ((defined == 0) & high.isfinite())
+        instead = (of == NOT_A_NUMBER) | ((of == INFINITE) & high.isnan())
+        open_ = (instead & ((of == INFINITE) | (not loss))) | ((defined == 0) & high.isfinite())
         high = torch.where(instead, mine, high)
         scale = torch.where(instead, 16 * mine.abs().clamp(min=1.0), scale)
         found[name] = Truth(high, low, scale, tails, of == INFINITE, open_, loss)
@@ -216,6 +219,109 @@ def with_integers(name: str, dtype: torch.dtype) -> Case:
     target = edges.Axis([1.0, 2.0], [float(v) for v in values if v not in (1, 2)])
     kind = torch.int64 if name in COUNTS else torch.uint8
     return _elementwise(name, dtype, kind, edges.cover([target, *axes], 600))
+
+
+# Classes and mixtures
+
+
+def categorical(classes: int, dtype: torch.dtype) -> Case:
+    logits, target = zip(*edges.with_classes(dtype, classes), strict=True)
+    inputs = {"target": torch.tensor(target), "logits": torch.tensor(logits, dtype=torch.float64).to(dtype)}
+
+    def own(target: Tensor, logits: Tensor) -> Tensor:
+        known = (target >= 0) & (target < classes)
+        nll = cross_entropy(logits, torch.where(known, target, 0))
+        nll = torch.where(target == -100, 0.0, nll)  # what cross_entropy gives where it is ignored
+        return torch.where(known | (target == -100), nll, math.nan)
+
+    def call(target: Tensor, logits: Tensor, **options: Any) -> Tensor:
+        return vae_fast.categorical_nll(logits, target, **options)
+
+    def true(x: Any, logits: Sequence[Any]) -> list[truth.Number]:
+        return truth.categorical(int(x), *logits)
+
+    return Case("categorical_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, never)
+
+
+def multinomial(classes: int, dtype: torch.dtype) -> Case:
+    logits, target = zip(*edges.with_counts(dtype, classes), strict=True)
+    inputs = {
+        k: torch.tensor(t, dtype=torch.float64).to(dtype) for k, t in (("target", target), ("logits", logits))
+    }
+
+    def call(target: Tensor, logits: Tensor, **options: Any) -> Tensor:
+        return vae_fast.multinomial_nll(logits, target, **options)
+
+    def true(x: Sequence[Any], logits: Sequence[Any]) -> list[truth.Number]:
+        return truth.multinomial(x, *logits)
+
+    def own(target: Tensor, logits: Tensor) -> Tensor:
+        return negative_sum(logits, target)
+
+    return Case("multinomial_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, never)
+
+
+def mixture(channels: int, components: int, dtype: torch.dtype) -> Case:
+    target, params = zip(*edges.rows_of_mixtures(dtype, channels, components), strict=True)
+    inputs = {
+        k: torch.tensor(t, dtype=torch.float64).to(dtype) for k, t in (("target", target), ("params", params))
+    }
+
+    def call(target: Tensor, params: Tensor, **options: Any) -> Tensor:
+        return vae_fast.discretized_logistic_mixture_nll(params, target, **options)
+
+    def own(target: Tensor, params: Tensor) -> Tensor:
+        return pixel_cnn(params, target)[:, 0]
+
+    def true(x: Sequence[Any], params: Sequence[Any]) -> list[truth.Number]:
+        return truth.mixture(x, *params)
+
+    return Case(
+        "discretized_logistic_mixture_nll", dtype, inputs, ("params",), ("nll",), call, own, true, never
+    )
+
+
+# The latent
+
+
+def latent(kind: str, clamp: tuple[float, float] | None, dtype: torch.dtype) -> Case:
+    """kind: kl, prior, sample, or both (sample and KL at once)."""
+    axes = {"mu": edges.location, "logvar": edges.clamped if clamp else edges.log_variance}
+    if kind == "prior":
+        axes |= {"prior_mu": edges.real, "prior_logvar": edges.log_variance}
+    if kind in ("sample", "both"):
+        axes["noise"] = edges.noise
+    elements = edges.cover([a(dtype) for a in axes.values()], 600 if clamp else 1500)
+    if kind == "both":  # z and KL should not overflow to opposite infinities, of which there is no sum
+        elements = [e for e in elements if clamp or not e[1] > math.log(torch.finfo(dtype).max)]
+    columns = zip(*elements, strict=True)
+    inputs = {k: torch.tensor(v, dtype=torch.float64).to(dtype) for k, v in zip(axes, columns, strict=True)}
+    learned = tuple(k for k in inputs if k != "noise")
+    outputs = {"sample": ("z",), "both": ("z", "kl")}.get(kind, ("kl",))
+    # torch.clamp takes the bounds in the dtype of the tensor.
+    bounds = None if clamp is None else tuple(torch.tensor(clamp, dtype=dtype).double().tolist())
+    function = getattr(truth, {"prior": "kl_with_prior", "both": "sample_and_kl"}.get(kind, kind))
+    exact = None if bounds is None else tuple(map(mpf, bounds))
+    public = {"sample": "reparameterize", "both": "reparameterize_kl"}.get(kind, "kl_divergence")
+
+    def call(mu: Tensor, logvar: Tensor, **others: Tensor) -> Any:
+        return getattr(vae_fast, public)(mu, logvar, clamp=clamp, **_prior(others))
+
+    def own(mu: Tensor, logvar: Tensor, **others: Tensor) -> Any:
+        given = _prior(others)
+        z, kl = textbook(mu, logvar, given.get("noise", mu.detach()), given.get("prior"), bounds)
+        return {"sample": z, "both": (z, kl)}.get(kind, kl)
+
+    return Case(
+        public, dtype, inputs, learned, outputs, call, own, functools.partial(function, clamp=exact), never
+    )
+
+
+def _prior(others: dict[str, Tensor]) -> dict[str, Any]:
+    """prior_mu and prior_logvar as prior=."""
+    if "prior_mu" not in others:
+        return others
+    return {"prior": (others["prior_mu"], others["prior_logvar"])}
 
 
 @functools.cache

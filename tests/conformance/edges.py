@@ -103,6 +103,16 @@ def log_variance(dtype: torch.dtype) -> Axis:
     )
 
 
+def clamped(dtype: torch.dtype) -> Axis:
+    """log_variance with what lies on the bounds of CLAMPS and beside them."""
+    bounds = [b for pair in CLAMPS for b in pair]
+    beside = [b * (1 + s * torch.finfo(dtype).eps) for b in bounds for s in (-1, 0, 1)]
+    return axis(dtype, [0.05, -3.0, 2.0], beside, [-1.0, 80.0, 1e4], largest(dtype), BAD)
+
+
+CLAMPS = ((-0.1, 0.1), (-30.0, 20.0))
+
+
 def log_scale(dtype: torch.dtype) -> Axis:
     bound = [-7.0, -7.03125, -6.96875]
     return Axis(*(log_variance(dtype).moderate, [*log_variance(dtype).edges, *rounded(bound, dtype)]))
@@ -151,7 +161,7 @@ def dropout(dtype: torch.dtype) -> Axis:
 
 
 def noise(dtype: torch.dtype) -> Axis:
-    return axis(dtype, [0.5, -1.5], [0.0, 1e-30, -1e-8, 5.9, *smallest(dtype)], [1e4, INF, NAN])
+    return axis(dtype, [0.5, -1.5], [0.0, 1e-30, -1e-8, 5.9, 1e4], smallest(dtype)[1:], [INF, NAN])
 
 
 def cover(axes: Sequence[Axis], most: int = 2500) -> list[Element]:
@@ -170,3 +180,78 @@ def cover(axes: Sequence[Axis], most: int = 2500) -> list[Element]:
     while len(elements) < most:
         elements.append(tuple(draw.choice(a.all) for a in axes))
     return list({struct.pack(f"{len(e)}d", *e): e for e in elements}.values())
+
+
+# Rows of logits, counts and mixtures
+
+CLASSES = (1, 2, 10, 60)
+
+
+def rows_of_logits(dtype: torch.dtype, classes: int) -> list[tuple[list[float], int]]:
+    """Logits that are all alike, that rise by steps, and one that differs from the others; and which one stands out.
+    finfo.min and -inf are what people mask with."""
+    low, high = torch.finfo(dtype).min, torch.finfo(dtype).max
+    alike = [0.0, -0.0, 1e-30, 80.0, -100.0, 3e4, low, high, -INF, INF, NAN]
+    rows = [([v] * classes, 0) for v in alike]
+    rows += [([step * i for i in range(classes)], classes - 1) for step in (1e-4, 0.37, 3.0, 20.0, -1e3)]
+    apart = [0.0, 1e-8, -17.0, 30.0, 88.5, -104.0, 3e4, low, high, low / 2, -INF, INF, NAN]
+    for n, (v, rest) in enumerate(itertools.product(apart, [0.0, -3.0, low, -INF, high])):
+        if math.isfinite(v - rest) and abs(v - rest) > high:
+            continue  # the difference should be a number of the dtype
+        rows.append(([v if i == n % classes else rest for i in range(classes)], n % classes))
+    draw = random.Random(classes)
+    for hidden in (low, -INF):  # a random half is masked
+        for size in (1.0, 30.0):
+            values = [draw.gauss(0, size) for _ in range(classes)]
+            rows.append(([hidden if i % 2 else v for i, v in enumerate(values)], 0))
+    return rows
+
+
+def with_classes(dtype: torch.dtype, classes: int) -> list[tuple[list[float], int]]:
+    """Rows of logits and a class: the one that stands out, another one, ignored, or none at all."""
+    rows = rows_of_logits(dtype, classes)
+    pairs = [(row, at) for row, at in rows] + [(row, (at + 1) % classes) for row, at in rows]
+    return pairs + [
+        (rows[n % len(rows)][0], k) for n, k in enumerate([-100, classes, -1, 2**31, -100, -(2**40)])
+    ]
+
+
+def with_counts(dtype: torch.dtype, classes: int) -> list[tuple[list[float], list[float]]]:
+    """Rows of logits and counts of the classes."""
+    rows, largest_count = rows_of_logits(dtype, classes), min(1e30, torch.finfo(dtype).max)
+    each = [1.0, 0.5, 3000.0, largest_count, 1e-8, 0.0, -1.0, INF, NAN]
+    pairs = []
+    for n, (row, at) in enumerate(rows):
+        one = [0.0] * classes
+        one[at if n % 2 else (at + 1) % classes] = each[n % 6]
+        pairs += [(row, one), (row, [float(i % 3) for i in range(classes)])]
+    ordinary = [0.3 * i for i in range(classes)]
+    return pairs + [(ordinary, [k if i % 2 == 0 else 2.0 for i in range(classes)]) for k in each]
+
+
+def rows_of_mixtures(
+    dtype: torch.dtype, channels: int, components: int, count: int = 160
+) -> list[tuple[list[float], list[float]]]:
+    """Levels of a pixel and its parameters: one to three of them at an edge, the others ordinary."""
+    tiny, (high, low) = smallest(dtype), largest(dtype)
+    of_logits = [0.0, 30.0, -100.0, 3e4, low, high, *tiny, -INF, INF, NAN]
+    of_means, of_scales = level_mean(dtype).edges, log_scale(dtype).edges
+    of_coefficients = [0.0, 1e-8, -0.5, 0.625, 9.0, -20.0, 100.0, low, high, *tiny, INF, NAN]
+    kinds = [of_means, of_scales, of_coefficients][: 2 if channels == 1 else 3]
+    choices = [of_logits] * components + [kind for kind in kinds * channels for _ in range(components)]
+    ordinary = [0.0] * components + [
+        (0.1, -2.5, 0.3)[k] for k in [*range(len(kinds))] * channels for _ in range(components)
+    ]
+    draw, levels = random.Random(channels * 100 + components), level(dtype)
+    rows = []
+    for n in range(count):
+        params = [v + draw.gauss(0, 0.7) for v in ordinary]
+        for i in draw.sample(range(len(params)), min(len(params), n % 4)):
+            params[i] = choices[i][(n // 4) % len(choices[i])]
+        if n % 16 == 0:  # all logits alike
+            params[:components] = [of_logits[(n // 16) % len(of_logits)]] * components
+        values = [draw.choice(LEVELS) for _ in range(channels)]
+        if n % 10 == 0:
+            values[0] = levels.edges[(n // 10) % len(levels.edges)]
+        rows.append((values, params))
+    return rows

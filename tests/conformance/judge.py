@@ -7,8 +7,8 @@
 - Results below the smallest normal number of the arithmetic's dtype, and tails of exp before they are multiplied, may
   be flushed to zero or held at that number: four times it is always allowed.
 - A value too large for the result's dtype is infinite, of the right sign.
-- NaN inputs and parameters outside their domain give NaN (a gradient that PyTorch finds finite beside a NaN may be
-  that). Where an input is infinite, the formula's limit is right, and so is PyTorch's own NaN or infinity; where it has
+- Parameters outside their domain give NaN, and so do NaN inputs, where PyTorch's own lines do (a gradient may be NaN
+  where they are not). Where an input is infinite, the formula's limit is right, and so is PyTorch's own NaN or infinity; where it has
   no limit, NaN and infinities are, but for a loss of -inf. theta = inf is a limit by definition, there NaN is wrong.
 """
 
@@ -39,9 +39,10 @@ class Truth:
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbours in dtype at |x|; not below that of the smallest normal number."""
+    """The distance between neighbours in dtype at |x|, whose exponent may be larger than dtype's; not below that of the
+    smallest normal number."""
     info = torch.finfo(dtype)
-    size = x.abs().clamp(info.smallest_normal, info.max)
+    size = x.abs().clamp(info.smallest_normal, torch.finfo(x.dtype).max)
     return torch.ldexp(torch.full_like(size, info.eps), torch.frexp(size).exponent - 1)
 
 
@@ -52,7 +53,7 @@ def judge(got: Tensor, truth: Truth, own: Tensor, arithmetic: torch.dtype) -> tu
     g, own = got.double(), own.double()
     high, scale = truth.high, torch.maximum(truth.scale, truth.high.abs())
 
-    place, arithmetic_place = ulp(high, result), ulp(scale, arithmetic)
+    place, arithmetic_place = ulp(high.clamp(info.min, info.max), result), ulp(scale, arithmetic)
     few = torch.maximum(4 * place, 4 * arithmetic_place)
     many = torch.maximum((4 if result.itemsize == 2 else 32) * place, 32 * arithmetic_place)
     own_error = (own - high - truth.low).abs()
@@ -68,7 +69,7 @@ def judge(got: Tensor, truth: Truth, own: Tensor, arithmetic: torch.dtype) -> tu
     error = torch.where(high.isnan(), torch.where(g.isnan(), 0.0, torch.inf), error)
     error = torch.where(g.isnan() & ~high.isnan(), torch.inf, error)
     right = truth.infinite & ~own.isfinite() & ((g == own) | (g.isnan() & own.isnan()))
-    right |= truth.open & g.isnan()
+    right |= truth.open & (g.isnan() | (own.isinf() & ~truth.infinite))
     right |= truth.infinite & truth.open & g.isinf() & ((g > 0) | (not truth.is_loss))
     return torch.where(right, 0.0, error / allowed), allowed
 

@@ -20,6 +20,7 @@ Mpf = Any  # mpmath is not typed
 BITS = 220  # of working precision; functions that cancel more add to it
 NAN, INF = mp.nan, mp.inf
 HALF = mpf(1) / 2
+MANY = mpf(2) ** 20  # what multiplies a tail by more is no excuse
 
 
 class Number(NamedTuple):
@@ -140,7 +141,7 @@ def logistic(t: Mpf, distance: Mpf, terms: Mpf, s: Mpf) -> list[Number]:
         return [nll, by_mean, total(mpf(0))]
     slopes = [*([] if last else [b * above]), *([] if first else [-a * below])]
     steep = above * inner_b * (1 + abs(b) * (1 - above)) + below * inner_a * (1 + abs(a) * (1 - below))
-    tails = min(mpf(2) ** 20, max(mpf(1), abs(a), abs(b)))
+    tails = min(MANY, max(mpf(1), abs(a), abs(b)))
     return [nll, by_mean, total(*slopes, *of_width, rounding=steep, tails=tails)]
 
 
@@ -244,6 +245,11 @@ def shares(logits: Sequence[Mpf]) -> tuple[list[Mpf], list[Mpf], Mpf]:
     return less, [e / every for e in each], mp.log(every)
 
 
+def spread(p: Mpf, less: Mpf, log_sum: Mpf) -> Mpf:
+    """What the rounding of less - log_sum does to p = exp of that."""
+    return p * (abs(less) + log_sum) if p else mpf(0)
+
+
 def categorical(x: int, *logits: Mpf) -> list[Number]:
     """Relative to the largest logit: max - l_x and log sum exp, never negative. That sum starts from 1, of which a last
     place is always lost. The derivative's terms are the softmax and 1; the softmax is exp of a rounded difference."""
@@ -253,19 +259,21 @@ def categorical(x: int, *logits: Mpf) -> list[Number]:
         return undefined(1 + len(logits))
     less, share, log_sum = shares(logits)
     slopes = [
-        total(p, mpf(-1 if i == x else 0), rounding=p * (abs(el) + log_sum))
+        total(p, mpf(-1 if i == x else 0), rounding=spread(p, el, log_sum))
         for i, (p, el) in enumerate(zip(share, less, strict=True))
     ]
     return [total(-less[x], log_sum, rounding=mpf(1)), *slopes]
 
 
 def multinomial(x: Sequence[Mpf], *logits: Mpf) -> list[Number]:
-    """As `categorical`: x (max - l) and x log sum exp of every class."""
+    """As `categorical`: x (max - l) and x log sum exp of every class; 0 log 0 is 0."""
     less, share, log_sum = shares(logits)
     count, size = sum(x, mpf(0)), sum(map(abs, x), mpf(0))
-    nll = total(*(-k * el for k, el in zip(x, less, strict=True)), count * log_sum, rounding=size)
+    parts = [-k * el if k or mp.isnan(el) else mpf(0) for k, el in zip(x, less, strict=True)]
+    nll = total(*parts, count * log_sum, rounding=size)
+    tails = min(MANY, max(mpf(1), size))
     slopes = [
-        total(count * p, -k, rounding=size * p * (1 + abs(el) + log_sum))
+        total(count * p, -k, rounding=size * (p + spread(p, el, log_sum)), tails=tails)
         for p, el, k in zip(share, less, x, strict=True)
     ]
     return [nll, *slopes]
@@ -302,17 +310,19 @@ def mixture(x: Sequence[Mpf], *params: Mpf) -> list[Number]:
     largest = max(joint)
     each = [mp.exp(v - largest) for v in joint]
     posterior = [e / sum(each) for e in each]
+    sizes = [s if r else mpf(0) for r, s in zip(posterior, sizes, strict=True)]  # 0 inf is 0 here
     mixed = sum(r * s for r, s in zip(posterior, sizes, strict=True))
     nll = total(log_sum, -(largest + mp.log(sum(each))), rounding=mixed + 1)
     loose = [r * (1 + s + mixed) for r, s in zip(posterior, sizes, strict=True)]
     of_logits = [
-        Number(p - r, p * (1 + abs(el) + log_sum) + wide)
+        Number(p - r, p + spread(p, el, log_sum) + wide)
         for p, r, el, wide in zip(prior, posterior, less, loose, strict=True)
     ]
 
     def weighed(j: int, by: Number, factor: Mpf = mpf(1)) -> Number:  # noqa: B008
-        value = posterior[j] * by.value * factor
-        return Number(value, loose[j] * by.scale * abs(factor), by.tails)
+        if not posterior[j]:
+            return total(mpf(0))
+        return Number(posterior[j] * by.value * factor, loose[j] * by.scale * abs(factor), by.tails)
 
     slopes: list[Number] = []
     for c in range(channels):
