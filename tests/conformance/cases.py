@@ -331,15 +331,67 @@ def table(build: Callable[..., Case], *arguments: Any) -> Table:
     return Table(case, own, true_results(case, own))
 
 
-def differences(backend: str, table: Table) -> str:
+# Ways to call: every element a sample; with a mask and weights; all elements in one sample
+
+
+def differences(backend: str, table: Table, way: str = "samples") -> str:
     """What is wrong with what the backend in use gives."""
-    case = table.case
-    got = results(case, case.call, case.inputs)
+    got, expected, own = WAYS[way](table)
+    where = f"{table.case.function}, {backend}, {table.case.dtype}, {way}"
     messages = [
-        report(
-            f"{case.function}, {backend}, {case.dtype}, {name}", case.inputs, got[name], table.truth[name],
-            table.own[name], case.arithmetic,
-        )
-        for name in table.own
-    ]  # fmt: skip
+        report(f"{where}, {k}", table.case.inputs, got[k], expected[k], own[k], table.case.arithmetic)
+        for k in got
+    ]
     return "\n".join(filter(None, messages))
+
+
+Outcome = tuple[Results, dict[str, Truth], Results]
+
+
+def _samples(table: Table) -> Outcome:
+    case = table.case
+    return results(case, case.call, case.inputs), table.truth, table.own
+
+
+def _masked(table: Table) -> Outcome:
+    """A third of the elements left out, whatever they are, and weights of 1, 0 and -2."""
+    case, order = table.case, torch.arange(table.case.size)
+    mask = order % 3 != 1
+    weight = torch.tensor([1.0, 0.0, -2.0], dtype=case.arithmetic)[order // 3 % 3]
+    got = results(
+        case, case.call, case.inputs, mask=mask[:, None] if "params" in case.inputs else mask, weight=weight
+    )
+    expected, own = {}, {}
+    for name, truth_ in table.truth.items():
+        ndim = truth_.high.ndim
+        kept, w = (t.view(-1, *(1,) * (ndim - 1)).expand(truth_.high.shape) for t in (mask, weight.double()))
+        # 0 times what is too large for the dtype is NaN.
+        too_large = truth_.high.abs() >= torch.finfo(got[name].dtype).max
+        lost = (w == 0) & too_large
+        expected[name] = Truth(
+            torch.where(lost | ~kept, 0.0, truth_.high * w),
+            torch.where(kept, truth_.low * w, 0.0),
+            torch.where(kept & (w != 0), truth_.scale * w.abs(), 0.0),
+            truth_.tails,
+            truth_.infinite & kept,
+            (truth_.open | lost) & kept,
+            is_loss=False,
+        )
+        own[name] = torch.where(kept, table.own[name] * w, 0.0).to(table.own[name].dtype)
+    return got, expected, own
+
+
+def _one_sample(table: Table) -> Outcome:
+    """The gradients alone, as the result is a sum: where the kernels go through rows, a vector at a time."""
+    case = table.case
+    across = "params" in case.inputs  # parameters come before pixels
+
+    def turned(t: Tensor) -> Tensor:
+        return (t.t() if across and t.ndim > 1 else t)[None]
+
+    got = results(case, case.call, {k: turned(t) for k, t in case.inputs.items()})
+    grads = {k: t[0].t() if across else t[0] for k, t in got.items() if k not in case.outputs}
+    return grads, table.truth, table.own
+
+
+WAYS = {"samples": _samples, "masked": _masked, "one sample": _one_sample}

@@ -8,8 +8,9 @@
   be flushed to zero or held at that number: four times it is always allowed.
 - A value too large for the result's dtype is infinite, of the right sign.
 - Parameters outside their domain give NaN, and so do NaN inputs, where PyTorch's own lines do (a gradient may be NaN
-  where they are not). Where an input is infinite, the formula's limit is right, and so is PyTorch's own NaN or infinity; where it has
-  no limit, NaN and infinities are, but for a loss of -inf. theta = inf is a limit by definition, there NaN is wrong.
+  where they are not). Where an input is infinite, the formula's limit is right, and so is PyTorch's own NaN or
+  infinity; where it has no limit, NaN and infinities are, but for a loss of -inf. theta = inf is a limit by definition,
+  there NaN is wrong.
 """
 
 from __future__ import annotations

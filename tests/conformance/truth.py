@@ -11,6 +11,7 @@ Infinite inputs follow the formula in extended real arithmetic: exp(-inf) = 0, i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -157,9 +158,27 @@ NONE = mpf(0x15798EE) / 2**51
 
 
 def precision(*numbers: Mpf) -> int:
-    """Bits for differences of log-gammas and digammas of numbers of that size."""
-    sizes = [abs(n) for n in numbers if mp.isfinite(n)]
-    return BITS + 3 * max(0, int(mp.log(max(1, *sizes), 2)))
+    """Bits for differences of log-gammas and digammas of numbers of that size; few steps, so that both are cached."""
+    largest = max(1, *(abs(n) for n in numbers if mp.isfinite(n)))
+    return next(bits for bits in (BITS, 640, 1500) if largest < 2 ** ((bits - 200) // 3) or bits == 1500)
+
+
+@functools.cache
+def _log_gamma(y: Mpf, bits: int) -> Mpf:
+    return mp.loggamma(y)
+
+
+def log_gamma(y: Mpf) -> Mpf:
+    return _log_gamma(y, mp.prec)
+
+
+@functools.cache
+def _digamma_minus_log(y: Mpf, bits: int) -> Mpf:
+    return mp.psi(0, y) - mp.log(y)
+
+
+def digamma_minus_log(y: Mpf) -> Mpf:
+    return _digamma_minus_log(y, mp.prec)
 
 
 def outside(x: Mpf, *positive: Mpf) -> bool:
@@ -179,7 +198,7 @@ def poisson(x: Mpf, mean: Mpf) -> list[Number]:
     if abs(x) < NONE:
         return [total(mu), total(mpf(1))]
     with mp.workprec(precision(x, mu)):
-        nll = mu - x * mp.log(mu) + mp.loggamma(x + 1)
+        nll = mu - x * mp.log(mu) + log_gamma(x + 1)
         return [total(nll), total(mpf(1), -x / mu)]
 
 
@@ -197,14 +216,14 @@ def negative_binomial(x: Mpf, mean: Mpf, theta: Mpf) -> list[Number]:
         if mp.isinf(x) and mp.isinf(mu):
             return undefined(3)
         return [Number(INF, INF), Number(mpf(0) if mp.isinf(mu) else -INF, mpf(1)), Number(INF, INF)]
-    with mp.workprec(precision(x, mu, th)):
+    with mp.workprec(precision(x, th)):
         of_mean = th / (th + mu)
         if abs(x) < NONE:
             ratio = mp.log1p(mu / th)
             return [total(th * ratio), total(of_mean), total(ratio - mu / (th + mu))]
-        nll = mp.loggamma(th) + mp.loggamma(x + 1) - mp.loggamma(x + th)
+        nll = log_gamma(th) + log_gamma(x + 1) - log_gamma(x + th)
         nll += th * mp.log1p(mu / th) + x * mp.log((mu + th) / mu)
-        u, rise = (x - mu) / (th + mu), mp.psi(0, th + x) - mp.log(th + x) - mp.psi(0, th) + mp.log(th)
+        u, rise = (x - mu) / (th + mu), digamma_minus_log(th + x) - digamma_minus_log(th)
         return [total(nll), total(of_mean, -x / mu * of_mean), total(u - mp.log1p(u), -rise)]
 
 
