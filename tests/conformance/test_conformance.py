@@ -58,3 +58,17 @@ def test_latent(
     backend: str, kind: str, clamp: tuple[float, float] | None, way: str, dtype: torch.dtype
 ) -> None:
     check(backend, table(cases.latent, kind, clamp, dtype), way)
+
+
+@EVERY
+@pytest.mark.parametrize("way", ["samples", "masked"])
+@pytest.mark.parametrize("head", cases.HEADS)
+def test_linear_heads(backend: str, head: str, way: str, dtype: torch.dtype) -> None:
+    check(backend, table(cases.linear, head, dtype), way)
+
+
+@EVERY
+@pytest.mark.parametrize("way", ["samples", "masked"])
+@pytest.mark.parametrize("kind", ["categorical", "multinomial"])
+def test_linear_classes(backend: str, kind: str, way: str, dtype: torch.dtype) -> None:
+    check(backend, table(cases.linear_classes, kind, dtype), way)
