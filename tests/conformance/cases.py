@@ -6,12 +6,19 @@ from PyTorch's own lines is computed once in a session.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import getpass
+import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import mpmath
 import torch
 import torch.nn.functional as F
 from mpmath import mp, mpf
@@ -27,6 +34,9 @@ from . import edges, truth
 from .judge import Truth, report
 
 Results = dict[str, Tensor]
+Numbers = tuple[Tensor, Tensor, Tensor]
+Outcome = tuple[Results, dict[str, Truth], Results]  # what came, what is right, PyTorch's own
+CACHE = Path(tempfile.gettempdir()) / f"vae_fast-conformance-{getpass.getuser()}"
 PARAMETERS = {
     "bernoulli": ("logits",),
     "bernoulli_from_probs": ("probs",),
@@ -105,9 +115,9 @@ def own_results(case: Case) -> Results:
     return found
 
 
-def true_results(case: Case, own: Results) -> dict[str, Truth]:
+def true_results(case: Case, own: Results, all_numbers: Numbers) -> dict[str, Truth]:
     """The truth of every result."""
-    numbers, beside_nan, infinite = _numbers(case)
+    numbers, beside_nan, infinite = all_numbers
     columns = [t[0].numel() for t in own.values()]
     found = {}
     lost = torch.zeros(case.size, dtype=torch.bool)  # whose loss is not finite
@@ -134,7 +144,7 @@ def true_results(case: Case, own: Results) -> dict[str, Truth]:
     return found
 
 
-def _numbers(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def _numbers(case: Case) -> Numbers:
     """What `truth` gives for every row, (rows, results, 5); which rows have a NaN; which are infinite."""
     inputs = [t.double().tolist() if t.is_floating_point() else t.tolist() for t in case.inputs.values()]
     number = functools.cache(mpf)
@@ -402,7 +412,8 @@ def linear(head: str, dtype: torch.dtype) -> Case:
         if "theta" in given:
             axes = [edges.log_count, *([edges.dropout] if heads > 1 else []), edges.theta]
     x_axis = edges.linear_count if name in COUNTS else x_axis
-    rows = edges.rows_of_outputs([a(dtype) for a in (x_axis, *axes)], features)
+    count = 250 if dtype == torch.float32 else 80
+    rows = edges.rows_of_outputs([a(dtype) for a in (x_axis, *axes)], features, count)
     columns = [torch.tensor(c, dtype=torch.float64).to(dtype) for c in zip(*rows, strict=True)]
     inputs = {"target": columns[0], "outputs": torch.cat(columns[1 : 1 + heads], 1)}
     for k in set(given) - {"library"}:
@@ -481,24 +492,38 @@ def linear_classes(kind: str, dtype: torch.dtype) -> Case:
 def table(build: Callable[..., Case], *arguments: Any) -> Table:
     case = build(*arguments)
     own = own_results(case)
-    return Table(case, own, true_results(case, own))
+    return Table(case, own, true_results(case, own, _kept(f"{build.__name__}{arguments}", case)))
+
+
+def _kept(name: str, case: Case) -> Numbers:
+    """mpmath's part, in the temporary directory under the hash of all that goes into it: Triton and the emulated CUDA
+    engine run in processes of their own."""
+    key = hashlib.sha256(f"{name} {mpmath.__version__}".encode())
+    for source in ("truth", "edges", "cases"):
+        key.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    file = CACHE / f"{key.hexdigest()[:32]}.pt"
+    with contextlib.suppress(FileNotFoundError):
+        return torch.load(file)
+    numbers = _numbers(case)
+    CACHE.mkdir(exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    torch.save(numbers, partial)
+    partial.rename(file)
+    return numbers
 
 
 # Ways to call: every element a sample; with a mask and weights; all elements in one sample
 
 
-def differences(backend: str, table: Table, way: str = "samples") -> str:
-    """What is wrong with what the backend in use gives."""
-    got, expected, own = WAYS[way](table)
-    where = f"{table.case.function}, {backend}, {table.case.dtype}, {way}"
+def differences(engine: str, table: Table, outcome: Outcome) -> str:
+    """What is wrong with the outcome of one of WAYS."""
+    got, expected, own = outcome
+    where = f"{table.case.function}, {engine}, {table.case.dtype}"
     messages = [
         report(f"{where}, {k}", table.case.inputs, got[k], expected[k], own[k], table.case.arithmetic)
         for k in got
     ]
     return "\n".join(filter(None, messages))
-
-
-Outcome = tuple[Results, dict[str, Truth], Results]
 
 
 def _run(table: Table, **options: Tensor) -> Results:
