@@ -1,0 +1,103 @@
+"""IDX, the format of MNIST's files, and the folders in which they come."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DataError
+from .parts import Parts, listed, part_of
+
+_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def is_idx(path: Path) -> bool:
+    return re.search(r"idx\d", path.name.lower()) is not None
+
+
+def read_file(path: Path) -> Parts:
+    """A file, and with one of a train part the test part beside it: t10k-images... with train-images..."""
+    test: Path | None = None
+    part, rest = part_of(_plain_name(path))
+    if part == "train":
+        beside = (p for p in sorted(path.parent.iterdir()) if part_of(_plain_name(p)) == ("test", rest))
+        test = next((p for p in beside if p.is_file()), None)
+    notes = () if test is None else (f"the test part is {test.name} beside it",)
+    return _read_parts(path, test, notes)
+
+
+def read_folder(folder: Path, files: list[Path]) -> Parts | None:
+    """MNIST's four files and their like, under the names and in the folders that Kaggle and torchvision give them.
+
+    None if no file of the folder is one.
+    """
+    idx = [path for path in files if is_idx(path)]
+    sets: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in idx:
+        if _holds_labels(path) or "image" not in path.name.lower():
+            continue
+        home = (
+            path.parent.parent if _plain_name(path.parent) == _plain_name(path) else path.parent
+        )  # Kaggle's
+        part, rest = part_of(_plain_name(path))
+        sets.setdefault((home, rest), {}).setdefault(part, path)
+    if not sets:
+        return read_file(idx[0]) if idx and all(map(_holds_labels, idx)) else None
+    depth = min(len(home.parts) for home, _ in sets)
+    nearest = [parts for (home, _), parts in sets.items() if len(home.parts) == depth]
+    trains = [parts.get("train") or next(iter(parts.values())) for parts in nearest]
+    if len(trains) > 1:
+        names = listed((str(path.relative_to(folder)) for path in trains), most=9)
+        raise DataError(f"{folder}: holds {len(trains)} sets, it takes one: give one of its files, {names}")
+    used = [part_of(_plain_name(path)) for path in nearest[0].values()]
+    rest_of_it = [p for p in files if part_of(_plain_name(p)) not in used]
+    notes = (f"not used: {listed(p.name for p in rest_of_it)}",) if rest_of_it else ()
+    test = nearest[0].get("test")
+    return _read_parts(trains[0], None if test == trains[0] else test, notes)
+
+
+def _read_parts(train: Path, test: Path | None, notes: tuple[str, ...]) -> Parts:
+    if _holds_labels(train):
+        raise DataError(f"{train}: holds labels, it takes the file of the samples")
+    if "emnist" in train.name.lower():
+        notes += ("EMNIST's files hold the images transposed: so they stay",)
+    return Parts(read(train), None if test is None else read(test), notes)
+
+
+def read(path: Path) -> np.ndarray:
+    """Two zeros, the type, the number of sizes, the sizes, the values, all big-endian."""
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: truncated or damaged gzip ({error})") from None
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
+        raise DataError(f"{path}: is not an IDX file")
+    dtype, ndim = np.dtype(_DTYPES[raw[2]]), raw[3]
+    start = 4 + 4 * ndim
+    if len(raw) < start:
+        raise DataError(f"{path}: truncated IDX file, it ends in its header")
+    shape = tuple(np.frombuffer(raw, ">u4", ndim, 4).tolist())
+    expected, found = math.prod(shape) * dtype.itemsize, len(raw) - start
+    if found != expected:
+        state = "truncated" if found < expected else "damaged"
+        raise DataError(
+            f"{path}: {state} IDX file, shape {shape} takes {expected} bytes and {found} are here"
+        )
+    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
+
+
+def _plain_name(path: Path) -> str:
+    """train-images-idx3-ubyte, of train-images.idx3-ubyte.gz too."""
+    return path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
+
+
+def _holds_labels(path: Path) -> bool:
+    return "label" in path.name.lower()
