@@ -41,7 +41,7 @@ class Dataset:
     def reshaped(self, shape: tuple[int, ...]) -> Dataset:
         """Flat samples as images, say. Samples that are an eighth of the shape, in uint8, are read as packed bits."""
         size, width = math.prod(shape), math.prod(self.shape)
-        train, test, notes = self.train, self.test, [n for n in self.notes if n not in _hint(self.train)]
+        train, test, notes = self.train, self.test, [n for n in self.notes if n != _hint(self.train)]
         if size != width:
             is_flat_uint8 = self.train.ndim == 2 and self.train.dtype == self.test.dtype == torch.uint8
             if not is_flat_uint8 or width != math.ceil(size / 8):
@@ -252,21 +252,18 @@ def _explained(dataset: Dataset) -> Dataset:
         )
     if train.dtype == test.dtype == torch.bool:
         notes += ("the values are bits, 0 and 1",)
-    return replace(dataset, train=train, test=test, notes=notes + _hint(train))
+    return replace(dataset, train=train, test=test, notes=(*notes, *filter(None, [_hint(train)])))
 
 
-def _hint(train: Tensor) -> tuple[str, ...]:
-    """What flat samples could be, and the option that says so."""
+def _hint(train: Tensor) -> str:
+    """What flat samples are read as, and the option that reads them as what they also could be."""
     width = train.shape[1] if train.ndim == 2 else 0
     for channels, prefix in ((1, ""), (3, "3x")):
         side = math.isqrt(width // channels)
         if side > 3 and channels * side**2 == width:
-            return (
-                f"{width} values a sample are read as a signal; as images with --shape {prefix}{side}x{side}",
-            )
+            size = f"{prefix}{side}x{side}"
+            return f"{width} values a sample are read as a signal; --shape {size} reads them as images"
     side = math.isqrt(8 * width)
     if train.dtype == torch.uint8 and side > 3 and side**2 == 8 * width:
-        return (
-            f"{width} bytes a sample are read as {width} values; as packed bits with --shape {side}x{side}",
-        )
-    return ()
+        return f"{width} bytes a sample are read as numbers; --shape {side}x{side} reads them as packed bits"
+    return ""

@@ -16,10 +16,6 @@ from .parts import Parts, listed, part_of
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def is_idx(path: Path) -> bool:
-    return re.search(r"idx\d", path.name.lower()) is not None
-
-
 def read_file(path: Path) -> Parts:
     """A file, and with one of a train part the test part beside it: t10k-images... with train-images..."""
     test: Path | None = None
@@ -36,34 +32,35 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
 
     None if no file of the folder is one.
     """
-    idx = [path for path in files if is_idx(path)]
-    sets: dict[tuple[Path, str], dict[str, Path]] = {}
+    idx = [path for path in files if re.search(r"idx\d", path.name.lower())]
+    sets: dict[tuple[Path, str], dict[str, list[Path]]] = {}  # the copies of each part: packed or not
     for path in idx:
-        if _holds_labels(path) or "image" not in path.name.lower():
-            continue
-        home = (
-            path.parent.parent if _plain_name(path.parent) == _plain_name(path) else path.parent
-        )  # Kaggle's
-        part, rest = part_of(_plain_name(path))
-        sets.setdefault((home, rest), {}).setdefault(part, path)
+        if not _holds_labels(path):
+            own = _plain_name(path.parent) == _plain_name(
+                path
+            )  # Kaggle: a folder of its name around each file
+            part, rest = part_of(_plain_name(path))
+            parts = sets.setdefault((path.parent.parent if own else path.parent, rest), {})
+            parts.setdefault(part, []).append(path)
     if not sets:
-        return read_file(idx[0]) if idx and all(map(_holds_labels, idx)) else None
+        return read_file(idx[0]) if idx else None  # labels alone: it says so
     depth = min(len(home.parts) for home, _ in sets)
     nearest = [parts for (home, _), parts in sets.items() if len(home.parts) == depth]
-    trains = [parts.get("train") or next(iter(parts.values())) for parts in nearest]
+    trains = [(parts.get("train") or next(iter(parts.values())))[0] for parts in nearest]
     if len(trains) > 1:
         names = listed((str(path.relative_to(folder)) for path in trains), most=9)
         raise DataError(f"{folder}: holds {len(trains)} sets, it takes one: give one of its files, {names}")
-    used = [part_of(_plain_name(path)) for path in nearest[0].values()]
-    rest_of_it = [p for p in files if part_of(_plain_name(p)) not in used]
-    notes = (f"not used: {listed(p.name for p in rest_of_it)}",) if rest_of_it else ()
-    test = nearest[0].get("test")
-    return _read_parts(trains[0], None if test == trains[0] else test, notes)
+    parts = nearest[0]
+    unused = [path.name for path in files if all(path not in copies for copies in parts.values())]
+    notes = (f"not used: {listed(unused)}",) if unused else ()
+    return _read_parts(trains[0], parts["test"][0] if {"train", "test"} <= parts.keys() else None, notes)
 
 
 def _read_parts(train: Path, test: Path | None, notes: tuple[str, ...]) -> Parts:
     if _holds_labels(train):
-        raise DataError(f"{train}: holds labels, it takes the file of the samples")
+        images = train.name.replace("label", "image").replace("idx1", "idx3")
+        here = f", {images}" if train.with_name(images).is_file() else ""
+        raise DataError(f"{train}: holds labels, it takes the file of the images{here}")
     if "emnist" in train.name.lower():
         notes += ("EMNIST's files hold the images transposed: so they stay",)
     return Parts(read(train), None if test is None else read(test), notes)

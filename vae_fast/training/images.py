@@ -20,6 +20,7 @@ _SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 _TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _ORIENTATION = 0x0112
+_GREY_16 = "16-bit grey, read as 65535ths"
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _AS_IT_IS = ("I", "F")  # modes whose numbers have no white
 
@@ -45,7 +46,7 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
         notes += (f"not used: {left_out:,} images outside the folders of the train and the test part",)
     if test and held_out != "test":
         notes += ("the validation images are the test part",)
-    classes = {tuple(n for n in _folders(folder, p) if not _named_part(n)) for p in train + test}
+    classes = {tuple(n for n in _folders(folder, p) if not (test and _named_part(n))) for p in train + test}
     if len(classes) > 1:
         names = listed("/".join(names) or "." for names in sorted(classes))
         notes += (f"{len(classes):,} folders ({names}) are read as one set, without labels",)
@@ -85,7 +86,11 @@ def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
             raise DataError(
                 f"{odd}: has mode {mode}, numbers without a white, and {other.name} has not: they do not mix"
             )
-    return _stack(arrays), tuple(f"{k:,} of {len(paths):,} images: {c}" for c, k in sorted(done.items()))
+    notes = tuple(f"{k:,} of {len(paths):,} images: {change}" for change, k in sorted(done.items()))
+    brightest = max((float(a.max()) for a in arrays if a.dtype == np.float32), default=1.0)
+    if _GREY_16 in done and brightest < 0.5:  # 12 bits in 16, say
+        notes += (f"the brightest 16-bit grey is {brightest * 65535:.0f} of 65535",)
+    return _stack(arrays), notes
 
 
 def _folders(folder: Path, path: Path) -> tuple[str, ...]:
@@ -94,7 +99,7 @@ def _folders(folder: Path, path: Path) -> tuple[str, ...]:
 
 
 def _named_part(name: str) -> str:
-    """ "train" of the folder names train and Training, "" of retrain."""
+    """The part that a folder is named after, train or Training; "" of retrain and all others."""
     part, rest = part_of(name)
     return "" if rest else part
 
@@ -121,20 +126,20 @@ def _to_array(image: Any) -> tuple[np.ndarray, list[str]]:
         changes.append(f"mode {image.mode}, the numbers are read as they are")
         return np.asarray(image, np.float32), changes
     if is_16_bit:
-        changes.append("16-bit grey, read as 65535ths")
+        changes.append(_GREY_16)
         return np.asarray(image).astype(np.float32) / 65535, changes
+    is_palette = image.mode in ("P", "PA")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        is_channel = "transparency" not in image.info
         image, opaque = _on_white(image)
         if not opaque:
             changes.append("transparent, laid on white")
-        elif "transparency" not in image.info:
+        elif is_channel:
             changes.append("alpha channel dropped, opaque everywhere")
-    if image.mode in ("1", "L", "RGB"):
-        return np.asarray(image), changes
-    if image.mode != "P":
+    if image.mode not in ("1", "L", "P", "RGB"):
         changes.append(f"converted from {image.mode} to RGB")
-    array = np.asarray(image.convert("RGB"))
-    is_grey = image.mode == "P" and bool((array == array[..., :1]).all())
+    array = np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB"))
+    is_grey = is_palette and bool((array == array[..., :1]).all())
     return array[..., 0] if is_grey else array, changes
 
 
@@ -159,8 +164,7 @@ def _on_white(image: Any) -> tuple[Any, bool]:
     from PIL import Image
 
     is_grey = image.mode in ("1", "L", "LA", "La")
-    straight = image.convert({"La": "LA"}.get(image.mode, image.mode)) if image.mode == "La" else image
-    layer = straight.convert("RGBA")
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if layer.getextrema()[3][0] == 255:
         return layer.convert("L" if is_grey else "RGB"), True
     white = Image.new("RGBA", layer.size, "white")
