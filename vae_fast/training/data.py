@@ -120,7 +120,7 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     if support == "unit" and not 0 <= lo <= hi <= 1:
         ways = [_scaling(lo, hi)]
         if lo >= 0 and 127 < hi <= 255 and not dataset.has_fractions():
-            ways.append("save them as uint8, x.astype(numpy.uint8)")
+            ways.append("save them as uint8: x.astype(numpy.uint8)")
         if max(-lo, hi) <= _FAR:
             ways.append("take --likelihood gaussian")
         raise DataError(
@@ -134,7 +134,7 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     if support == "counts" and dataset.has_fractions():
         warning = f"holds fractions, the {likelihood} likelihood is of counts: whole numbers"
     elif support == "real" and max(-lo, hi) > _FAR:
-        warning = f"{span} may be too far from 0 for the networks, and the loss become inf or NaN: {_scaling(lo, hi)}"
+        warning = f"{span} are far from 0, the loss may become inf or NaN; {_scaling(lo, hi)}"
     elif likelihood.startswith("discretized") and dataset.is_between_levels():
         warning = f"holds values between the 256 levels k/255, of which the {likelihood} likelihood is"
     if warning:
@@ -144,13 +144,13 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
 def _scaling(lo: float, hi: float) -> str:
     """What brings all values to 0 to 1, as an expression of the array x."""
     if lo >= -0.01 and hi <= 1.01:
-        return "clip them, x.clip(0, 1)"
+        return "clip them: x.clip(0, 1)"
     if 0 <= lo <= hi / 2:
         full = next((top for top in (255, 65535) if top / 2 < hi <= top), _rounded_up(hi))
-        return f"scale them, x / {_shown(full)}"
+        return f"scale them: x / {_shown(full)}"
     start = -_rounded_up(-lo)
     sign = "-" if start > 0 else "+"
-    return f"scale them, (x {sign} {_shown(abs(start))}) / {_shown(_rounded_up(hi - start))}"
+    return f"scale them: (x {sign} {_shown(abs(start))}) / {_shown(_rounded_up(hi - start))}"
 
 
 def _rounded_up(value: float) -> float:

@@ -27,16 +27,16 @@ def part_of(name: str) -> tuple[str, str]:
     name = name.lower()
     found = _PART.search(name)
     if found is None:
-        return "", name.strip("_-. ")
+        return "", name.strip("_-./ ")
     rest = name[: found.start()] + name[found.end() :]
-    return _PART_OF[found[0][:2]], rest.strip("_-. ")
+    return _PART_OF[found[0][:2]], rest.strip("_-./ ")
 
 
 def visible_files(folder: Path) -> list[Path]:
     """All files below the folder, sorted, but for what systems leave there: ._0.png, .DS_Store, __MACOSX/."""
     files: list[Path] = []
     seen: set[Path] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         place = Path(root).resolve()
         if place in seen:  # a link that leads back
             folders.clear()
@@ -52,6 +52,10 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = len(names) - most
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_hidden(name: str) -> bool:
