@@ -84,14 +84,17 @@ def test_a_test_part_alone_is_split(tmp_path: Path) -> None:
     assert sorted(torch.cat([data.train, data.test])[:, 0, 0].tolist()) == [200, 201, 202]
 
 
-@pytest.mark.parametrize("below", ["", "train-labels-idx1-ubyte"])
-def test_labels_are_no_samples(tmp_path: Path, below: str) -> None:
-    source = Path(folder(tmp_path, {"train-labels-idx1-ubyte": LABELS}))
-    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte: holds labels"):
-        load(str(source / below))
+def test_labels_are_no_samples(tmp_path: Path) -> None:
+    source = folder(tmp_path, {"train-labels-idx1-ubyte": LABELS})
+    with pytest.raises(
+        DataError, match=r"no images and no train-images-idx3-ubyte \(train-labels-idx1-ubyte\)"
+    ):
+        load(source)
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte: holds labels"):
+        load(str(tmp_path / "train-labels-idx1-ubyte"))
     folder(tmp_path, MNIST)
     with pytest.raises(DataError, match=r"holds labels, .*, train-images-idx3-ubyte$"):
-        load(str(source / "train-labels-idx1-ubyte"))
+        load(str(tmp_path / "train-labels-idx1-ubyte"))
 
 
 def test_of_several_sets_one_is_given(tmp_path: Path) -> None:

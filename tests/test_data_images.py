@@ -151,6 +151,13 @@ FOLDERS: dict[str, tuple[dict[str, bytes], list[int], list[int] | None, str]] = 
         None,
         r"not used: 2 files that are no images \(labels.csv, readme.txt\)",
     ),
+    "names that hold idx": ({"idx0.png": A, "img-idx3.png": B}, [200, 201], None, ""),
+    "IDX labels": (
+        {"0.png": A, "1.png": B, "train-labels-idx1-ubyte": b""},
+        [200, 201],
+        None,
+        "1 files that",
+    ),
     "classes": (
         {"cat/0.png": A, "dog/0.png": B},
         [200, 201],

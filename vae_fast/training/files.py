@@ -36,7 +36,8 @@ def _read_folder(folder: Path) -> Parts:
     files = visible_files(folder)
     parts = idx.read_folder(folder, files) or images.read_folder(folder, files)
     if parts is None:
-        raise DataError(f"{folder}: holds no images and no train-images-idx3-ubyte")
+        found = f" ({listed(path.name for path in files)})" if files else ""
+        raise DataError(f"{folder}: holds no images and no train-images-idx3-ubyte{found}")
     return parts
 
 

@@ -30,20 +30,15 @@ def read_file(path: Path) -> Parts:
 def read_folder(folder: Path, files: list[Path]) -> Parts | None:
     """MNIST's four files and their like, under the names and in the folders that Kaggle and torchvision give them.
 
-    None if no file of the folder is one.
+    None if there are none.
     """
-    idx = [path for path in files if re.search(r"idx\d", path.name.lower())]
-    sets: dict[tuple[Path, str], dict[str, list[Path]]] = {}  # the copies of each part: packed or not
-    for path in idx:
-        if not _holds_labels(path):
-            own = _plain_name(path.parent) == _plain_name(
-                path
-            )  # Kaggle: a folder of its name around each file
+    sets: dict[tuple[Path, str], dict[str, list[Path]]] = {}  # the files of each part: a copy may be packed
+    for path in files:
+        if re.search(r"idx\d-[a-z0-9]+$", _plain_name(path)) and not _holds_labels(path):
             part, rest = part_of(_plain_name(path))
-            parts = sets.setdefault((path.parent.parent if own else path.parent, rest), {})
-            parts.setdefault(part, []).append(path)
+            sets.setdefault((_home(path), rest), {}).setdefault(part, []).append(path)
     if not sets:
-        return read_file(idx[0]) if idx else None  # labels alone: it says so
+        return None
     depth = min(len(home.parts) for home, _ in sets)
     nearest = [parts for (home, _), parts in sets.items() if len(home.parts) == depth]
     trains = [(parts.get("train") or next(iter(parts.values())))[0] for parts in nearest]
@@ -94,6 +89,11 @@ def read(path: Path) -> np.ndarray:
 def _plain_name(path: Path) -> str:
     """train-images-idx3-ubyte, of train-images.idx3-ubyte.gz too."""
     return path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
+
+
+def _home(path: Path) -> Path:
+    """The folder of the set: Kaggle has another one around each file, of the file's name."""
+    return path.parents[1] if _plain_name(path.parent) == _plain_name(path) else path.parent
 
 
 def _holds_labels(path: Path) -> bool:
