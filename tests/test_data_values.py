@@ -98,6 +98,7 @@ OTHERS = [(*r, name) for r in RANGES[:2] for name in ("continuous_bernoulli", "d
 
 
 @pytest.mark.parametrize(("lo", "hi", "likelihood"), [(*r, "bernoulli") for r in RANGES] + OTHERS, ids=str)
+@pytest.mark.filterwarnings("ignore:.*between the 256 levels")
 def test_the_advice_on_a_range_works(tmp_path: Path, lo: float, hi: float, likelihood: str) -> None:
     x = UNIT * (hi - lo) + lo if hi not in (16, 255, 65535) else np.round(UNIT * hi)
     with pytest.raises(DataError, match=f"the {likelihood} likelihood takes 0 to 1") as caught:
@@ -189,6 +190,19 @@ def test_what_is_no_packed_bits(tmp_path: Path) -> None:
     for other in (replace(data, test=data.test.float()), data.reshaped((13, 1))):
         with pytest.raises(DataError, match="cannot be read as"):
             other.reshaped((13, 8))
+
+
+@pytest.mark.parametrize("other", [(30,), (1, 6, 5), (6, 5), (30, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (1, 6, 5), (30,)], ids=str)
+def test_shapes_of_the_same_order(tmp_path: Path, shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+    data = loaded(tmp_path, data=np.arange(240).reshape(8, *shape))
+    assert torch.equal(data.reshaped(other).train.flatten(1), data.train.flatten(1))
+
+
+@pytest.mark.parametrize("other", [(5, 6), (3, 10), (3, 2, 5), (6, 4)], ids=str)
+def test_images_are_not_cut_into_others(tmp_path: Path, other: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=re.escape(f"shape (6, 5), which cannot be read as {other}")):
+        loaded(tmp_path, data=UNIT).reshaped(other)
 
 
 def image(path: Path) -> np.ndarray:

@@ -39,15 +39,20 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     def reshaped(self, shape: tuple[int, ...]) -> Dataset:
-        """Flat samples as images, say. Samples that are an eighth of the shape, in uint8, are read as packed bits."""
+        """Flat samples as images, images as flat ones or with a channel. Raises DataError.
+
+        Flat uint8 of an eighth of the size are read as packed bits. Images are not read as ones of other sides: their
+        rows would be cut.
+        """
         size, width = math.prod(shape), math.prod(self.shape)
+        longer = [tuple(n for n in sizes if n > 1) for sizes in (self.shape, shape)]
+        is_same_order = longer[0] == longer[1] or min(map(len, longer)) <= 1
+        is_flat_uint8 = self.train.ndim == 2 and self.train.dtype == self.test.dtype == torch.uint8
+        is_packed = is_flat_uint8 and size != width == math.ceil(size / 8)
+        if not is_packed and not (size == width and is_same_order):
+            raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
         train, test, notes = self.train, self.test, [n for n in self.notes if n != _hint(self.train)]
-        if size != width:
-            is_flat_uint8 = self.train.ndim == 2 and self.train.dtype == self.test.dtype == torch.uint8
-            if not is_flat_uint8 or width != math.ceil(size / 8):
-                raise DataError(
-                    f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}"
-                )
+        if is_packed:
             train, test = (_unpacked(self.name, part, size) for part in (train, test))
             notes.append(f"{width} bytes a sample are read as {size} packed bits")
         train, test = (part.reshape(-1, *shape) for part in (train, test))
