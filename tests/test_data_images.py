@@ -177,6 +177,8 @@ FOLDERS: dict[str, tuple[dict[str, bytes], list[int], list[int] | None, str]] = 
         [202],
         r"not used: 1 images outside.*; 2 folders \(a, b\)",
     ),
+    "names with a part": ({"mnist_train/0.png": A, "mnist_test/0.png": B}, [200], [201], ""),
+    "a class named valley": ({"train/0.png": A, "valley/0.png": B}, [200, 201], None, r"\(train, valley\)"),
     "parts below": ({"images/train/0.png": A, "images/test/0.png": B}, [200], [201], ""),
     "a class named train": (
         {"train/0.png": A, "plane/0.png": B},

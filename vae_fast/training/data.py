@@ -123,7 +123,7 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     lo, hi = dataset.limits()
     name, span = dataset.name, f"values from {_shown(lo)} to {_shown(hi)}"
     if support == "unit" and not 0 <= lo <= hi <= 1:
-        ways = [_scaling(lo, hi)]
+        ways = [scaling(lo, hi)]
         if lo >= 0 and 127 < hi <= 255 and not dataset.has_fractions():
             ways.append("save them as uint8: x.astype(numpy.uint8)")
         if max(-lo, hi) <= _FAR:
@@ -139,14 +139,14 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     if support == "counts" and dataset.has_fractions():
         warning = f"holds fractions, the {likelihood} likelihood is of counts: whole numbers"
     elif support == "real" and max(-lo, hi) > _FAR:
-        warning = f"{span} are far from 0, the loss may become inf or NaN; {_scaling(lo, hi)}"
+        warning = f"{span} are far from 0, the loss may become inf or NaN; {scaling(lo, hi)}"
     elif likelihood.startswith("discretized") and dataset.is_between_levels():
         warning = f"holds values between the 256 levels k/255, of which the {likelihood} likelihood is"
     if warning:
         warnings.warn(f"{name}: {warning}", stacklevel=3)
 
 
-def _scaling(lo: float, hi: float) -> str:
+def scaling(lo: float, hi: float) -> str:
     """What brings all values to 0 to 1, as an expression of the array x."""
     if lo >= -0.01 and hi <= 1.01:
         return "clip them: x.clip(0, 1)"

@@ -30,13 +30,7 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
     pictures = [path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not pictures:
         return None
-    parts: dict[str, list[Path]] = {"train": [], "test": [], "valid": [], "": []}
-    for path in pictures:
-        parts[next(filter(None, map(_named_part, _folders(folder, path))), "")].append(path)
-    held_out = "test" if parts["test"] else "valid"
-    train, test = parts["train"], parts[held_out]
-    if not train or not test:
-        train, test = pictures, []
+    used, (train, test) = _choose_parts(folder, pictures)
     array, notes = read_images(train + test)
     unread = sorted(set(files) - set(pictures))
     if unread:
@@ -44,13 +38,28 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
     left_out = len(pictures) - len(train) - len(test)
     if left_out:
         notes += (f"not used: {left_out:,} images outside the folders of the train and the test part",)
-    if test and held_out != "test":
+    if "valid" in {part for part, _ in used}:
         notes += ("the validation images are the test part",)
-    classes = {tuple(n for n in _folders(folder, p) if not (test and _named_part(n))) for p in train + test}
+    classes = {tuple(n for n in _folders(folder, path) if part_of(n) not in used) for path in train + test}
     if len(classes) > 1:
         names = listed("/".join(names) or "." for names in sorted(classes))
         notes += (f"{len(classes):,} folders ({names}) are read as one set, without labels",)
     return Parts(array[: len(train)], array[len(train) :] if test else None, notes)
+
+
+def _choose_parts(folder: Path, pictures: list[Path]) -> tuple[list[tuple[str, str]], list[list[Path]]]:
+    """What folders are named of the train and the test part, train and test or mnist_train and mnist_test, and their
+    images. No names where there are no such two: then all images are of the train part."""
+    named: dict[tuple[str, str], list[Path]] = {}
+    for path in pictures:
+        of_parts = (part_of(name) for name in _folders(folder, path))
+        named.setdefault(next((part for part in of_parts if part[0]), ("", "")), []).append(path)
+    rests = [rest for part, rest in named if part == "train"]
+    for held_out in ("test", "valid"):
+        if len(rests) == 1 and (held_out, rests[0]) in named:
+            used = [("train", rests[0]), (held_out, rests[0])]
+            return used, [named[part] for part in used]
+    return [], [pictures, []]
 
 
 def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -96,12 +105,6 @@ def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
 def _folders(folder: Path, path: Path) -> tuple[str, ...]:
     """The names of the folders between them."""
     return path.parent.relative_to(folder).parts
-
-
-def _named_part(name: str) -> str:
-    """The part that a folder is named after, train or Training; "" of retrain and all others."""
-    part, rest = part_of(name)
-    return "" if rest else part
 
 
 def _to_array(image: Any) -> tuple[np.ndarray, list[str]]:
