@@ -175,7 +175,7 @@ FOLDERS: dict[str, tuple[dict[str, bytes], list[int], list[int] | None, str]] = 
         {"train/a/0.png": A, "train/b/0.png": D, "valid/a/0.png": B, "test/a/0.png": C},
         [200, 203],
         [202],
-        r"not used, outside .*: images, 1; 2 folders \(a, b\)",
+        r"not used: images outside .* \(1\); 2 folders \(a, b\)",
     ),
     "names with a part": ({"mnist_train/0.png": A, "mnist_test/0.png": B}, [200], [201], ""),
     "a class named valley": ({"train/0.png": A, "valley/0.png": B}, [200, 201], None, r"\(train, valley\)"),

@@ -37,7 +37,7 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
         notes += (f"not used, no images: {listed(path.name for path in unread)}",)
     left_out = len(pictures) - len(train) - len(test)
     if left_out:
-        notes += (f"not used, outside the folders of the train and the test part: images, {left_out:,}",)
+        notes += (f"not used: images outside the folders of the train and the test part ({left_out:,})",)
     if "valid" in {part for part, _ in used}:
         notes += ("the validation images are the test part",)
     classes = {tuple(n for n in _folders(folder, path) if part_of(n) not in used) for path in train + test}
