@@ -1,6 +1,7 @@
 """-log p(counts | decoder output) per sample, in plain PyTorch, and its derivatives per element.
 
-In float64, as differences of lgamma cancel. EPS, as in scvi-tools, keeps a mean or dispersion of 0 finite.
+In float64, and without the lgammas of the textbook, which cancel. EPS, as in scvi-tools, keeps a mean or dispersion of 0
+finite. A negative mean, dispersion or count gives NaN.
 """
 
 from __future__ import annotations
@@ -11,35 +12,108 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .closed_form import with_derivatives
 from .latent import arithmetic_dtype
 from .likelihood import read, total
+from .special import deviance, log1p_minus, log_factorial_minus, stirling, stirling_slope
 
 EPS = 1e-8
-NOTHING = 1e-8  # a count below this is no count
+NOTHING = float.fromhex("0x1.5798eep-27")  # a count closer to 0 than this is none: 1e-8 in float32
+POISSON_LIMIT = 1e300  # what an infinite theta counts as
+
+Derivatives = Callable[..., tuple[Tensor, ...]]
 
 
-def _read(target: Tensor, *params: Tensor | float, mask: Tensor | None) -> tuple[Tensor, ...]:
-    return read(target, *params, mask=mask, dtype=torch.float64, counts=True)
-
-
-def _total(terms: Tensor, mask: Tensor | None, weight: Tensor | None, *inputs: object) -> Tensor:
-    nll = total(terms, mask, None).to(arithmetic_dtype(*inputs))
+def _nll(
+    terms: Callable[..., Tensor],
+    derivatives: Derivatives,
+    target: Tensor,
+    *params: Tensor | float,
+    mask: Tensor | None,
+    weight: Tensor | None,
+) -> Tensor:
+    values = read(target, *params, mask=mask, dtype=torch.float64, counts=True)
+    nll = total(with_derivatives(terms, derivatives, *values), mask, None).to(
+        arithmetic_dtype(target, *params)
+    )
     return nll if weight is None else nll * weight
+
+
+def _domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, Tensor, *tuple[Tensor, ...]]:
+    """Whether x counts nothing, x with 1 in the place of nothing, and mean and theta with EPS; NaN where one is negative."""
+    none = x.abs() < NOTHING
+    x, *positive = (
+        torch.where(v < 0, torch.nan, v) for v in (torch.where(none, 1.0, x), *(p + EPS for p in params))
+    )
+    return none, x, *positive
+
+
+def poisson(x: Tensor, mean: Tensor) -> Tensor:
+    """mu - x log mu + log x!, as x log(x / mu) - (x - mu) and the rest of log x!"""
+    none, x, mu = _domain(x, mean)
+    return torch.where(none, mu, deviance(x, mu) + log_factorial_minus(x))
+
+
+def d_poisson(x: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
+    none, x, mu = _domain(x, mean)
+    return (torch.where(none, mu / mu, (mu - x) / mu),)
+
+
+def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """-log of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x
+
+    With a theta above |x - mu| as a difference of deviances, with a smaller one by the logarithms, whose large terms
+    are combined: each form cancels where the other does not.
+    """
+    none, x, mu, th = _domain(x, mean, theta)
+    th = th.clamp(max=POISSON_LIMIT)
+    t = th * ((x - mu) / mu) / (x + th)
+    log_odds = torch.where(t.abs() < 0.5, torch.log1p(t), torch.log((x / mu) * ((mu + th) / (x + th))))
+    far = x * log_odds - th * torch.log((x + th) / (mu + th))
+    near = deviance(x, mu) - deviance(x + th, mu + th)
+    rest = 0.5 * torch.log1p(x / th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
+    return torch.where(none, th * torch.log1p(mu / th), torch.where((x - mu).abs() > th, far, near) + rest)
+
+
+def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
+    none, x, mu, th = _domain(x, mean, theta)
+    x, th = torch.where(none, 0.0, x), th.clamp(max=POISSON_LIMIT)
+    u = (x - mu) / (th + mu)
+    # digamma(x + theta) - log(x + theta) less the same without x
+    rest = 0.5 * (x / th) / (x + th) + (stirling_slope(x + th) - stirling_slope(th))
+    return -(u * th) / mu, -(log1p_minus(u, (x + th) / (mu + th)) + rest)
+
+
+def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor) -> Tensor:
+    """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
+    nb, a = negative_binomial(x, mean, theta), -logit
+    # Near 1 from its distance to 1, else softplus(a) - softplus(a - nb), whose large terms are combined.
+    distance = torch.sigmoid(a) * -torch.expm1(-nb)
+    far = (
+        torch.minimum(nb, F.relu(a))
+        + torch.log1p(torch.exp(-a.abs()))
+        - torch.log1p(torch.exp(-(a - nb).abs()))
+    )
+    zero = torch.where(distance < 0.5, -torch.log1p(-distance), far)
+    return torch.where(x.abs() < NOTHING, zero, nb - F.logsigmoid(a))
+
+
+def d_zero_inflated_negative_binomial(
+    x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor
+) -> tuple[Tensor, ...]:
+    none = x.abs() < NOTHING
+    nb = negative_binomial(x, mean, theta)
+    q = torch.where(none, torch.sigmoid(-logit - nb), 1.0)  # P(a count of the negative binomial | x = 0)
+    by_logit = torch.sigmoid(-logit) * torch.sigmoid(logit + nb) * torch.expm1(-nb)
+    by_mean, by_theta = d_negative_binomial(x, mean, theta)
+    return q * by_mean, q * by_theta, torch.where(none, by_logit, torch.sigmoid(logit))
 
 
 def poisson_nll(
     mean: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
     """mu - x log mu + log x!"""
-    x, mu = _read(target, mean, mask=mask)
-    mu = mu + EPS
-    return _total(mu - x * torch.log(mu) + torch.lgamma(x + 1), mask, weight, mean, target)
-
-
-def negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """-log of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x"""
-    combinations = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    return theta * torch.log1p(mu / theta) - x * torch.log(mu / (theta + mu)) - combinations
+    return _nll(poisson, d_poisson, target, mean, mask=mask, weight=weight)
 
 
 def negative_binomial_nll(
@@ -51,8 +125,7 @@ def negative_binomial_nll(
     weight: Tensor | None = None,
 ) -> Tensor:
     """-log NB(x; mean mu, inverse dispersion theta)"""
-    x, mu, th = _read(target, mean, theta, mask=mask)
-    return _total(negative_binomial(x, mu + EPS, th + EPS), mask, weight, mean, target, theta)
+    return _nll(negative_binomial, d_negative_binomial, target, mean, theta, mask=mask, weight=weight)
 
 
 def zero_inflated_negative_binomial_nll(
@@ -65,42 +138,12 @@ def zero_inflated_negative_binomial_nll(
     weight: Tensor | None = None,
 ) -> Tensor:
     """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
-    x, mu, th, p = _read(target, mean, theta, dropout_logits, mask=mask)
-    mu, th = mu + EPS, th + EPS
-    at_zero = -th * torch.log1p(mu / th)  # log NB(0)
-    nothing = F.logsigmoid(p - at_zero) - F.logsigmoid(p)  # softplus(-p) - softplus(log NB(0) - p)
-    something = -F.logsigmoid(-p) + negative_binomial(x, mu, th)
-    terms = torch.where(x < NOTHING, nothing, something)
-    return _total(terms, mask, weight, mean, target, theta, dropout_logits)
-
-
-def d_poisson(x: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
-    return (1 - x / (mean + EPS),)
-
-
-def _d_negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    u = (x - mu) / (theta + mu)
-    rest = (torch.digamma(y) - torch.log(y) for y in (theta + x, theta))
-    return -theta * u / mu, u - torch.log1p(u) - next(rest) + next(rest)
-
-
-def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
-    return _d_negative_binomial(x, mean + EPS, theta + EPS)
-
-
-def d_zero_inflated_negative_binomial(
-    x: Tensor, mean: Tensor, theta: Tensor, p: Tensor
-) -> tuple[Tensor, ...]:
-    mu, th = mean + EPS, theta + EPS
-    ratio = torch.log1p(mu / th)
-    q = torch.sigmoid(-th * ratio - p)  # P(a count of the negative binomial | x = 0)
-    at_zero = (q * th / (th + mu), q * (ratio - mu / (th + mu)), q - torch.sigmoid(-p))
-    above = (*_d_negative_binomial(x, mu, th), torch.sigmoid(p))
-    return tuple(torch.where(x < NOTHING, a, b) for a, b in zip(at_zero, above, strict=True))
+    terms, derivatives = zero_inflated_negative_binomial, d_zero_inflated_negative_binomial
+    return _nll(terms, derivatives, target, mean, theta, dropout_logits, mask=mask, weight=weight)
 
 
 # Derivatives of one element with respect to each parameter: (x, *params) -> (d/d param, ...).
-DERIVATIVES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+DERIVATIVES: dict[str, Derivatives] = {
     "poisson": d_poisson,
     "negative_binomial": d_negative_binomial,
     "zero_inflated_negative_binomial": d_zero_inflated_negative_binomial,
