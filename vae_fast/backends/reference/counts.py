@@ -1,7 +1,7 @@
 """-log p(counts | decoder output) per sample, in plain PyTorch, and its derivatives per element.
 
-In float64, and without the lgammas of the textbook, which cancel. EPS, as in scvi-tools, keeps a mean or dispersion of 0
-finite. A negative mean, dispersion or count gives NaN.
+In float64, and without the lgammas of the textbook, which cancel. EPS, as in scvi-tools, keeps a mean or dispersion of
+0 finite. A negative mean, dispersion or count gives NaN.
 """
 
 from __future__ import annotations
@@ -39,13 +39,11 @@ def _nll(
     return nll if weight is None else nll * weight
 
 
-def _domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, Tensor, *tuple[Tensor, ...]]:
-    """Whether x counts nothing, x with 1 in the place of nothing, and mean and theta with EPS; NaN where one is negative."""
+def _domain(x: Tensor, *params: Tensor) -> list[Tensor]:
+    """Whether x counts nothing, x with 1 in the place of nothing, mean and theta with EPS; NaN for what is negative."""
     none = x.abs() < NOTHING
-    x, *positive = (
-        torch.where(v < 0, torch.nan, v) for v in (torch.where(none, 1.0, x), *(p + EPS for p in params))
-    )
-    return none, x, *positive
+    values = (torch.where(none, 1.0, x), *(p + EPS for p in params))
+    return [none, *(torch.where(v < 0, torch.nan, v) for v in values)]
 
 
 def poisson(x: Tensor, mean: Tensor) -> Tensor:
@@ -68,7 +66,10 @@ def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     none, x, mu, th = _domain(x, mean, theta)
     th = th.clamp(max=POISSON_LIMIT)
     t = th * ((x - mu) / mu) / (x + th)
-    log_odds = torch.where(t.abs() < 0.5, torch.log1p(t), torch.log((x / mu) * ((mu + th) / (x + th))))
+    small = t.abs() < 0.5
+    log_odds = torch.where(
+        small, torch.log1p(torch.where(small, t, 0.0)), torch.log((x / mu) * ((mu + th) / (x + th)))
+    )
     far = x * log_odds - th * torch.log((x + th) / (mu + th))
     near = deviance(x, mu) - deviance(x + th, mu + th)
     rest = 0.5 * torch.log1p(x / th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
@@ -94,7 +95,8 @@ def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logi
         + torch.log1p(torch.exp(-a.abs()))
         - torch.log1p(torch.exp(-(a - nb).abs()))
     )
-    zero = torch.where(distance < 0.5, -torch.log1p(-distance), far)
+    near = distance < 0.5
+    zero = torch.where(near, -torch.log1p(-torch.where(near, distance, 0.0)), far)
     return torch.where(x.abs() < NOTHING, zero, nb - F.logsigmoid(a))
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 SHIFT = 8  # Stirling's series hold from here on, to 1e-16
 # B_2n / (2n (2n - 1)) of Bernoulli's numbers, n = 1, 2, ...
 STIRLING = (
-    1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188, -174611 / 125400
+    1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188,
+    -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188, -174611 / 125400,
 )  # fmt: skip
 
 
 def log1p_minus(u: Tensor, one_plus_u: Tensor) -> Tensor:
-    """log(1 + u) - u, of u and 1 + u as exact as each is known; around 0 by the series of 2 artanh(v), v = u / (2 + u)."""
+    """log(1 + u) - u, of u and 1 + u as exact as each is known; around 0 the series of 2 artanh(v), v = u / (2 + u)."""
     near = u.abs() < 0.25
     w = torch.where(near, u, 0.0)
     v = w / (2 + w)
