@@ -18,13 +18,19 @@ template <class F> VAE_FAST_FN auto is_counted(F x) {
 }
 
 // Ordinary numbers are not negative, and at most 2^62 together, so that no product or quotient of two leaves float32.
-// A vector of others takes the functions named _careful, which give NaN for what is negative or, theta aside, infinite.
+// A vector of others takes the functions named _careful: NaN for what is negative, the limit where a number is infinite.
 template <class F, class... Others> VAE_FAST_FN bool are_ordinary(F first, Others... others) {
   const F room = splat<F>(0x1p62f) - (first + ... + others);
   return !any_negative<F>((bit_cast<u32_of<F>>(first) | ... | bit_cast<u32_of<F>>(others)) | bit_cast<u32_of<F>>(room));
 }
 template <class F> VAE_FAST_FN F not_negative(F x) { return select(x >= splat<F>(0.0f), x, splat<F>(kNaN)); }
-template <class F> VAE_FAST_FN F in_domain(F x) { return not_negative(x - (x - x)); }  // inf - inf is NaN
+template <class F> VAE_FAST_FN F bounded_domain(F x) { return minimum(splat<F>(kLargest), not_negative(x)); }
+template <class F> VAE_FAST_FN auto is_infinite(F x) { return x > splat<F>(kLargest); }
+// What is added to a result that grows without bound with the mean and with x, and has no limit in both.
+template <class F> VAE_FAST_FN F growth_of_infinite(F mean, F x) {
+  const F of_mean = select(is_infinite(mean), splat<F>(kInfinity), splat<F>(0.0f));
+  return select(is_infinite(x), splat<F>(kInfinity) - of_mean, of_mean);
+}
 
 // Ratios whose logarithm is better taken of each number, as the ratio itself may leave float32.
 template <class F> VAE_FAST_FN auto is_extreme(F ratio) { return (ratio < splat<F>(0x1p-60f)) | (ratio > splat<F>(0x1p60f)); }
@@ -61,20 +67,21 @@ struct Poisson : OfCounts<Poisson> {
     return fma(mean, log1p(divide(x - mean, mean), divide(x, mean)).deviance, log_factorial_minus(x));
   }
   template <class F> static VAE_FAST_COLD F nll_careful(F mean_or_not, F x_or_not) {
-    const F mean = in_domain(mean_or_not), x = in_domain(x_or_not), apart = x - mean, ratio = divide(x, mean);
+    const F mean = bounded_domain(mean_or_not), x = bounded_domain(x_or_not), apart = x - mean, ratio = divide(x, mean);
     const F near = mean * log1p(divide(apart, mean), ratio).deviance, far = x * (log(x) - log(mean)) - apart;
     const auto large = x > splat<F>(0x1p62f);
-    const F stirling_part = splat<F>(0.5f) * (log(x) + splat<F>(kLog2Pi));
+    const F of_large = splat<F>(0.5f) * (log(x) + splat<F>(kLog2Pi));
     return select(is_extreme(ratio), far, near) +
-           select(large, stirling_part, log_factorial_minus(select(large, splat<F>(1.0f), x)));
+           select(large, of_large, log_factorial_minus(select(large, splat<F>(1.0f), x))) +
+           growth_of_infinite(mean_or_not, x_or_not);
   }
 
   template <class F> static VAE_FAST_FN void gradient_of_zero(const F* p, F* by) {
     by[0] = select(p[0] + splat<F>(kTiny) >= splat<F>(0.0f), splat<F>(1.0f), splat<F>(kNaN));
   }
   template <class F> static VAE_FAST_FN void gradient_of_count(const F* p, F x, F* by) {
-    const F mean = p[0] + splat<F>(kTiny);
-    by[0] = divide(not_negative(mean) - not_negative(x), mean);
+    const F mean = p[0] + splat<F>(kTiny), bounded = bounded_domain(mean), count = not_negative(x);
+    by[0] = select(is_infinite(mean), splat<F>(1.0f) + (count - count), divide(bounded - count, bounded));
   }
 };
 
@@ -92,10 +99,11 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
     return {mean, theta, x, total, inverse, log1p((x - mean) * inverse, (theta + x) * inverse)};
   }
 
-  // The same of mean, theta and x in units of `unit`, in which no product leaves float32 either.
+  // The same of mean, theta and x in units of `unit`, in which no product leaves float32 either; infinite ones as the
+  // largest number.
   template <class F> struct CarefulTerms : Terms<F> { F unit; };
   template <class F> static VAE_FAST_FN CarefulTerms<F> careful_terms(F mean, F theta, F x) {
-    mean = in_domain(mean), x = in_domain(x), theta = minimum(splat<F>(kLargest), not_negative(theta));
+    mean = bounded_domain(mean), theta = bounded_domain(theta), x = bounded_domain(x);
     const auto large = mean + theta + x > splat<F>(0x1p62f);
     const F scale = select(large, splat<F>(0x1p-66f), splat<F>(1.0f));
     Terms<F> t = terms(mean * scale, theta * scale, x * scale);
@@ -104,7 +112,6 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
     t.log.minus = select(extreme, t.log.value - (t.x - t.mean) * t.inverse, t.log.minus);
     return {t, select(large, splat<F>(0x1p66f), splat<F>(1.0f))};
   }
-  template <class F> static VAE_FAST_FN auto is_poisson(F theta) { return theta > splat<F>(kLargest); }
 
   template <class F> static VAE_FAST_FN F nll_of_zero(const F* p) {
     const F mean = p[0] + splat<F>(kTiny), theta = p[1] + splat<F>(kTiny);
@@ -115,8 +122,8 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
   template <class F> static VAE_FAST_COLD F zero_careful(F mean, F theta) {
     const auto t = careful_terms(mean, theta, splat<F>(0.0f));
     // -theta·log(1 + u), where u may leave float32: from -theta·u
-    const F nll = fma(-t.theta, t.log.minus, (t.theta * t.inverse) * t.mean) * t.unit;
-    return select(is_poisson(theta), in_domain(mean), nll);
+    const F nll = fma(-t.theta, t.log.minus, (t.theta * t.mean) * t.inverse) * t.unit;
+    return select(is_infinite(theta), not_negative(mean), nll + growth_of_infinite(mean, splat<F>(0.0f)));
   }
 
   // x·log(x / mean) - (theta + x)·log((theta + x) / total): as a difference of deviances, exact where x is near the mean,
@@ -157,7 +164,8 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
                                   splat<F>(0.5f) * (log(count) + splat<F>(kLog2Pi)) + stirling_series(count));
     const F half_log = splat<F>(0.5f) * select(t.x > t.theta, log(sum) - log(t.theta), log1p(divide(t.x, t.theta), divide(sum, t.theta)).value);
     const F rest = of_factorial + (half_log + (stirling(t.theta * t.unit) - stirling(sum * t.unit)));
-    return select(is_poisson(theta), Poisson::nll_careful(mean, x), fma(deviance<true, F>(t), t.unit, rest));
+    const F nll = fma(deviance<true, F>(t), t.unit, rest) + growth_of_infinite(mean, x);
+    return select(is_infinite(theta), Poisson::nll_careful(mean, x), nll);  // the limit
   }
 
   template <class F> static VAE_FAST_FN void gradient_of_zero(const F* p, F* by) {
@@ -176,12 +184,13 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
   }
   template <class F> static VAE_FAST_COLD void gradient_careful(F mean, F theta, F x, F* by) {
     const auto t = careful_terms(mean, theta, x);
-    const auto poisson = is_poisson(theta);
-    const F none = splat<F>(0.0f), apart = t.mean - t.x, at = select(poisson, t.mean, t.theta) * t.unit;
-    by[0] = divide(select(poisson, apart, (apart * t.theta) * t.inverse), t.mean);
-    const F count = t.x * t.unit;
+    const auto poisson = is_infinite(theta);
+    const F none = splat<F>(0.0f), apart = t.mean - t.x, at = t.theta * t.unit, count = t.x * t.unit;
+    const F slope = divide(select(poisson, apart, (apart * t.theta) * t.inverse), t.mean);
+    const F limit = fma(t.theta + t.x, none, select(poisson, splat<F>(1.0f), none));  // of an infinite mean
+    by[0] = select(is_infinite(mean), limit, slope) - growth_of_infinite(none, x);
     const F by_theta = -(t.log.minus + select(count > none, digamma_minus_log_difference(at + count, at, count), none));
-    by[1] = select(poisson, by[0] - by[0], by_theta);
+    by[1] = select(poisson, fma(t.mean, none, t.x * none), by_theta + growth_of_infinite(mean, x));
   }
 };
 
@@ -211,12 +220,15 @@ struct ZeroInflatedNegativeBinomial : OfCounts<ZeroInflatedNegativeBinomial> {
     NegativeBinomial::gradient_of_zero(p, by);
     const Sigmoid<F> kept = sigmoid(-p[2] - zero);  // the chance that a zero is one of the negative binomial's
     by[0] = kept.value * by[0];
-    by[1] = kept.value * by[1];
+    by[1] = kept.value * select(is_infinite(zero), splat<F>(0.0f), by[1]);
     by[2] = sigmoid(p[2]).complement * kept.complement * nonpositive(-zero).expm1;
   }
   template <class F> static VAE_FAST_FN void gradient_of_count(const F* p, F x, F* by) {
     NegativeBinomial::gradient_of_count(p, x, by);
     by[2] = sigmoid(p[2]).value;
+    // As the value is NaN where one of them is.
+    const F undefined = select((by[0] != by[0]) | (p[2] != p[2]), splat<F>(kNaN), splat<F>(0.0f));
+    for (int i = 0; i < parameters; ++i) by[i] = by[i] + undefined;
   }
 };
 

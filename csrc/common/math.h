@@ -14,7 +14,7 @@ constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kPi = 3.14159265358979324f;
 constexpr float kLog2Pi = 1.83787706640934548f;
 constexpr float kLargest = 0x1.FFFFFEp127f;
-constexpr float kNaN = __builtin_nanf("");
+constexpr float kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
 
 // x clamped as torch.clamp does: NaN stays NaN.
 template <class F> VAE_FAST_FN F clamp(F x, float low, float high) {

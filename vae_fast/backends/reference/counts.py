@@ -15,11 +15,18 @@ from torch import Tensor
 from .closed_form import with_derivatives
 from .latent import arithmetic_dtype
 from .likelihood import read, total
-from .special import deviance, log1p_minus, log_factorial_minus, stirling, stirling_slope
+from .special import (
+    deviance,
+    log1p_minus,
+    log1p_ratio,
+    log_factorial_minus,
+    log_ratio,
+    stirling,
+    stirling_slope,
+)
 
 EPS = 1e-8
 NOTHING = float.fromhex("0x1.5798eep-27")  # a count closer to 0 than this is none: 1e-8 in float32
-POISSON_LIMIT = 1e300  # what an infinite theta counts as
 
 Derivatives = Callable[..., tuple[Tensor, ...]]
 
@@ -39,50 +46,74 @@ def _nll(
     return nll if weight is None else nll * weight
 
 
-def _domain(x: Tensor, *params: Tensor) -> list[Tensor]:
-    """Whether x counts nothing, x with 1 in the place of nothing, mean and theta with EPS; NaN for what is negative."""
+def _domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Whether x counts nothing; what an infinite x or mean adds to what grows with both; x, with 1 where it counts
+    nothing, mean and theta with EPS, at most the largest number, and NaN where they are negative."""
     none = x.abs() < NOTHING
-    values = (torch.where(none, 1.0, x), *(p + EPS for p in params))
-    return [none, *(torch.where(v < 0, torch.nan, v) for v in values)]
+    values = [torch.where(none, 1.0, x), *(p + EPS for p in params)]
+    growth, of_mean = (torch.where(v.isposinf(), torch.inf, 0.0) for v in values[:2])
+    growth = torch.where(values[0].isposinf(), growth - of_mean, of_mean)
+    largest = torch.finfo(x.dtype).max
+    return none, growth, [torch.where(v < 0, torch.nan, v.clamp(max=largest)) for v in values]
+
+
+def _unit(*values: Tensor) -> Tensor:
+    """The unit in which no product of two of these leaves float64."""
+    large = torch.stack(torch.broadcast_tensors(*values)).amax(0) > 2.0**500
+    return torch.exp2(530 * large.to(values[0].dtype))
 
 
 def poisson(x: Tensor, mean: Tensor) -> Tensor:
     """mu - x log mu + log x!, as x log(x / mu) - (x - mu) and the rest of log x!"""
-    none, x, mu = _domain(x, mean)
-    return torch.where(none, mu, deviance(x, mu) + log_factorial_minus(x))
+    none, growth, (x, mu) = _domain(x, mean)
+    return torch.where(none, mu, deviance(x, mu) + log_factorial_minus(x)) + growth
 
 
 def d_poisson(x: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
-    none, x, mu = _domain(x, mean)
-    return (torch.where(none, mu / mu, (mu - x) / mu),)
+    none, _, (_, mu) = _domain(x, mean)
+    x = torch.where(none, 0.0, torch.where(x < 0, torch.nan, x))
+    slope = torch.where(mean.isposinf(), 1 + (x - x), (mu - x) / mu)
+    return (torch.where(none, 1.0, slope) + 0 * mu,)
 
 
 def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """-log of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x
+    """-log of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x, at theta = inf
+    Poisson's.
 
     With a theta above |x - mu| as a difference of deviances, with a smaller one by the logarithms, whose large terms
     are combined: each form cancels where the other does not.
     """
-    none, x, mu, th = _domain(x, mean, theta)
-    th = th.clamp(max=POISSON_LIMIT)
-    t = th * ((x - mu) / mu) / (x + th)
+    given = x
+    none, growth, (x, mu, th) = _domain(x, mean, theta)
+    rest = 0.5 * log1p_ratio(x, th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
+    unit = _unit(x, mu, th)
+    x, mu, th = x / unit, mu / unit, th / unit
+    t = th * (x - mu) / (mu * (x + th))
     small = t.abs() < 0.5
     log_odds = torch.where(
-        small, torch.log1p(torch.where(small, t, 0.0)), torch.log((x / mu) * ((mu + th) / (x + th)))
+        small, torch.log1p(torch.where(small, t, 0.0)), log_ratio(x * (mu + th), mu * (x + th))
     )
-    far = x * log_odds - th * torch.log((x + th) / (mu + th))
+    far = x * log_odds - th * log_ratio(x + th, mu + th)
     near = deviance(x, mu) - deviance(x + th, mu + th)
-    rest = 0.5 * torch.log1p(x / th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
-    return torch.where(none, th * torch.log1p(mu / th), torch.where((x - mu).abs() > th, far, near) + rest)
+    of_count = unit * torch.where((x - mu).abs() > th, far, near) + rest
+    nll = torch.where(none, unit * (th * log1p_ratio(mu, th)), of_count) + growth
+    return torch.where(theta.isposinf(), poisson(given, mean), nll)
 
 
 def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
-    none, x, mu, th = _domain(x, mean, theta)
-    x, th = torch.where(none, 0.0, x), th.clamp(max=POISSON_LIMIT)
-    u = (x - mu) / (th + mu)
+    endless, is_poisson, no_limit = x.isposinf(), theta.isposinf(), mean.isposinf()
+    none, growth, (x, mu, th) = _domain(x, mean, theta)
+    x = torch.where(none, 0.0, x)
     # digamma(x + theta) - log(x + theta) less the same without x
     rest = 0.5 * (x / th) / (x + th) + (stirling_slope(x + th) - stirling_slope(th))
-    return -(u * th) / mu, -(log1p_minus(u, (x + th) / (mu + th)) + rest)
+    unit = _unit(x, mu, th)
+    x, mu, th = x / unit, mu / unit, th / unit
+    u = (x - mu) / (th + mu)
+    minus = torch.where(u.abs() < 0.25, log1p_minus(u, 1 + u), log_ratio(x + th, mu + th) - u)
+    apart = torch.where(is_poisson, mu - x, (mu - x) * th / (th + mu))
+    by_mean, by_theta = apart / mu, -(minus + rest)
+    by_mean = torch.where(no_limit, is_poisson + 0 * (x + th), by_mean) - torch.where(endless, torch.inf, 0.0)
+    return by_mean, torch.where(is_poisson, 0 * (mu + x), by_theta + growth)
 
 
 def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor) -> Tensor:
@@ -108,7 +139,10 @@ def d_zero_inflated_negative_binomial(
     q = torch.where(none, torch.sigmoid(-logit - nb), 1.0)  # P(a count of the negative binomial | x = 0)
     by_logit = torch.sigmoid(-logit) * torch.sigmoid(logit + nb) * torch.expm1(-nb)
     by_mean, by_theta = d_negative_binomial(x, mean, theta)
-    return q * by_mean, q * by_theta, torch.where(none, by_logit, torch.sigmoid(logit))
+    by_theta = q * torch.where(none & nb.isinf(), 0.0, by_theta)
+    undefined = torch.where(by_mean.isnan() | logit.isnan(), torch.nan, 0.0)  # as the value is
+    by_logit = torch.where(none, by_logit, torch.sigmoid(logit))
+    return q * by_mean + undefined, by_theta + undefined, by_logit + undefined
 
 
 def poisson_nll(

@@ -28,12 +28,25 @@ def log1p_minus(u: Tensor, one_plus_u: Tensor) -> Tensor:
     return torch.where(near, series, torch.log(one_plus_u) - u)
 
 
+def log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """log(a / b), where a / b itself may leave float64."""
+    ratio = a / b
+    extreme = (ratio < 1e-300) | (ratio > 1e300)
+    return torch.where(extreme, torch.log(a) - torch.log(b), torch.log(torch.where(extreme, 1.0, ratio)))
+
+
+def log1p_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """log(1 + a / b), of a >= 0 and b > 0."""
+    ratio = a / b
+    extreme = ratio > 1e300
+    return torch.where(extreme, torch.log(a) - torch.log(b), torch.log1p(torch.where(extreme, 1.0, ratio)))
+
+
 def deviance(x: Tensor, mean: Tensor) -> Tensor:
     """x log(x / mean) - (x - mean), which is never negative."""
-    u, ratio = (x - mean) / mean, x / mean
-    return torch.where(
-        u.abs() < 0.25, x * log1p_minus(u, ratio) + (x - mean) * u, x * torch.log(ratio) - (x - mean)
-    )
+    u = (x - mean) / mean
+    near = x * log1p_minus(u, x / mean) + (x - mean) * u
+    return torch.where(u.abs() < 0.25, near, x * log_ratio(x, mean) - (x - mean))
 
 
 def stirling(y: Tensor) -> Tensor:

@@ -26,8 +26,15 @@ _NAN = tl.constexpr(float("nan"))
 
 @triton.jit
 def in_domain(v):
-    """v, or NaN where it is negative or infinite."""
-    return tl.where((v >= 0) & (v <= _LARGEST), v, _NAN)
+    """v, at most the largest number, or NaN where it is negative."""
+    return tl.where(v >= 0, tl.minimum(v, _LARGEST), _NAN)
+
+
+@triton.jit
+def growth_of_infinite(mean, x):
+    """What is added to a result that grows without bound with the mean and with x, and has no limit in both."""
+    of_mean = tl.where(mean > _LARGEST, float("inf"), 0.0)
+    return tl.where(x > _LARGEST, float("inf") - of_mean, of_mean)
 
 
 @triton.jit
@@ -94,41 +101,45 @@ def digamma_rest(y, inverse):
 def poisson_nll(mean, _q, _r, x, EXACT: tl.constexpr):
     # x log(x / mu) - (x - mu), and log x! without Stirling's large terms
     none = tl.abs(x) < _NOTHING
-    x = in_domain(tl.where(none, 1.0, x))
+    x = tl.where(none, 1.0, x)
     mu = mean + _EPS
     unit, scale = unit_of(x + mu)
     m = in_domain(mu) * scale
-    c = x * scale
+    c = in_domain(x) * scale
     d = c - m
     w = divide(d, c + m)
-    nll = unit * (c * excess(c, m, divide(c, m), w) + d * w) + log_factorial_minus(x)
+    nll = unit * (c * excess(c, m, divide(c, m), w) + d * w) + log_factorial_minus(c * unit)
+    nll += growth_of_infinite(mu, x)
     return tl.where(none, tl.where(mu >= 0, mu, _NAN), nll)
 
 
 @triton.jit
 def poisson_grads(mean, _q, _r, x, g, EXACT: tl.constexpr):
     none = tl.abs(x) < _NOTHING
-    mu = mean + _EPS
-    mu = tl.where(mu >= 0, mu, _NAN)
+    mu = in_domain(mean + _EPS)
     x = tl.where(none | (x >= 0), x, _NAN)
     _, scale = unit_of(mu)  # a divisor of the middle of the range
     slope = divide(scale * mu - scale * x, scale * mu)
+    slope = tl.where(mean > _LARGEST, 1.0 + (x - x), slope)
     return g * tl.where(none, tl.where(mu >= 0, 1.0, _NAN), slope), 0.0, 0.0
 
 
 @triton.jit
 def _terms(mean, theta, x):
-    """What value and gradients share, in units of `unit`: mu, theta, x, X = theta + x, Y = theta + mu, 1 / Y, theta w
-    and the excess of X / Y for their w; whether theta is infinite. x is 0 where it counts nothing."""
-    x = tl.where(tl.abs(x) < _NOTHING, 0.0, in_domain(x))
-    mu = in_domain(mean + _EPS)
+    """What value and gradients share, in units of `unit`: mu, theta, x (0 where it counts nothing), X = theta + x,
+    Y = theta + mu, 1 / Y, w, theta w and the excess of X / Y for their w; whether theta is infinite, what an infinite
+    mu or x adds to the value, whether mu is infinite, and what an infinite x takes from its derivative."""
+    x = tl.where(tl.abs(x) < _NOTHING, 0.0, x)
+    mu = mean + _EPS
     th = theta + _EPS
     poisson = th > _LARGEST
-    th = tl.where(th >= 0, tl.minimum(th, _LARGEST), _NAN)
+    infinite = growth_of_infinite(mu, x)
+    endless = growth_of_infinite(0.0, x)
+    no_limit = mu > _LARGEST
     unit, scale = unit_of(mu + th + x)
-    mu *= scale
-    th *= scale
-    x *= scale
+    mu = in_domain(mu) * scale
+    th = in_domain(th) * scale
+    x = in_domain(x) * scale
     d = x - mu
     X = th + x
     Y = th + mu
@@ -136,19 +147,8 @@ def _terms(mean, theta, x):
     by_sum = divide(1.0, 2.0 * th + (x + mu))
     w = d * by_sum
     thw = tl.where(poisson, 0.5 * d, (th * d) * by_sum)
-    return (
-        mu,
-        th,
-        x,
-        X,
-        Y,
-        inverse,
-        w,
-        thw,
-        tl.where(poisson, 0.0, excess(X, Y, X * inverse, w)),
-        unit,
-        poisson,
-    )
+    e = tl.where(poisson, 0.0, excess(X, Y, X * inverse, w))
+    return mu, th, x, X, Y, inverse, w, thw, e, unit, poisson, infinite, no_limit, endless
 
 
 @triton.jit
@@ -158,7 +158,7 @@ def _nll(terms):
     With a theta above |x - mu| the excesses of the two logs are small and differ. With a smaller one they may be large
     and nearly the same, and the form is x log(x Y / (mu X)) - theta log(X / Y), of terms that are small with theta.
     """
-    mu, th, x, X, Y, _, _, thw, e, unit, poisson = terms
+    mu, th, x, X, Y, _, _, thw, e, unit, poisson, infinite, _, _ = terms
     none = x == 0
     c = tl.where(none, 1.0, x)  # nothing depends on it there
     d = c - mu
@@ -175,12 +175,12 @@ def _nll(terms):
     growth += 0.5 * excess(X, th, divide(X, th), growth)  # log(X / theta) / 2
     rest = stirling(th * unit) - stirling(X * unit) + tl.where(poisson, 0.0, growth)
     count = unit * deviance + (log_factorial_minus(c * unit) + rest)
-    return tl.where(none, unit * (-2.0 * thw - th * e), count)
+    return tl.where(none, unit * (-2.0 * thw - th * e), count) + infinite
 
 
 @triton.jit
 def _grads(terms):
-    mu, th, x, X, _, inverse, w, _, e, unit, poisson = terms
+    mu, th, x, X, _, inverse, w, _, e, unit, poisson, infinite, no_limit, endless = terms
     d = x - mu
     by_th = divide(1.0, th)
     by_X = divide(1.0, X)
@@ -189,7 +189,8 @@ def _grads(terms):
     rest = digamma_rest(X * unit, by_X * scale) - digamma_rest(th * unit, by_th * scale)
     by_theta -= 0.5 * (x * by_X) * (by_th * scale) + rest
     by_mean = -divide(tl.where(poisson, d, (d * th) * inverse), mu)
-    return by_mean, tl.where(poisson, by_mean - by_mean, by_theta)
+    by_mean = tl.where(no_limit, tl.where(poisson, 1.0, 0.0) + (th + x) * 0.0, by_mean) - endless
+    return by_mean, tl.where(poisson, mu * 0.0 + x * 0.0, by_theta + infinite)
 
 
 @triton.jit
@@ -220,7 +221,10 @@ def zero_inflated_negative_binomial_grads(mean, theta, p, x, g, EXACT: tl.conste
     none = tl.abs(x) < _NOTHING
     terms = _terms(mean, theta, x)
     by_mean, by_theta = _grads(terms)
-    nb = terms[9] * (-2.0 * terms[7] - terms[1] * terms[8])  # of a count of 0
+    nb = terms[9] * (-2.0 * terms[7] - terms[1] * terms[8]) + terms[11]  # of a count of 0
     q = tl.where(none, sigmoid(-p - nb, True), 1.0)  # the zero is one of the negative binomial's
     by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb, 0.0, True)
-    return g * q * by_mean, g * q * by_theta, g * tl.where(none, by_p, sigmoid(p, True))
+    by_theta = q * tl.where(none & (nb > _LARGEST), 0.0, by_theta)
+    # As the value is NaN where one of them is.
+    g += tl.where((by_mean != by_mean) | (p != p), _NAN, 0.0)
+    return g * q * by_mean, g * by_theta, g * tl.where(none, by_p, sigmoid(p, True))
