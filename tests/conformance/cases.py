@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +338,8 @@ def latent(kind: str, clamp: tuple[float, float] | None, dtype: torch.dtype) -> 
     """kind: kl, prior, sample, or both (sample and KL at once)."""
     axes = {"mu": edges.location, "logvar": edges.clamped if clamp else edges.log_variance}
     if kind == "prior":
-        axes |= {"prior_mu": edges.real, "prior_logvar": edges.log_variance}
+        axes["logvar"] = edges.clamped if clamp else edges.log_variance_beside_prior
+        axes |= {"prior_mu": edges.real, "prior_logvar": edges.log_variance_beside_prior}
     if kind in ("sample", "both"):
         axes["noise"] = edges.noise
     elements = edges.cover([a(dtype) for a in axes.values()], 600 if clamp else 1500)
@@ -493,7 +494,32 @@ def linear_classes(kind: str, dtype: torch.dtype) -> Case:
 def table(build: Callable[..., Case], *arguments: Any) -> Table:
     case = build(*arguments)
     own = own_results(case)
-    return Table(case, own, true_results(case, own, _kept(f"{build.__name__}{arguments}", case)))
+    found = Table(case, own, true_results(case, own, _kept(f"{build.__name__}{arguments}", case)))
+    return _thinned(found) if case.together else found
+
+
+ALONE = 24
+
+
+def _thinned(table: Table) -> Table:
+    """At most ALONE elements that go alone: a call each takes its time."""
+    alone = (~_finite(table)).nonzero()[:, 0]
+    keep = torch.ones(table.case.size, dtype=torch.bool)
+    keep[alone] = False
+    keep[alone[:: -(-len(alone) // ALONE)]] = True
+    case = replace(table.case, inputs={k: t[keep] for k, t in table.case.inputs.items()})
+    own = {k: t[keep] for k, t in table.own.items()}
+    of = {k: Truth(**{f.name: getattr(t, f.name)[keep] for f in fields(t)}) for k, t in table.truth.items()}
+    return Table(case, own, of)
+
+
+def _finite(table: Table) -> Tensor:
+    """Which elements have finite results, and may share sums."""
+    finite = torch.ones(table.case.size, dtype=torch.bool)
+    for name, of in table.truth.items():
+        largest = torch.finfo(table.own[name].dtype).max / 4
+        finite &= (of.high.abs() < largest).view(len(finite), -1).all(1)
+    return finite
 
 
 def _kept(name: str, case: Case) -> Numbers:
@@ -531,10 +557,7 @@ def _run(table: Table, **options: Tensor) -> Results:
     case = table.case
     if not case.together:
         return results(case, case.call, case.inputs, **options)
-    finite = torch.ones(case.size, dtype=torch.bool)
-    for name, of in table.truth.items():
-        largest = torch.finfo(table.own[name].dtype).max / 4
-        finite &= (of.high.abs() < largest).flatten(1).all(1) if of.high.ndim > 1 else of.high.abs() < largest
+    finite = _finite(table)
     if "mask" in options:  # what is left out need be no more than finite outputs of the layer
         outputs = case.inputs["outputs" if "outputs" in case.inputs else "logits"]
         finite = torch.where(options["mask"].flatten(), finite, outputs.isfinite().all(1))

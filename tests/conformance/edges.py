@@ -103,6 +103,12 @@ def log_variance(dtype: torch.dtype) -> Axis:
     )
 
 
+def log_variance_beside_prior(dtype: torch.dtype) -> Axis:
+    """Fewer, as two of them meet, and two locations."""
+    far = both_signs(30, 80, 87.5, 88.75, 104, 150, 300, 1e4)
+    return axis(dtype, [0.5, -3.0, 2.0], [0.0, 1e-8, 0.501953125, -88.0, -89.0], far, largest(dtype), BAD)
+
+
 def clamped(dtype: torch.dtype) -> Axis:
     """log_variance with what lies on the bounds of CLAMPS and beside them."""
     bounds = [b for pair in CLAMPS for b in pair]
