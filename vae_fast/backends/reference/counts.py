@@ -112,7 +112,7 @@ def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor,
     minus = torch.where(u.abs() < 0.25, log1p_minus(u, 1 + u), log_ratio(x + th, mu + th) - u)
     apart = torch.where(is_poisson, mu - x, (mu - x) * th / (th + mu))
     by_mean, by_theta = apart / mu, -(minus + rest)
-    by_mean = torch.where(no_limit, is_poisson + 0 * (x + th), by_mean) - torch.where(endless, torch.inf, 0.0)
+    by_mean = torch.where(no_limit, is_poisson + 0 * (x + th), by_mean) - torch.where(endless, growth, 0.0)
     return by_mean, torch.where(is_poisson, 0 * (mu + x), by_theta + growth)
 
 
