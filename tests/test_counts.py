@@ -114,7 +114,9 @@ def test_what_counts_as_none(x: float, backend: str) -> None:
             differentiated(lambda m, *rest, f=nll, t=t: f(m, t, *rest), params) for t in (target, none)
         )
         torch.testing.assert_close(got, want, rtol=0, atol=0)
-    torch.testing.assert_close(zinb(mean, target, theta, logit), torch.tensor([0.27275017]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        zinb(mean, target, theta, logit), torch.tensor([0.27275017]), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("logit", [-1e30, -60.0, -2.0, 0.0, 3.0, 40.0])

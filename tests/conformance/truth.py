@@ -219,8 +219,9 @@ def negative_binomial(x: Mpf, mean: Mpf, theta: Mpf) -> list[Number]:
         return [Number(INF, INF), Number(mpf(0) if mp.isinf(mu) else -INF, mpf(1)), Number(INF, INF)]
     with mp.workprec(precision(x, th)):
         of_mean = th / (th + mu)
-        u = ((mpf(0) if abs(x) < NONE else x) - mu) / (th + mu)
-        logarithm = mp.log1p(u)
+        count = mpf(0) if abs(x) < NONE else x
+        u = (count - mu) / (th + mu)
+        logarithm = mp.log1p(u) if abs(u) < QUARTER else mp.log((th + count) / (th + mu))
         apart = abs(u) + abs(logarithm) if abs(u) > QUARTER else mpf(0)
         if abs(x) < NONE:
             return [total(-th * logarithm), total(of_mean), total(u - logarithm, rounding=apart)]

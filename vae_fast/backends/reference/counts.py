@@ -85,6 +85,7 @@ def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     """
     given = x
     none, growth, (x, mu, th) = _domain(x, mean, theta)
+    of_zero = torch.where(mu < 1e-17 * th, mu, th * log1p_ratio(mu, th))
     rest = 0.5 * log1p_ratio(x, th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
     unit = _unit(x, mu, th)
     x, mu, th = x / unit, mu / unit, th / unit
@@ -96,7 +97,7 @@ def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     far = x * log_odds - th * log_ratio(x + th, mu + th)
     near = deviance(x, mu) - deviance(x + th, mu + th)
     of_count = unit * torch.where((x - mu).abs() > th, far, near) + rest
-    nll = torch.where(none, unit * (th * log1p_ratio(mu, th)), of_count) + growth
+    nll = torch.where(none, of_zero, of_count) + growth
     return torch.where(theta.isposinf(), poisson(given, mean), nll)
 
 
