@@ -105,10 +105,11 @@ def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor,
     endless, is_poisson, no_limit = x.isposinf(), theta.isposinf(), mean.isposinf()
     none, growth, (x, mu, th) = _domain(x, mean, theta)
     x = torch.where(none, 0.0, x)
-    # digamma(x + theta) - log(x + theta) less the same without x
-    rest = 0.5 * (x / th) / (x + th) + (stirling_slope(x + th) - stirling_slope(th))
+    slopes = stirling_slope(x + th) - stirling_slope(th)
     unit = _unit(x, mu, th)
     x, mu, th = x / unit, mu / unit, th / unit
+    # digamma(x + theta) - log(x + theta) less the same without x
+    rest = 0.5 * (x / (x + th)) / (th * unit) + slopes
     u = (x - mu) / (th + mu)
     minus = torch.where(u.abs() < 0.25, log1p_minus(u, 1 + u), log_ratio(x + th, mu + th) - u)
     apart = torch.where(is_poisson, mu - x, (mu - x) * th / (th + mu))
