@@ -6,12 +6,19 @@ from PyTorch's own lines is computed once in a session.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import getpass
+import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import mpmath
 import torch
 import torch.nn.functional as F
 from mpmath import mp, mpf
@@ -27,6 +34,9 @@ from . import edges, truth
 from .judge import Truth, report
 
 Results = dict[str, Tensor]
+Numbers = tuple[Tensor, Tensor, Tensor]
+Outcome = tuple[Results, dict[str, Truth], Results]  # what came, what is right, PyTorch's own
+CACHE = Path(tempfile.gettempdir()) / f"vae_fast-conformance-{getpass.getuser()}"
 PARAMETERS = {
     "bernoulli": ("logits",),
     "bernoulli_from_probs": ("probs",),
@@ -64,7 +74,10 @@ class Case:
     call: Callable[..., Any]  # of the inputs by name, mask= and weight=
     own: Callable[..., Any]  # PyTorch's own lines, of the inputs in the dtype of the arithmetic
     truth: Callable[..., list[truth.Number]]  # of a row
-    by_definition: Callable[..., bool]  # which infinite inputs of a row are limits to be taken
+    infinite: Callable[..., bool]  # whether a row is infinite, rather than a limit that is to be taken
+    together: bool = (
+        False  # whether elements share sums of the gradient, so that what is not finite goes alone
+    )
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -102,39 +115,62 @@ def own_results(case: Case) -> Results:
     return found
 
 
-def true_results(case: Case, own: Results) -> dict[str, Truth]:
+def true_results(case: Case, own: Results, all_numbers: Numbers) -> dict[str, Truth]:
     """The truth of every result."""
-    columns = {k: own[k][0].numel() for k in own}
-    inputs = [t.double().tolist() if t.is_floating_point() else t.tolist() for t in case.inputs.values()]
-    number = functools.cache(mpf)
-    rows, kinds = [], []
-    with mp.workprec(truth.BITS):
-        for row in zip(*inputs, strict=True):
-            flat = [v for entry in row for v in (entry if isinstance(entry, list) else [entry])]
-            if any(map(math.isnan, flat)):
-                rows.append([(math.nan, 0.0, 0.0, 1.0, True)] * sum(columns.values()))
-                kinds.append(NOT_A_NUMBER)
-                continue
-            numbers = case.truth(*(tuple(map(number, v)) if isinstance(v, list) else number(v) for v in row))
-            rows.append([_floats(n) for n in numbers])
-            infinite = any(map(math.isinf, flat)) and numbers[0].defined and not case.by_definition(*row)
-            kinds.append(INFINITE if infinite else NUMBER)
-    parts = torch.tensor(rows, dtype=torch.float64).split(list(columns.values()), 1)
-    kind, found = torch.tensor(kinds), {}
-    for name, part in zip(own, parts, strict=True):
-        of = kind.view(-1, *(1,) * (own[name].ndim - 1)).expand(own[name].shape)
-        high, low, scale, tails, defined = (p.reshape(own[name].shape) for p in part.unbind(-1))
-        loss, mine = name in case.outputs, own[name].double()
-        # Beside a NaN, and where infinite inputs leave the formula without a limit, PyTorch's answer may be finite.
-        instead = (of == NOT_A_NUMBER) | ((of == INFINITE) & high.isnan())
-        open_ = (instead & ((of == INFINITE) | (not loss))) | ((defined == 0) & high.isfinite())
-        high = torch.where(instead, mine, high)
-        scale = torch.where(instead, 16 * mine.abs().clamp(min=1.0), scale)
-        found[name] = Truth(high, low, scale, tails, of == INFINITE, open_, loss)
+    numbers, beside_nan, infinite = all_numbers
+    columns = [t[0].numel() for t in own.values()]
+    found = {}
+    lost = torch.zeros(case.size, dtype=torch.bool)  # whose loss is not finite
+    for name, part in zip(own, numbers.split(columns, 1), strict=True):
+        shape, mine, loss = own[name].shape, own[name].double(), name in case.outputs
+
+        def rows(flag: Tensor) -> Tensor:
+            return flag.view(-1, *(1,) * (len(shape) - 1)).expand(shape)  # noqa: B023
+
+        high, low, scale, tails, defined = (t.reshape(shape) for t in part.unbind(-1))
+        after_nan, infinite_row = rows(beside_nan), rows(infinite)
+        if loss:
+            high = torch.where(after_nan, mine, high)
+            lost |= high.isnan() | (high.isinf() & infinite)
+        else:  # the derivative by what is NaN itself is NaN, if PyTorch has it so
+            itself = case.inputs[name.removeprefix("gradient of ")].isnan()
+            high = torch.where(after_nan & itself, mine, high)
+        no_limit = infinite_row & high.isnan()
+        own_too = (infinite_row & (~mine.isfinite() | high.isnan())) | (after_nan & (not loss))
+        nan_too = (infinite_row & ~high.isfinite()) | (after_nan & (not loss)) | (rows(lost) & (not loss))
+        nan_too |= (defined == 0) & high.isfinite()
+        scale = torch.where(after_nan, 16 * mine.abs().nan_to_num(0.0, 0.0, 0.0).clamp(min=1.0), scale)
+        found[name] = Truth(high, low, scale, tails, own_too, nan_too, no_limit, no_limit & (not loss))
     return found
 
 
-NUMBER, INFINITE, NOT_A_NUMBER = range(3)
+def _numbers(case: Case) -> Numbers:
+    """What `truth` gives for every row, (rows, results, 5); which rows have a NaN; which are infinite."""
+    inputs = [t.double().tolist() if t.is_floating_point() else t.tolist() for t in case.inputs.values()]
+    number = functools.cache(mpf)
+
+    def true(row: Sequence[Any]) -> list[tuple[float, ...]]:
+        arguments = (tuple(map(number, v)) if isinstance(v, list) else number(v) for v in row)
+        return [_floats(n) for n in case.truth(*arguments)]
+
+    rows, beside_nan, infinite = [], [], []
+    with mp.workprec(truth.BITS):
+        for row in zip(*inputs, strict=True):
+            beside_nan.append(any(map(math.isnan, flat(row))))
+            if beside_nan[-1]:  # NaN is what depends on it
+                a, b = (true([_instead(v, other) for v in row]) for other in (0.75, 0.5))
+                rows.append([x if x[:2] == y[:2] else (math.nan, *x[1:]) for x, y in zip(a, b, strict=True)])
+            else:
+                rows.append(true(row))
+            infinite.append(not beside_nan[-1] and bool(rows[-1][0][-1]) and case.infinite(*row))
+    return torch.tensor(rows, dtype=torch.float64), torch.tensor(beside_nan), torch.tensor(infinite)
+
+
+def _instead(value: Any, other: float) -> Any:
+    """The value with other for NaN."""
+    if isinstance(value, list):
+        return [_instead(v, other) for v in value]
+    return other if math.isnan(value) else value
 
 
 def _floats(n: truth.Number) -> tuple[float, ...]:
@@ -150,12 +186,17 @@ class Table:
     truth: dict[str, Truth]
 
 
-def never(*row: float) -> bool:
-    return False
+def flat(row: Sequence[Any]) -> list[float]:
+    return [v for entry in row for v in (entry if isinstance(entry, list) else [entry])]
 
 
-def poisson_limit(x: float, mean: float, theta: float, *others: float) -> bool:
-    return theta == math.inf and all(map(math.isfinite, (x, mean, *others)))
+def has_infinity(*row: Any) -> bool:
+    return any(map(math.isinf, flat(row)))
+
+
+def beyond_poisson_limit(x: float, mean: float, theta: float, *others: float) -> bool:
+    """theta = inf alone is none."""
+    return has_infinity(x, mean, *others) or theta == -math.inf
 
 
 # Likelihoods of elements
@@ -204,7 +245,7 @@ def _elementwise(
         call,
         plain,
         exact,
-        poisson_limit if len(names) > 1 and name in COUNTS else never,
+        beyond_poisson_limit if len(names) > 1 and name in COUNTS else has_infinity,
     )
 
 
@@ -240,7 +281,7 @@ def categorical(classes: int, dtype: torch.dtype) -> Case:
     def true(x: Any, logits: Sequence[Any]) -> list[truth.Number]:
         return truth.categorical(int(x), *logits)
 
-    return Case("categorical_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, never)
+    return Case("categorical_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, has_infinity)
 
 
 def multinomial(classes: int, dtype: torch.dtype) -> Case:
@@ -258,7 +299,7 @@ def multinomial(classes: int, dtype: torch.dtype) -> Case:
     def own(target: Tensor, logits: Tensor) -> Tensor:
         return negative_sum(logits, target)
 
-    return Case("multinomial_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, never)
+    return Case("multinomial_nll", dtype, inputs, ("logits",), ("nll",), call, own, true, has_infinity)
 
 
 def mixture(channels: int, components: int, dtype: torch.dtype) -> Case:
@@ -277,7 +318,15 @@ def mixture(channels: int, components: int, dtype: torch.dtype) -> Case:
         return truth.mixture(x, *params)
 
     return Case(
-        "discretized_logistic_mixture_nll", dtype, inputs, ("params",), ("nll",), call, own, true, never
+        "discretized_logistic_mixture_nll",
+        dtype,
+        inputs,
+        ("params",),
+        ("nll",),
+        call,
+        own,
+        true,
+        has_infinity,
     )
 
 
@@ -313,7 +362,15 @@ def latent(kind: str, clamp: tuple[float, float] | None, dtype: torch.dtype) -> 
         return {"sample": z, "both": (z, kl)}.get(kind, kl)
 
     return Case(
-        public, dtype, inputs, learned, outputs, call, own, functools.partial(function, clamp=exact), never
+        public,
+        dtype,
+        inputs,
+        learned,
+        outputs,
+        call,
+        own,
+        functools.partial(function, clamp=exact),
+        has_infinity,
     )
 
 
@@ -324,20 +381,144 @@ def _prior(others: dict[str, Tensor]) -> dict[str, Any]:
     return {"prior": (others["prior_mu"], others["prior_logvar"])}
 
 
+# Linear heads. The layer's input is the identity, so that every sample's outputs are a row of the weight.
+
+HEADS: dict[str, tuple[str, int, tuple[str, ...], int]] = {
+    # the likelihood, how many of its parameters the layer makes, what is given besides, features
+    "bernoulli": ("bernoulli", 1, (), 1),
+    "continuous_bernoulli": ("continuous_bernoulli", 1, (), 1),
+    "gaussian, one head": ("gaussian", 1, ("logvar",), 1),
+    "gaussian": ("gaussian", 2, (), 1),
+    "laplace": ("laplace", 2, (), 1),
+    "discretized_logistic": ("discretized_logistic", 2, (), 1),
+    "poisson": ("poisson", 1, (), 1),
+    "poisson, library": ("poisson", 1, ("library",), 3),
+    "nb, theta": ("negative_binomial", 1, ("theta",), 1),
+    "nb": ("negative_binomial", 2, (), 1),
+    "nb, library": ("negative_binomial", 2, ("library",), 3),
+    "nb, theta, library": ("negative_binomial", 1, ("theta", "library"), 3),
+    "zinb, theta": ("zero_inflated_negative_binomial", 2, ("theta",), 1),
+    "zinb": ("zero_inflated_negative_binomial", 3, (), 1),
+    "zinb, library": ("zero_inflated_negative_binomial", 3, ("library",), 3),
+}
+
+
+def linear(head: str, dtype: torch.dtype) -> Case:
+    name, heads, given, features = HEADS[head]
+    x_axis, *axes = AXES[name]
+    if name in COUNTS:
+        links = [edges.log_count, *([edges.log_count] if heads > 1 else []), edges.dropout]
+        axes = [*links[: heads - 1], edges.dropout] if name.startswith("zero") else links[:heads]
+        if "theta" in given:
+            axes = [edges.log_count, *([edges.dropout] if heads > 1 else []), edges.theta]
+    x_axis = edges.linear_count if name in COUNTS else x_axis
+    count = 250 if dtype == torch.float32 else 80
+    rows = edges.rows_of_outputs([a(dtype) for a in (x_axis, *axes)], features, count)
+    columns = [torch.tensor(c, dtype=torch.float64).to(dtype) for c in zip(*rows, strict=True)]
+    inputs = {"target": columns[0], "outputs": torch.cat(columns[1 : 1 + heads], 1)}
+    for k in set(given) - {"library"}:
+        inputs[k] = columns[1 + heads]
+    if "library" in given:
+        sizes = edges.library(dtype).all
+        inputs["library"] = torch.tensor(
+            [sizes[i % len(sizes)] for i in range(len(rows))], dtype=torch.float64
+        ).to(dtype)
+    function, member = getattr(vae_fast, f"linear_{name}_nll"), MEMBERS[name]
+
+    def call(
+        target: Tensor, outputs: Tensor, mask: Any = None, weight: Any = None, **others: Tensor
+    ) -> Tensor:
+        hidden, bias = torch.eye(len(outputs), dtype=dtype), torch.zeros(outputs.shape[1], dtype=dtype)
+        return function(hidden, outputs.t(), bias, target, **others, mask=mask, sample_weight=weight)
+
+    def own(target: Tensor, outputs: Tensor, **others: Tensor) -> Tensor:
+        params = list(outputs.split(features, 1))
+        if name in COUNTS:
+            rates = params[0]
+            sizes = others.get("library")
+            params[0] = rates.exp() if sizes is None else sizes[:, None] * torch.softmax(rates, -1)
+            if "theta" not in others and len(params) > 1:
+                params[1] = params[1].exp()
+        params[1:1] = [v for k, v in others.items() if k != "library"]
+        return member.textbook(params[0], target, *params[1:]).sum(1)
+
+    wide = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+
+    def true(x: Sequence[Any], outputs: Sequence[Any], *others: Any) -> list[truth.Number]:
+        named = dict(zip(list(inputs)[2:], others, strict=True))
+        if name in COUNTS:
+            return truth.linear_counts(name, mpf(wide), x, outputs, **named)
+        return getattr(truth, name)(*x, *outputs, *(v for (v,) in others))
+
+    def infinite(x: list[float], outputs: list[float], *others: Any) -> bool:
+        """theta = inf, given or from the layer, is a limit; a mean of inf is not."""
+        named = dict(zip(list(inputs)[2:], others, strict=True))
+        if name not in COUNTS:
+            return has_infinity(x, outputs, *others)
+        means = [o for o in outputs[:features] if "library" in named or o <= math.log(wide)]
+        last = outputs[features:] if "theta" in named else outputs[2 * features :]
+        thetas = named.get("theta", outputs[features : 2 * features])
+        infinite = has_infinity(x, means, last, named.get("library", 0.0)) or len(means) < features
+        return infinite or (name != "poisson" and -math.inf in thetas)
+
+    learned = tuple(k for k in inputs if k != "target")
+    return Case(
+        f"linear_{name}_nll ({head})",
+        dtype,
+        inputs,
+        learned,
+        ("nll",),
+        call,
+        own,
+        true,
+        infinite,
+        together=True,
+    )
+
+
+def linear_classes(kind: str, dtype: torch.dtype) -> Case:
+    """categorical or multinomial, of 10 classes."""
+    case = categorical(10, dtype) if kind == "categorical" else multinomial(10, dtype)
+    function = getattr(vae_fast, f"linear_{kind}_nll")
+
+    def call(target: Tensor, logits: Tensor, mask: Any = None, weight: Any = None) -> Tensor:
+        hidden = torch.eye(len(logits), dtype=dtype)
+        return function(hidden, logits.t(), None, target, mask=mask, sample_weight=weight)
+
+    return replace(case, function=f"linear_{kind}_nll", call=call, together=True)
+
+
 @functools.cache
 def table(build: Callable[..., Case], *arguments: Any) -> Table:
     case = build(*arguments)
     own = own_results(case)
-    return Table(case, own, true_results(case, own))
+    return Table(case, own, true_results(case, own, _kept(f"{build.__name__}{arguments}", case)))
+
+
+def _kept(name: str, case: Case) -> Numbers:
+    """mpmath's part, in the temporary directory under the hash of all that goes into it: Triton and the emulated CUDA
+    engine run in processes of their own."""
+    key = hashlib.sha256(f"{name} {mpmath.__version__}".encode())
+    for source in ("truth", "edges", "cases"):
+        key.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    file = CACHE / f"{key.hexdigest()[:32]}.pt"
+    with contextlib.suppress(FileNotFoundError):
+        return torch.load(file)
+    numbers = _numbers(case)
+    CACHE.mkdir(exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    torch.save(numbers, partial)
+    partial.rename(file)
+    return numbers
 
 
 # Ways to call: every element a sample; with a mask and weights; all elements in one sample
 
 
-def differences(backend: str, table: Table, way: str = "samples") -> str:
-    """What is wrong with what the backend in use gives."""
-    got, expected, own = WAYS[way](table)
-    where = f"{table.case.function}, {backend}, {table.case.dtype}, {way}"
+def differences(engine: str, table: Table, outcome: Outcome) -> str:
+    """What is wrong with the outcome of one of WAYS."""
+    got, expected, own = outcome
+    where = f"{table.case.function}, {engine}, {table.case.dtype}"
     messages = [
         report(f"{where}, {k}", table.case.inputs, got[k], expected[k], own[k], table.case.arithmetic)
         for k in got
@@ -345,12 +526,33 @@ def differences(backend: str, table: Table, way: str = "samples") -> str:
     return "\n".join(filter(None, messages))
 
 
-Outcome = tuple[Results, dict[str, Truth], Results]
+def _run(table: Table, **options: Tensor) -> Results:
+    case = table.case
+    if not case.together:
+        return results(case, case.call, case.inputs, **options)
+    finite = torch.ones(case.size, dtype=torch.bool)
+    for name, of in table.truth.items():
+        largest = torch.finfo(table.own[name].dtype).max / 4
+        finite &= (of.high.abs() < largest).flatten(1).all(1) if of.high.ndim > 1 else of.high.abs() < largest
+    if "mask" in options:  # what is left out need be no more than finite outputs of the layer
+        outputs = case.inputs["outputs" if "outputs" in case.inputs else "logits"]
+        finite = torch.where(options["mask"].flatten(), finite, outputs.isfinite().all(1))
+    parts = [finite.nonzero()[:, 0], *(~finite).nonzero()]
+
+    def of_rows(rows: Tensor) -> Results:
+        inputs = {k: t[rows] for k, t in case.inputs.items()}
+        return results(case, case.call, inputs, **{k: t[rows] for k, t in options.items()})
+
+    found = [of_rows(rows) for rows in parts]
+    if not all(t.isfinite().all() for t in found[0].values()):  # one element spoils the others' sums
+        parts = list(torch.arange(case.size)[:, None])
+        found = [of_rows(rows) for rows in parts]
+    order = torch.cat(parts).argsort()
+    return {k: torch.cat([f[k] for f in found])[order] for k in found[0]}
 
 
 def _samples(table: Table) -> Outcome:
-    case = table.case
-    return results(case, case.call, case.inputs), table.truth, table.own
+    return _run(table), table.truth, table.own
 
 
 def _masked(table: Table) -> Outcome:
@@ -365,17 +567,17 @@ def _masked(table: Table) -> Outcome:
     for name, truth_ in table.truth.items():
         ndim = truth_.high.ndim
         kept, w = (t.view(-1, *(1,) * (ndim - 1)).expand(truth_.high.shape) for t in (mask, weight.double()))
-        # 0 times what is too large for the dtype is NaN.
         too_large = truth_.high.abs() >= torch.finfo(got[name].dtype).max
-        lost = (w == 0) & too_large
+        lost = (w == 0) & too_large  # 0 inf is NaN
+        signs = (truth_.inf, truth_.minus_inf)
         expected[name] = Truth(
             torch.where(lost | ~kept, 0.0, truth_.high * w),
             torch.where(kept, truth_.low * w, 0.0),
             torch.where(kept & (w != 0), truth_.scale * w.abs(), 0.0),
             truth_.tails,
-            truth_.infinite & kept,
-            (truth_.open | lost) & kept,
-            is_loss=False,
+            truth_.own & kept,
+            (truth_.nan | lost) & kept,
+            *(torch.where(w < 0, b, a) & kept for a, b in (signs, signs[::-1])),
         )
         own[name] = torch.where(kept, table.own[name] * w, 0.0).to(table.own[name].dtype)
     return got, expected, own

@@ -255,3 +255,44 @@ def rows_of_mixtures(
             values[0] = levels.edges[(n // 10) % len(levels.edges)]
         rows.append((values, params))
     return rows
+
+
+# Rows of the outputs of a linear layer
+
+
+def log_count(dtype: torch.dtype) -> Axis:
+    """The logarithm of a mean or theta: exp(88.72) is the largest of float32, exp(709.78) of float64."""
+    around = both_signs(1e-8, 3, 20, 80, 87.5)
+    return axis(
+        dtype,
+        [0.5, -1.0, 2.0],
+        [0.0],
+        around,
+        both_signs(88.5, 88.75, 89, 100, 104, 709, 710, 1e4),
+        largest(dtype),
+        BAD,
+    )
+
+
+def linear_count(dtype: torch.dtype) -> Axis:
+    """Not the largest: the derivative by a mean of 1e-8 should be a number of the dtype."""
+    every = count(dtype)
+    return Axis(every.moderate, [v for v in every.edges if v != torch.finfo(dtype).max])
+
+
+def library(dtype: torch.dtype) -> Axis:
+    around = [1e-30, 1e-8, 1e6, 1e30]
+    return axis(dtype, [30.0, 1.0, 1000.0], ZEROS, around, smallest(dtype), [-1.0, -1e30], BAD)
+
+
+def rows_of_outputs(axes: Sequence[Axis], features: int, count: int = 250) -> list[list[tuple[float, ...]]]:
+    """For each axis `features` values: none to three of all of them at an edge in turn, the others ordinary."""
+    draw = random.Random(len(axes) * 10 + features)
+    rows = []
+    for n in range(count):
+        row = [[draw.choice(a.moderate) for _ in range(features)] for a in axes]
+        for k in range(n % 4):
+            i = (n // 4 + k) % len(axes)
+            row[i][draw.randrange(features)] = axes[i].edges[n // 4 % len(axes[i].edges)]
+        rows.append([tuple(values) for values in row])
+    return rows

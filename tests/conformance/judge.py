@@ -7,10 +7,11 @@
 - Results below the smallest normal number of the arithmetic's dtype, and tails of exp before they are multiplied, may
   be flushed to zero or held at that number: four times it is always allowed.
 - A value too large for the result's dtype is infinite, of the right sign.
-- Parameters outside their domain give NaN, and so do NaN inputs, where PyTorch's own lines do (a gradient may be NaN
-  where they are not). Where an input is infinite, the formula's limit is right, and so is PyTorch's own NaN or
-  infinity; where it has no limit, NaN and infinities are, but for a loss of -inf. theta = inf is a limit by definition,
-  there NaN is wrong.
+- Parameters outside their domain give NaN. A NaN input gives what PyTorch's own lines give, NaN as a rule; a gradient
+  that does not depend on the NaN may be the formula's.
+- Where an input is infinite the formula's limit is right, and so is PyTorch's own NaN or infinity. Where that limit is
+  infinite, or there is none, NaN is right, too; a loss of -inf is not, and a gradient may be any infinity. theta = inf
+  is a limit by definition: NaN is wrong.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ TRUSTED = {torch.float32: 1e-5, torch.float64: 1e-12}
 @dataclass
 class Truth:
     """One result of every element, in float64: its value as a sum of two numbers, what rounding acts on, what
-    multiplies tails of exp, and where the rule is another one: `infinite` inputs, and where the value is `open`, for a
-    NaN among the inputs or because the formula has no limit."""
+    multiplies tails of exp; and what else is right: PyTorch's `own` answer, `nan`, +inf, -inf."""
 
     high: Tensor
     low: Tensor
     scale: Tensor
     tails: Tensor
-    infinite: Tensor
-    open: Tensor
-    is_loss: bool
+    own: Tensor
+    nan: Tensor
+    inf: Tensor
+    minus_inf: Tensor
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,9 +70,8 @@ def judge(got: Tensor, truth: Truth, own: Tensor, arithmetic: torch.dtype) -> tu
     error = torch.where(high.isinf() & ~g.isinf(), torch.inf, error)
     error = torch.where(high.isnan(), torch.where(g.isnan(), 0.0, torch.inf), error)
     error = torch.where(g.isnan() & ~high.isnan(), torch.inf, error)
-    right = truth.infinite & ~own.isfinite() & ((g == own) | (g.isnan() & own.isnan()))
-    right |= truth.open & (g.isnan() | (own.isinf() & ~truth.infinite))
-    right |= truth.infinite & truth.open & g.isinf() & ((g > 0) | (not truth.is_loss))
+    right = (truth.own & ((g == own) | (g.isnan() & own.isnan()))) | (truth.nan & g.isnan())
+    right |= (truth.inf & (g == torch.inf)) | (truth.minus_inf & (g == -torch.inf))
     return torch.where(right, 0.0, error / allowed), allowed
 
 

@@ -20,7 +20,7 @@ from mpmath import mp, mpf
 Mpf = Any  # mpmath is not typed
 BITS = 220  # of working precision; functions that cancel more add to it
 NAN, INF = mp.nan, mp.inf
-HALF = mpf(1) / 2
+HALF, QUARTER = mpf(1) / 2, mpf(1) / 4
 MANY = mpf(2) ** 20  # what multiplies a tail by more is no excuse
 
 
@@ -206,7 +206,8 @@ def negative_binomial(x: Mpf, mean: Mpf, theta: Mpf) -> list[Number]:
     """As a sum of what is never negative, so that the nll is its own scale: the deviance x log(x / mu) - (x + th)
     log((x + th) / (mu + th)), log x! - x log x + x, log(1 + x / th) / 2, and the fall of Stirling's error from th to
     th + x. (The textbook's log-gammas grow with th and are no terms.) Of the derivative by theta: u - log(1 + u) with
-    u = (x - mu) / (th + mu), and the rise of digamma(y) - log y from th to th + x. theta = inf is the Poisson limit."""
+    u = (x - mu) / (th + mu), two terms from |u| = 1/4 on, and the rise of digamma(y) - log y from th to th + x. Of a
+    count that is a fraction the fall and the rise are differences, too. theta = inf is the Poisson limit."""
     mu, th = mean + EPS, theta + EPS
     if outside(x, mu, th):
         return undefined(3)
@@ -218,13 +219,24 @@ def negative_binomial(x: Mpf, mean: Mpf, theta: Mpf) -> list[Number]:
         return [Number(INF, INF), Number(mpf(0) if mp.isinf(mu) else -INF, mpf(1)), Number(INF, INF)]
     with mp.workprec(precision(x, th)):
         of_mean = th / (th + mu)
+        count = mpf(0) if abs(x) < NONE else x
+        u = (count - mu) / (th + mu)
+        logarithm = mp.log1p(u) if abs(u) < QUARTER else mp.log((th + count) / (th + mu))
+        apart = abs(u) + abs(logarithm) if abs(u) > QUARTER else mpf(0)
         if abs(x) < NONE:
-            ratio = mp.log1p(mu / th)
-            return [total(th * ratio), total(of_mean), total(ratio - mu / (th + mu))]
+            return [total(-th * logarithm), total(of_mean), total(u - logarithm, rounding=apart)]
         nll = log_gamma(th) + log_gamma(x + 1) - log_gamma(x + th)
         nll += th * mp.log1p(mu / th) + x * mp.log((mu + th) / mu)
-        u, rise = (x - mu) / (th + mu), digamma_minus_log(th + x) - digamma_minus_log(th)
-        return [total(nll), total(of_mean, -x / mu * of_mean), total(u - mp.log1p(u), -rise)]
+        rest = [digamma_minus_log(y) for y in (th, th + x)]
+        fraction = [abs(_stirling(y)) for y in (th, th + x)] if x < 1 else []
+        apart += sum(map(abs, rest)) if x < 1 else 0
+        by_theta = total(u - logarithm, rest[0] - rest[1], rounding=apart)
+        return [total(nll, rounding=sum(fraction)), total(of_mean, -x / mu * of_mean), by_theta]
+
+
+def _stirling(y: Mpf) -> Mpf:
+    """Stirling's error."""
+    return log_gamma(y) - (y - HALF) * mp.log(y) + y - mp.log(2 * mp.pi) / 2
 
 
 def zero_inflated_negative_binomial(x: Mpf, mean: Mpf, theta: Mpf, p: Mpf) -> list[Number]:
@@ -237,17 +249,25 @@ def zero_inflated_negative_binomial(x: Mpf, mean: Mpf, theta: Mpf, p: Mpf) -> li
         return [*undefined(3), Number(sigmoid(p), mpf(1), defined=False)]
     nll, by_mean, by_theta = negative_binomial(x, mean, theta)
     if abs(x) >= NONE:
-        return [total(softplus(p), nll.value), by_mean, by_theta, total(sigmoid(p))]
+        return [
+            Number(softplus(p) + nll.value, softplus(p) + nll.scale),
+            by_mean,
+            by_theta,
+            total(sigmoid(p)),
+        ]
     zero = nll.value
     if mp.isinf(p):
-        nothing = total(mpf(0))
+        nothing = total(mpf(0), tails=MANY)
         return [nothing] * 4 if p > 0 else [nll, by_mean, by_theta, nothing]
     if mp.isinf(zero):
         return [total(softplus(-p)), total(mpf(0)), total(mpf(0)), total(-sigmoid(-p))]
     with mp.workprec(precision(p, mu, 0 if mp.isinf(th) else th)):
         q, inner = sigmoid(-p - zero), zero + abs(p + zero)  # q: P(the negative binomial's | a zero)
         loose = q * (1 + (1 - q) * inner)
-        slopes = [Number(q * by.value, loose * by.scale) for by in (by_mean, by_theta)]
+        slopes = [
+            Number(q * by.value, loose * by.scale, min(MANY, max(mpf(1), by.scale)))
+            for by in (by_mean, by_theta)
+        ]
         by_p = sigmoid(-p) * (1 - q) * mp.expm1(-zero)
         return [total(softplus(-p) - softplus(-p - zero)), *slopes, total(by_p, rounding=by_p * q * inner)]
 
@@ -402,3 +422,79 @@ def sample_and_kl(mu: Mpf, logvar: Mpf, eps: Mpf, *, clamp: tuple[Mpf, Mpf] | No
     (z, *by_z), (k, *by_kl) = sample(mu, logvar, eps, clamp=clamp), kl(mu, logvar, clamp=clamp)
     both = [Number(a.value + b.value, a.scale + b.scale) for a, b in zip(by_z, by_kl, strict=True)]
     return [z, k, *both]
+
+
+# Linear heads, of the layer's outputs. A link's result is a number of the arithmetic's dtype, beyond the largest inf.
+
+NUDGE = mpf(2) ** -80
+
+
+def _times(factor: Mpf, n: Number, rounding: Mpf) -> Number:
+    """factor n, where the factor is rounded, and either may be below the smallest normal number."""
+    tails = min(mpf(2) ** 40, max(mpf(1), abs(n.value), abs(factor) * n.tails))
+    return Number(factor * n.value, abs(factor) * (n.scale + rounding * abs(n.value)), tails, n.defined)
+
+
+def _sum(numbers: Sequence[Number]) -> Number:
+    values, scales = (sum(v, mpf(0)) for v in zip(*(n[:2] for n in numbers), strict=True))
+    return Number(values, scales, max(n.tails for n in numbers), all(n.defined for n in numbers))
+
+
+def linear_counts(
+    member: str,
+    largest: Mpf,
+    x: Sequence[Mpf],
+    outputs: Sequence[Mpf],
+    *,
+    theta: Sequence[Mpf] = (),
+    library: Mpf | None = None,
+) -> list[Number]:
+    """nll and its derivatives by the outputs, by theta where it is given, and by the library.
+
+    The mean is exp of an output, or library times a softmax; theta may be exp of an output: both are rounded, and what
+    that does to a result is measured, by moving them a little.
+    """
+    function, size = globals()[member], len(x)
+    heads = [outputs[i : i + size] for i in range(0, len(outputs), size)]
+
+    def link(o: Mpf) -> Mpf:
+        return mp.exp(o) if mp.exp(o) <= largest else INF
+
+    rounded, share = [mpf(1)] * size, [mpf(1)] * size
+    means = [link(o) for o in heads[0]]
+    if library is not None:
+        less, share, log_sum = shares(heads[0])
+        means, rounded = [library * p for p in share], [1 + abs(el) + log_sum for el in less]
+    linked = len(heads) > 1 and member != "poisson" and not theta
+    columns = [means, *([[link(o) for o in heads[1]]] if linked else [theta] if theta else [])]
+    columns += [heads[-1]] if member.startswith("zero") else []
+
+    def moved(arguments: Sequence[Mpf], k: int) -> list[Mpf]:
+        """The results' derivatives by the logarithm of an argument."""
+        if not mp.isfinite(arguments[k + 1]):
+            return [mpf(0)] * (1 + len(columns))
+        nudged = [v * (1 + NUDGE) if i == k + 1 else v for i, v in enumerate(arguments)]
+        both = zip(function(*nudged), function(*arguments), strict=True)
+        return [(b.value - a.value) / NUDGE for b, a in both]
+
+    rows = []
+    for arguments, r in zip(zip(x, *columns, strict=True), rounded, strict=True):
+        loose = [r * abs(v) for v in moved(arguments, 0)]
+        if linked:
+            loose = [a + abs(v) for a, v in zip(loose, moved(arguments, 1), strict=True)]
+        rows.append([n._replace(scale=n.scale + s) for n, s in zip(function(*arguments), loose, strict=True)])
+    nll, by_mean, *others = (list(column) for column in zip(*rows, strict=True))
+    rates = [_times(m, n, r) for m, n, r in zip(means, by_mean, rounded, strict=True)]
+    by_library = []
+    if library is not None:
+        every = _sum(rates)
+        back = [_times(-p, every, r) for p, r in zip(share, rounded, strict=True)]
+        rates = [_sum(pair) for pair in zip(rates, back, strict=True)]
+        by_library = [_sum([_times(p, n, r) for p, n, r in zip(share, by_mean, rounded, strict=True)])]
+    given = [] if not theta else others.pop(0)
+    if (
+        linked
+    ):  # at the Poisson limit the derivative by log theta is 0, as that by theta falls with its square
+        pairs = zip(columns[1], others[0], strict=True)
+        others[0] = [_times(t, n, mpf(1)) if mp.isfinite(t) else n for t, n in pairs]
+    return [_sum(nll), *rates, *(n for head in others for n in head), *given, *by_library]

@@ -134,7 +134,7 @@ def _terms(mean, theta, x):
     th = theta + _EPS
     poisson = th > _LARGEST
     infinite = growth_of_infinite(mu, x)
-    endless = growth_of_infinite(0.0, x)
+    endless = tl.where(x > _LARGEST, infinite, 0.0)
     no_limit = mu > _LARGEST
     unit, scale = unit_of(mu + th + x)
     mu = in_domain(mu) * scale
