@@ -200,6 +200,14 @@ def test_alike_samples_without_a_warning(name: str, options: Options, x: Tensor)
         make(name, options)(x)
 
 
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_under_autocast(dtype: torch.dtype, autocast: torch.dtype) -> None:
+    for name, values in (("bernoulli", [255.0]), ("poisson", [-1.0])):
+        with torch.autocast("cpu", autocast):
+            assert_looks(make(name), batch(name, values, dtype))
+
+
 def test_the_advice_works() -> None:
     x = torch.randint(256, (4, 6), generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="x / 255"):

@@ -37,6 +37,19 @@ from .noise import binarize, noise
 if TYPE_CHECKING:
     from . import nn as nn
     from . import training as training
+else:  # hidden from type checkers: with it, they would take any name
+
+    def __getattr__(name: str) -> Any:
+        """`vae_fast.nn` and `vae_fast.training` are imported when they are asked for."""
+        if name not in ("nn", "training"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        try:
+            return import_module(f".{name}", __name__)
+        except ImportError as error:  # an extra is not installed; hasattr() and help() go on
+            raise AttributeError(f"vae_fast.{name} cannot be imported: {error}") from error
+
 
 __all__ = [
     "__version__",
@@ -72,18 +85,6 @@ __all__ = [
     "reparameterize_kl_packed",
     "zero_inflated_negative_binomial_nll",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`vae_fast.nn` and `vae_fast.training` are imported when they are asked for."""
-    if name not in ("nn", "training"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    try:
-        return import_module(f".{name}", __name__)
-    except ImportError as error:  # an extra is not installed; hasattr() and help() go on
-        raise AttributeError(f"vae_fast.{name} cannot be imported: {error}") from error
 
 
 def __dir__() -> list[str]:

@@ -121,8 +121,11 @@ def _check_classes(x: Tensor, likelihood: Likelihood, classes: int | None) -> No
 def _look(x: Tensor, test: Test) -> tuple[float, float, bool]:
     """The least value, the largest, and whether the test is true of any element."""
     x = x.detach()
-    lo, hi = x.aminmax()
-    rows = max(1, PART * x.shape[0] // x.numel())
-    found = torch.stack([test(part).any() for part in x.split(rows)]).any()
-    lo, hi, found = torch.stack([lo, hi, found.to(lo.dtype)]).tolist()
-    return lo, hi, bool(found)
+    found = torch.zeros((), dtype=torch.bool, device=x.device)
+    for part in x.split(max(1, PART * x.shape[0] // x.numel())):
+        found |= test(part).any()
+    facts = x.new_zeros(3)  # filled rather than stacked, which autocast refuses for some dtypes
+    facts[0], facts[1] = x.aminmax()
+    facts[2] = found
+    lo, hi, any_found = facts.tolist()
+    return lo, hi, bool(any_found)

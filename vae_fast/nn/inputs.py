@@ -9,12 +9,16 @@ from torch.nn.modules.conv import _ConvNd
 from .networks import ConvEncoder, Log1p
 
 _PASSING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+_OF_INDICES = (nn.Embedding, nn.EmbeddingBag)
 _OF_NUMBERS = (nn.Linear, _ConvNd, ConvEncoder, Log1p)
 
 
 def float_dtype(module: nn.Module) -> torch.dtype | None:
-    """The dtype of the first floating parameter, in most networks that of the layer which reads the input; None if
-    there is none. (Asked in every pass: `next(module.parameters())` makes names and takes several times as long.)"""
+    """The dtype of the first floating parameter that is not an nn.Embedding's, in most networks that of the layer which
+    reads the input; None if there is none. (Asked in every pass; `next(module.parameters())` takes several times as
+    long.)"""
+    if isinstance(module, _OF_INDICES):
+        return None
     for parameter in module._parameters.values():
         if parameter is not None and parameter.is_floating_point():
             return parameter.dtype
@@ -30,13 +34,18 @@ def input_dtype(module: nn.Module, x: Tensor, support: str) -> torch.dtype | Non
     if dtype is None or dtype is x.dtype or x.is_complex():
         return None
     if x.is_floating_point():
-        if x.itemsize <= 4 and dtype.itemsize <= 4 and torch.is_autocast_enabled(x.device.type):
-            return None  # autocast converts both
+        if _autocast_converts(x) and dtype.itemsize <= 4:
+            return None
         if any(p.dtype is x.dtype for p in module.parameters()):
             return None  # parameters of several dtypes, and x has one of them
         return dtype
     is_number = support == "counts" or (support != "classes" and x.dtype in (torch.uint8, torch.bool))
     return dtype if is_number or not takes_indices(module, support == "classes") else None
+
+
+def _autocast_converts(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.get_autocast_dtype(device))
 
 
 def takes_indices(encoder: nn.Module, classes: bool) -> bool:
@@ -47,4 +56,4 @@ def takes_indices(encoder: nn.Module, classes: bool) -> bool:
         first = next((layer for layer in first if not isinstance(layer, _PASSING)), None)
     if isinstance(first, _OF_NUMBERS):
         return False
-    return classes or any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in encoder.modules())
+    return classes or any(isinstance(m, _OF_INDICES) for m in encoder.modules())
