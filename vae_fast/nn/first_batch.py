@@ -97,7 +97,7 @@ def _advice(lo: float, hi: float) -> str:
 
 
 def _check_counts(x: Tensor, likelihood: Likelihood) -> None:
-    lo, hi, fractions = _look(x, lambda part: part != part.round() if x.is_floating_point() else part[:0])
+    lo, hi, fractions = _look(x, lambda part: part != part.round())
     if not 0 <= lo <= hi < math.inf:
         raise ValueError(
             f"expected x to hold counts, whole numbers of at least 0, for {likelihood}, "

@@ -218,10 +218,11 @@ def as_numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def deviations(x: Tensor) -> Tensor:
-    """Of uint8 (255ths) or floats from their means over the batch; of the first 10,000 samples."""
-    values = x[:10_000].float()
+    """Of uint8 (255ths) or floats from their means over the batch; of 10,000 samples, evenly spaced, of a larger one.
+    Exactly 0 where all are alike: their mean may be rounded."""
+    values = x[:: max(1, -(-len(x) // 10_000))].float()
     values = values / 255 if x.dtype == torch.uint8 else values
-    return values - values.mean(0)
+    return (values - values.mean(0)).where((values != values[:1]).any(0), 0)
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
