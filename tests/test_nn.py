@@ -313,8 +313,6 @@ def test_encoder_is_given_its_own_dtype_when_compiled(dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("x", [GREY, GREY > 100, *(batch(5, d) for d in DTYPES)], ids=lambda x: str(x.dtype))
 def test_encoder_under_autocast(x: Tensor, dtype: torch.dtype, autocast: torch.dtype) -> None:
-    if autocast == torch.float16 and torch.bfloat16 in (x.dtype, dtype):
-        pytest.skip("PyTorch's own float16 autocast on a CPU takes no bfloat16")
     model = make().to(dtype)
     with torch.autocast("cpu", autocast):
         given, output = given_to(model, x)
@@ -502,19 +500,19 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "prior",
         lambda: make(prior=None),
         TypeError,
-        r"unexpected option prior \(options of Bernoulli: binarize\)",
+        r"does not take prior \(it takes binarize\), nor",
     ),
     (
         "typo",
         lambda: make("gaussian", {"variance": 1.0, "varience": 2}),
         TypeError,
-        "unexpected option varience ",
+        "take varience .it takes variance, features",
     ),
     (
         "prior, module",
         lambda: VAE(nn.Identity(), nn.Identity(), Gaussian(), prior=1),
         TypeError,
-        "option prior",
+        "not take prior.*option of the model",
     ),
     (
         "beta",
