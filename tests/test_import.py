@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import builtins, sys, time
 import torch
@@ -24,6 +26,16 @@ heavy = [m for m in ("torch._dynamo", "torch._inductor") if m in set(sys.modules
 assert not torch.cuda.is_initialized()
 z, kl = vae_fast.reparameterize_kl(torch.zeros(2, 3), torch.zeros(2, 3))
 assert set(vae_fast.__all__) <= set(dir(vae_fast))
+assert "vae_fast.nn" not in sys.modules
+model = vae_fast.nn.VAE(torch.nn.Linear(4, 4), torch.nn.Linear(2, 4))
+assert model(torch.rand(3, 4)).loss.isfinite()
+assert vae_fast.nn is sys.modules["vae_fast.nn"]
+assert not hasattr(vae_fast, "training")  # its extra is not there
+try:
+    vae_fast.training
+except AttributeError as error:
+    assert "vae_fast.training cannot be imported: No module named" in str(error)
+assert not hasattr(vae_fast, "nonsense")
 print(seconds, sorted(m for m in new if m not in sys.stdlib_module_names), heavy, file=sys.stderr)
 """
 OPTIONAL = [
@@ -51,3 +63,10 @@ def test_import() -> None:
     seconds, modules = run.stderr.strip().split(" ", 1)
     assert modules == "[] []"  # nothing but torch and the standard library, and no compiler machinery
     assert float(seconds) < 0.5  # torch itself takes seconds
+
+
+def test_training_is_an_attribute_too() -> None:
+    pytest.importorskip("accelerate")
+    code = "import vae_fast; print(vae_fast.training.Trainer.__module__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.stdout.strip() == "vae_fast.training.loop", run.stderr

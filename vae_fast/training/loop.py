@@ -53,7 +53,11 @@ class Trainer:
         except (ValueError, TypeError) as error:
             raise TrainingError(str(error)) from None
         data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
-        self.model.likelihood.start(self.dataset.train)
+        self.model.validate = False  # all of the data have just been looked at
+        try:
+            self.model.likelihood.start(self.dataset.train)
+        except ValueError as error:
+            raise TrainingError(f"{dataset.name}: {error}") from None
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
         )
