@@ -140,7 +140,8 @@ def true_results(case: Case, own: Results, all_numbers: Numbers) -> dict[str, Tr
         nan_too = (infinite_row & ~high.isfinite()) | (after_nan & (not loss)) | (rows(lost) & (not loss))
         nan_too |= (defined == 0) & high.isfinite()
         scale = torch.where(after_nan, 16 * mine.abs().nan_to_num(0.0, 0.0, 0.0).clamp(min=1.0), scale)
-        found[name] = Truth(high, low, scale, tails, own_too, nan_too, no_limit, no_limit & (not loss))
+        any_sign = (no_limit | rows(lost)) & (not loss)
+        found[name] = Truth(high, low, scale, tails, own_too, nan_too, no_limit | any_sign, any_sign)
     return found
 
 
@@ -560,9 +561,8 @@ def _masked(table: Table) -> Outcome:
     case, order = table.case, torch.arange(table.case.size)
     mask = order % 3 != 1
     weight = torch.tensor([1.0, 0.0, -2.0], dtype=case.arithmetic)[order // 3 % 3]
-    got = results(
-        case, case.call, case.inputs, mask=mask[:, None] if "params" in case.inputs else mask, weight=weight
-    )
+    per_sample = case.inputs.keys() & {"params", "outputs"}
+    got = _run(table, mask=mask[:, None] if per_sample else mask, weight=weight)
     expected, own = {}, {}
     for name, truth_ in table.truth.items():
         ndim = truth_.high.ndim

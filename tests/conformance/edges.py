@@ -132,7 +132,7 @@ def level_mean(dtype: torch.dtype) -> Axis:
 
 def count(dtype: torch.dtype) -> Axis:
     around = [1e-9, 1e-8, 1.1e-8, 1e-4, 0.5, 30.0, 255.0, 4000.0]
-    huge = [1e6, 2.0**31, 1e30, torch.finfo(dtype).max]
+    huge = [1e6, 2.0**31, 1e30, *(largest(dtype)[:1] if dtype != torch.float64 else [])]
     beyond = [-1e-9, -1.1e-8, -0.5, -1.0, -1e30]
     return axis(dtype, [0.0, 1.0, 3.0], [-0.0], around, huge, smallest(dtype), beyond, BAD)
 
@@ -282,7 +282,7 @@ def linear_count(dtype: torch.dtype) -> Axis:
 
 def library(dtype: torch.dtype) -> Axis:
     around = [1e-30, 1e-8, 1e6, 1e30]
-    return axis(dtype, [30.0, 1.0, 1000.0], ZEROS, around, smallest(dtype), [-1.0, -1e30], BAD)
+    return axis(dtype, [30.0, 1.0, 1000.0], ZEROS, around, smallest(dtype)[1:], [-1.0, -1e30, NAN])
 
 
 def rows_of_outputs(axes: Sequence[Axis], features: int, count: int = 250) -> list[list[tuple[float, ...]]]:

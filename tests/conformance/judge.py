@@ -10,8 +10,8 @@
 - Parameters outside their domain give NaN. A NaN input gives what PyTorch's own lines give, NaN as a rule; a gradient
   that does not depend on the NaN may be the formula's.
 - Where an input is infinite the formula's limit is right, and so is PyTorch's own NaN or infinity. Where that limit is
-  infinite, or there is none, NaN is right, too; a loss of -inf is not, and a gradient may be any infinity. theta = inf
-  is a limit by definition: NaN is wrong.
+  infinite, or there is none, NaN is right, too; a loss of -inf is not, and beside such a loss a gradient may be NaN or
+  any infinity. theta = inf is a limit by definition: NaN is wrong.
 """
 
 from __future__ import annotations

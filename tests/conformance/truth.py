@@ -193,7 +193,7 @@ def poisson(x: Mpf, mean: Mpf) -> list[Number]:
         return undefined(2)
     if mp.isinf(x) or mp.isinf(mu):
         if mp.isinf(x) and mp.isinf(mu):
-            return undefined(2)
+            return [total(NAN)] * 2
         return [Number(INF, INF), Number(mpf(1) if mp.isinf(mu) else -INF, mpf(1))]
     if abs(x) < NONE:
         return [total(mu), total(mpf(1))]
@@ -215,13 +215,13 @@ def negative_binomial(x: Mpf, mean: Mpf, theta: Mpf) -> list[Number]:
         return [*poisson(x, mean), total(mpf(0))]
     if mp.isinf(x) or mp.isinf(mu):
         if mp.isinf(x) and mp.isinf(mu):
-            return undefined(3)
+            return [total(NAN)] * 3
         return [Number(INF, INF), Number(mpf(0) if mp.isinf(mu) else -INF, mpf(1)), Number(INF, INF)]
     with mp.workprec(precision(x, th)):
         of_mean = th / (th + mu)
-        count = mpf(0) if abs(x) < NONE else x
-        u = (count - mu) / (th + mu)
-        logarithm = mp.log1p(u) if abs(u) < QUARTER else mp.log((th + count) / (th + mu))
+        counted = mpf(0) if abs(x) < NONE else x
+        u = (counted - mu) / (th + mu)
+        logarithm = mp.log1p(u) if u > 0 else -mp.log1p((mu - counted) / (th + counted))
         apart = abs(u) + abs(logarithm) if abs(u) > QUARTER else mpf(0)
         if abs(x) < NONE:
             return [total(-th * logarithm), total(of_mean), total(u - logarithm, rounding=apart)]
