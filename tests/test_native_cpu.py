@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import needs_native
+from conftest import assert_same_bits_for_threads, bits, needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
 from vae_fast.backends.native.members import COUNTS, DTYPES, LIKELIHOODS
@@ -141,10 +141,6 @@ def test_philox_on_random_counters_on_avx512(emulated: ModuleType) -> None:
     check_random_words(emulated)
 
 
-def bits(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-
-
 def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[bytes]:
     """The bits of all that the engine computes, over dtypes, layouts, odd sizes, priors, draws, states, targets."""
     monkeypatch.setattr(cpu, "_cpu", engine)
@@ -246,45 +242,40 @@ def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> 
     assert results[0] == results[1]
 
 
-def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> None:
-    before = torch.get_num_threads()
-    results: dict[tuple[int, int], list[list[bytes]]] = {}
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            # Large enough to be shared out: few long samples, many short ones.
-            g = torch.Generator().manual_seed(3)
-            for shape in ((3, 50_000), (4_001, 33)):
-                mu, logvar, prior = (torch.randn(shape, generator=g) for _ in range(3))
-                state = torch.tensor([5, 6])
-                z, kl, *grads = (
-                    torch.empty(shape),
-                    torch.empty(shape[0]),
-                    torch.empty(shape),
-                    torch.empty(shape),
-                )
-                one = torch.zeros(()).expand(shape)
-                summed = (torch.empty(shape[1:]), torch.empty(()))
-                cpu.latent_forward(mu, logvar, (prior, one), state, None, None, z=z, kl=kl)
-                cpu.latent_backward(
-                    z, kl, mu, logvar, (prior, one), state, None, None,
-                    grad_mu=grads[0], grad_logvar=grads[1], grad_prior=summed,
-                )  # fmt: skip
-                results.setdefault(shape, []).append([bits(t) for t in (z, kl, *grads, *summed)])
-                each = torch.empty((3, 1, shape[0])).unbind()
-                cpu.categorical_forward(mu[None], mu.abs()[None], nll=each[0], lse=each[1], total=each[2])
-                cpu.categorical_backward(
-                    mu[None], mu.abs()[None], *each[1:], each[0], grad_logits=grads[0][None]
-                )
-                params = mu.flatten()[:120_000].view(3, 10, 4_000)
-                nll, grad = torch.empty(3), torch.empty(params.shape)
-                cpu.mixture_forward(params, params[:, :3].sigmoid(), None, nll=nll)
-                cpu.mixture_backward(params, params[:, :3].sigmoid(), None, nll, grad_params=grad)
-                results[shape][-1] += [bits(t) for t in (*each, grads[0], nll, grad)]
-    finally:
-        torch.set_num_threads(before)
-    for one_thread, two, three in results.values():
-        assert one_thread == two == three
+@pytest.mark.parametrize("shape", [(3, 50_000), (4_001, 33)], ids=["few long", "many short"])
+def test_threads_do_not_change_the_bits(engine: ModuleType, shape: tuple[int, int]) -> None:
+    """Large enough to be shared out among threads."""
+    g = torch.Generator().manual_seed(3)
+    mu, logvar, prior_mu, grad_z = (torch.randn(shape, generator=g) for _ in range(4))
+    grad_nll = torch.randn(shape[0], generator=g)
+    rng_state = torch.tensor([5, 6])
+    prior = prior_mu, torch.zeros(()).expand(shape)
+    logits, counts = mu[None], mu.abs()[None]
+    params = mu.flatten()[:120_000].view(3, 10, 4_000)
+    pixels = params[:, :3].sigmoid()
+
+    def compute() -> tuple[Tensor, ...]:
+        z, kl, each, nll = (
+            torch.empty(shape),
+            torch.empty(shape[0]),
+            torch.empty((3, 1, shape[0])),
+            torch.empty(3),
+        )
+        grads = torch.empty(shape), torch.empty(shape)
+        grad_prior = torch.empty(shape[1:]), torch.empty(())
+        grad_logits, grad_params = torch.empty(logits.shape), torch.empty(params.shape)
+        cpu.latent_forward(mu, logvar, prior, rng_state, None, None, z=z, kl=kl)
+        cpu.latent_backward(
+            grad_z, grad_nll, mu, logvar, prior, rng_state, None, None,
+            grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
+        )  # fmt: skip
+        cpu.categorical_forward(logits, counts, nll=each[0], lse=each[1], total=each[2])
+        cpu.categorical_backward(logits, counts, each[1], each[2], grad_nll[None], grad_logits=grad_logits)
+        cpu.mixture_forward(params, pixels, None, nll=nll)
+        cpu.mixture_backward(params, pixels, None, grad_nll[:3], grad_params=grad_params)
+        return z, kl, *grads, *grad_prior, each, grad_logits, nll, grad_params
+
+    assert_same_bits_for_threads(compute)
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets are chosen on x86-64 only")
