@@ -41,6 +41,7 @@ def _add_twin() -> None:
 
 
 _add_twin()
+HANG = 3600.0  # seconds, the limit of every wait: for a hang, not for a busy machine
 NATIVE = backends.unavailable_reason("cpu") is None
 TRITON = os.environ.get("TRITON_INTERPRET") == "1" and backends.unavailable_reason("triton") is None
 needs_native = pytest.mark.skipif(
