@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import vae_fast
+from conftest import HANG
 
 pytest.importorskip("typer")
 pytest.importorskip("accelerate")
@@ -356,11 +357,11 @@ def test_interrupted_run_says_how_to_go_on(data: Path) -> None:
         # A shell's background jobs, and all their children, ignore it otherwise.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + HANG
     while not (out / checkpoint.METRICS).exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANG)
     assert process.returncode == 1
     line = rf"vae-fast: interrupted; --resume --out {out} goes on from epoch (\d+) of 1000000\n"
     assert re.fullmatch(line, error), error
@@ -381,7 +382,7 @@ def test_two_processes_train_one_model(data: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=HANG,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("test ELBO  ") == 1

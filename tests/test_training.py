@@ -343,7 +343,7 @@ def test_speed_measures_three_ways(options: dict[str, Any]) -> None:
     assert measured.batch == 48
     plain = set() if options["likelihood"] == "discretized_logistic" else {"plain"}  # torch has none
     assert measured.seconds.keys() == {"fused", "reference"} | plain
-    assert all(0 < s < 10 for s in measured.seconds.values())
+    assert all(s > 0 for s in measured.seconds.values())
     assert all(p.grad is None and torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
