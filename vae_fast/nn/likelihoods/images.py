@@ -96,9 +96,9 @@ class DiscretizedLogistic(Spread):
 
     def start(self, x: Tensor) -> None:
         std = 2 * deviations(x).pow(2).mean().sqrt()
-        self.fill(
-            (std * math.sqrt(3) / math.pi).log().clamp_min(LEAST_LOG_SCALE)
-        )  # below, no gradient brings it back
+        log_scale = (std * math.sqrt(3) / math.pi).log()
+        if not log_scale < LEAST_LOG_SCALE:  # below, no gradient would bring it back
+            self.fill(log_scale)
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.discretized_logistic_nll(params[0], x, self.spread(params))
