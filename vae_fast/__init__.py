@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .backends import backend, info, reference
 from .functional import (
     bernoulli_nll,
+    bernoulli_nll_from_probs,
     categorical_nll,
     continuous_bernoulli_nll,
     discretized_logistic_mixture_nll,
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "backend",
     "bernoulli_nll",
+    "bernoulli_nll_from_probs",
     "binarize",
     "categorical_nll",
     "continuous_bernoulli_nll",
