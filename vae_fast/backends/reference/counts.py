@@ -121,13 +121,10 @@ def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor,
 def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor) -> Tensor:
     """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
     nb, a = negative_binomial(x, mean, theta), -logit
-    # Near 1 from its distance to 1, else softplus(a) - softplus(a - nb), whose large terms are combined.
+    # Near 1 from its distance to 1, else softplus(a) - softplus(a - nb), of a large a without what is large.
     distance = torch.sigmoid(a) * -torch.expm1(-nb)
-    far = (
-        torch.minimum(nb, F.relu(a))
-        + torch.log1p(torch.exp(-a.abs()))
-        - torch.log1p(torch.exp(-(a - nb).abs()))
-    )
+    large = torch.minimum(nb, a) - torch.log1p(torch.exp(-(a - nb).abs()))
+    far = torch.where(a > 40, large, F.logsigmoid(nb - a) - F.logsigmoid(-a))
     near = distance < 0.5
     zero = torch.where(near, -torch.log1p(-torch.where(near, distance, 0.0)), far)
     return torch.where(x.abs() < NOTHING, zero, nb - F.logsigmoid(a))
