@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .backends.reference import draw_rng_state
 
@@ -123,7 +124,7 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
         raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
-    if tensor.shape != other.shape:
+    if tensor.ndim != other.ndim or tensor.shape != other.shape:
         _check_broadcast_to(name, tensor, f"{other_name}'s", other.shape)
     check_device(name, tensor, other_name, other)
 
@@ -186,7 +187,7 @@ def check_noise(
             raise ValueError("noise requires grad, it takes a constant (noise.detach(), say)")
         check_device("noise", noise, "mu", mu)
         return None
-    if mu.numel() * (num_samples or 1) >= 2**32:
+    if not is_compiling() and mu.numel() * (num_samples or 1) >= 2**32:
         check_counters("mu", shape, num_samples)
     if rng_state is not None:
         check_rng_state(rng_state, shape[0])
@@ -200,7 +201,7 @@ def check_rng_state(rng_state: Tensor, batch: int) -> None:
         raise TypeError(f"rng_state is {type(rng_state).__name__}, it takes an int64 tensor")
     if rng_state.dtype != torch.int64:
         raise TypeError(f"rng_state has dtype {rng_state.dtype}, it takes torch.int64")
-    if rng_state.shape != (2,) and rng_state.shape != (batch, 2):
+    if rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
         raise ValueError(
             f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)"
         )
@@ -216,7 +217,13 @@ def check_num_samples(num_samples: int) -> int:
 
 
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
-    """The noise counts elements of a sample and rows in 32 bits each (four elements a count)."""
+    """The noise counts elements of a sample and rows in 32 bits each (four elements a count).
+
+    While a graph is traced nothing is compared: it would not take larger batches than this one. The library op looks
+    when it runs.
+    """
+    if is_compiling():
+        return
     rows = shape[0] * (num_samples or 1)
     size = math.prod(shape[1:])
     if size >= 2**34:

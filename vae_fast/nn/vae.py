@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from .. import functional
 from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
@@ -32,6 +33,9 @@ class VAEOutput(NamedTuple):
     nll: Tensor  # (batch,) -log p(x | z) in nats, the mean over draws
     kl: Tensor  # (batch,) KL(q(z | x) || N(0, 1)) in nats
     z: Tensor  # (batch, ...), or (num_samples, batch, ...)
+
+
+_register_namedtuple(VAEOutput, serialized_type_name="vae_fast.nn.VAEOutput")  # torch.export.save and load
 
 
 class VAE(nn.Module):
@@ -318,4 +322,10 @@ class VAE(nn.Module):
             return None
         if self.fused_head is True:
             return head
-        return head if x.shape[0] * self._outputs >= FUSED_NUMBERS else None
+        is_large = x.shape[0] * self._outputs >= FUSED_NUMBERS
+        if torch.compiler.is_compiling():
+            from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes sympy along
+
+            # A batch of any size: the plain decoder, instead of a graph for one side of the bound alone.
+            is_large = statically_known_true(is_large)
+        return head if is_large else None

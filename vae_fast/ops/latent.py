@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..checks import check_counters
 from . import _common
 from .noise import noise as draw
 
@@ -250,12 +251,21 @@ def _sources(
     return mu, logvar, prior_mu, prior_logvar, noise
 
 
+def _check(
+    mu: Tensor, logvar: Any, dim: int, prior_mu: Any, prior_logvar: Any, rng_state: Any, noise: Any,
+    clamp: Any, num_samples: int | None, *_: Any,
+) -> None:  # fmt: skip
+    if rng_state is not None:
+        check_counters("mu", _split(mu, logvar, dim)[0].shape, num_samples)
+
+
 _common.define(
     f"latent({_TENSORS}, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor, Tensor)",
     _forward_op,
     sources=_sources,
     differentiate=_differentiate,
     setup=_setup,
+    check=_check,
 )
 _common.define(
     f"latent_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, float[]? clamp, bool[] needs)"
