@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -404,9 +406,6 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.no_poison
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
 def test_wrapped(wrapper: str, process_group: None) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     model = make()
     wrapped: nn.Module = model
     if wrapper == "DDP":

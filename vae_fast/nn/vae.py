@@ -170,15 +170,16 @@ class VAE(nn.Module):
         """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        parameters = chain(self.decoder.parameters(), self.parameters())
-        own = next((p.device for p in parameters), torch.get_default_device())
+        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
+        parameters = chain(decoder.parameters(), self.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
         z = torch.randn(
             (check_int("n", n), *self.latent_shape),
             generator=generator,
-            dtype=float_dtype(self.decoder),
-            device=own if generator is None else generator.device,
+            dtype=float_dtype(decoder) or float_dtype(self),
+            device=device if generator is None else generator.device,
         )
-        return self.decode(z.to(own), library=library)
+        return self.decode(z.to(device), library=library)
 
     def _pass(
         self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
@@ -205,18 +206,23 @@ class VAE(nn.Module):
         if torch.compiler.is_compiling():
             return self.encoder(given)
         try:
-            moments = self.encoder(given)
-        except torch.OutOfMemoryError:
-            raise
+            return self.encoder(given)
         except (RuntimeError, IndexError, ValueError) as error:
-            if self.data_shape in (None, x.shape[1:]):
+            problem = self._problem_with(x)
+            if problem is None or isinstance(error, torch.OutOfMemoryError):
                 error.add_note(f"x has shape {tuple(x.shape)}, read as (batch, ...)")
                 raise
-            raise ValueError(
-                f"expected x to have shape {batch_of(self.data_shape)} as the decoder's output, but got "
-                f"{tuple(x.shape)}, on which the encoder fails: {str(error).partition(chr(10))[0]}"
-            ) from error
-        return moments
+            raise ValueError(f"{problem}; the encoder says: {str(error).partition(chr(10))[0]}") from error
+
+    def _problem_with(self, x: Tensor) -> str | None:
+        """What is likely to be wrong with x if the encoder fails."""
+        parameter = next(self.encoder.parameters(), x) if isinstance(self.encoder, nn.Module) else x
+        if parameter.device != x.device:
+            return f"x is on {x.device}, the encoder's parameters are on {parameter.device}"
+        if self.data_shape is not None and self.data_shape != x.shape[1:]:
+            expected = batch_of(self.data_shape)
+            return f"expected x to have shape {expected} as the decoder's output, but got {tuple(x.shape)}"
+        return None
 
     def _draw(
         self, x: Tensor, num_samples: int | None, generator: torch.Generator | None, rng_state: Tensor | None
