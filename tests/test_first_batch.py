@@ -148,6 +148,21 @@ def test_takes(name: str, x: Tensor) -> None:
     assert loss.isfinite()
 
 
+def test_classes_that_only_the_decoder_knows() -> None:
+    class Opaque(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            assert z.abs().sum().item() >= 0
+            return super().forward(z).unflatten(1, (6, 5))
+
+    model = VAE(nn.Sequential(nn.Linear(6, 6)), Opaque(3, 30), "categorical")
+    x = batch("categorical", [5], torch.int64)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"class numbers from 0 to 4.* to 5"):
+            model(x)
+    model(x.clamp_max(4))
+    assert model(x).loss.isnan()  # it is not looked at again
+
+
 def test_class_left_out() -> None:
     model = make("categorical")
     model.encoder = nn.Sequential(Clamped(), model.encoder)

@@ -185,8 +185,8 @@ class VAE(nn.Module):
         self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
     ) -> VAEOutput:
         check_batch("x", x, self.data_shape)
-        if not torch.compiler.is_compiling() and self.training and "first batch" in self._once:
-            self._look_at(x)
+        if self._is_first() and not (self._classes is None and self.likelihood.support == "classes"):
+            self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = draw_rng_state(x.device, generator), None
@@ -195,10 +195,13 @@ class VAE(nn.Module):
         nll = self._nll(z, x, draws)
         return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
-    def _look_at(self, x: Tensor) -> None:
+    def _is_first(self) -> bool:
+        return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
+
+    def _look_at(self, x: Tensor, classes: int | None) -> None:
         """At the first training batch that holds something and whose values can be read."""
         if first_batch.can_be_read(x) and x.numel():
-            self.likelihood.check(x, self._classes)
+            self.likelihood.check(x, classes)
             self._once.discard("first batch")
 
     def _moments(self, x: Tensor) -> Any:
@@ -267,6 +270,10 @@ class VAE(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, the decoder's output is {self.likelihood} of {shape} for each sample"
             )
+        if (
+            x is not None and self._classes is None and self._is_first()
+        ):  # only now it is known how many there are
+            self._look_at(x, params[0].shape[-1])
         return params
 
     def _find_data_shape(self) -> tuple[int, ...] | None:
