@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,8 +40,15 @@ def trained(model: HubVAE) -> torch.optim.Optimizer:
         {"likelihood": "gaussian", "variance": "learned"},
         {"likelihood": "gaussian", "variance": 0.25},
         {"likelihood": "gaussian", "variance": "decoder", "architecture": "conv", "shape": (3, 9, 7)},
+        {"hidden": np.array([8, 5]), "latent": np.int64(3), "clamp": (np.float32(-4), np.float32(2))},
+        {
+            "likelihood": "gaussian",
+            "variance": np.float32(0.25),
+            "beta": np.float32(0.5),
+            "num_samples": np.int64(3),
+        },
     ],
-    ids=["bernoulli", "options", "learned", "fixed", "conv"],
+    ids=["bernoulli", "options", "learned", "fixed", "conv", "numpy sizes", "numpy numbers"],
 )
 def test_model_comes_back(tmp_path: Path, config: dict[str, Any]) -> None:
     model = make(**config)

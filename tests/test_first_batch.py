@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -144,6 +146,21 @@ def test_takes(name: str, x: Tensor) -> None:
         warnings.simplefilter("error")
         loss = make(name)(x).loss
     assert loss.isfinite()
+
+
+def test_classes_that_only_the_decoder_knows() -> None:
+    class Opaque(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            assert z.abs().sum().item() >= 0
+            return super().forward(z).unflatten(1, (6, 5))
+
+    model = VAE(nn.Sequential(nn.Linear(6, 6)), Opaque(3, 30), "categorical")
+    x = batch("categorical", [5], torch.int64)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"class numbers from 0 to 4.* to 5"):
+            model(x)
+    model(x.clamp_max(4))
+    assert model(x).loss.isnan()  # it is not looked at again
 
 
 def test_class_left_out() -> None:
@@ -404,9 +421,6 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.no_poison
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
 def test_wrapped(wrapper: str, process_group: None) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     model = make()
     wrapped: nn.Module = model
     if wrapper == "DDP":

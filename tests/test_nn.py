@@ -409,6 +409,13 @@ def test_shapes_are_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("own", "given"), [("meta", "cpu"), ("cpu", "meta")])
+def test_another_device_is_named(own: str, given: str) -> None:
+    match = f"x is on {given}, the encoder's parameters are on {own}; the encoder says: "
+    with pytest.raises(ValueError, match=match):
+        make().to(own).encode(batch().to(given))
+
+
 def test_a_latent_without_its_batch() -> None:
     with pytest.raises(ValueError, match=r"expected z to have shape \(batch, 3\), but got \(3,\)"):
         make().decode(torch.zeros(3))
@@ -423,6 +430,13 @@ def test_other_errors_of_an_encoder_are_its_own() -> None:
     model = VAE(nn.Linear(4, 4), Pair(nn.Linear(2, 8)), "gaussian", variance="decoder")
     with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes.*\n.*x has shape \(3, 5\)"):
         model(torch.rand(3, 5))
+
+
+def test_networks_that_are_no_modules() -> None:
+    model = VAE(lambda x: x[:, :6], lambda z: z.repeat(1, 4), latent_shape=3)
+    assert model(GREY.flatten(1)).loss.isfinite()
+    assert model.reconstruct(GREY.flatten(1)).shape == (5, 12)
+    assert model.generate(2).shape == (2, 12)
 
 
 def test_sizes_may_vary() -> None:

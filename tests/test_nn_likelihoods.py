@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import vae_fast
 from conftest import needs_native, state
@@ -236,6 +240,28 @@ def test_what_comes_to_the_head_is_called_and_said(
     for warning in caught:
         assert re.search("fused_head is True, but .*" + reason, str(warning.message))
         assert warning.filename == __file__
+
+
+@pytest.mark.no_poison
+def test_a_sharded_head(tmp_path: Path) -> None:
+    """FSDP's own class of a layer that is sharded by itself; a layer sharded with the whole model stays fused."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model, x = make("bernoulli", {}, fused_head=True)
+        want = model(x, rng_state=state()).loss
+        fully_shard(model, mesh=mesh)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
+        model, x = make("bernoulli", {}, fused_head=True)
+        fully_shard(model.decoder[2], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with pytest.warns(UserWarning, match="the last layer is .*FSDPLinear"):
+            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
+        assert "FSDPLinear" in str(model.fused_head_reason)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_fused_head_reason() -> None:

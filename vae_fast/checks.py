@@ -22,20 +22,20 @@ def _of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _python(value: Any) -> Any:
+def python_value(value: Any) -> Any:
     """The value of a numpy scalar or of a tensor without dims; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def number_of(value: Any) -> int | float | None:
     """The Python number that it is; None if it is none, or a bool."""
-    value = _python(value)
+    value = python_value(value)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def bool_of(value: Any) -> bool | None:
     """The Python bool that it is; None if it is none."""
-    value = _python(value)
+    value = python_value(value)
     return value if isinstance(value, bool) else None
 
 
@@ -150,7 +150,7 @@ def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor
     return prior_mu, prior_logvar
 
 
-def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
+def check_clamp(clamp: Sequence[float] | None) -> tuple[float, float] | None:
     if clamp is None:
         return None
     try:

@@ -174,22 +174,23 @@ class VAE(nn.Module):
         """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        parameters = chain(self.decoder.parameters(), self.parameters())
-        own = next((p.device for p in parameters), torch.get_default_device())
+        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
+        parameters = chain(decoder.parameters(), self.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
         z = torch.randn(
             (check_int("n", n), *self.latent_shape),
             generator=generator,
-            dtype=float_dtype(self.decoder),
-            device=own if generator is None else generator.device,
+            dtype=float_dtype(decoder) or float_dtype(self),
+            device=device if generator is None else generator.device,
         )
-        return self.decode(z.to(own), library=library)
+        return self.decode(z.to(device), library=library)
 
     def _pass(
         self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
     ) -> VAEOutput:
         check_batch("x", x, self.data_shape)
-        if not torch.compiler.is_compiling() and self.training and "first batch" in self._once:
-            self._look_at(x)
+        if self._is_first() and not (self._classes is None and self.likelihood.support == "classes"):
+            self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = draw_rng_state(x.device, generator), None
@@ -198,10 +199,13 @@ class VAE(nn.Module):
         nll = self._nll(z, x, draws)
         return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
-    def _look_at(self, x: Tensor) -> None:
+    def _is_first(self) -> bool:
+        return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
+
+    def _look_at(self, x: Tensor, classes: int | None) -> None:
         """At the first training batch that holds something and whose values can be read."""
         if first_batch.can_be_read(x) and x.numel():
-            self.likelihood.check(x, self._classes)
+            self.likelihood.check(x, classes)
             self._once.discard("first batch")
 
     def _moments(self, x: Tensor) -> Any:
@@ -209,18 +213,23 @@ class VAE(nn.Module):
         if torch.compiler.is_compiling():
             return self.encoder(given)
         try:
-            moments = self.encoder(given)
-        except torch.OutOfMemoryError:
-            raise
+            return self.encoder(given)
         except (RuntimeError, IndexError, ValueError) as error:
-            if self.data_shape in (None, x.shape[1:]):
+            problem = self._problem_with(x)
+            if problem is None or isinstance(error, torch.OutOfMemoryError):
                 error.add_note(f"x has shape {tuple(x.shape)}, read as (batch, ...)")
                 raise
-            raise ValueError(
-                f"expected x to have shape {batch_of(self.data_shape)} as the decoder's output, but got "
-                f"{tuple(x.shape)}, on which the encoder fails: {str(error).partition(chr(10))[0]}"
-            ) from error
-        return moments
+            raise ValueError(f"{problem}; the encoder says: {str(error).partition(chr(10))[0]}") from error
+
+    def _problem_with(self, x: Tensor) -> str | None:
+        """What is likely to be wrong with x if the encoder fails."""
+        parameter = next(self.encoder.parameters(), x) if isinstance(self.encoder, nn.Module) else x
+        if parameter.device != x.device:
+            return f"x is on {x.device}, the encoder's parameters are on {parameter.device}"
+        if self.data_shape is not None and self.data_shape != x.shape[1:]:
+            expected = batch_of(self.data_shape)
+            return f"expected x to have shape {expected} as the decoder's output, but got {tuple(x.shape)}"
+        return None
 
     def _draw(
         self, x: Tensor, num_samples: int | None, generator: torch.Generator | None, rng_state: Tensor | None
@@ -265,6 +274,10 @@ class VAE(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, the decoder's output is {self.likelihood} of {shape} for each sample"
             )
+        if (
+            x is not None and self._classes is None and self._is_first()
+        ):  # only now it is known how many there are
+            self._look_at(x, params[0].shape[-1])
         return params
 
     def _find_data_shape(self) -> tuple[int, ...] | None:
