@@ -1,4 +1,4 @@
-"""Values and gradients, element by element, where the parts of a formula leave the float range though the result may not.
+"""Values and gradients, element by element, where parts of a formula leave the float range and the result may not.
 
 The truth is mpmath's, of the very inputs. Each element is a sample of its own.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -32,7 +31,7 @@ def sigmoid(z: mpf) -> mpf:
     return 1 / (1 + exp(-z)) if z > 0 else exp(z) / (1 + exp(z))
 
 
-def added(*terms: mpf, moved: mpf = mpf(0)) -> Term:
+def added(*terms: mpf, moved: mpf | int = 0) -> Term:
     """A sum, and what rounding acts on: `moved` is what a relative error of 1 in an exponent does to it."""
     return sum(terms, mpf(0)), sum(map(abs, terms), abs(moved))
 

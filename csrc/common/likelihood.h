@@ -43,9 +43,9 @@ struct BernoulliProbs {
   }
 
   template <class F> static VAE_FAST_FN F nll(const F* parameter, F x) {
-    const F p = parameter[0], one = splat<F>(1.0f), least = splat<F>(-100.0f), q = one - p;
-    const auto subnormal = p < splat<F>(0x1p-126f);
-    const F log_scaled = log(select(subnormal, p * splat<F>(0x1p64f), p));
+    const F p = parameter[0], size = absolute(p), one = splat<F>(1.0f), least = splat<F>(-100.0f), q = one - p;
+    const auto subnormal = size < splat<F>(0x1p-126f);
+    const F log_scaled = log(select(subnormal, size * splat<F>(0x1p64f), size));
     const F log_p = maximum(least, select(subnormal, log_scaled - splat<F>(64.0f * kLn2), log_scaled));
     const F log_q = select(q == splat<F>(0.0f), least, log1p(-p, q).value);
     return checked(p, x, -fma(x, log_p, (one - x) * log_q));

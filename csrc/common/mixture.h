@@ -48,9 +48,9 @@ template <class F> struct LogisticMass {
     const auto first = t < splat<F>(-0.999f), last = t > splat<F>(0.999f);
     const Factors<F> factors = exp_factors_below(-maximum(least, log_scale));  // of what may be large
     const F inverse = factors.first * factors.second, centre = factors.times(from_mean), distance = absolute(centre);
-    const F half = maximum(splat<F>(4.5399930e-5f / 255.0f), inverse * splat<F>(1.0f / 255.0f));  // exp(-kMaxLogScale)
+    const F to_edge = inverse * splat<F>(1.0f / 255.0f), half = maximum(splat<F>(4.5399930e-5f / 255.0f), to_edge);  // exp(-kMaxLogScale)
     const F below = expm1_nonpositive(-half), r = below + one, mass = -below * (below + two);
-    const F z = select(first, centre + half, half - centre);
+    const F z = select(first, centre + to_edge, to_edge - centre);
 
     const auto end = first | last;  // an int of bools, so not the type of the next
     const auto near = distance < half;
@@ -122,9 +122,12 @@ template <class F> struct MixtureSums {
     prior = joint = splat<F>(0.0f);
     largest = splat<F>(-kLargest);
   }
+  // The logarithm of exp(logit)·p without its factor, held where float32 ends.
+  static VAE_FAST_FN F exponent(F relative, F fall) { return maximum(splat<F>(-kLargest), relative - fall); }
+
   // Call for every component in turn.
   VAE_FAST_FN void add(F logit, F fall, F factor) {
-    const F relative = logit - largest_logit, x = relative - fall, e = exp_nonpositive(-absolute(x - largest));
+    const F relative = logit - largest_logit, x = exponent(relative, fall), e = exp_nonpositive(-absolute(x - largest));
     const auto larger = x > largest;
     prior = prior + exp_nonpositive(relative);
     joint = fma(select(larger, joint, factor), e, select(larger, factor, joint));
@@ -132,8 +135,8 @@ template <class F> struct MixtureSums {
   }
   VAE_FAST_FN F nll() const {
     const F one = splat<F>(1.0f);
-    // NaN passes, not through log(). A joint of 0 is one below exp(-kLargest).
-    const F log_joint = select(joint == splat<F>(0.0f), splat<F>(-kInfinity), largest + log1p(joint - one, joint).value);
+    const auto held = largest == splat<F>(-kLargest);
+    const F log_joint = select(held, splat<F>(-kInfinity), largest + log1p(joint - one, joint).value);  // NaN passes, not through log()
     return log1p(prior - one, prior).value - log_joint;
   }
 };
@@ -148,7 +151,7 @@ template <class F> struct MixtureWeights {
         inverse_joint(divide(splat<F>(1.0f), sums.joint)) {}
   VAE_FAST_FN F prior(F logit) const { return exp_nonpositive(logit - largest_logit) * inverse_prior; }
   VAE_FAST_FN F posterior(F logit, F fall, F factor) const {
-    return exp_nonpositive((logit - largest_logit) - fall - largest) * (factor * inverse_joint);
+    return exp_nonpositive(MixtureSums<F>::exponent(logit - largest_logit, fall) - largest) * (factor * inverse_joint);
   }
 };
 
