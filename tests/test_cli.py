@@ -112,13 +112,11 @@ def test_resume_is_as_never_interrupted(data: Path, capsys: Capture) -> None:
     assert capsys.readouterr().err == f"vae-fast: --latent is 9, the run in {parts} has 3\n"
 
 
-def test_flat_data_is_read_as_images(tmp_path: Path, capsys: Capture) -> None:
+def test_flat_data_is_read_as_images(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", np.random.default_rng(0).random((20, 30)))
     common = ["train", "--data", str(tmp_path / "flat.npy"), *QUICK]
     assert cli.run([*common, "--out", str(tmp_path / "flat")]) == 0
-    assert not (tmp_path / "flat" / "samples.png").exists()  # 30 numbers are no image
-    assert cli.run(["generate", str(tmp_path / "flat")]) == 1
-    assert ".npy" in capsys.readouterr().err
+    assert cli.run(["generate", str(tmp_path / "flat")]) == 0  # as curves
     assert cli.run([*common, "--out", str(tmp_path / "images"), "--shape", "6x5"]) == 0
     assert (tmp_path / "images" / "samples.png").exists()
     conv = [

@@ -23,6 +23,7 @@ pytest.importorskip("typer")
 pytest.importorskip("accelerate")
 
 from command import COMMAND, QUICK, contents, ordinary_process, save_images
+from conftest import HANG
 from vae_fast import cli
 from vae_fast.cli import train as train_command
 from vae_fast.training import checkpoint, load_model
@@ -220,11 +221,11 @@ def interrupted(arguments: list[str], until: Path) -> str:
         # A shell's background jobs, and all their children, ignore it otherwise.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANG
     while not until.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=HANG)
     assert process.returncode == 1, error
     return error
 
@@ -315,7 +316,7 @@ def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=600,
+        timeout=HANG,
     )
 
 

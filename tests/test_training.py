@@ -302,8 +302,8 @@ def test_grid_shows_the_very_pixels(tmp_path: Path, shape: tuple[int, ...]) -> N
 @pytest.mark.parametrize(
     ("shape", "drawn"),
     [
-        ((784,), (28, 28)),
-        ((560,), None),
+        ((784,), None),
+        ((1, 784), None),
         ((28, 20), (28, 20)),
         ((1, 8, 9), (8, 9)),
         ((3, 8, 9), (3, 8, 9)),
@@ -349,7 +349,7 @@ def test_speed_measures_three_ways(options: dict[str, Any]) -> None:
     assert measured.batch == 48
     plain = set() if options["likelihood"] == "discretized_logistic" else {"plain"}  # torch has none
     assert measured.seconds.keys() == {"fused", "reference"} | plain
-    assert all(0 < s < 10 for s in measured.seconds.values())
+    assert all(s > 0 for s in measured.seconds.values())
     assert all(p.grad is None and torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,46 @@ _TARGETS = (*_DTYPES, torch.bool, *_INTEGERS)
 
 def _of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def _python(value: Any) -> Any:
+    """The value of a numpy scalar or of a tensor without dims; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def number_of(value: Any) -> int | float | None:
+    """The Python number that it is; None if it is none, or a bool."""
+    value = _python(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def bool_of(value: Any) -> bool | None:
+    """The Python bool that it is; None if it is none."""
+    value = _python(value)
+    return value if isinstance(value, bool) else None
+
+
+def check_int(name: str, value: Any, least: int = 0) -> int:
+    number = number_of(value)
+    if not isinstance(number, int):
+        raise TypeError(f"expected {name} to be an int, but got {value!r}")
+    if number < least:
+        raise ValueError(f"expected {name} to be at least {least}, but got {number}")
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    flag = bool_of(value)
+    if flag is None:
+        raise TypeError(f"expected {name} to be a bool, but got {value!r}")
+    return flag
+
+
+def check_sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    """One size or several, as Python ints."""
+    if number_of(value) is None and isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(check_int(name, n) for n in value)
+    return (check_int(name, value),)
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
@@ -36,7 +78,7 @@ def check_dim(moments: Tensor, dim: int) -> None:
         raise ValueError(
             f"moments has shape {_of(moments)}, it takes (batch, ...) with mu and logvar along dim"
         )
-    if not isinstance(dim, int):
+    if not isinstance(dim, (int, numbers.Integral)):
         raise TypeError(f"dim is {type(dim).__name__}, it takes an int")
     if not -ndim < dim < ndim or dim == 0:
         takes = "1 or -1" if ndim == 2 else f"1 to {ndim - 1} or -{ndim - 1} to -1"
@@ -112,6 +154,8 @@ def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None
         return None
     try:
         lo, hi = clamp
+        if isinstance(lo, str) or isinstance(hi, str):
+            raise TypeError
         lo, hi = float(lo), float(hi)
     except (TypeError, ValueError):
         raise TypeError(f"clamp is {clamp!r}, it takes a pair of numbers (lo, hi)") from None
@@ -162,11 +206,13 @@ def check_rng_state(rng_state: Tensor, batch: int) -> None:
         )
 
 
-def check_num_samples(num_samples: int) -> None:
-    if not isinstance(num_samples, (int, torch.SymInt)) or isinstance(num_samples, bool):
+def check_num_samples(num_samples: int) -> int:
+    """It, as a Python int."""
+    if not isinstance(num_samples, (int, numbers.Integral, torch.SymInt)) or isinstance(num_samples, bool):
         raise TypeError(f"num_samples is {type(num_samples).__name__}, it takes an int")
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
+    return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
@@ -186,7 +232,7 @@ def check_parameter(
     if isinstance(parameter, Tensor):
         check_broadcast(name, parameter, other_name, other)
         return parameter
-    if isinstance(parameter, (int, float)) or (optional and parameter is None):
+    if isinstance(parameter, (int, float, numbers.Real)) or (optional and parameter is None):
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
         return torch.full((), parameter or 0.0, dtype=dtype, device=other.device)
     takes = "a tensor, a number or None" if optional else "a tensor or a number"
@@ -257,13 +303,17 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def check_classes(target: Tensor, logits: Tensor) -> None:
+def check_class_type(name: str, target: Tensor) -> None:
     if not isinstance(target, Tensor):
-        raise TypeError(f"target is {type(target).__name__}, it takes a tensor")
+        raise TypeError(f"{name} is {type(target).__name__}, it takes a tensor")
     if target.dtype not in _INTEGERS:
         raise TypeError(
-            f"target has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
+            f"{name} has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
         )
+
+
+def check_classes(target: Tensor, logits: Tensor) -> None:
+    check_class_type("target", target)
     if target.shape != logits.shape[:-1]:
         raise ValueError(f"target has shape {_of(target)}, logits of {_of(logits)} take {_of(logits)[:-1]}")
     check_device("target", target, "logits", logits)

@@ -13,6 +13,8 @@ constexpr float kLn2Low = -2.12194440e-4f;
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kPi = 3.14159265358979324f;
 constexpr float kLog2Pi = 1.83787706640934548f;
+constexpr float kLargest = 0x1.FFFFFEp127f;
+constexpr float kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
 
 // x clamped as torch.clamp does: NaN stays NaN.
 template <class F> VAE_FAST_FN F clamp(F x, float low, float high) {
@@ -61,12 +63,15 @@ template <class F> VAE_FAST_FN F exp_nonpositive(F x) {
   return fma(scale, e.p, scale);
 }
 
-// exp(x) - 1 for x <= 0.
-template <class F> VAE_FAST_FN F expm1_nonpositive(F x) {
+// exp(x) and exp(x) - 1 for x <= 0.
+template <class F> struct Nonpositive { F exp, expm1; };
+
+template <class F> VAE_FAST_FN Nonpositive<F> nonpositive(F x) {
   const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
   const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
-  return fma(scale, e.p, scale - splat<F>(1.0f));
+  return {fma(scale, e.p, scale), fma(scale, e.p, scale - splat<F>(1.0f))};
 }
+template <class F> VAE_FAST_FN F expm1_nonpositive(F x) { return nonpositive(x).expm1; }
 
 // exp(x/2), expm1(x) and expm1(x) - x from one polynomial: what a Gaussian sample and its KL are made of. Around 0 the
 // last is a sum of terms that are never negative, so it keeps its relative accuracy where subtracting would cancel.

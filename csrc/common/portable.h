@@ -14,6 +14,13 @@
 #define VAE_FAST_FN inline __attribute__((always_inline))
 #endif
 
+// What hardly any element needs: out of the way of the rest.
+#if defined(__CUDACC__)
+#define VAE_FAST_COLD __host__ __device__
+#else
+#define VAE_FAST_COLD __attribute__((noinline, cold))
+#endif
+
 #define VAE_FAST_LAMBDA __attribute__((always_inline))
 
 // Every instruction set compiles this code in a namespace of its own (VAE_FAST_ISA), so that the linker can never
@@ -38,6 +45,7 @@ template <> struct Lanes<float> {
   static VAE_FAST_FN float splat(float x) { return x; }
   static VAE_FAST_FN float to_float(i32 i) { return static_cast<float>(i); }
   static VAE_FAST_FN bool any(bool mask) { return mask; }
+  static VAE_FAST_FN bool any_negative(i32 bits) { return bits < 0; }
 
   static VAE_FAST_FN float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
@@ -103,6 +111,8 @@ template <class M, class T> VAE_FAST_FN T select(M mask, T a, T b) { return mask
 
 // Whether a mask of F's lanes holds in any: to pass over what no lane needs, never to change a result.
 template <class F, class M> VAE_FAST_FN bool any(M mask) { return Lanes<F>::any(mask); }
+// Whether any lane has its sign bit set: a mask's own test without a comparison before it.
+template <class F> VAE_FAST_FN bool any_negative(u32_of<F> bits) { return Lanes<F>::any_negative(bit_cast<i32_of<F>>(bits)); }
 
 // c0 + c1·x + c2·x² + ..., two coefficients a step: as many operations as Horner's rule and half its latency.
 template <class F> VAE_FAST_FN F polynomial(F, F, float c0) { return splat<F>(c0); }

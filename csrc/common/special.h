@@ -66,25 +66,32 @@ template <class F> VAE_FAST_FN Shifted<F> shifted(F y) {
   return {divide(one, y + by), by};
 }
 
-// Stirling's error log Γ(y) - (y - 1/2)·log y + y - log(2π)/2, to 4e-8 relative for y >= 1; y > 0.
-template <class F> VAE_FAST_FN F stirling(F y, const Shifted<F>& s) {
-  const F w = s.inverse;
-  const F series = w * polynomial(w, w * w, 0.0833333283662796f, -7.899429732560748e-08f, -0.002773376414552331f,
-                                  -5.0487666158005595e-05f, 0.0010447208769619465f, -0.0006297528743743896f,
-                                  0.00013711379142478108f);
+// Stirling's error log Γ(y) - (y - 1/2)·log y + y - log(2π)/2: of y >= 1 from w = 1/y, to 4e-8 relative; of y > 0.
+template <class F> VAE_FAST_FN F stirling_of_inverse(F w) {
+  return w * polynomial(w, w * w, 0.0833333283662796f, -7.899429732560748e-08f, -0.002773376414552331f,
+                        -5.0487666158005595e-05f, 0.0010447208769619465f, -0.0006297528743743896f,
+                        0.00013711379142478108f);
+}
+template <class F> VAE_FAST_FN F stirling_series(F y) { return stirling_of_inverse(divide(splat<F>(1.0f), y)); }
+template <class F> VAE_FAST_FN F stirling(F y) {
+  const F series = stirling_of_inverse(shifted(y).inverse);
   const auto small = y < splat<F>(1.0f);
   if (!any<F>(small)) return series;
   // Γ(y + 1) = y·Γ(y)
   const F one = splat<F>(1.0f), step = log(one + divide(one, y));
   return select(small, fma(y + splat<F>(0.5f), step, series - one), series);
 }
-template <class F> VAE_FAST_FN F stirling(F y) { return stirling(y, shifted(y)); }
 
-// log Γ(x + 1) - x·log x + x, of x >= 0.
+// log Γ(x + 1) - x·log x + x, of 1e-8 <= x < 2^120.
 template <class F> VAE_FAST_FN F log_factorial_minus(F x) {
-  const auto zero = x == splat<F>(0.0f);
-  const F y = select(zero, splat<F>(1.0f), x);  // zeros, of which there are many, do not ask for stirling's small numbers
-  return select(zero, splat<F>(0.0f), fma(splat<F>(0.5f), log(splat<F>(2.0f * kPi) * y), stirling(y)));
+  const F large = fma(splat<F>(0.5f), log(splat<F>(2.0f * kPi) * x), stirling_series(x));
+  const auto fraction = x < splat<F>(1.0f);
+  if (!any<F>(fraction)) return large;
+  // log Γ(x + 1) / x on [0, 1], to 3e-8
+  const F over_x = polynomial(x, x * x, -0.5772156119346619f, 0.8224625587463379f, -0.40055522322654724f, 0.269104540348053f,
+                              -0.19880534708499908f, 0.14025796949863434f, -0.08021333813667297f, 0.03038938343524933f,
+                              -0.005424926057457924f);
+  return select(fraction, x * (splat<F>(1.0f) - log(x) + over_x), large);
 }
 
 // Of r(y) = digamma(y) - log y: r(b) - r(a) for b >= a > 0, where both may be large and nearly the same.
@@ -96,7 +103,7 @@ template <class F> VAE_FAST_FN F digamma_minus_log_difference(F b, F a, F distan
   const Shifted<F> sb = shifted(b), sa = shifted(a);
   const F one = splat<F>(1.0f), wb = sb.inverse, wa = sa.inverse;
   const F between = distance + (sb.by - sa.by);  // of the shifted ones
-  const F series = fma(splat<F>(0.5f) * between, wa * wb, wa * wa * digamma_tail(wa) - wb * wb * digamma_tail(wb));
+  const F series = fma(splat<F>(0.5f) * between * wb, wa, wa * wa * digamma_tail(wa) - wb * wb * digamma_tail(wb));
   const auto small = a < one;
   if (!any<F>(small)) return series;
   // digamma(y) = digamma(y + 1) - 1/y, so r(y) = r(y + 1) + log((y + 1)/y) - 1/y

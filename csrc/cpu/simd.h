@@ -31,7 +31,7 @@ template <> struct Lanes<vf32> {
 
   static VAE_FAST_FN vf32 splat(float x) { return x - vf32{}; }
   static VAE_FAST_FN vf32 to_float(vi32 i) { return __builtin_convertvector(i, vf32); }
-  // A bit for every lane where the mask holds.
+  // A bit for every lane where the mask holds: its sign bit.
   static VAE_FAST_FN unsigned bits(vi32 mask) {
 #if defined(__AVX512F__)
     return _mm512_movepi32_mask((__m512i)mask);
@@ -40,10 +40,11 @@ template <> struct Lanes<vf32> {
 #elif defined(__SSE2__)
     return _mm_movemask_ps((__m128)mask);
 #else
-    return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8);
+    return (mask[0] < 0 ? 1 : 0) | (mask[1] < 0 ? 2 : 0) | (mask[2] < 0 ? 4 : 0) | (mask[3] < 0 ? 8 : 0);
 #endif
   }
   static VAE_FAST_FN bool any(vi32 mask) { return bits(mask) != 0; }
+  static VAE_FAST_FN bool any_negative(vi32 x) { return bits(x) != 0; }
 
   static VAE_FAST_FN vf32 fma(vf32 a, vf32 b, vf32 c) {
 #if defined(__AVX512F__)

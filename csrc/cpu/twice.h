@@ -35,6 +35,7 @@ template <> struct Lanes<Twice<vf32>> {
   static VAE_FAST_FN F maximum(F bound, F x) { return {L::maximum(bound.a, x.a), L::maximum(bound.b, x.b)}; }
   static VAE_FAST_FN F minimum(F bound, F x) { return {L::minimum(bound.a, x.a), L::minimum(bound.b, x.b)}; }
   static VAE_FAST_FN bool any(i32 mask) { return L::any(mask.a | mask.b); }
+  static VAE_FAST_FN bool any_negative(i32 x) { return L::any_negative(x.a | x.b); }
   static VAE_FAST_FN F sqrt(F x) { return {L::sqrt(x.a), L::sqrt(x.b)}; }
 };
 

@@ -2,19 +2,20 @@
 // block are collected into full vectors, and the zeros are left where they are.
 #pragma once
 
+#include "../common/counts.h"
 #include "twice.h"
 #include "view.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
-// Which of the block x[0..n) are not 0.
+// Which of the block x[0..n) count anything.
 struct Counted {
   std::int32_t index[kBlock + kLanes];
   std::int64_t count = 0;
 
   VAE_FAST_FN Counted(const float* x, std::int64_t n) {
     for_each_vector(n, [&](std::int64_t i, int lanes) VAE_FAST_LAMBDA {
-      const unsigned counted = Lanes<vf32>::bits(load_partial(x + i, lanes) != vf32{});
+      const unsigned counted = Lanes<vf32>::bits(is_counted(load_partial(x + i, lanes)));
       for (int lane = 0; lane < kLanes; ++lane) {  // no branch, which would be mispredicted as often as not
         index[count] = static_cast<std::int32_t>(i) + lane;
         count += counted >> lane & 1u;

@@ -206,7 +206,7 @@ def _written(folder: Path) -> int | None:
 
 def _draw(trainer: Trainer, folder: Path) -> list[str]:
     """Writes the pictures and returns their names."""
-    pictures.save_curve(folder / "loss.png", trainer.history)
+    pictures.save_curve(folder / "loss.png", trainer.history, pictures.noun(trainer.model))
     if not pictures.can_draw(trainer.model):
         return ["loss.png"]
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
@@ -228,13 +228,15 @@ def _print_start(console: Console, trainer: Trainer) -> None:
         f"{recipe.architecture} VAE, {count:,} parameters, {recipe.likelihood}; batch {recipe.batch_size:,}; "
         f"{device}{f', {world} processes' if world > 1 else ''}{precision}; fused ops: {used}"
     )
+    for note in dataset.notes:
+        console.print(f"note: {note}", markup=False)
     if trainer.epoch:
         console.print(f"goes on from epoch {trainer.epoch} of {recipe.epochs}")
 
 
 def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str]) -> None:
     row, likelihood = trainer.history[-1], trainer.model.likelihood
-    kind = "image" if pictures.can_draw(trainer.model) else "sample"
+    kind = pictures.noun(trainer.model)
     bits = ""
     if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
         per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.model.shape)

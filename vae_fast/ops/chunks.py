@@ -15,6 +15,7 @@ CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough
 CATEGORICAL = ("categorical", "multinomial")
 # How many of the member's parameters, from the first on, come out of the layer as logarithms.
 LOGARITHMS = {"poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 2}
+LOG_LARGEST = 88.7  # of a theta that float32 holds; with more a negative binomial is Poisson's all the same
 
 Gradients = list[Tensor | None]
 
@@ -131,12 +132,12 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         x = target[rows]
         size = x.shape[0]
         means = outputs[:, :features]
+        outputs[:, features:logs].clamp_(max=LOG_LARGEST).exp_()
         if share is None or library is None:
-            outputs[:, :logs].exp_()
+            means[:, :logs].exp_()
         else:
             torch.softmax(means, -1, out=share[:size])
             torch.mul(share[:size], library[rows, None], out=means)
-            outputs[:, features:logs].exp_()
         given = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.given]
         mask = inputs.mask
         if mask is not None:
@@ -162,14 +163,14 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                     grad += part
                 else:
                     grad[rows] = part
+        if grad_library is not None and share is not None:
+            grad_library[rows] = (slopes[:, :features] * share[:size]).sum(-1)
         slopes[:, :logs].mul_(outputs[:, :logs])
-        if share is not None and library is not None:  # d softmax = share (slope - sum of share slope)
+        if logs and mask is not None:  # 0 times a mean or theta that overflowed
+            heads[:, : logs // features].masked_fill_(~mask.unsqueeze(1), 0)
+        if share is not None:  # d softmax = share (slope - sum of share slope)
             total = slopes[:, :features].sum(-1, keepdim=True)
             slopes[:, :features].addcmul_(share[:size], total, value=-1)
-            if grad_library is not None:
-                grad_library[rows] = total[:, 0] / library[rows]
-        elif logs and mask is not None:  # 0 times a mean that overflowed
-            heads[:, : logs // features].masked_fill_(~mask.unsqueeze(1), 0)
 
 
 def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:

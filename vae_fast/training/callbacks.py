@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import checkpoint
 from .errors import CheckpointError
+from .pictures import noun
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -76,7 +77,7 @@ class ProgressBar(Callback):
             return ""
         row = trainer.history[-1]
         speed = trainer.images / max(trainer.seconds, 1e-9)
-        return f"loss {row['train_loss']:.2f}  test ELBO {row['test_elbo']:.2f}  {speed:,.0f} images/s"
+        return f"loss {row['train_loss']:.2f}  test ELBO {row['test_elbo']:.2f}  {speed:,.0f} {noun(trainer.model)}s/s"
 
 
 class Checkpoints(Callback):

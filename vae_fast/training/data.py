@@ -20,10 +20,9 @@ from . import files
 from .errors import DataError
 
 DIGITS = "digits"  # the set that needs no download
-TEST_FRACTION, MOST_TEST = (
-    5,
-    10_000,
-)  # a set that comes without a test part gives a fifth, but no more than this
+TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
+_FAR = 50.0  # the largest value that plain networks still learn well from: at 1000 the first loss is NaN
+_EXACT = 1 << 24  # float32 has all whole numbers up to here
 _SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
@@ -32,6 +31,7 @@ class Dataset:
     name: str
     train: Tensor  # (n, *shape): uint8 (255ths), bool or float32
     test: Tensor
+    notes: tuple[str, ...] = ()  # what was dropped, changed or not used; what flat samples could be
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,21 +39,42 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     def reshaped(self, shape: tuple[int, ...]) -> Dataset:
-        """Flat samples as images, say."""
-        if math.prod(shape) != math.prod(self.shape):
+        """Flat samples as images, images as flat ones or with a channel. Raises DataError.
+
+        Flat uint8 of an eighth of the size are read as packed bits. Images are not read as ones of other sides: their
+        rows would be cut.
+        """
+        size, width = math.prod(shape), math.prod(self.shape)
+        longer = [tuple(n for n in sizes if n > 1) for sizes in (self.shape, shape)]
+        is_same_order = longer[0] == longer[1] or min(map(len, longer)) <= 1
+        is_flat_uint8 = self.train.ndim == 2 and self.train.dtype == self.test.dtype == torch.uint8
+        is_packed = is_flat_uint8 and size != width == math.ceil(size / 8)
+        if not is_packed and not (size == width and is_same_order):
             raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
-        return replace(self, train=self.train.reshape(-1, *shape), test=self.test.reshape(-1, *shape))
+        train, test, notes = self.train, self.test, [n for n in self.notes if n != _hint(self.train)]
+        if is_packed:
+            train, test = (_unpacked(self.name, part, size) for part in (train, test))
+            notes.append(f"{width} bytes a sample are read as {size} packed bits")
+        train, test = (part.reshape(-1, *shape) for part in (train, test))
+        return replace(self, train=train, test=test, notes=tuple(notes))
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
-        if not self.train.is_floating_point():
-            return 0.0, 1.0
-        lo, hi = torch.stack([torch.stack(torch.aminmax(part)) for part in (self.train, self.test)]).unbind(1)
-        return lo.min().item(), hi.max().item()
+        ends = [
+            torch.stack(torch.aminmax(part)).tolist() if part.is_floating_point() else (0.0, 1.0)
+            for part in (self.train, self.test)
+        ]
+        return min(lo for lo, _ in ends), max(hi for _, hi in ends)
+
+    def is_between_levels(self) -> bool:
+        """Whether it has values that are no 255ths, by more than float16 rounds them."""
+        levels = [part * 255 for part in (self.train, self.test) if part.is_floating_point()]
+        return any(bool(((part - part.round()).abs() > 0.2).any()) for part in levels)
 
     def has_fractions(self) -> bool:
-        return self.train.is_floating_point() and any(
-            bool((part != part.round()).any()) for part in (self.train, self.test)
+        return any(
+            part.is_floating_point() and bool((part != part.round()).any())
+            for part in (self.train, self.test)
         )
 
     def to(self, device: torch.device) -> Dataset:
@@ -77,33 +98,77 @@ def load(source: str) -> Dataset:
     if not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
-        train, test = files.read(path)
+        parts = files.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    train = _checked(source, train)
-    train, test = _split(source, train) if test is None else (train, _checked(source, test))
+    train, notes = _checked(source, parts.train)
+    if parts.test is None:
+        train, test = _split(source, train)
+    else:
+        test, _ = _checked(source, parts.test)
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
         )
-    return Dataset(name_of(source), torch.from_numpy(train), torch.from_numpy(test))
+    dataset = Dataset(
+        name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes)
+    )
+    return _explained(dataset)
 
 
 def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     """Raises DataError where the data are not what the likelihood is of, warns where they may not be."""
     lo, hi = dataset.limits()
-    found = f"{dataset.name}: values from {lo:g} to {hi:g}, the {likelihood} likelihood takes"
+    name, span = dataset.name, f"values from {_shown(lo)} to {_shown(hi)}"
     if support == "unit" and not 0 <= lo <= hi <= 1:
-        raise DataError(f"{found} 0 to 1 (uint8: 255ths); use the gaussian one, or scale the values")
-    if support == "counts" and lo < 0:
-        raise DataError(f"{found} counts: whole numbers of at least 0")
-    if support == "counts" and dataset.has_fractions():
-        warnings.warn(
-            f"{dataset.name}: holds fractions, the {likelihood} likelihood is of counts: whole numbers",
-            stacklevel=3,
+        ways = [scaling(lo, hi)]
+        if lo >= 0 and 127 < hi <= 255 and not dataset.has_fractions():
+            ways.append("save them as uint8: x.astype(numpy.uint8)")
+        if max(-lo, hi) <= _FAR:
+            ways.append("take --likelihood gaussian")
+        raise DataError(
+            f"{name}: {span}, the {likelihood} likelihood takes 0 to 1 (uint8: 255ths); {', or '.join(ways)}"
         )
+    if support == "counts" and lo < 0:
+        raise DataError(
+            f"{name}: {span}, the {likelihood} likelihood takes counts: whole numbers of at least 0"
+        )
+    warning = None
+    if support == "counts" and dataset.has_fractions():
+        warning = f"holds fractions, the {likelihood} likelihood is of counts: whole numbers"
+    elif support == "real" and max(-lo, hi) > _FAR:
+        warning = f"{span} are far from 0, the loss may become inf or NaN; {scaling(lo, hi)}"
+    elif likelihood.startswith("discretized") and dataset.is_between_levels():
+        warning = f"holds values between the 256 levels k/255, of which the {likelihood} likelihood is"
+    if warning:
+        warnings.warn(f"{name}: {warning}", stacklevel=3)
+
+
+def scaling(lo: float, hi: float) -> str:
+    """What brings all values to 0 to 1, as an expression of the array x."""
+    if lo >= -0.01 and hi <= 1.01:
+        return "clip them: x.clip(0, 1)"
+    if 0 <= lo <= hi / 2:
+        full = next((top for top in (255, 65535) if top / 2 < hi <= top), _rounded_up(hi))
+        return f"scale them: x / {_shown(full)}"
+    start = -_rounded_up(-lo)
+    sign = "-" if start > 0 else "+"
+    return f"scale them: (x {sign} {_shown(abs(start))}) / {_shown(_rounded_up(hi - start))}"
+
+
+def _rounded_up(value: float) -> float:
+    """To two digits, of 0 to 1."""
+    if value == 0:
+        return 1.0
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    return float(f"{math.ceil(value / step) * step:.2g}")
+
+
+def _shown(value: float) -> str:
+    """With all digits of a float32, so that 1.0000001 is not 1."""
+    return str(np.float32(value)).removesuffix(".0")
 
 
 def batches(
@@ -146,20 +211,64 @@ def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return array[np.sort(order[held_out:])], array[np.sort(order[:held_out])]
 
 
-def _checked(source: str, array: np.ndarray) -> np.ndarray:
-    """An array of samples in a dtype that the ops read, once it is found to be one."""
+def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed."""
     if array.ndim < 2:
         raise DataError(f"{source}: has shape {array.shape}, it takes (samples, features) or (samples, ...)")
     if array.size == 0:
         raise DataError(f"{source}: is empty, its shape is {array.shape}")
     if array.dtype.kind not in "buif":
         raise DataError(f"{source}: holds {array.dtype}, it takes numbers")
+    notes = []
     if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy
+        notes.append("the channels, last in the file, are read first")
     if array.dtype not in (np.uint8, np.bool_):
         if not np.isfinite(array).all():
             raise DataError(f"{source}: holds NaN or infinite values")
+        if array.dtype.kind in "iu" and max(-int(array.min()), int(array.max())) > _EXACT:
+            notes.append(f"whole numbers above {_EXACT:,} are rounded to float32")
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise DataError(f"{source}: holds values beyond float32")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array), notes
+
+
+def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
+    """numpy.packbits undone: `size` bits of each sample's bytes."""
+    bits = np.unpackbits(part.cpu().numpy(), axis=1)
+    if bits[:, size:].any():
+        raise DataError(
+            f"{name}: {part.shape[1]} bytes are not {size} packed bits, those after them are not 0"
+        )
+    return torch.from_numpy(np.ascontiguousarray(bits[:, :size]).view(np.bool_))
+
+
+def _explained(dataset: Dataset) -> Dataset:
+    """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
+    are taken for."""
+    train, test, notes = dataset.train, dataset.test, dataset.notes
+    top = max((int(part.max()) for part in (train, test) if part.dtype == torch.uint8), default=None)
+    if top is not None and top <= 1:
+        train, test = (part.bool() if part.dtype == torch.uint8 else part for part in (train, test))
+    elif top is not None and top < 128:
+        notes += (
+            f"uint8 values up to {top} are 255ths, or the numbers themselves where the likelihood is of counts",
+        )
+    if train.dtype == test.dtype == torch.bool:
+        notes += ("the values are bits, 0 and 1",)
+    return replace(dataset, train=train, test=test, notes=(*notes, *filter(None, [_hint(train)])))
+
+
+def _hint(train: Tensor) -> str:
+    """What flat samples are read as, and the option that reads them as what they also could be."""
+    width = train.shape[1] if train.ndim == 2 else 0
+    for channels, prefix in ((1, ""), (3, "3x")):
+        side = math.isqrt(width // channels)
+        if side > 3 and channels * side**2 == width:
+            size = f"{prefix}{side}x{side}"
+            return f"{width} values a sample are read as a signal; --shape {size} reads them as images"
+    side = math.isqrt(8 * width)
+    if train.dtype == torch.uint8 and side > 3 and side**2 == 8 * width:
+        return f"{width} bytes a sample are read as numbers; --shape {side}x{side} reads them as packed bits"
+    return ""

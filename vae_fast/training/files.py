@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,86 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
+from . import idx, images
 from .errors import DataError
+from .parts import Parts, listed, part_of, visible_files
 
-Parts = tuple[np.ndarray, np.ndarray | None]  # train and, where the file has one, test
-
-_IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
-_TRAIN_KEYS, _TEST_KEYS = ("train", "x_train", "train_images"), ("test", "x_test", "test_images")
+# What remains of an array's name without its part: x_train, test_images, data, y_test, ...
+_SAMPLES = {"x", "data", "set", "image", "images", "img", "imgs", "inputs", "features", "samples"}
+_LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
 
 
 def read(path: Path) -> Parts:
     if path.is_dir():
         return _read_folder(path)
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         return _read_npz(path)
-    if path.suffix == ".npy":
-        return _load_numpy(path), None
-    if "idx" in path.name or path.suffix == ".gz":
-        return read_idx(path), None
+    if suffix == ".npy":
+        return Parts(_load_numpy(path))
+    if "idx" in path.name.lower() or suffix == ".gz":
+        return idx.read_file(path)
     raise DataError(f"{path}: is not IDX (its name holds idx), .npy, .npz or a folder")
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """An IDX file, as MNIST's: two zeros, the type, the number of sizes, the sizes, the values, all big-endian."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: truncated or damaged gzip ({error})") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_DTYPES:
-        raise DataError(f"{path}: is not an IDX file")
-    dtype, ndim = np.dtype(_IDX_DTYPES[raw[2]]), raw[3]
-    start = 4 + 4 * ndim
-    if len(raw) < start:
-        raise DataError(f"{path}: truncated IDX file, it ends in its header")
-    shape = tuple(np.frombuffer(raw, ">u4", ndim, 4).tolist())
-    expected, found = math.prod(shape) * dtype.itemsize, len(raw) - start
-    if found != expected:
-        state = "truncated" if found < expected else "damaged"
-        raise DataError(
-            f"{path}: {state} IDX file, shape {shape} takes {expected} bytes and {found} are here"
-        )
-    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
-    return array.astype(dtype.newbyteorder("="))
-
-
-def _read_folder(path: Path) -> Parts:
-    parts = [_find_idx(path, stem) for stem in ("train-images", "t10k-images")]
-    if parts[0] is not None:
-        return read_idx(parts[0]), None if parts[1] is None else read_idx(parts[1])
-    pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
-    if not pictures:
-        raise DataError(f"{path}: holds no images and no train-images-idx3-ubyte")
-    return _read_pictures(pictures), None
-
-
-def _find_idx(path: Path, stem: str) -> Path | None:
-    return next(iter(sorted(path.glob(f"{stem}*idx*ubyte*"))), None)
-
-
-def _read_pictures(paths: list[Path]) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError("a folder of images takes Pillow: pip install pillow") from None
-    arrays, first = [], None
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: is not a readable image ({error})") from None
-        size = arrays[-1].shape[:2]
-        first = first or size
-        if size != first:
-            raise DataError(f"{path}: is {size[1]}x{size[0]}, {paths[0].name} is {first[1]}x{first[0]}")
-    if len({a.ndim for a in arrays}) == 2:  # grey among coloured ones
-        arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
-    stack = np.stack(arrays)
-    return stack if stack.ndim == 3 else stack.transpose(0, 3, 1, 2)
+def _read_folder(folder: Path) -> Parts:
+    files = visible_files(folder)
+    parts = idx.read_folder(folder, files) or images.read_folder(folder, files)
+    if parts is None:
+        found = f" ({listed(path.name for path in files)})" if files else ""
+        raise DataError(f"{folder}: holds no images and no train-images-idx3-ubyte{found}")
+    return parts
 
 
 def _load_numpy(path: Path) -> np.ndarray:
@@ -107,14 +54,40 @@ def _read_npz(path: Path) -> Parts:
         raise DataError(f"{path}: is not a .npz file, or truncated")
     with _numpy_errors(path), np.load(path, allow_pickle=False) as archive:
         names = archive.files
-        train = next((name for name in _TRAIN_KEYS if name in names), None)
-        test = next((name for name in _TEST_KEYS if name in names), None)
-        if train is None and len(names) == 1:
-            train = names[0]
+        if {"format", "shape", "data"} <= set(names):
+            raise DataError(
+                f"{path}: is a sparse matrix of SciPy's; save scipy.sparse.load_npz(...).toarray() with numpy.save"
+            )
+        train, test = _choose(names)
         if train is None:
-            keys = ", ".join(names) or "nothing"
-            raise DataError(f"{path}: holds {keys}; it takes one array, or train and test")
-        return archive[train], None if test is None else archive[test]
+            raise DataError(
+                f"{path}: holds {', '.join(names) or 'nothing'}; it takes one array, or train and test"
+            )
+        notes = []
+        if test is None and part_of(train)[0] in ("test", "valid"):
+            notes.append(f"{train} is the only part, and is split")
+        if test is not None and part_of(test)[0] != "test":
+            notes.append(f"{test} is the test part")
+        unused = [name for name in names if name not in (train, test)]
+        if unused:
+            notes.append(f"not used: {listed(unused, most=9)}")
+        return Parts(archive[train], None if test is None else archive[test], tuple(notes))
+
+
+def _choose(names: list[str]) -> tuple[str | None, str | None]:
+    """The names of the arrays with the train and the test part; (None, None) where they do not tell."""
+    parts: dict[str, list[str]] = {"train": [], "test": [], "valid": [], "": []}
+    for name in names:
+        part, rest = part_of(name)
+        if rest in _SAMPLES or (part and not rest):
+            parts[part].append(name)
+    train = parts["train"] or parts[""]
+    test = parts["test"] or parts["valid"]
+    if not train:  # a single array is one of samples, whatever its name and its part
+        train, test = [n for n in names if len(names) == 1 or part_of(n)[1] not in _LABELS], []
+    if len(train) != 1 or len(test) > 1:
+        return None, None
+    return train[0], test[0] if test else None
 
 
 @contextmanager

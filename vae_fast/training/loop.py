@@ -59,8 +59,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = self._make_model(dataset.shape)
         data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
+        self.model.validate = False  # all of the data have just been looked at
         self._try_batch(dataset)
-        self.model.validate = False  # of the first batch alone: the whole set has been looked at
         try:
             self.model.likelihood.start(self.dataset.train)
         except ValueError as error:

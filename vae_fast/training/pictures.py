@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,46 +19,103 @@ from .model import HubVAE
 
 _INCH = 100  # dots
 _SMALLEST = 56  # dots across an image: smaller ones are enlarged
+_CURVE = (60, 120)  # dots of a signal's tile: height, width
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, ...] | None:
     """How samples of this shape are drawn: (height, width) or (3, height, width); None if they are no images."""
-    if len(shape) == 1:  # flat, as MNIST often is
-        side = round(shape[0] ** 0.5)
-        return (side, side) if side * side == shape[0] and side > 3 else None
+    if is_signal(shape):
+        return None
     if len(shape) == 3 and shape[0] in (1, 3):
         return tuple(shape) if shape[0] == 3 else tuple(shape[1:])
     return tuple(shape) if len(shape) == 2 else None
 
 
+def is_signal(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape are drawn as curves: (n,), (1, n), (n, 1)."""
+    return len(shape) in (1, 2) and 1 < math.prod(shape) == max(shape)
+
+
 def can_draw(model: HubVAE) -> bool:
-    return model.likelihood.support in ("unit", "real") and image_shape(model.shape) is not None
+    is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
+    return model.likelihood.support in ("unit", "real") and is_drawn
 
 
-def save_grid(path: Path, images: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
-    """Images (n, *shape) with values 0 to 1 in rows of `columns`; a wider gap after every `gap_every` rows."""
-    shape = image_shape(images.shape[1:])
+def noun(model: HubVAE) -> str:
+    """What a sample is called."""
+    return "image" if can_draw(model) and not is_signal(model.shape) else "sample"
+
+
+def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
+    """Samples (n, *shape) in rows of `columns`, as images or curves; a wider gap after every `gap_every` rows.
+
+    Black is 0 and white 1, unless values are far from there: then they are the smallest and the largest value, which
+    the title tells, as it does the range of the curves. A sample of NaN is an empty tile.
+    """
+    shape = image_shape(samples.shape[1:])
+    if shape is None and not is_signal(samples.shape[1:]):
+        raise CheckpointError(f"samples of shape {tuple(samples.shape[1:])} are no images")
+    samples = samples.detach().float().cpu()
+    lo, hi = _limits(samples, is_image=shape is not None)
+    samples = (samples - lo) / (hi - lo)
     if shape is None:
-        raise CheckpointError(f"samples of shape {tuple(images.shape[1:])} are no images")
-    images = _enlarged(images.detach().float().cpu().reshape(-1, *shape).clamp(0, 1))
-    height, width = images.shape[-2:]
-    rows = -(-len(images) // columns)
+        curves = samples.flatten(1)
+        height, width = _CURVE
+    else:
+        images = _enlarged(samples.reshape(-1, *shape).nan_to_num(1).clamp(0, 1))
+        height, width = images.shape[-2:]
+    if (lo, hi) != (0, 1):
+        title += f", {'black' if shape else 'bottom'} is {lo:.3g}, {'white' if shape else 'top'} {hi:.3g}"
+    rows = -(-len(samples) // columns)
     gap = max(2, height // 14)
     tops = [r * (height + gap) + (0 if gap_every is None else r // gap_every * 2 * gap) for r in range(rows)]
-    canvas = torch.ones((*images.shape[1:-2], tops[-1] + height, columns * (width + gap) - gap))
-    for i, image in enumerate(images):
-        top, left = tops[i // columns], i % columns * (width + gap)
-        canvas[..., top : top + height, left : left + width] = image
-    pixels = canvas.movedim(0, -1) if canvas.ndim == 3 else canvas
+    corners = [(tops[i // columns], i % columns * (width + gap)) for i in range(len(samples))]
+    size = (tops[-1] + height, columns * (width + gap) - gap)
     border, header = 0.15, 0.4  # inches
-    w, h = pixels.shape[1] / _INCH + 2 * border, pixels.shape[0] / _INCH + border + header
+    w, h = size[1] / _INCH + 2 * border, size[0] / _INCH + border + header
     figure = Figure(figsize=(w, h), dpi=_INCH)
     box = (border / w, border / h, 1 - 2 * border / w, 1 - (border + header) / h)
     axes: Any = figure.add_axes(box)
-    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    if shape is None:
+        _draw_curves(axes, curves, corners, size)
+    else:
+        _draw_images(axes, images, corners, size)
     axes.set_axis_off()
     axes.set_title(title, fontsize=10, loc="left")
     _save(figure, path)
+
+
+def _limits(samples: Tensor, is_image: bool) -> tuple[float, float]:
+    """The values that are drawn as black and white, or at the bottom and the top."""
+    known = samples[samples.isfinite()]
+    lo, hi = (known.min().item(), known.max().item()) if len(known) else (0.0, 1.0)
+    if is_image and hi <= 1.5 and lo >= -1.5:  # a mean may overshoot
+        return (0.0, 1.0) if lo >= -0.5 else (-1.0, 1.0)
+    return (lo, hi) if lo < hi else (lo - 0.5, lo + 0.5)
+
+
+def _draw_images(axes: Any, images: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    canvas = torch.ones((*images.shape[1:-2], *size))
+    height, width = images.shape[-2:]
+    for image, (top, left) in zip(images, corners, strict=True):
+        canvas[..., top : top + height, left : left + width] = image
+    pixels = canvas.movedim(0, -1) if canvas.ndim == 3 else canvas
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+
+
+def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    height, width = _CURVE
+    if curves.shape[1] > 8 * width:  # more than can be seen: the lowest and the highest value of each stretch
+        ends = [sign * F.adaptive_max_pool1d(sign * curves, width) for sign in (-1, 1)]
+        curves = torch.stack(ends, 2).flatten(1)
+    across = torch.linspace(0, width, curves.shape[1])
+    lines = [
+        torch.stack([left + across, top + height * (1 - curve)], 1).numpy()
+        for curve, (top, left) in zip(curves, corners, strict=True)
+    ]
+    axes.add_collection(LineCollection(lines, colors="black", linewidths=0.7))
+    axes.set_xlim(0, size[1])
+    axes.set_ylim(size[0], 0)
 
 
 def save_samples(path: Path, model: HubVAE, n: int = 64, *, generator: torch.Generator | None = None) -> None:
@@ -67,16 +126,18 @@ def save_samples(path: Path, model: HubVAE, n: int = 64, *, generator: torch.Gen
 def save_reconstructions(path: Path, model: HubVAE, x: Tensor, columns: int = 12) -> None:
     """Rows of originals, below each its reconstruction. The columns are filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
-    pairs = zip(originals.split(columns), model.reconstruct(x).split(columns), strict=True)
+    pairs = zip(originals.split(columns), model.reconstruct(x).float().split(columns), strict=True)
     rows = [
-        F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=1.0) for p in pairs for part in p
+        F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=math.nan)
+        for p in pairs
+        for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat([r.float() for r in rows]), columns, title, gap_every=2)
+    save_grid(path, torch.cat(rows), columns, title, gap_every=2)
 
 
-def save_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Training loss and test -ELBO over the epochs."""
+def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
+    """Training loss and test -ELBO over the epochs, in nats for each `noun`."""
     figure = Figure(figsize=(7, 4), dpi=_INCH, layout="constrained")
     axes: Any = figure.subplots()
     epochs = [row["epoch"] for row in history]
@@ -93,7 +154,7 @@ def save_curve(path: Path, history: list[dict[str, float]]) -> None:
         lo, hi = min(settled), max(settled)
         axes.set_ylim(lo - 0.05 * (hi - lo), hi + 0.05 * (hi - lo))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("nats per image")
+    axes.set_ylabel(f"nats per {noun}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

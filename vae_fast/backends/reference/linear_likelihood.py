@@ -40,6 +40,12 @@ def mean_of(outputs: Tensor, library: Tensor | None) -> Tensor:
     return library.view(-1, *(1,) * (outputs.ndim - 1)) * share
 
 
+def theta_of(outputs: Tensor) -> Tensor:
+    """exp of the outputs, bounded to what the dtype holds: the negative binomial is Poisson's long before."""
+    (outputs,) = upcast(outputs)
+    return torch.exp(outputs.clamp(max=math.log(torch.finfo(outputs.dtype).max) - 0.01))
+
+
 def linear_bernoulli_nll(
     hidden: Tensor,
     weight: Tensor,
@@ -141,7 +147,7 @@ def linear_negative_binomial_nll(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     rate, *own = parameters(hidden, weight, bias, target)
-    theta = mean_of(own[0], None) if theta is None else theta
+    theta = theta_of(own[0]) if theta is None else theta
     return negative_binomial_nll(mean_of(rate, library), target, theta, mask=mask, weight=sample_weight)
 
 
@@ -157,7 +163,7 @@ def linear_zero_inflated_negative_binomial_nll(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     rate, *own, dropout_logits = parameters(hidden, weight, bias, target)
-    theta = mean_of(own[0], None) if theta is None else theta
+    theta = theta_of(own[0]) if theta is None else theta
     return zero_inflated_negative_binomial_nll(
         mean_of(rate, library), target, theta, dropout_logits, mask=mask, weight=sample_weight
     )

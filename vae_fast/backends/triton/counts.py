@@ -19,16 +19,46 @@ import triton.language as tl
 from .formulas import divide, exp, expm1, log, log1p, sigmoid, softplus
 
 _EPS = tl.constexpr(1e-8)  # added to means and thetas
-_NOTHING = tl.constexpr(1e-8)  # a count below this is none
+_NOTHING = tl.constexpr(1e-8)  # a count closer to 0 than this is none
+_LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
-def excess(ratio, w):
-    """log(ratio) - 2 w, for w = (ratio - 1) / (ratio + 1)."""
+def in_domain(v):
+    """v, at most the largest number, or NaN where it is negative."""
+    return tl.where(v >= 0, tl.minimum(v, _LARGEST), float("nan"))
+
+
+@triton.jit
+def growth_of_infinite(mean, x):
+    """What is added to a result that grows without bound with the mean and with x, and has no limit in both."""
+    of_mean = tl.where(mean > _LARGEST, float("inf"), 0.0)
+    return tl.where(x > _LARGEST, float("inf") - of_mean, of_mean)
+
+
+@triton.jit
+def unit_of(total):
+    """The unit in which numbers of this sum are computed, and 1 / unit: no product of two of them leaves float32."""
+    large = total > 4.611686018427388e18  # 2^62
+    return tl.where(large, 7.378697629483821e19, 1.0), tl.where(large, 1.3552527156068805e-20, 1.0)  # 2^66
+
+
+@triton.jit
+def excess(a, b, ratio, w):
+    """log(ratio) - 2 w, for ratio = a / b, which may leave float32, and w = (ratio - 1) / (ratio + 1)."""
     z = w * w
     near = 0.2859249898976897 + z * (0.21704533724950398 + z * 0.23233556616844167)
     near = w * z * (0.6666666733116267 + z * (0.3999970322550681 + z * near))
-    return tl.where(tl.abs(w) < 1 / 3, near, log(ratio) - 2.0 * w)
+    extreme = (ratio < 8.673617379884035e-19) | (ratio > 1.152921504606847e18)  # 2^-60, 2^60
+    return tl.where(tl.abs(w) < 1 / 3, near, tl.where(extreme, log(a) - log(b), log(ratio)) - 2.0 * w)
+
+
+@triton.jit
+def _stirling_series(z):
+    """Of y >= 1, z = 1 / y^2: y times what `stirling` gives."""
+    series = 0.0003586622795957151 + z * (-0.00018650350657356974 + z * 4.4768881215854345e-05)
+    series = 0.000781169310598219 + z * (-0.0004927959034560854 + z * series)
+    return 0.08333332816776402 + z * (-0.0027771574105765894 + z * series)
 
 
 @triton.jit
@@ -36,11 +66,22 @@ def stirling(y):
     """lgamma(y) - (y - 1/2) log y + y - log(2 pi) / 2, y > 0."""
     small = y < 1.0
     w = divide(1.0, tl.where(small, y + 1.0, y))
-    z = w * w
-    series = 0.0003586622795957151 + z * (-0.00018650350657356974 + z * 4.4768881215854345e-05)
-    series = 0.000781169310598219 + z * (-0.0004927959034560854 + z * series)
-    series = w * (0.08333332816776402 + z * (-0.0027771574105765894 + z * series))
+    series = w * _stirling_series(w * w)
     return tl.where(small, series - 1.0 - (y + 0.5) * log(y * w), series)  # Gamma(y + 1) = y Gamma(y)
+
+
+@triton.jit
+def log_factorial_minus(x):
+    """lgamma(x + 1) - x log x + x, x >= 1e-8."""
+    by_x = divide(1.0, tl.maximum(x, 1.0))
+    z = by_x * by_x
+    log_x = log(x)
+    large = 0.9189385332046728 + 0.5 * log_x + by_x * _stirling_series(z)
+    # log Gamma(x + 1) / x on [0, 1], to 3e-8
+    over_x = -0.08021333813667297 + x * (0.03038938343524933 + x * -0.005424926057457924)
+    over_x = 0.269104540348053 + x * (-0.19880534708499908 + x * (0.14025796949863434 + x * over_x))
+    over_x = -0.5772156119346619 + x * (0.8224625587463379 + x * (-0.40055522322654724 + x * over_x))
+    return tl.where(x < 1.0, x * (1.0 - log_x + over_x), large)
 
 
 @triton.jit
@@ -58,96 +99,131 @@ def digamma_rest(y, inverse):
 @triton.jit
 def poisson_nll(mean, _q, _r, x, EXACT: tl.constexpr):
     # x log(x / mu) - (x - mu), and log x! without Stirling's large terms
+    none = tl.abs(x) < _NOTHING
+    x = tl.where(none, 1.0, x)
     mu = mean + _EPS
-    d = x - mu
-    w = divide(d, x + mu)
-    nll = x * excess(divide(x, mu), w) + d * w + (0.5 * log(6.283185307179586 * x) + stirling(x))
-    return tl.where(x == 0, mu, nll)
+    unit, scale = unit_of(x + mu)
+    m = in_domain(mu) * scale
+    c = in_domain(x) * scale
+    d = c - m
+    w = divide(d, c + m)
+    nll = unit * (c * excess(c, m, divide(c, m), w) + d * w) + log_factorial_minus(c * unit)
+    nll += growth_of_infinite(mu, x)
+    return tl.where(none, tl.where(mu >= 0, mu, float("nan")), nll)
 
 
 @triton.jit
 def poisson_grads(mean, _q, _r, x, g, EXACT: tl.constexpr):
-    mu = mean + _EPS
-    return g * divide(mu - x, mu), 0.0, 0.0
+    none = tl.abs(x) < _NOTHING
+    mu = in_domain(mean + _EPS)
+    x = tl.where(none | (x >= 0), x, float("nan"))
+    _, scale = unit_of(mu)  # a divisor of the middle of the range
+    slope = divide(scale * mu - scale * x, scale * mu)
+    slope = tl.where(mean > _LARGEST, 1.0 + (x - x), slope)
+    return g * tl.where(none, tl.where(mu >= 0, 1.0, float("nan")), slope), 0.0, 0.0
 
 
 @triton.jit
 def _terms(mean, theta, x):
-    """What value and gradients share: mu, theta, x - mu, X = theta + x, 1 / Y for Y = theta + mu, and the w and the
-    excess of X / Y."""
+    """What value and gradients share, in units of `unit`: mu, theta, x (0 where it counts nothing), X = theta + x,
+    Y = theta + mu, 1 / Y, w, theta w and the excess of X / Y for their w; whether theta is infinite, what an infinite
+    mu or x adds to the value, whether mu is infinite, and what an infinite x takes from its derivative."""
+    x = tl.where(tl.abs(x) < _NOTHING, 0.0, x)
     mu = mean + _EPS
     th = theta + _EPS
+    poisson = th > _LARGEST
+    infinite = growth_of_infinite(mu, x)
+    endless = tl.where(x > _LARGEST, infinite, 0.0)
+    no_limit = mu > _LARGEST
+    unit, scale = unit_of(mu + th + x)
+    mu = in_domain(mu) * scale
+    th = in_domain(th) * scale
+    x = in_domain(x) * scale
     d = x - mu
     X = th + x
-    inverse = divide(1.0, th + mu)
-    w = divide(d, 2.0 * th + (x + mu))
-    return mu, th, d, X, inverse, w, excess(X * inverse, w)
+    Y = th + mu
+    inverse = divide(1.0, Y)
+    by_sum = divide(1.0, 2.0 * th + (x + mu))
+    w = d * by_sum
+    thw = tl.where(poisson, 0.5 * d, (th * d) * by_sum)
+    e = tl.where(poisson, 0.0, excess(X, Y, X * inverse, w))
+    return mu, th, x, X, Y, inverse, w, thw, e, unit, poisson, infinite, no_limit, endless
 
 
 @triton.jit
-def _nll(terms, x):
+def _nll(terms):
     """x log(x / mu) - X log(X / Y), whose first-order terms cancel, and what Stirling leaves of the lgammas.
 
     With a theta above |x - mu| the excesses of the two logs are small and differ. With a smaller one they may be large
     and nearly the same, and the form is x log(x Y / (mu X)) - theta log(X / Y), of terms that are small with theta.
     """
-    mu, th, d, X, _, w, e = terms
-    by_mu = divide(1.0, mu)
-    by_X = divide(1.0, X)
-    c = divide(1.0, x + mu)
+    mu, th, x, X, Y, _, _, thw, e, unit, poisson, infinite, _, _ = terms
+    none = x == 0
+    c = tl.where(none, 1.0, x)  # nothing depends on it there
+    d = c - mu
+    by_both = divide(1.0, c + mu)
     large = th >= tl.abs(d)
-    a = (th * by_X) * (d * by_mu)
-    v = tl.where(large, d * c, divide(a, 2.0 + a))
-    r = x * by_mu * tl.where(large, 1.0, (th + mu) * by_X)
-    linear = tl.where(large, 0.0, 2.0 * v - 4.0 * th * w * c)
-    deviance = 2.0 * th * w * (d * c) + x * (excess(r, v) + linear) - tl.where(large, X, th) * e
-    rest = stirling(x) + (stirling(th) - stirling(X))
-    rest += log(tl.sqrt(6.283185307179586 * x) * tl.sqrt(divide(X, th)))
-    return tl.where(x == 0, th * (-2.0 * w - e), deviance + rest)
+    thd = th * d
+    v = tl.where(large, d * by_both, divide(thd, 2.0 * (mu * X) + thd))
+    a = tl.where(large, c, c * Y)
+    b = tl.where(large, mu, mu * X)
+    linear = tl.where(large, 0.0, 2.0 * v - 4.0 * thw * by_both)
+    deviance = 2.0 * thw * (d * by_both) + c * (excess(a, b, divide(a, b), v) + linear)
+    deviance -= tl.where(large, X, th) * e
+    growth = divide(x, 2.0 * th + x)
+    growth += 0.5 * excess(X, th, divide(X, th), growth)  # log(X / theta) / 2
+    rest = stirling(th * unit) - stirling(X * unit) + tl.where(poisson, 0.0, growth)
+    count = unit * deviance + (log_factorial_minus(c * unit) + rest)
+    return tl.where(none, unit * (-2.0 * thw - th * e), count) + infinite
 
 
 @triton.jit
-def _grads(terms, x):
-    mu, th, d, X, inverse, w, e = terms
+def _grads(terms):
+    mu, th, x, X, _, inverse, w, _, e, unit, poisson, infinite, no_limit, endless = terms
+    d = x - mu
     by_th = divide(1.0, th)
     by_X = divide(1.0, X)
+    scale = divide(1.0, unit)
     by_theta = w * (d * inverse) - e  # u - log(1 + u), u = (x - mu) / Y
-    by_theta -= 0.5 * (x * by_th) * by_X + (digamma_rest(X, by_X) - digamma_rest(th, by_th))
-    return -divide(d, mu) * (th * inverse), by_theta
+    rest = digamma_rest(X * unit, by_X * scale) - digamma_rest(th * unit, by_th * scale)
+    by_theta -= 0.5 * (x * by_X) * (by_th * scale) + rest
+    by_mean = -divide(tl.where(poisson, d, (d * th) * inverse), mu)
+    by_mean = tl.where(no_limit, tl.where(poisson, 1.0, 0.0) + (th + x) * 0.0, by_mean) - endless
+    return by_mean, tl.where(poisson, mu * 0.0 + x * 0.0, by_theta + infinite)
 
 
 @triton.jit
 def negative_binomial_nll(mean, theta, _r, x, EXACT: tl.constexpr):
-    return _nll(_terms(mean, theta, x), x)
+    return _nll(_terms(mean, theta, x))
 
 
 @triton.jit
 def negative_binomial_grads(mean, theta, _r, x, g, EXACT: tl.constexpr):
-    by_mean, by_theta = _grads(_terms(mean, theta, x), x)
+    by_mean, by_theta = _grads(_terms(mean, theta, x))
     return g * by_mean, g * by_theta, 0.0
 
 
 @triton.jit
 def zero_inflated_negative_binomial_nll(mean, theta, p, x, EXACT: tl.constexpr):
-    none = x < _NOTHING
-    x = tl.where(none, 0.0, x)
-    nb = _nll(_terms(mean, theta, x), x)
+    nb = _nll(_terms(mean, theta, x))
     # -log(sigmoid(p) + sigmoid(-p) exp(-nb)): from 1 where that is near, else the difference of two softplus
     q = sigmoid(-p, True) * -expm1(-nb, 0.0, True)
     far = (
         tl.minimum(tl.maximum(-p, 0.0), nb) + log1p(exp(-tl.abs(p), True)) - log1p(exp(-tl.abs(p + nb), True))
     )
     zero = tl.where(q < 0.5, log1p(divide(q, 1.0 - q)), far)
-    return tl.where(none, zero, softplus(p, True) + nb)
+    return tl.where(tl.abs(x) < _NOTHING, zero, softplus(p, True) + nb)
 
 
 @triton.jit
 def zero_inflated_negative_binomial_grads(mean, theta, p, x, g, EXACT: tl.constexpr):
-    none = x < _NOTHING
-    x = tl.where(none, 0.0, x)
+    none = tl.abs(x) < _NOTHING
     terms = _terms(mean, theta, x)
-    by_mean, by_theta = _grads(terms, x)
-    nb = terms[1] * (-2.0 * terms[5] - terms[6])  # of a count of 0
+    by_mean, by_theta = _grads(terms)
+    nb = terms[9] * (-2.0 * terms[7] - terms[1] * terms[8]) + terms[11]  # of a count of 0
     q = tl.where(none, sigmoid(-p - nb, True), 1.0)  # the zero is one of the negative binomial's
     by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb, 0.0, True)
-    return g * q * by_mean, g * q * by_theta, g * tl.where(none, by_p, sigmoid(p, True))
+    by_theta = q * tl.where(none & (nb > _LARGEST), 0.0, by_theta)
+    # As the value is NaN where one of them is.
+    g += tl.where((by_mean != by_mean) | (p != p), float("nan"), 0.0)
+    return g * q * by_mean, g * by_theta, g * tl.where(none, by_p, sigmoid(p, True))

@@ -1,0 +1,74 @@
+"""The tables of edges of tests/conformance through the CUDA kernels, a backend like another here, of CPU tensors.
+
+Every element by itself, as a sample; masks and weights, and all elements in one sample, in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vae_fast
+from conformance import cases, edges
+from vae_fast import backends
+
+from .emulated import DTYPES, schedule
+
+__all__ = ["schedule"]
+backends._MODULES["emulated"] = "native.cuda"
+backends._reasons["emulated"] = None
+F32 = torch.float32
+
+
+def check(build: Any, *arguments: Any, ways: tuple[str, ...] = tuple(cases.WAYS)) -> None:
+    dtype = arguments[-1]
+    table = cases.table(build, *arguments)
+    for way in ways if dtype == F32 else ways[:1]:
+        with vae_fast.backend("emulated"):
+            outcome = cases.WAYS[way](table)
+        wrong = cases.differences("cuda, emulated", table, outcome)
+        if wrong:
+            pytest.fail(f"{way}: {wrong}", pytrace=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.PARAMETERS)
+def test_elements(name: str, dtype: torch.dtype) -> None:
+    check(cases.elementwise, name, dtype)
+
+
+@pytest.mark.parametrize("name", cases.PARAMETERS)
+def test_targets_of_integers(name: str) -> None:
+    check(cases.with_integers, name, F32, ways=("samples",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", edges.CLASSES)
+@pytest.mark.parametrize("build", [cases.categorical, cases.multinomial])
+def test_classes(build: Any, classes: int, dtype: torch.dtype) -> None:
+    check(build, classes, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("channels", "components"), [(1, 1), (1, 3), (3, 2)])
+def test_mixtures(channels: int, components: int, dtype: torch.dtype) -> None:
+    check(cases.mixture, channels, components, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("clamp", [None, *edges.CLAMPS])
+@pytest.mark.parametrize("kind", ["kl", "prior", "sample", "both"])
+def test_latent(kind: str, clamp: tuple[float, float] | None, dtype: torch.dtype) -> None:
+    check(cases.latent, kind, clamp, dtype, ways=("samples", "one sample"))
+
+
+@pytest.mark.parametrize("head", cases.HEADS)
+def test_linear_heads(head: str) -> None:
+    check(cases.linear, head, F32, ways=("samples", "masked"))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multinomial"])
+def test_linear_classes(kind: str) -> None:
+    check(cases.linear_classes, kind, F32, ways=("samples", "masked"))
