@@ -1,6 +1,6 @@
 # Every target sets up what it needs. Python 3.11+ is a must; with a C++17 compiler the native CPU engine is built.
 #
-#   make train    train a VAE on scikit-learn's digits, results in runs/digits/
+#   make train    train a VAE on scikit-learn's digits, results in runs/digits/ (again: runs/digits-2/)
 #   make test     run the test suite
 #   make build    install the package into .venv, editable, native code built
 #   make bench    measure against eager PyTorch, torch.compile and JAX

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import vae_fast
-from conftest import NATIVE, TRITON, needs_native
+from conftest import HANG, NATIVE, TRITON, needs_native
 from vae_fast import backends
 
 X = torch.zeros(4, 3)
@@ -34,7 +34,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=HANG
     )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("accelerate")
 
+from conftest import HANG
 from vae_fast.training import CheckpointError, HubVAE, Recipe, checkpoint, load_model, save_model
 
 
@@ -38,8 +40,15 @@ def trained(model: HubVAE) -> torch.optim.Optimizer:
         {"likelihood": "gaussian", "variance": "learned"},
         {"likelihood": "gaussian", "variance": 0.25},
         {"likelihood": "gaussian", "variance": "decoder", "architecture": "conv", "shape": (3, 9, 7)},
+        {"hidden": np.array([8, 5]), "latent": np.int64(3), "clamp": (np.float32(-4), np.float32(2))},
+        {
+            "likelihood": "gaussian",
+            "variance": np.float32(0.25),
+            "beta": np.float32(0.5),
+            "num_samples": np.int64(3),
+        },
     ],
-    ids=["bernoulli", "options", "learned", "fixed", "conv"],
+    ids=["bernoulli", "options", "learned", "fixed", "conv", "numpy sizes", "numpy numbers"],
 )
 def test_model_comes_back(tmp_path: Path, config: dict[str, Any]) -> None:
     model = make(**config)
@@ -251,39 +260,40 @@ from vae_fast.training.data import Dataset
 images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8))
 recipe = Recipe(epochs=10_000, batch_size=16, evaluate_every=1, hidden=(300,))  # most of its time goes into writing
 folder, random_ = Path(sys.argv[1]), random.Random(0)
-last = torn = 0
-for i in range(int(sys.argv[2])):
+last = kills = torn = 0
+while kills < int(sys.argv[2]) or not torn:  # goes on until one is killed in the midst of writing
     child = os.fork()
     if child == 0:
         trainer = Trainer(recipe, Dataset("random", images[:32], images[32:]), callbacks=[Checkpoints(folder, 0.0)])
-        if i:
+        if kills:
             trainer.resume(folder)
         trainer.fit()
-    while i == 0 and not (folder / checkpoint.STATE).exists():
+    while not (folder / checkpoint.STATE).exists() or checkpoint.read_progress(folder)["epoch"] <= last:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
         time.sleep(0.01)
-    time.sleep(random_.uniform(0.1, 0.7))
+    time.sleep(random_.uniform(0, 0.3))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    kills += 1
     torn += any(name.endswith(".new") for name in os.listdir(folder))
     load_model(folder)
     epoch = checkpoint.read_progress(folder)["epoch"]
-    assert epoch >= last, (epoch, last)
+    assert epoch > last, (epoch, last)
     last = epoch
 checkpoint.remove_leftovers(folder)
 assert len(os.listdir(folder)) == 4, os.listdir(folder)
-print(last, torn)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_runs_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", KILLED_RUNS, str(tmp_path), str(KILLS)], capture_output=True, text=True
+        [sys.executable, "-c", KILLED_RUNS, str(tmp_path), str(KILLS)],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert run.returncode == 0, run.stderr
-    epochs, torn = map(int, run.stdout.split())
-    assert epochs > KILLS / 2  # the runs got on: each went on from the last one's checkpoint
-    assert torn >= 1  # and at least one was killed in the midst of writing
 
 
 def test_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,31 +16,27 @@ import vae_fast
 pytest.importorskip("typer")
 pytest.importorskip("accelerate")
 
-from accelerate.state import AcceleratorState, GradientState
+import typer.main
 
+import command
 from vae_fast import cli
 from vae_fast.cli import train as train_command
+from vae_fast.cli.app import app
 from vae_fast.training import checkpoint
 from vae_fast.training import data as data_module
 
 Capture = pytest.CaptureFixture[str]
-COMMAND = [sys.executable, "-m", "vae_fast.cli"]
-QUICK = ["--epochs", "2", "--batch-size", "16", "--hidden", "12", "--latent", "3"]
+QUICK = command.QUICK
 
 
 @pytest.fixture(autouse=True)
 def ordinary_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(train_command, "set_up_process", lambda: True)  # the tests keep their malloc
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    yield from command.ordinary_process(monkeypatch)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (40, 6, 5), np.uint8)
-    np.save(tmp_path / "tiny.npy", images)
-    return tmp_path / "tiny.npy"
+    return command.save_images(tmp_path)
 
 
 @pytest.fixture
@@ -195,23 +185,28 @@ def test_reference_backend_can_be_asked_for(data: Path, capsys: Capture) -> None
     assert "the reference backend was used" in capsys.readouterr().out
 
 
-def test_doctor(capsys: Capture) -> None:
-    assert cli.run(["doctor"]) == 0
-    printed = capsys.readouterr().out
-    info = vae_fast.info()
-    assert f"vae_fast {vae_fast.__version__}, torch {torch.__version__}" in printed
-    assert f"cpu tensors are served by: {info['used']['cpu']}" in printed
-    for name, entry in info["backends"].items():
-        state = "available" if entry["available"] else f"missing: {entry['reason']}"
-        assert re.search(rf"^{name} +{re.escape(state)}", printed, re.MULTILINE), name
-
-
-def test_help_and_no_command(capsys: Capture) -> None:
+def test_help_has_every_text_whole(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the texts hold, square brackets say, and however narrow the terminal is."""
+    root = typer.main.get_command(app)
     assert cli.run([]) == 0
-    assert "doctor" in capsys.readouterr().out
-    for command in ("train", "generate", "reconstruct", "doctor"):
-        assert cli.run([command, "--help"]) == 0
-        assert command in capsys.readouterr().out
+    listed = _squeezed(capsys.readouterr().out)
+    for name, entry in root.commands.items():  # type: ignore[attr-defined]
+        assert f"{name} {entry.get_short_help_str(80)}" in listed
+        for columns in ("60", "200"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert cli.run([name, "--help"]) == 0
+            shown = _squeezed(capsys.readouterr().out).replace(" ", "")
+            texts = [entry.help, *(option.help for option in entry.params)]
+            assert len(texts) > 1 or name == "doctor"
+            for text in texts:
+                assert text
+                assert _squeezed(text).replace(" ", "") in shown, text
+            for option in entry.params:
+                assert all(flag in shown for flag in option.opts), option.opts
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _file_as_folder(folder: Path) -> list[str]:
@@ -299,6 +294,99 @@ def test_errors_are_one_line(
     assert "Traceback" not in captured.out
 
 
+HUGE = str(2**63)
+OUT_OF_RANGE: dict[tuple[str, ...], str] = {
+    ("--seed", str(2**64)): "18446744073709551615",
+    ("--seed", "-1"): "--seed",
+    ("--lr", "-1"): "lr is -1.0, it takes a finite number above 0",
+    ("--lr", "nan"): "lr is nan, it takes a finite number above 0",
+    ("--lr", "inf"): "lr is inf, it takes a finite number above 0",
+    ("--lr", "1e-400"): "lr is 0.0, it takes a finite number above 0",
+    ("--beta", "-1"): "--beta",
+    ("--beta", "nan"): "beta",
+    ("--beta", "inf"): "beta is inf, it takes a number from 0 to 1e+38",
+    ("--beta", "1e300"): "beta is 1e+300, it takes a number from 0 to 1e+38",
+    ("--clamp", "nan,1"): "clamp is (nan, 1.0), it takes lo <= hi",
+    ("--clamp", "1,0"): "clamp is (1.0, 0.0), it takes lo <= hi",
+    ("--hidden", "0"): "hidden is (0,), it takes sizes of 1 to 2147483647",
+    ("--hidden", "4,-4"): "hidden is (4, -4), it takes sizes of 1 to 2147483647",
+    ("--hidden", HUGE): f"hidden is ({HUGE},), it takes sizes of 1 to 2147483647",
+    ("--shape", "-6,-5"): "shape is (-6, -5), it takes sizes of 1 to 2147483647",
+    ("--latent", HUGE): f"latent is {HUGE}, it takes 1 to 2147483647",
+    ("--batch-size", HUGE): f"batch_size is {HUGE}, it takes 1 to 2147483647",
+    ("--epochs", HUGE): f"epochs is {HUGE}, it takes 1 to 2147483647",
+    ("--evaluate-every", HUGE): f"evaluate_every is {HUGE}, it takes 1 to 2147483647",
+    ("--num-samples", HUGE): f"num_samples is {HUGE}, it takes 1 to 2147483647",
+    ("--num-samples", "1000000000"): "batch_size times num_samples is 16000000000, the noise takes fewer",
+    ("--likelihood", "discretized_logistic_mixture", "--components", HUGE): f"components is {HUGE}",
+    ("--likelihood", "gaussian", "--variance", "0"): "variance is 0.0, it takes a number from 1e-38",
+    ("--likelihood", "gaussian", "--variance", "inf"): "variance is inf, it takes a number from 1e-38",
+    ("--likelihood", "gaussian", "--variance", "1e-320"): "variance is 1e-320, it takes a number from 1e-38",
+    ("--likelihood", "laplace", "--scale", "nan"): "scale is nan, it takes a number from 1e-38",
+    ("--likelihood", "negative_binomial", "--theta", "-1"): "theta is -1.0, it takes a number from 1e-38",
+}
+GENERATE_OUT_OF_RANGE: dict[tuple[str, ...], str] = {
+    ("-n", "0"): "-n",
+    ("-n", HUGE): "2147483647",
+    ("--seed", str(2**64)): "18446744073709551615",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        *(
+            (["train", "--data", "tiny.npy", *QUICK, *options], match)
+            for options, match in OUT_OF_RANGE.items()
+        ),
+        *((["generate", ".", *options], match) for options, match in GENERATE_OUT_OF_RANGE.items()),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_out_of_range_is_one_line_and_early(
+    arguments: list[str], match: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any data are read."""
+    monkeypatch.setattr(data_module, "load", lambda source: pytest.fail("the data were read"))
+    assert cli.run(arguments) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vae-fast: ")
+    assert captured.err.count("\n") == 1
+    assert match in captured.err, captured.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seed", str(2**64 - 1)],
+        ["--lr", "1e-300"],
+        ["--beta", "0"],
+        ["--clamp=-inf,inf"],
+        ["--clamp", "0,0"],
+        ["--latent", "1", "--hidden", "1", "--batch-size", "1"],
+        ["--evaluate-every", "2147483647"],
+        ["--num-samples", "3"],
+        ["--likelihood", "gaussian", "--variance", "1e38"],
+    ],
+    ids=" ".join,
+)
+def test_ends_of_the_ranges(options: list[str], data: Path) -> None:
+    assert cli.run(_train(*options)(data.parent)) == 0
+
+
+@pytest.mark.parametrize(("n", "rows"), [(None, 8), ("1", 1), ("7", 7), ("8", 8)])
+def test_as_many_reconstructions_as_there_are(n: str | None, rows: int, run: Path, capsys: Capture) -> None:
+    """Eight samples; 48 are shown if nothing is said."""
+    arguments = ["reconstruct", str(run), *(["-n", n] if n else [])]
+    assert cli.run([*arguments, "--out", str(run / "r.npy")]) == 0
+    assert np.load(run / "r.npy").shape == (rows, 6, 5)
+    assert cli.run(arguments) == 0
+    images = np.load(run.parent / "tiny.npy")[np.r_[0:40, 0:20]]
+    np.savez(run / "more.npz", train=images, test=images)
+    assert cli.run([*arguments, "--data", str(run / "more.npz"), "--out", str(run / "r.npy")]) == 0
+    assert np.load(run / "r.npy").shape == (int(n or 48), 6, 5)
+
+
 def test_more_reconstructions_than_data(run: Path, capsys: Capture) -> None:
     assert cli.run(["reconstruct", str(run), "-n", "100"]) == 1
     assert "has 8 samples, -n is 100" in capsys.readouterr().err
@@ -317,74 +405,3 @@ def test_no_memory(data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(train_command.Trainer, "fit", fail)
     assert cli.run(_train()(data.parent)) == 1
     assert capsys.readouterr().err == "vae-fast: out of memory: a smaller --batch-size may help\n"
-
-
-@pytest.mark.parametrize("package", ["typer", "accelerate", "matplotlib"])
-def test_missing_packages_are_named(data: Path, package: str) -> None:
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from vae_fast import cli\n"
-        f"sys.exit(cli.run({_train()(data.parent)!r}))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr == (
-        f"vae-fast: {package} is not installed; the command takes: pip install 'vae_fast[train]'\n"
-    )
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_interrupted_run_says_how_to_go_on(data: Path) -> None:
-    out = data.parent / "run"
-    arguments = [
-        "train",
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *QUICK,
-        "--epochs",
-        "1000000",
-        "--evaluate-every",
-        "9",
-    ]
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs, and all their children, ignore it otherwise.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 100
-    while not (out / checkpoint.METRICS).exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    line = rf"vae-fast: interrupted; --resume --out {out} goes on from epoch (\d+) of 1000000\n"
-    assert re.fullmatch(line, error), error
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
-def test_two_processes_train_one_model(data: Path) -> None:
-    out = data.parent / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    arguments = ["train", "--cpu", "--data", str(data), "--out", str(out), *QUICK]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*launch, "-m", "vae_fast.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("test ELBO  ") == 1
-    progress = checkpoint.read_progress(out)
-    assert (progress["epoch"], progress["steps"]) == (2, 2)  # 32 samples in batches of 2 x 16
-    checkpoint.load_model(out)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import needs_native
+from conftest import HANG, needs_native
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["build", "tests_cuda", "tests_triton", "tests_large", "sanitizers", "bench"]
@@ -29,7 +29,7 @@ def dry_run(out: Path, python: str | Path) -> tuple[subprocess.CompletedProcess[
     env = {k: v for k, v in os.environ.items() if not k.startswith(("VAE_FAST_", "TRITON_"))}
     command = [ROOT / "scripts" / "gpu_check.sh", "--dry-run", out]
     run = subprocess.run(
-        command, env=env | {"PYTHON": str(python)}, capture_output=True, text=True, timeout=500
+        command, env=env | {"PYTHON": str(python)}, capture_output=True, text=True, timeout=HANG
     )
     files = list(out.iterdir())
     assert len(files) <= 8 and all(f.is_file() and f.stat().st_size < 16e6 for f in files)
@@ -82,7 +82,7 @@ def test_a_failed_stage_fails_the_run_and_stops_no_other(tmp_path: Path) -> None
 def test_without_a_gpu_it_fails_at_once(tmp_path: Path) -> None:
     command = [ROOT / "scripts" / "gpu_check.sh", tmp_path / "out"]
     env = os.environ | {"PYTHON": sys.executable}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG)
     assert run.returncode == 1 and run.stdout.splitlines()[-1] == "FAIL"
     assert "torch finds no CUDA device" in run.stderr
 

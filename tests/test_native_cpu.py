@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import needs_native
+from conftest import HANG, assert_same_bits_for_threads, bits, needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
 from vae_fast.backends.native.members import COUNTS, DTYPES, LIKELIHOODS
@@ -141,10 +141,6 @@ def test_philox_on_random_counters_on_avx512(emulated: ModuleType) -> None:
     check_random_words(emulated)
 
 
-def bits(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-
-
 def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[bytes]:
     """The bits of all that the engine computes, over dtypes, layouts, odd sizes, priors, draws, states, targets."""
     monkeypatch.setattr(cpu, "_cpu", engine)
@@ -246,45 +242,40 @@ def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> 
     assert results[0] == results[1]
 
 
-def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> None:
-    before = torch.get_num_threads()
-    results: dict[tuple[int, int], list[list[bytes]]] = {}
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            # Large enough to be shared out: few long samples, many short ones.
-            g = torch.Generator().manual_seed(3)
-            for shape in ((3, 50_000), (4_001, 33)):
-                mu, logvar, prior = (torch.randn(shape, generator=g) for _ in range(3))
-                state = torch.tensor([5, 6])
-                z, kl, *grads = (
-                    torch.empty(shape),
-                    torch.empty(shape[0]),
-                    torch.empty(shape),
-                    torch.empty(shape),
-                )
-                one = torch.zeros(()).expand(shape)
-                summed = (torch.empty(shape[1:]), torch.empty(()))
-                cpu.latent_forward(mu, logvar, (prior, one), state, None, None, z=z, kl=kl)
-                cpu.latent_backward(
-                    z, kl, mu, logvar, (prior, one), state, None, None,
-                    grad_mu=grads[0], grad_logvar=grads[1], grad_prior=summed,
-                )  # fmt: skip
-                results.setdefault(shape, []).append([bits(t) for t in (z, kl, *grads, *summed)])
-                each = torch.empty((3, 1, shape[0])).unbind()
-                cpu.categorical_forward(mu[None], mu.abs()[None], nll=each[0], lse=each[1], total=each[2])
-                cpu.categorical_backward(
-                    mu[None], mu.abs()[None], *each[1:], each[0], grad_logits=grads[0][None]
-                )
-                params = mu.flatten()[:120_000].view(3, 10, 4_000)
-                nll, grad = torch.empty(3), torch.empty(params.shape)
-                cpu.mixture_forward(params, params[:, :3].sigmoid(), None, nll=nll)
-                cpu.mixture_backward(params, params[:, :3].sigmoid(), None, nll, grad_params=grad)
-                results[shape][-1] += [bits(t) for t in (*each, grads[0], nll, grad)]
-    finally:
-        torch.set_num_threads(before)
-    for one_thread, two, three in results.values():
-        assert one_thread == two == three
+@pytest.mark.parametrize("shape", [(3, 50_000), (4_001, 33)], ids=["few long", "many short"])
+def test_threads_do_not_change_the_bits(engine: ModuleType, shape: tuple[int, int]) -> None:
+    """Large enough to be shared out among threads."""
+    g = torch.Generator().manual_seed(3)
+    mu, logvar, prior_mu, grad_z = (torch.randn(shape, generator=g) for _ in range(4))
+    grad_nll = torch.randn(shape[0], generator=g)
+    rng_state = torch.tensor([5, 6])
+    prior = prior_mu, torch.zeros(()).expand(shape)
+    logits, counts = mu[None], mu.abs()[None]
+    params = mu.flatten()[:120_000].view(3, 10, 4_000)
+    pixels = params[:, :3].sigmoid()
+
+    def compute() -> tuple[Tensor, ...]:
+        z, kl, each, nll = (
+            torch.empty(shape),
+            torch.empty(shape[0]),
+            torch.empty((3, 1, shape[0])),
+            torch.empty(3),
+        )
+        grads = torch.empty(shape), torch.empty(shape)
+        grad_prior = torch.empty(shape[1:]), torch.empty(())
+        grad_logits, grad_params = torch.empty(logits.shape), torch.empty(params.shape)
+        cpu.latent_forward(mu, logvar, prior, rng_state, None, None, z=z, kl=kl)
+        cpu.latent_backward(
+            grad_z, grad_nll, mu, logvar, prior, rng_state, None, None,
+            grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
+        )  # fmt: skip
+        cpu.categorical_forward(logits, counts, nll=each[0], lse=each[1], total=each[2])
+        cpu.categorical_backward(logits, counts, each[1], each[2], grad_nll[None], grad_logits=grad_logits)
+        cpu.mixture_forward(params, pixels, None, nll=nll)
+        cpu.mixture_backward(params, pixels, None, grad_nll[:3], grad_params=grad_params)
+        return z, kl, *grads, *grad_prior, each, grad_logits, nll, grad_params
+
+    assert_same_bits_for_threads(compute)
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets are chosen on x86-64 only")
@@ -297,3 +288,115 @@ def test_environment_chooses_the_instruction_set() -> None:
     assert "isa: baseline" in run("baseline").stdout
     wrong = run("sse9")
     assert wrong.returncode != 0 and "sse9" in wrong.stderr and "baseline" in wrong.stderr
+
+
+def run_python(code: str, *arguments: str, **env: str) -> str:
+    """In a process of its own: what it prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+POOL = """
+import torch
+from vae_fast.backends.native import cpu
+def make(n): return cpu.empty_strided((n,), (1,), torch.float32)
+a, b = make(1 << 20), make(1 << 19)  # 4 MB, 2 MB
+address = a.data_ptr()
+del a
+print(cpu._cpu.cached_bytes() >> 20, make(1 << 20).data_ptr() == address)
+views = [make(1 << 20)[::2] for _ in range(3)]
+del b, views  # 14 MB in all
+print(cpu._cpu.cached_bytes() >> 20)
+cpu.empty_cache()
+print(cpu._cpu.cached_bytes())
+"""
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [("", "4 True 14 0"), ("6", "4 True 6 0")])
+def test_memory_of_freed_outputs_is_kept_up_to_a_limit(megabytes: str, kept: str) -> None:
+    assert run_python(POOL, VAE_FAST_CACHE_MB=megabytes).split() == kept.split()
+
+
+RESIZED = """
+import torch, vae_fast
+z = vae_fast.reparameterize(torch.zeros(512, 1024), torch.zeros(512, 1024))
+z.resize_(1024, 1024)
+z.untyped_storage().resize_(0)
+torch.ones(2048, 1024, out=z)
+assert z.shape == (2048, 1024) and z.mean() == 1
+"""
+
+
+def test_without_the_cache_outputs_are_resized() -> None:
+    run_python(RESIZED, VAE_FAST_CACHE_MB="0")
+
+
+FORKS = """
+import os, signal, sys, threading, torch, vae_fast
+from vae_fast.backends.native import cpu
+torch.set_num_threads(1)  # OpenMP's own do not survive a fork, torch's neither
+mu = torch.zeros(256, 1024)
+def churn():
+    while True:
+        kept = [cpu.empty_strided((n,), (1,), torch.float32) for n in (1 << 19, 1 << 20)]
+        del kept
+for _ in range(4):
+    threading.Thread(target=churn, daemon=True).start()
+for i in range(200):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(sys.argv[1]))  # ends a child that hangs
+        vae_fast.reparameterize_kl(mu, mu)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, f"child {i} hung"
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("megabytes", ["0", ""], ids=["off", "default"])
+def test_no_child_hangs(megabytes: str) -> None:
+    """Of a process whose threads allocate and free large outputs."""
+    run_python(FORKS, str(int(HANG / 10)), VAE_FAST_CACHE_MB=megabytes)
+
+
+SHARDED = """
+import tempfile, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from vae_fast.backends.native import cpu
+from vae_fast.nn import VAE
+dist.init_process_group("gloo", init_method=f"file://{tempfile.mktemp()}", rank=0, world_size=1)
+x = torch.rand(4096, 96)
+resized, resize = [], torch.UntypedStorage.resize_
+torch.UntypedStorage.resize_ = lambda storage, size: resized.append(size) or resize(storage, size)
+for sharded in (False, True):
+    for fused_head in (False, "auto"):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 2 * 128))
+        model = VAE(encoder, nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 96)), latent_shape=(128,))
+        if sharded:
+            for part in (encoder, model):
+                fully_shard(part)
+        model.fused_head = fused_head
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autograd.graph.save_on_cpu():
+                loss = model(x).loss
+            loss.backward()
+            optimizer.step()
+        print(loss.item())
+assert resized and cpu._cpu.cached_bytes()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_sharding_and_offloading_take_large_outputs() -> None:
+    """Their storages cannot be resized; FSDP2 resizes only its own."""
+    losses = [float(line) for line in run_python(SHARDED).splitlines()]
+    assert len(losses) == 4 and max(losses) - min(losses) < 1e-5 * losses[0]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,14 @@ from conftest import state
 from vae_fast.nn import (
     VAE,
     Bernoulli,
+    Categorical,
     ConvDecoder,
     ConvEncoder,
     Gaussian,
     MLPDecoder,
     MLPEncoder,
+    Poisson,
+    VAEOutput,
 )
 
 GAUSSIANS = [0.3, "learned", "decoder"]
@@ -252,9 +256,217 @@ def test_autocast(likelihood: str, options: dict[str, Any]) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+# What the encoder is given
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+GREY = (batch() * 255).to(torch.uint8)
+GIVEN: list[tuple[str, Tensor]] = [
+    *(("bernoulli", x) for x in (GREY, GREY > 100, (GREY > 100).long(), (GREY > 100).short())),
+    *(("bernoulli", batch(5, d)) for d in DTYPES),
+    *(("gaussian", x) for x in (GREY, GREY > 100, (GREY > 100).int(), batch(5, torch.float64))),
+    *(("poisson", (GREY // 50).to(d)) for d in (torch.uint8, torch.int16, torch.int32, torch.int64, *DTYPES)),
+    *(("multinomial", (GREY // 50).flatten(1).to(d)) for d in (torch.uint8, torch.int64, torch.float64)),
+]
+
+
+def given_to(model: VAE, x: Tensor, **kwargs: Any) -> tuple[Tensor, VAEOutput]:
+    """What the encoder was given, and the output."""
+    seen: list[Tensor] = []
+    handle = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    output = model(x, **kwargs)
+    handle.remove()
+    return seen[0], output
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "x"), GIVEN, ids=[f"{n}-{x.dtype}" for n, x in GIVEN])
+def test_encoder_is_given_its_own_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """And the likelihood the very x."""
+    torch.manual_seed(0)
+    model = VAE(MLPEncoder(12, 8, 3), MLPDecoder(3, 8, x.shape[1:]), name).to(dtype)
+    given, output = given_to(model, x)
+    exact = x.double() / 255 if x.dtype == torch.uint8 and name in ("bernoulli", "gaussian") else x.double()
+    assert given.dtype == dtype
+    assert torch.equal(given, exact.to(dtype))
+    assert output.z.dtype == dtype
+    params = model.likelihood.split(model.decoder(output.z))
+    assert torch.equal(output.nll, model.likelihood.nll(params, x))
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.reconstruct(x).isfinite().all()
+    assert torch.equal(model.decode(torch.ones((2, 3))), model.decode(torch.ones((2, 3), dtype=dtype)))
+    assert model.generate(2).isfinite().all()
+
+
+@pytest.mark.no_poison
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_encoder_is_given_its_own_dtype_when_compiled(dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for x in (GREY, GREY > 100, batch(5, torch.float64)):
+        torch.testing.assert_close(compiled(x, rng_state=state()).loss, model(x, rng_state=state()).loss)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x", [GREY, GREY > 100, *(batch(5, d) for d in DTYPES)], ids=lambda x: str(x.dtype))
+def test_encoder_under_autocast(x: Tensor, dtype: torch.dtype, autocast: torch.dtype) -> None:
+    model = make().to(dtype)
+    with torch.autocast("cpu", autocast):
+        given, output = given_to(model, x)
+    assert output.loss.isfinite()
+    if dtype == torch.float64 or x.dtype == torch.float64:  # which autocast leaves alone
+        assert given.dtype == dtype
+    elif x.dtype in (torch.float32, autocast):  # which it converts
+        assert given is x
+
+
+class OwnFirst(nn.Module):
+    """Reads x in float32, though its first parameter is of another dtype."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.linear = first.bfloat16(), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+class NoParameters(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :6]
+
+
+class OneHot(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.one_hot(x, 5).flatten(1).float()
+
+
+CLASSES = (GREY // 60).flatten(1)
+EMBEDDED = (nn.Embedding(5, 2), nn.Flatten(), nn.Linear(24, 6))
+# encoder, likelihood, x, the dtype that the encoder is given
+UNUSUAL: dict[str, tuple[nn.Module, str, Tensor, torch.dtype]] = {
+    "embedding": (nn.Sequential(*EMBEDDED), "categorical", CLASSES, torch.int64),
+    "embedding of bits": (nn.Sequential(*EMBEDDED), "bernoulli", (CLASSES > 1).long(), torch.int64),
+    "embedding of int32": (nn.Sequential(*EMBEDDED), "categorical", CLASSES.int(), torch.int32),
+    "one-hot": (nn.Sequential(OneHot(), nn.Linear(60, 6)), "categorical", CLASSES.short(), torch.int64),
+    "classes as numbers": (MLPEncoder(12, 8, 3), "categorical", CLASSES.long(), torch.float32),
+    "no parameters": (NoParameters(), "bernoulli", GREY.flatten(1), torch.float32),
+    "no parameters, float64": (NoParameters(), "gaussian", batch(5, torch.float64).flatten(1), torch.float64),
+    "an unused embedding": (OwnFirst(nn.Embedding(3, 3)), "bernoulli", GREY.flatten(1), torch.float32),
+    "several dtypes": (OwnFirst(nn.Linear(2, 2)), "bernoulli", batch().flatten(1), torch.float32),
+    "lazy": (nn.Sequential(nn.Flatten(), nn.LazyLinear(6)), "bernoulli", GREY.flatten(1), torch.float32),
+}
+
+
+@pytest.mark.parametrize(("encoder", "name", "x", "dtype"), UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_encoders(encoder: nn.Module, name: str, x: Tensor, dtype: torch.dtype) -> None:
+    shape = (12, 5) if name == "categorical" else 12
+    decoder = MLPDecoder(3, 8, shape)
+    if x.dtype == torch.float64:
+        decoder.double()
+    given, output = given_to(VAE(encoder, decoder, name, latent_shape=(3,)), x)
+    assert given.dtype == dtype
+    assert output.loss.isfinite()
+
+
+# A sample without its batch dimension, x of another shape
+
+
+def conv(*shape: int) -> VAE:
+    return VAE(ConvEncoder(shape, (4,), 2), ConvDecoder(2, (4,), shape))
+
+
+def own(n: int = 12) -> VAE:
+    """Networks that tell nothing of their shapes but the decoder's last layer."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(n, 8), nn.ReLU(), nn.Linear(8, 6))
+    return VAE(encoder, nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, n)))
+
+
+WRONG_SHAPES: dict[str, tuple[Callable[[], VAE], tuple[int, ...], str]] = {
+    "mlp": (make, (4, 3), r"\(batch, 4, 3\), but got \(4, 3\); x.unsqueeze\(0\)"),
+    "conv": (lambda: conv(8, 6), (8, 6), r"\(batch, 8, 6\), but got \(8, 6\)"),
+    "channels": (lambda: conv(3, 8, 6), (3, 8, 6), r"\(batch, 3, 8, 6\), but got \(3, 8, 6\)"),
+    "one channel": (lambda: conv(1, 8, 6), (1, 8, 6), r"\(batch, 1, 8, 6\), but got \(1, 8, 6\)"),
+    "flat": (own, (12,), r"\(batch, 12\), but got \(12,\)"),
+    "image for flat": (own, (3, 4), r"\(batch, 12\) as the decoder's output, but got \(3, 4\)"),
+    "too many": (make, (5, 13), r"\(batch, 4, 3\) as the decoder's output, but got \(5, 13\)"),
+    "colours": (lambda: conv(8, 6), (2, 3, 8, 6), r"\(batch, 8, 6\).*got \(2, 3, 8, 6\)"),
+    "no dims": (make, (), r"\(batch, 4, 3\), but got \(\)"),
+}
+
+
+@pytest.mark.parametrize("method", ["forward", "elbo", "encode", "reconstruct"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("model", "shape", "match"), WRONG_SHAPES.values(), ids=WRONG_SHAPES)
+def test_shapes_are_named(
+    model: Callable[[], VAE], shape: tuple[int, ...], match: str, train: bool, method: str
+) -> None:
+    with pytest.raises(ValueError, match="expected x to have shape " + match) as caught:
+        getattr(model().train(train), method)(torch.rand(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("own", "given"), [("meta", "cpu"), ("cpu", "meta")])
+def test_another_device_is_named(own: str, given: str) -> None:
+    match = f"x is on {given}, the encoder's parameters are on {own}; the encoder says: "
+    with pytest.raises(ValueError, match=match):
+        make().to(own).encode(batch().to(given))
+
+
+def test_a_latent_without_its_batch() -> None:
+    with pytest.raises(ValueError, match=r"expected z to have shape \(batch, 3\), but got \(3,\)"):
+        make().decode(torch.zeros(3))
+
+
+def test_other_errors_of_an_encoder_are_its_own() -> None:
+    """Whatever they are, where x has the decoder's shape or this is not known."""
+    model = make()
+    model.encoder[1] = nn.Linear(7, 16)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        model(batch())
+    model = VAE(nn.Linear(4, 4), Pair(nn.Linear(2, 8)), "gaussian", variance="decoder")
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes.*\n.*x has shape \(3, 5\)"):
+        model(torch.rand(3, 5))
+
+
+def test_networks_that_are_no_modules() -> None:
+    model = VAE(lambda x: x[:, :6], lambda z: z.repeat(1, 4), latent_shape=3)
+    assert model(GREY.flatten(1)).loss.isfinite()
+    assert model.reconstruct(GREY.flatten(1)).shape == (5, 12)
+    assert model.generate(2).shape == (2, 12)
+
+
+def test_sizes_may_vary() -> None:
+    """latent_shape is that of `generate`: a fully convolutional model takes images of other sizes."""
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1))
+    decoder = nn.Sequential(nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1))
+    model = VAE(encoder, decoder, latent_shape=(2, 4, 4))
+    assert model.data_shape == (1, 8, 8)
+    for size in (8, 12):
+        x = torch.rand((3, 1, size, size))
+        assert model(x).nll.shape == (3,)
+        assert model.reconstruct(x).shape == x.shape
+
+
+def test_a_time_distributed_decoder() -> None:
+    """Its last layer alone does not tell that x has positions."""
+
+    class Positions(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.chunk(2, dim=-1)
+
+    encoder = nn.Sequential(nn.Linear(6, 4), Positions())
+    model = VAE(encoder, nn.Sequential(nn.Linear(2, 6)), "gaussian")
+    assert model(torch.rand((3, 5, 6))).nll.shape == (3,)
+
+
 @pytest.mark.no_poison
 @pytest.mark.parametrize(("likelihood", "options"), LIKELIHOODS, ids=IDS)
 def test_compiles_without_a_break(likelihood: str, options: dict[str, Any]) -> None:
+    torch._dynamo.reset()  # what other tests compiled counts against its limit
     model = make(likelihood, options, num_samples=2 if likelihood == "bernoulli" else None)
     x = (batch() * 255).to(torch.uint8)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -298,6 +510,84 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("latent", lambda: VAE(nn.Identity(), nn.Linear(2, 2)).generate(1), ValueError, "latent_shape"),
     ("x", lambda: make()(torch.rand(5, 2, 6)), ValueError, r"x has shape \(5, 2, 6\).*\(4, 3\)"),
     ("image", lambda: ConvEncoder((784,), (4,), 2), ValueError, r"shape is \(784,\)"),
+    (
+        "prior",
+        lambda: make(prior=None),
+        TypeError,
+        r"does not take prior \(it takes binarize\), nor",
+    ),
+    (
+        "typo",
+        lambda: make("gaussian", {"variance": 1.0, "varience": 2}),
+        TypeError,
+        "take varience .it takes variance, features",
+    ),
+    (
+        "prior, module",
+        lambda: VAE(nn.Identity(), nn.Identity(), Gaussian(), prior=1),
+        TypeError,
+        "not take prior.*option of the model",
+    ),
+    (
+        "beta",
+        lambda: make(beta=-1),
+        ValueError,
+        "expected beta to be a finite number of at least 0, but got -1",
+    ),
+    ("beta nan", lambda: make(beta=math.nan), ValueError, "but got nan"),
+    ("beta inf", lambda: make(beta=math.inf), ValueError, "but got inf"),
+    ("beta str", lambda: make(beta="1"), TypeError, "expected beta to be a number, but got '1'"),
+    ("beta None", lambda: make(beta=None), TypeError, "expected beta to be a number, but got None"),
+    ("beta bool", lambda: make(beta=True), TypeError, "but got True"),
+    ("beta tensor", lambda: make(beta=torch.tensor(-1.0)), ValueError, "but got -1.0"),
+    ("beta list", lambda: make(beta=[1.0]), TypeError, "expected beta to be a number"),
+    ("draws", lambda: make(num_samples=0), ValueError, "num_samples is 0"),
+    ("draws float", lambda: make(num_samples=2.0), TypeError, "num_samples is float"),
+    ("draws bool", lambda: make(num_samples=True), TypeError, "num_samples is bool"),
+    ("draws of elbo", lambda: make().elbo(batch(), num_samples=0), ValueError, "num_samples is 0"),
+    ("clamp", lambda: make(clamp=(5, -5)), ValueError, r"clamp is \(5.0, -5.0\)"),
+    ("clamp nan", lambda: make(clamp=(math.nan, 1)), ValueError, "clamp is "),
+    ("clamp one", lambda: make(clamp=3), TypeError, "clamp is 3"),
+    ("clamp str", lambda: make(clamp=("-1", "1")), TypeError, "clamp is "),
+    ("clamp word", lambda: make(clamp="12"), TypeError, "clamp is '12'"),
+    ("latent word", lambda: make(latent_shape="3"), TypeError, "expected latent_shape to be an int"),
+    ("latent float", lambda: make(latent_shape=(3.5,)), TypeError, "latent_shape .* got 3.5"),
+    ("fused", lambda: make(fused_head=1), ValueError, "fused_head is 1"),
+    ("validate", lambda: make(validate=1), TypeError, "expected validate to be a bool, but got 1"),
+    ("validate set", lambda: setattr(make(), "validate", "no"), TypeError, "expected validate to be a bool"),
+    ("binarize", lambda: make("bernoulli", {"binarize": "yes"}), TypeError, "expected binarize to be a bool"),
+    ("None", lambda: make("gaussian", {"variance": None}), ValueError, "variance is None, it takes a number"),
+    ("pair", lambda: make("gaussian", {"variance": (1, 2)}), ValueError, r"variance is \(1, 2\)"),
+    ("minus", lambda: make("gaussian", {"variance": torch.tensor(-1.0)}), ValueError, "variance is -1.0"),
+    ("features", lambda: Gaussian("feature", features="12"), TypeError, "expected features to be an int"),
+    ("library", lambda: Poisson(library="3"), ValueError, "library is '3'"),
+    ("link", lambda: Poisson(link=None), ValueError, "link is None"),
+    ("list", lambda: make(["bernoulli"]), ValueError, "likelihood is "),
+    ("class", lambda: make(Bernoulli), ValueError, "likelihood is "),
+    (
+        "encoder",
+        lambda: VAE(None, nn.Linear(3, 12)),
+        TypeError,
+        "expected encoder to be an nn.Module, but got None",
+    ),
+    (
+        "decoder",
+        lambda: VAE(nn.Linear(12, 6), 3),
+        TypeError,
+        "expected decoder to be an nn.Module, but got 3",
+    ),
+    ("n", lambda: make().generate(-1), ValueError, "expected n to be at least 0, but got -1"),
+    ("n float", lambda: make().generate(2.5), TypeError, "expected n to be an int, but got 2.5"),
+    ("hidden", lambda: MLPEncoder(12, "8", 3), TypeError, "expected hidden to be an int, but got '8'"),
+    (
+        "latents",
+        lambda: MLPDecoder((3, 4), 8, 12),
+        TypeError,
+        r"expected latent to be an int, but got \(3, 4\)",
+    ),
+    ("numpy x", lambda: make()(batch().numpy()), TypeError, "x is ndarray, it takes a tensor"),
+    ("list x", lambda: make().encode([batch()]), TypeError, "x is list, it takes a tensor"),
+    ("rng_state", lambda: make()(batch(), rng_state=5), TypeError, "rng_state is int"),
 ]
 
 
@@ -305,6 +595,56 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 def test_errors(call: Callable[[], Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+# the same with a number of Python's, of numpy's and of torch's
+NUMBERS: dict[str, Callable[[Callable[[float], Any]], Any]] = {
+    "beta": lambda n: make(beta=n(2)).beta,
+    "num_samples": lambda n: make(num_samples=n(2)).num_samples,
+    "clamp": lambda n: make(clamp=(n(-2), n(2))).clamp,
+    "latent_shape": lambda n: make(latent_shape=n(3)).latent_shape,
+    "latent_shape, several": lambda n: make(latent_shape=[n(3)]).latent_shape,
+    "variance": lambda n: make("gaussian", {"variance": n(2)}).likelihood.variance,
+    "features": lambda n: tuple(Gaussian("feature", features=n(12)).logvar.shape),
+    "classes": lambda n: Categorical(n(5)).classes,
+    "library": lambda n: Poisson(library=n(5)).default_library,
+    "mlp": lambda n: MLPEncoder(n(12), n(8), n(3)).in_features,
+    "decoder": lambda n: tuple(MLPDecoder(n(3), [n(8)], n(12), n(2))(torch.ones(1, 3)).shape),
+    "conv": lambda n: ConvEncoder((n(8), n(6)), (n(4),), n(2)).latent_shape,
+    "conv decoder": lambda n: ConvDecoder(n(2), (n(4),), (n(8), n(6))).shape,
+}
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32])
+@pytest.mark.parametrize("use", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_of_numpy(use: Callable[[Callable[[float], Any]], Any], number: Any) -> None:
+    assert repr(use(number)) == repr(use(int))
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor])
+def test_fractions_of_numpy(number: Any) -> None:
+    model = make("gaussian", {"variance": number(0.5)}, beta=number(1.5), clamp=(number(-0.5), number(0.5)))
+    other = make("gaussian", {"variance": 0.5}, beta=1.5, clamp=(-0.5, 0.5))
+    assert model(batch(), rng_state=state()).loss == other(batch(), rng_state=state()).loss
+    assert make(fused_head=np.True_, validate=np.False_, binarize=np.False_).fused_head is True
+
+
+def test_functions_take_numbers_of_numpy() -> None:
+    mu = torch.zeros((3, 4))
+    assert vae_fast.reparameterize_kl(mu, mu, num_samples=np.int64(2))[0].shape == (2, 3, 4)
+    assert vae_fast.reparameterize_kl_packed(mu, dim=np.int64(-1))[0].shape == (3, 2)
+    assert torch.equal(vae_fast.gaussian_nll(mu, mu, np.float32(0.5)), vae_fast.gaussian_nll(mu, mu, 0.5))
+    with pytest.raises(TypeError, match="clamp is"):
+        vae_fast.reparameterize_kl(mu, mu, clamp=("-1", "1"))
+
+
+def test_beta_as_a_tensor_can_be_changed_in_place() -> None:
+    beta = torch.tensor(2.0)
+    model = make(beta=beta)
+    output = model(batch(), rng_state=state())
+    torch.testing.assert_close(output.loss, (output.nll + 2 * output.kl).mean())
+    beta.fill_(3)
+    torch.testing.assert_close(model(batch(), rng_state=state()).loss, (output.nll + 3 * output.kl).mean())
 
 
 def test_needs_torch_alone() -> None:

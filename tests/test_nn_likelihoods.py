@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import vae_fast
 from conftest import needs_native, state
@@ -114,17 +120,168 @@ def test_fused_head_changes_nothing(
     fused.load_state_dict(plain.state_dict())
     want = results(plain, x)
     last = next(m for m in reversed(fused.decoder) if isinstance(m, nn.Linear))
+    forward = nn.Linear.forward
     with monkeypatch.context() as patch:
 
-        def fail(*_: Any) -> None:
-            raise AssertionError("the linear layer was called")
+        def refuse(layer: nn.Linear, h: Tensor) -> Tensor:
+            assert layer is not last, "the linear layer was called"
+            return forward(layer, h)
 
-        patch.setattr(last, "forward", fail)
+        patch.setattr(nn.Linear, "forward", refuse)
         assert_alike(results(fused, x), want)
     seen: list[Tensor] = []  # a hook wants to see the layer's output
     last.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
-    assert_alike(results(fused, x), want)
+    with pytest.warns(UserWarning, match="computed apart: torch.nn.modules.linear.Linear has a hook"):
+        assert_alike(results(fused, x), want)
     assert len(seen) == 1
+
+
+class LoRALinear(nn.Linear):
+    """Adds to what the weight gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Wrapped(nn.Module):
+    """As peft does: no nn.Linear, but it has one."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 1
+
+
+class Quantized(Tensor):
+    """A weight that is another tensor inside."""
+
+    def __new__(cls, inner: Tensor) -> Quantized:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, requires_grad=False)
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> Quantized:
+        return Quantized(inner["inner"])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            return func(args[0], args[1].inner + 1, *args[2:])
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(func)
+
+
+def quantize(decoder: nn.Sequential) -> None:
+    weight = decoder[2].weight.detach()
+    decoder[2].weight = nn.Parameter(Quantized(weight), requires_grad=False)
+
+
+def set_forward(decoder: nn.Sequential) -> None:
+    layer = decoder[2]
+    layer.forward = lambda h: nn.functional.linear(h, layer.weight + 1, layer.bias)
+
+
+def subclass(decoder: nn.Sequential) -> None:
+    decoder[2].__class__ = LoRALinear
+
+
+# what comes to a decoder, and why its last layer is not fused then
+WATCHES: dict[str, tuple[Callable[[nn.Sequential], Any], str]] = {
+    "forward hook": (lambda d: d[2].register_forward_hook(lambda *_: None), "Linear has a hook"),
+    "forward pre-hook": (lambda d: d[2].register_forward_pre_hook(lambda *_: None), "Linear has a hook"),
+    "backward hook": (lambda d: d[2].register_full_backward_hook(lambda *_: None), "Linear has a hook"),
+    "backward pre-hook": (
+        lambda d: d[2].register_full_backward_pre_hook(lambda *_: None),
+        "Linear has a hook",
+    ),
+    "of the decoder": (lambda d: d.register_forward_hook(lambda *_: None), "MLPDecoder has a hook"),
+    "of the unflatten": (lambda d: d[3].register_forward_hook(lambda *_: None), "Unflatten has a hook"),
+    "subclass": (subclass, "the last layer is .*LoRALinear, not a plain nn.Linear"),
+    "wrapped": (lambda d: d.__setitem__(2, Wrapped(d[2])), "the last layer is .*Wrapped, not"),
+    "activation": (lambda d: d.append(nn.Tanh()), "the last layer is .*Tanh, not"),
+    "parametrization": (
+        lambda d: nn.utils.parametrizations.weight_norm(d[2]),
+        "the last layer is .*ParametrizedLinear, not",
+    ),
+    "forward": (set_forward, "Linear has a forward of its own"),
+    "weight": (quantize, "the last layer's weight is .*Quantized, not a plain tensor"),
+}
+
+
+@pytest.mark.parametrize("fused_head", [True, "auto"])
+@pytest.mark.parametrize(("watch", "reason"), WATCHES.values(), ids=WATCHES)
+def test_what_comes_to_the_head_is_called_and_said(
+    watch: Callable[[nn.Sequential], Any], reason: str, fused_head: bool | str
+) -> None:
+    model, x = make("bernoulli", {}, fused_head=fused_head)
+    model(x)
+    assert model.fused_head_reason is None
+    watch(model.decoder)
+    assert re.search(reason, model.fused_head_reason or "")
+    plain = VAE(model.encoder, model.decoder, fused_head=False)
+    want = plain(x, rng_state=state()).loss
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = [model(x, rng_state=state()).loss for _ in range(3)]
+    assert all(torch.equal(loss, want) for loss in losses)
+    assert len(caught) == (fused_head is True)  # once
+    for warning in caught:
+        assert re.search("fused_head is True, but .*" + reason, str(warning.message))
+        assert warning.filename == __file__
+
+
+@pytest.mark.no_poison
+def test_a_sharded_head(tmp_path: Path) -> None:
+    """FSDP's own class of a layer that is sharded by itself; a layer sharded with the whole model stays fused."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model, x = make("bernoulli", {}, fused_head=True)
+        want = model(x, rng_state=state()).loss
+        fully_shard(model, mesh=mesh)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
+        model, x = make("bernoulli", {}, fused_head=True)
+        fully_shard(model.decoder[2], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with pytest.warns(UserWarning, match="the last layer is .*FSDPLinear"):
+            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
+        assert "FSDPLinear" in str(model.fused_head_reason)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_fused_head_reason() -> None:
+    def reason(decoder: nn.Module, name: str = "bernoulli", **options: Any) -> str | None:
+        return vae(decoder, name, **options).fused_head_reason
+
+    assert reason(MLPDecoder(3, 8, 12)) is None
+    assert reason(MLPDecoder(3, 8, 12), fused_head=False) == "fused_head is False"
+    assert reason(MLPDecoder(3, 8, 12), "poisson", link="softplus") == "Poisson has no fused head"
+    assert "several softmaxes" in str(reason(MLPDecoder(3, 8, SHAPE), "multinomial"))
+    assert "Linear, not an nn.Sequential" in str(reason(nn.Linear(3, 12)))
+    unflatten = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Linear(3, 12), nn.Unflatten(2, SHAPE))
+    assert "nn.Unflatten of dim 2" in str(reason(unflatten))
+    assert "the last layer is missing" in str(reason(nn.Sequential()))
+    model, _ = make("bernoulli", {}, fused_head=True)
+    handle = model.decoder[2].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"fused_head is True.*Linear has a hook"):
+        VAE(model.encoder, model.decoder, fused_head=True)
+    handle.remove()
+    assert model.fused_head_reason is None
 
 
 def test_fused_head_is_chosen_by_size() -> None:
@@ -298,6 +455,67 @@ def test_trying_a_decoder_out_leaves_no_trace() -> None:
     assert all(torch.equal(v, before[k]) for k, v in decoder.state_dict().items())
     assert model.likelihood.logvar.shape == (12,)
     assert NegativeBinomial(features=12).log_theta.shape == (12,)
+
+
+# The start of what is learned beside the networks
+
+STARTED = [
+    *(("gaussian", {"variance": v}) for v in ("learned", "feature")),
+    *(("laplace", {"scale": s}) for s in ("learned", "feature")),
+    *(("discretized_logistic", {"scale": s}) for s in ("learned", "feature")),
+]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros((20, 12)),
+        torch.full((20, 12), 0.3),
+        torch.ones((20, 12)),
+        torch.full((20, 12), 7, dtype=torch.uint8),
+    ],
+    ids=["0", "0.3", "1", "uint8"],
+)
+@pytest.mark.parametrize(("name", "options"), STARTED)
+def test_samples_that_are_alike(name: str, options: Options, x: Tensor) -> None:
+    """Their spread is 0, whose logarithm is no start; training goes on from a finite one and improves."""
+    torch.manual_seed(0)
+    model = VAE(MLPEncoder(12, 8, 3), MLPDecoder(3, 8, 12), name, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.likelihood.start(x)
+    assert [bool(re.search("all samples of x are alike", str(w.message))) for w in caught] == (
+        [] if name == "discretized_logistic" else [True]
+    )
+    (learned,) = model.likelihood.parameters()
+    start = learned.detach().clone()
+    assert (start == 0).all()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    losses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(40):
+            losses.append(model(x).loss)
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+    losses = torch.stack(losses).detach()
+    assert losses.isfinite().all()
+    assert losses[-1] < losses[0] - 1
+    assert learned.isfinite().all()
+    assert (learned != start).all()  # it is not stuck
+
+
+@pytest.mark.parametrize(("name", "options"), STARTED)
+def test_a_start_that_is_no_number(name: str, options: Options) -> None:
+    likelihood = make_likelihood(name, **options)
+    likelihood.bind((3,))
+    for value in (float("nan"), float("inf"), 1e30):
+        x = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, value]])
+        if name == "laplace" and value == 1e30:  # which squares nothing
+            continue
+        with pytest.raises(ValueError, match="expected x to have a finite spread"):
+            likelihood.start(x)
 
 
 # Training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vae_fast
-from conftest import DTYPES, needs_native, state
+from conftest import DTYPES, assert_same_bits_for_threads, needs_native, state
 from vae_fast.backends import reference
 
 KNOWN = (
@@ -216,13 +216,4 @@ def test_independence(backend: str) -> None:
 
 @needs_native
 def test_threads_do_not_change_the_bits() -> None:
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            with vae_fast.backend("cpu"):
-                results.append(vae_fast.noise((1001, 333), state()))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*results)
+    assert_same_bits_for_threads(lambda: (vae_fast.noise((1001, 333), state()),))

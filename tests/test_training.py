@@ -242,6 +242,12 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"lr": math.nan}, "lr is nan"),
     ({"beta": -1.0}, "beta is -1.0"),
     ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**64}, "seed is 18446744073709551616, it takes 0 to"),
+    ({"latent": 2**31}, "latent is 2147483648, it takes 1 to"),
+    ({"lr": math.inf}, "lr is inf, it takes a finite number"),
+    ({"beta": math.inf}, "beta is inf, it takes a number from 0 to"),
+    ({"batch_size": 2**31 - 1, "num_samples": 3}, r"fewer than 2\*\*32"),
+    ({"mixed_precision": "fp8"}, "mixed_precision is fp8"),
     ({"architecture": "rnn"}, "architecture is 'rnn'"),
     ({"likelihood": "cauchy"}, "likelihood is 'cauchy'"),
     ({"variance": 1.0}, "does not take variance"),
@@ -343,7 +349,7 @@ def test_speed_measures_three_ways(options: dict[str, Any]) -> None:
     assert measured.batch == 48
     plain = set() if options["likelihood"] == "discretized_logistic" else {"plain"}  # torch has none
     assert measured.seconds.keys() == {"fused", "reference"} | plain
-    assert all(0 < s < 10 for s in measured.seconds.values())
+    assert all(s > 0 for s in measured.seconds.values())
     assert all(p.grad is None and torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 

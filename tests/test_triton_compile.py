@@ -22,6 +22,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from conftest import HANG  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 
@@ -168,7 +169,7 @@ class TestInterpreted:
     def test_in_its_own_process(self) -> None:
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG)
         assert run.returncode == 0, run.stdout[-4000:]
 
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import HANG
+
 pytest.importorskip("triton", reason="triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAN = float("nan")
@@ -30,7 +32,7 @@ class TestOutside:
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files]
         env = os.environ | {"TRITON_INTERPRET": "1"}
         run = subprocess.run(
-            command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
+            command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=HANG
         )
         assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
         assert " passed" in run.stdout and "skipped" not in run.stdout, run.stdout[-2000:]

@@ -2,9 +2,12 @@
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
 from .backends import backend, info, reference
 from .functional import (
     bernoulli_nll,
+    bernoulli_nll_from_probs,
     categorical_nll,
     continuous_bernoulli_nll,
     discretized_logistic_mixture_nll,
@@ -32,10 +35,28 @@ from .functional import (
 )
 from .noise import binarize, noise
 
+if TYPE_CHECKING:
+    from . import nn as nn
+    from . import training as training
+else:  # hidden from type checkers: with it, they would take any name
+
+    def __getattr__(name: str) -> Any:
+        """`vae_fast.nn` and `vae_fast.training` are imported when they are asked for."""
+        if name not in ("nn", "training"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        try:
+            return import_module(f".{name}", __name__)
+        except ImportError as error:  # an extra is not installed; hasattr() and help() go on
+            raise AttributeError(f"vae_fast.{name} cannot be imported: {error}") from error
+
+
 __all__ = [
     "__version__",
     "backend",
     "bernoulli_nll",
+    "bernoulli_nll_from_probs",
     "binarize",
     "categorical_nll",
     "continuous_bernoulli_nll",
@@ -57,6 +78,7 @@ __all__ = [
     "linear_zero_inflated_negative_binomial_nll",
     "multinomial_nll",
     "negative_binomial_nll",
+    "nn",
     "noise",
     "poisson_nll",
     "reference",
@@ -65,3 +87,7 @@ __all__ = [
     "reparameterize_kl_packed",
     "zero_inflated_negative_binomial_nll",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .backends.reference import draw_rng_state
 
@@ -17,6 +20,46 @@ _TARGETS = (*_DTYPES, torch.bool, *_INTEGERS)
 
 def _of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def python_value(value: Any) -> Any:
+    """The value of a numpy scalar or of a tensor without dims; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def number_of(value: Any) -> int | float | None:
+    """The Python number that it is; None if it is none, or a bool."""
+    value = python_value(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def bool_of(value: Any) -> bool | None:
+    """The Python bool that it is; None if it is none."""
+    value = python_value(value)
+    return value if isinstance(value, bool) else None
+
+
+def check_int(name: str, value: Any, least: int = 0) -> int:
+    number = number_of(value)
+    if not isinstance(number, int):
+        raise TypeError(f"expected {name} to be an int, but got {value!r}")
+    if number < least:
+        raise ValueError(f"expected {name} to be at least {least}, but got {number}")
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    flag = bool_of(value)
+    if flag is None:
+        raise TypeError(f"expected {name} to be a bool, but got {value!r}")
+    return flag
+
+
+def check_sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    """One size or several, as Python ints."""
+    if number_of(value) is None and isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(check_int(name, n) for n in value)
+    return (check_int(name, value),)
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
@@ -36,7 +79,7 @@ def check_dim(moments: Tensor, dim: int) -> None:
         raise ValueError(
             f"moments has shape {_of(moments)}, it takes (batch, ...) with mu and logvar along dim"
         )
-    if not isinstance(dim, int):
+    if not isinstance(dim, (int, numbers.Integral)):
         raise TypeError(f"dim is {type(dim).__name__}, it takes an int")
     if not -ndim < dim < ndim or dim == 0:
         takes = "1 or -1" if ndim == 2 else f"1 to {ndim - 1} or -{ndim - 1} to -1"
@@ -81,7 +124,7 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
         raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
-    if tensor.shape != other.shape:
+    if tensor.ndim != other.ndim or tensor.shape != other.shape:
         _check_broadcast_to(name, tensor, f"{other_name}'s", other.shape)
     check_device(name, tensor, other_name, other)
 
@@ -107,11 +150,13 @@ def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor
     return prior_mu, prior_logvar
 
 
-def check_clamp(clamp: tuple[float, float] | None) -> tuple[float, float] | None:
+def check_clamp(clamp: Sequence[float] | None) -> tuple[float, float] | None:
     if clamp is None:
         return None
     try:
         lo, hi = clamp
+        if isinstance(lo, str) or isinstance(hi, str):
+            raise TypeError
         lo, hi = float(lo), float(hi)
     except (TypeError, ValueError):
         raise TypeError(f"clamp is {clamp!r}, it takes a pair of numbers (lo, hi)") from None
@@ -142,7 +187,7 @@ def check_noise(
             raise ValueError("noise requires grad, it takes a constant (noise.detach(), say)")
         check_device("noise", noise, "mu", mu)
         return None
-    if mu.numel() * (num_samples or 1) >= 2**32:
+    if not is_compiling() and mu.numel() * (num_samples or 1) >= 2**32:
         check_counters("mu", shape, num_samples)
     if rng_state is not None:
         check_rng_state(rng_state, shape[0])
@@ -156,21 +201,29 @@ def check_rng_state(rng_state: Tensor, batch: int) -> None:
         raise TypeError(f"rng_state is {type(rng_state).__name__}, it takes an int64 tensor")
     if rng_state.dtype != torch.int64:
         raise TypeError(f"rng_state has dtype {rng_state.dtype}, it takes torch.int64")
-    if rng_state.shape != (2,) and rng_state.shape != (batch, 2):
+    if rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
         raise ValueError(
             f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)"
         )
 
 
-def check_num_samples(num_samples: int) -> None:
-    if not isinstance(num_samples, (int, torch.SymInt)) or isinstance(num_samples, bool):
+def check_num_samples(num_samples: int) -> int:
+    """It, as a Python int."""
+    if not isinstance(num_samples, (int, numbers.Integral, torch.SymInt)) or isinstance(num_samples, bool):
         raise TypeError(f"num_samples is {type(num_samples).__name__}, it takes an int")
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
+    return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
-    """The noise counts elements of a sample and rows in 32 bits each (four elements a count)."""
+    """The noise counts elements of a sample and rows in 32 bits each (four elements a count).
+
+    While a graph is traced nothing is compared: it would not take larger batches than this one. The library op looks
+    when it runs.
+    """
+    if is_compiling():
+        return
     rows = shape[0] * (num_samples or 1)
     size = math.prod(shape[1:])
     if size >= 2**34:
@@ -186,7 +239,7 @@ def check_parameter(
     if isinstance(parameter, Tensor):
         check_broadcast(name, parameter, other_name, other)
         return parameter
-    if isinstance(parameter, (int, float)) or (optional and parameter is None):
+    if isinstance(parameter, (int, float, numbers.Real)) or (optional and parameter is None):
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
         return torch.full((), parameter or 0.0, dtype=dtype, device=other.device)
     takes = "a tensor, a number or None" if optional else "a tensor or a number"
@@ -257,13 +310,17 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def check_classes(target: Tensor, logits: Tensor) -> None:
+def check_class_type(name: str, target: Tensor) -> None:
     if not isinstance(target, Tensor):
-        raise TypeError(f"target is {type(target).__name__}, it takes a tensor")
+        raise TypeError(f"{name} is {type(target).__name__}, it takes a tensor")
     if target.dtype not in _INTEGERS:
         raise TypeError(
-            f"target has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
+            f"{name} has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
         )
+
+
+def check_classes(target: Tensor, logits: Tensor) -> None:
+    check_class_type("target", target)
     if target.shape != logits.shape[:-1]:
         raise ValueError(f"target has shape {_of(target)}, logits of {_of(logits)} take {_of(logits)[:-1]}")
     check_device("target", target, "logits", logits)

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -44,9 +46,14 @@ struct Pool {
   }
 };
 
-// Never destroyed: tensors may outlive the interpreter's teardown of this module.
+// Never destroyed: tensors may outlive the interpreter's teardown of this module. fork() takes the mutex first: held by
+// another thread, it would stay locked in the child for good.
 Pool& pool() {
-  static Pool* const one = new Pool;
+  static Pool* const one = [] {
+    Pool* const made = new Pool;
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+    return made;
+  }();
   return *one;
 }
 

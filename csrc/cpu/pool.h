@@ -6,7 +6,7 @@
 
 namespace vae_fast {
 
-// Blocks of 2 MiB huge pages, where the system has them. Thread-safe; throws std::bad_alloc.
+// Blocks of 2 MiB huge pages, where the system has them. Safe in threads and across fork; throws std::bad_alloc.
 void* pool_allocate(std::int64_t bytes);
 void pool_free(void* block);
 

@@ -204,13 +204,10 @@ def beyond_poisson_limit(x: float, mean: float, theta: float, *others: float) ->
 
 
 def _bce(probs: Tensor, x: Tensor) -> Tensor:
-    """F.binary_cross_entropy, NaN where it raises an error because of the probability."""
-    inside = (probs >= 0) & (probs <= 1)
-    p = torch.where(inside, probs, 0.5)
-    known = torch.where((x >= 0) & (x <= 1), x, 0.5)
+    """F.binary_cross_entropy, NaN where it raises an error."""
+    inside = (probs >= 0) & (probs <= 1) & (x >= 0) & (x <= 1)
+    p, known = (torch.where(inside, v, 0.5) for v in (probs, x))
     nll = F.binary_cross_entropy(p, known, reduction="none")
-    # which is linear in the target
-    nll = nll + (x - known) * ((1 - p).log().clamp(min=-100.0) - p.log().clamp(min=-100.0)).detach()
     return torch.where(inside, nll, probs * math.nan)
 
 

@@ -68,7 +68,7 @@ def bernoulli_from_probs(x: Mpf, p: Mpf) -> list[Number]:
     """torch's binary_cross_entropy: -(x log p + (1 - x) log(1 - p)), each logarithm at least -100; two terms. The
     derivative is (p - x) / max(p (1 - p), 1e-12), a product of factors without cancellation: p - x is exact where it
     is small."""
-    if not 0 <= p <= 1:
+    if not (0 <= p <= 1 and 0 <= x <= 1):  # torch raises there, kernels cannot
         return undefined(2)
     log_p = max(mp.log(p), mpf(-100))
     log_q = max(mp.log1p(-p) if p < 1 else -INF, mpf(-100))

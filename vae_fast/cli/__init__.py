@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 
 # What the command imports beyond torch: the packages of the extra `train`.
 _EXTRA = {
@@ -18,12 +20,19 @@ _EXTRA = {
 }
 
 
+# What makes its tensors smaller, by command.
+_SMALLER = {"train": "--batch-size", "generate": "-n", "reconstruct": "-n"}
+
+
 def main() -> None:
+    warnings.formatwarning = _format_warning
     sys.exit(run())
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else ""
     try:
         from .app import app
 
@@ -33,34 +42,48 @@ def run(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:
             raise
-        return _fail(f"{package} is not installed; the command takes: pip install 'vae_fast[train]'")
+        if command == "doctor":  # which is there for those who miss something
+            from .doctor import run_doctor
+
+            return run_doctor()
+        state = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({error})"
+        return _fail(f"{package} {state}; the command takes: pip install 'vae_fast[train]'")
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
-        line = _user_error(error)
+        line = _user_error(error, command)
         if line is None:
             raise
         return _fail(line, 2 if hasattr(error, "format_message") else 1)
 
 
-def _user_error(error: Exception) -> str | None:
+def _user_error(error: Exception, command: str) -> str | None:
     """The line for an error that is the user's to mend; None for one that is ours."""
-    import torch
     import typer
 
-    from ..training.errors import TrainingError
+    from ..training.errors import TrainingError, is_out_of_memory
 
     if isinstance(error, TrainingError):
         return str(error)
     if isinstance(error, typer.Abort):
         return "aborted"
     if hasattr(error, "format_message"):  # a usage error, which typer keeps under changing names
-        return f"{error.format_message()} (vae-fast --help, vae-fast COMMAND --help)"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-        return "out of memory: a smaller --batch-size may help"
+        known = getattr(getattr(error, "ctx", None), "command_path", "vae-fast")
+        return f"{error.format_message()} ({known} --help)"
+    if is_out_of_memory(error):
+        return "out of memory" + (f": a smaller {_SMALLER[command]} may help" if command in _SMALLER else "")
     return None
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A line for a warning of vae_fast's; others keep the place where they come from."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"vae-fast: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _fail(line: str, status: int = 1) -> int:

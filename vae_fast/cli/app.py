@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Trains variational autoencoders fast.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # with markup, what a help text has in square brackets is not shown
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -80,10 +81,14 @@ def _spread(text: str) -> float | str:
         raise typer.BadParameter(f'{text!r} is not a number, "learned", "feature" or "decoder"') from None
 
 
-Folder = Annotated[Path, typer.Argument(help="A run's folder: config.json and model.safetensors.")]
+Folder = Annotated[
+    Path | None,
+    typer.Argument(help="A run's folder: config.json and model.safetensors. [default: the newest in runs/]"),
+]
 BackendOption = Annotated[Backend, typer.Option(help="Which code computes the fused ops.")]
 CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same bits.")]
+MOST = 2**31 - 1  # samples that -n takes
 
 
 @app.callback(invoke_without_command=True)
@@ -102,25 +107,36 @@ def train(
         ),
     ] = "digits",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. (default runs/NAME of the data)")
+        Path | None,
+        typer.Option(
+            help="Folder of the run. [default: runs/NAME of the data, or the next free runs/NAME-2]"
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, by its own recipe.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, by its own recipe. Without --out: the newest in runs/ "
+            "(with --data: of that NAME).",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out, if it holds one.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 20; digits: 600]")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each process. (default 1024; digits: 4096, each image many times)"),
+        typer.Option(min=1, help="Of each process. [default: 1024; digits: 4096, each image many times]"),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of Adam. (default 1e-3; digits: 3e-3)")
+        float | None, typer.Option(help="Learning rate of Adam. [default: 1e-3; digits: 3e-3]")
     ] = None,
     seed: Seed = 0,
     architecture: Annotated[Architecture, typer.Option(help="The networks.")] = Architecture.mlp,
     hidden: Annotated[
         Any,
         typer.Option(
-            parser=_sizes, metavar="N,...", help="Widths from x to z, or channels. (default 400; 32,64)"
+            parser=_sizes, metavar="N,...", help="Widths from x to z, or channels. [default: 400; 32,64]"
         ),
     ] = None,
     latent: Annotated[int, typer.Option(min=1, help="Size of z.")] = 20,
@@ -130,7 +146,7 @@ def train(
         typer.Option(
             parser=_spread,
             metavar="V",
-            help="Of gaussian: a number, learned, feature (learned for each) or decoder. (default 1)",
+            help="Of gaussian: a number, learned, feature (learned for each) or decoder. [default: 1]",
         ),
     ] = None,
     scale: Annotated[
@@ -146,17 +162,17 @@ def train(
         typer.Option(
             parser=_spread,
             metavar="T",
-            help="Inverse dispersion of the negative binomials, as --variance. (default feature)",
+            help="Inverse dispersion of the negative binomials, as --variance. [default: feature]",
         ),
     ] = None,
     link: Annotated[
         Link | None,
         typer.Option(
-            help="From the decoder to the mean of counts. (default softmax, times the sample's sum)"
+            help="From the decoder to the mean of counts. [default: softmax, times the sample's sum]"
         ),
     ] = None,
     components: Annotated[
-        int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. (default 10)")
+        int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. [default: 10]")
     ] = None,
     binarize: Annotated[
         bool | None,
@@ -166,20 +182,26 @@ def train(
     clamp: Annotated[
         Any, typer.Option(parser=_bounds, metavar="LO,HI", help="Bounds of the encoder's log-variance.")
     ] = None,
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Draws of z for each x. (default 1)")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Draws of z for each x. [default: 1]")
+    ] = None,
     shape: Annotated[
         Any, typer.Option(parser=_sizes, metavar="N,...", help="Read flat samples as images, such as 28,20.")
     ] = None,
-    mixed_precision: Annotated[MixedPrecision, typer.Option(help="Of the networks.")] = MixedPrecision.no,
+    mixed_precision: Annotated[
+        MixedPrecision | None,
+        typer.Option(help="Of the networks. [default: no, or what accelerate launch says]"),
+    ] = None,
     evaluate_every: Annotated[
-        int | None, typer.Option(min=1, help="Epochs between evaluations. (default a hundredth of all)")
+        int | None,
+        typer.Option(min=1, help="Epochs between evaluations. [default: a hundredth of all, 100 at most]"),
     ] = None,
     backend: BackendOption = Backend.auto,
     cpu: CPU = False,
 ) -> None:
     """Train a VAE; write pictures, metrics and a checkpoint.
 
-    Several processes: accelerate launch -m vae_fast.cli train ...
+    Several processes: torchrun --nproc-per-node N -m vae_fast.cli train ...
     """
     from .train import run_training
 
@@ -204,57 +226,65 @@ def train(
         "beta": beta,
         "clamp": clamp,
         "num_samples": num_samples,
-        "mixed_precision": mixed_precision.value,
+        "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
     }
-    run_training(options, given, out=out, resume=resume, backend=backend.value, cpu=cpu)
+    run_training(options, given, out=out, resume=resume, overwrite=overwrite, backend=backend.value, cpu=cpu)
 
 
 @app.command()
 def generate(
-    folder: Folder = Path("runs/digits"),
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    folder: Folder = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=MOST, help="How many.")] = 64,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png, or .npy for the values. (default generated.png in the folder)"),
+        typer.Option(help="A .png, or .npy for the values. [default: generated.png in the folder]"),
     ] = None,
     seed: Seed = 0,
     cpu: CPU = False,
 ) -> None:
-    """Draw new samples from a trained model: the means of p(x given z), z from the prior."""
+    """Draw new samples from a trained model.
+
+    They are the means of p(x given z), z from the prior.
+    """
     from .use import run_generate
 
-    run_generate(folder, n, out or folder / "generated.png", seed, cpu)
+    run_generate(folder, n, out, seed, cpu)
 
 
 @app.command()
 def reconstruct(
-    folder: Folder = Path("runs/digits"),
+    folder: Folder = None,
     data: Annotated[
-        str | None, typer.Option(help="As in train; its test part. (default what it was trained on)")
+        str | None, typer.Option(help="As in train; its test part. [default: what it was trained on]")
     ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 48,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, max=MOST, help="How many. [default: 48, or all if fewer]")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png, or .npy for the values. (default reconstructed.png in the folder)"),
+        typer.Option(help="A .png, or .npy for the values. [default: reconstructed.png in the folder]"),
     ] = None,
     cpu: CPU = False,
 ) -> None:
-    """Send data through a trained model and back: the means of p(x given z) at the means of q(z given x)."""
+    """Send data through a trained model and back.
+
+    What comes back are the means of p(x given z) at the means of q(z given x).
+    """
     from .use import run_reconstruct
 
-    run_reconstruct(folder, data, n, out or folder / "reconstructed.png", cpu)
+    run_reconstruct(folder, data, n, out, cpu)
 
 
 @app.command()
-def doctor() -> None:
+def doctor() -> int:
     """Say what is built, what is used, and why something is not."""
     from .doctor import run_doctor
 
-    run_doctor()
+    return run_doctor()
 
 
-app.command()(bench)
+app.command(short_help="Measure against eager PyTorch, torch.compile and JAX.")(bench)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 import vae_fast
 
+from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
 from ..training import checkpoint, data, pictures, speed
 from ..training.callbacks import Checkpoints, ProgressBar
-from ..training.errors import CheckpointError, TrainingError
-from ..training.loop import Trainer
+from ..training.errors import TrainingError
+from ..training.loop import Trainer, make_accelerator
 from ..training.process import set_up_process
 from ..training.recipe import Recipe
+from . import runs
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024, "lr": 1e-3}
 DIGITS = {"epochs": 600, "batch_size": 4096, "lr": 3e-3}  # 1438 images: a batch takes each about three times
@@ -28,45 +35,74 @@ _FREE = {"epochs", "evaluate_every"}  # what may change when a run goes on
 
 
 def run_training(
-    options: dict[str, Any], given: set[str], *, out: Path | None, resume: bool, backend: str, cpu: bool
+    options: dict[str, Any],
+    given: set[str],
+    *,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    backend: str,
+    cpu: bool,
 ) -> None:
     """Trains by the options, of which `given` names those that the user wrote."""
+    if resume and overwrite:
+        raise TrainingError("--resume goes on with a run, --overwrite replaces it: give one of them")
     set_up_process()
     options = {**options, "data": data.resolve(options["data"])}
-    folder = out or Path("runs") / data.name_of(options["data"])
+    name = data.name_of(options["data"])
+    is_chosen = out is not None
     with choose_backend(backend):
-        recipe = resumed_recipe(folder, options, given) if resume else new_recipe(options)
+        if resume:
+            out = out or runs.newest(checkpoint.STATE, name if "data" in given else None)
+            recipe = resumed_recipe(out, options, given)
+        else:
+            if overwrite:
+                out = out or runs.RUNS / name
+            elif out is not None:
+                runs.check_free(out)  # before the data are read, which may take a while
+            recipe = new_recipe(options)
         dataset = data.load(recipe.data)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
-        accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
-        trainer = Trainer(recipe, dataset, callbacks=(progress, Checkpoints(folder)), accelerator=accelerator)
-        if resume:
-            trainer.resume(folder)
-        if trainer.is_main:
-            _prepare(folder)
-            _print_start(console, trainer)
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            raise TrainingError(_interrupted(folder, recipe)) from None
-        finally:
-            progress.stop()
-        if trainer.is_main:
-            _print_end(console, trainer, folder, _draw(trainer, folder))
+        accelerator = make_accelerator(recipe, cpu)
+        _check_device(accelerator.device)
+        with _folder(accelerator, out, name, is_new=not (resume or overwrite)) as folder:
+            before = None if resume else _written(folder)
+            callbacks = (progress, Checkpoints(folder))
+            trainer = Trainer(recipe, dataset, callbacks=callbacks, accelerator=accelerator)
+            if resume:
+                trainer.resume(folder)
+            if trainer.is_main:
+                _warn_of_launcher(accelerator)
+                console.print(_place(folder, name, resume, is_chosen))
+                _print_start(console, trainer)
+            try:
+                trainer.fit()
+                drawn = _draw(trainer, folder) if trainer.is_main else []
+            except KeyboardInterrupt:
+                raise TrainingError(_interrupted(folder, before, recipe)) from None
+            except TrainingError as error:
+                raise TrainingError(f"{error}; {_on_disk(folder, before)}") from None
+            finally:
+                progress.stop()
+            if trainer.is_main:
+                _print_end(console, trainer, folder, drawn)
         accelerator.end_training()
 
 
 def new_recipe(options: dict[str, Any]) -> Recipe:
     defaults = DIGITS if options["data"] == data.DIGITS else DEFAULTS
-    return Recipe(**options | {name: v for name, v in defaults.items() if options[name] is None})
+    launched = {"mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no")}
+    missing = {name: v for name, v in (defaults | launched).items() if options[name] is None}
+    return Recipe(**options | missing)
 
 
 def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Recipe:
     """The recipe that the run was started with. Options that would make it another run are refused."""
-    recipe = Recipe.from_dict(checkpoint.read_progress(folder).get("recipe", {}))
+    progress = checkpoint.read_progress(folder)
+    recipe = Recipe.from_dict(progress.get("recipe", {}))
     asked = {name: options[name] for name in given & options.keys()}
     for name in sorted(asked.keys() - _FREE):
         before = getattr(recipe, name)
@@ -74,33 +110,98 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
             raise TrainingError(
                 f"--{name.replace('_', '-')} is {asked[name]}, the run in {folder} has {before}"
             )
-    return replace(recipe, **{name: asked[name] for name in asked.keys() & _FREE})
+    recipe = replace(recipe, **{name: asked[name] for name in asked.keys() & _FREE})
+    if recipe.epochs < progress.get("epoch", 0):
+        raise TrainingError(f"--epochs is {recipe.epochs}, the run in {folder} has done {progress['epoch']}")
+    return recipe
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:
     """Forces a backend; "auto" leaves what the environment says. TrainingError if it is missing."""
-    if name == "auto":
-        name = vae_fast.info()["forced"] or "auto"
     try:
+        if name == "auto":
+            name = vae_fast.info()["forced"] or "auto"
         return vae_fast.backend(name)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(str(error)) from None
 
 
-def _prepare(folder: Path) -> None:
+def _check_device(device: torch.device) -> None:
+    """TrainingError where the backend that is forced does not take the device's tensors."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_leftovers(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+        backends.serving("latent_forward", device.type)
+    except RuntimeError as error:
+        raise TrainingError(str(error)) from None
 
 
-def _interrupted(folder: Path, recipe: Recipe) -> str:
-    try:
-        epoch = checkpoint.read_progress(folder)["epoch"]
-    except (CheckpointError, KeyError):
-        return "interrupted before the first checkpoint"
-    return f"interrupted; --resume --out {folder} goes on from epoch {epoch} of {recipe.epochs}"
+@contextmanager
+def _folder(accelerator: Accelerator, out: Path | None, name: str, *, is_new: bool) -> Iterator[Path]:
+    """The run's folder, which the main process claims for all."""
+    is_main = accelerator.is_main_process
+    with runs.claimed(out, name, is_new=is_new) if is_main else nullcontext() as claimed:
+        [folder] = broadcast_object_list([claimed])
+        yield folder
+
+
+def _place(folder: Path, name: str, resume: bool, is_chosen: bool) -> str:
+    if resume:
+        return f"the run in {folder}/{'' if is_chosen else ', the newest'}"
+    if (folder / checkpoint.MODEL).exists():
+        return f"a new run in {folder}/, in place of the one that is there"
+    taken = runs.RUNS / name
+    return f"a new run in {folder}/{'' if is_chosen or folder == taken else f', {taken}/ is taken'}"
+
+
+def _warn_of_launcher(accelerator: Accelerator) -> None:
+    """Says so where a launcher was asked for more processes than train together."""
+    variables = (
+        "WORLD_SIZE",
+        "OMPI_COMM_WORLD_SIZE",
+        "PMI_SIZE",
+        "MV2_COMM_WORLD_SIZE",
+        "SLURM_STEP_NUM_TASKS",
+    )
+    sizes = [int(size) for name in variables if (size := os.environ.get(name, "")).isdecimal()]
+    asked, number = str(max(sizes, default=1)), str(max(sizes, default=1))
+    # `accelerate launch` starts one process where there is no GPU, and then only tells it the main process' address.
+    if not sizes and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+        asked, number = "several", "N"
+    if accelerator.num_processes == 1 and asked != "1":
+        print(
+            f"vae-fast: warning: {asked} processes were asked for, this one trains alone; "
+            f"torchrun --nproc-per-node {number} -m vae_fast.cli train ... starts {number} that train together",
+            file=sys.stderr,
+        )
+
+
+def _interrupted(folder: Path, before: int | None, recipe: Recipe) -> str:
+    epoch = _saved_epoch(folder, before)
+    if epoch is None:
+        return f"interrupted before the first checkpoint; {_on_disk(folder, before)}"
+    way = f"--resume --out {shlex.quote(str(folder))}"
+    return f"interrupted; {way} goes on from epoch {epoch} of {recipe.epochs}"
+
+
+def _on_disk(folder: Path, before: int | None) -> str:
+    epoch = _saved_epoch(folder, before)
+    if epoch is not None:
+        return f"{folder}/ holds the checkpoint of epoch {epoch}"
+    if (folder / checkpoint.MODEL).exists():
+        return f"{folder}/ still holds the run that was to be replaced"
+    return "nothing was saved"
+
+
+def _saved_epoch(folder: Path, before: int | None) -> int | None:
+    """The epoch of the run's checkpoint; None if there is none but that of `before`."""
+    if _written(folder) in (None, before):
+        return None
+    return int(checkpoint.read_progress(folder)["epoch"])
+
+
+def _written(folder: Path) -> int | None:
+    """When the training state in the folder was written."""
+    state = folder / checkpoint.STATE
+    return state.stat().st_mtime_ns if state.exists() else None
 
 
 def _draw(trainer: Trainer, folder: Path) -> list[str]:
@@ -120,11 +221,12 @@ def _print_start(console: Console, trainer: Trainer) -> None:
     shape = "x".join(map(str, dataset.shape))
     count = sum(p.numel() for p in trainer.model.parameters())
     device, world = accelerator.device.type, accelerator.num_processes
+    precision = "" if recipe.mixed_precision == "no" else f", {recipe.mixed_precision}"
     used = vae_fast.info()["used"].get(device, "reference")
     console.print(
         f"{dataset.name}: {len(dataset.train):,} to train, {len(dataset.test):,} to test, {shape}; "
         f"{recipe.architecture} VAE, {count:,} parameters, {recipe.likelihood}; batch {recipe.batch_size:,}; "
-        f"{device}{f', {world} processes' if world > 1 else ''}; fused ops: {used}"
+        f"{device}{f', {world} processes' if world > 1 else ''}{precision}; fused ops: {used}"
     )
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
@@ -148,7 +250,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     )
     measured = speed.measure(trainer.model, trainer.sample_batch())
     if measured.backend == "reference":
-        console.print("fused ops     none here: the reference backend was used (vae-fast doctor says why)")
+        why = "as asked" if vae_fast.info()["forced"] else "vae-fast doctor says why"
+        console.print(f"fused ops     none here: the reference backend was used ({why})")
     else:
         plain = ""
         if "plain" in measured.seconds:

@@ -11,36 +11,44 @@ from torch import Tensor
 from ..training import checkpoint, data, pictures
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
+from . import runs
+
+SHOWN = 48  # reconstructions
+MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
-def run_generate(folder: Path, n: int, out: Path, seed: int, cpu: bool) -> None:
+def run_generate(folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool) -> None:
+    folder = folder or runs.newest(checkpoint.MODEL)
+    out = out or folder / "generated.png"
     _check_out(out)
     model = _load(folder, cpu)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
-    if out.suffix == ".npy":
-        _save_array(out, model.generate(n, generator=generator))
-    else:
-        _check_image(model, out)
+    if _is_picture(out):
+        _check_picture(model, n)
         pictures.save_samples(out, model, n, generator=generator)
+    else:
+        _save_array(out, model.generate(n, generator=generator))
     print(out)
 
 
-def run_reconstruct(folder: Path, source: str | None, n: int, out: Path, cpu: bool) -> None:
+def run_reconstruct(
+    folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
+) -> None:
+    folder = folder or runs.newest(checkpoint.MODEL)
+    out = out or folder / "reconstructed.png"
     _check_out(out)
     model = _load(folder, cpu)
-    if source is None:
-        source = checkpoint.read_progress(folder).get("recipe", {}).get("data", data.DIGITS)
-    dataset = data.load(data.resolve(source))
+    dataset = data.load(data.resolve(_trained_on(folder) if source is None else source))
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
-    x = dataset.test[:n].to(next(model.parameters()).device)
-    if len(x) < n:
-        raise DataError(f"{source}: the test part has {len(x)} samples, -n is {n}")
-    if out.suffix == ".npy":
-        _save_array(out, model.reconstruct(x))
-    else:
-        _check_image(model, out)
+    if n is not None and len(dataset.test) < n:
+        raise DataError(f"{dataset.name}: the test part has {len(dataset.test)} samples, -n is {n}")
+    x = dataset.test[: n or SHOWN].to(next(model.parameters()).device)
+    if _is_picture(out):
+        _check_picture(model, len(x), tiles=2, columns=12)
         pictures.save_reconstructions(out, model, x)
+    else:
+        _save_array(out, model.reconstruct(x))
     print(out)
 
 
@@ -48,21 +56,43 @@ def _load(folder: Path, cpu: bool) -> HubVAE:
     return checkpoint.load_model(folder, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
+def _trained_on(folder: Path) -> str:
+    if not (folder / checkpoint.STATE).exists():
+        raise CheckpointError(f"{folder}: holds no {checkpoint.STATE}, which names the data: give --data")
+    return str(checkpoint.read_progress(folder).get("recipe", {}).get("data", data.DIGITS))
+
+
 def _check_out(out: Path) -> None:
-    if out.suffix not in (".png", ".npy"):
+    if out.suffix.lower() not in (".png", ".npy"):
         raise TrainingError(f"--out is {out}, it takes a name that ends in .png or .npy")
 
 
-def _check_image(model: HubVAE, out: Path) -> None:
+def _is_picture(out: Path) -> bool:
+    return out.suffix.lower() == ".png"
+
+
+def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = None) -> None:
+    """TrainingError if n samples of so many tiles are none, or too large a one. Without `columns`: a square."""
     if not pictures.can_draw(model):
         what = "counts" if model.likelihood.support == "counts" else f"samples of shape {model.shape}"
         raise TrainingError(f"{what} are no images: give --out a name that ends in .npy")
+    side = max(56, *(pictures.image_shape(model.shape) or ())) * 8 // 7  # with a gap
+    most = MOST_PIXELS // side**2
+    if columns is not None:
+        most = min(most, columns * (MOST_SIDE // side))
+    if n > most // tiles:
+        raise TrainingError(
+            f"-n is {n}, a picture takes {most // tiles}: give --out a name that ends in .npy for more"
+        )
 
 
 def _save_array(path: Path, values: Tensor) -> None:
+    array = np.ascontiguousarray(values.float().cpu().numpy())
+
     def write(new: Path) -> None:
-        with new.open("wb") as file:
-            np.save(file, values.float().cpu().numpy())
+        with new.open("wb") as file:  # in two parts, as np.save does not say why the disk refuses
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
 
     try:
         checkpoint.replace_file(path, write)

@@ -35,7 +35,7 @@ def check_layer(
     features = math.prod(target.shape[1:])
     if features == 0:
         raise ValueError(f"target has shape {_of(target)}, it takes at least one element per sample")
-    if weight.shape[0] not in [n * features for n in heads]:
+    if all(weight.shape[0] != n * features for n in heads):
         takes = " or ".join(str(n * features) for n in heads)
         raise ValueError(
             f"weight has shape {_of(weight)}, for target's {features} elements per sample it takes {takes} rows"

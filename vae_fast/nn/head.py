@@ -7,29 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .inputs import float_dtype
 
 
-def find_head(decoder: nn.Module, flat: bool = False) -> int | None:
+def find_head(decoder: nn.Module, flat: bool = False) -> int | str:
     """The place in the nn.Sequential `decoder` of the nn.Linear that it ends in, an nn.Unflatten of dim 1 after it or
-    not (`flat`: one that changes nothing). None if there is none, or if something would not be done if the layer were
-    not called: a hook, a parametrization.
+    not (`flat`: one that changes nothing). Or why there is none: also if something would not be done if the layer were
+    not called, such as a hook or a parametrization.
     """
     if not isinstance(decoder, nn.Sequential) or type(decoder).forward is not nn.Sequential.forward:
-        return None
-    place = len(decoder) - 1
-    unflatten = decoder[place] if place > 0 else None
-    if isinstance(unflatten, nn.Unflatten):
-        place -= 1
-        if unflatten.dim != 1 or (flat and len(unflatten.unflattened_size) > 1) or _is_watched(unflatten):
-            return None
-    if (
-        place < 0
-        or type(decoder[place]) is not nn.Linear
-        or _is_watched(decoder[place])
-        or _is_watched(decoder)
-    ):
-        return None
-    return place
+        return f"the decoder is {_type(decoder)}, not an nn.Sequential with its forward"
+    layers: list[Any] = list(decoder)
+    unflatten = layers.pop() if len(layers) > 1 and isinstance(layers[-1], nn.Unflatten) else None
+    if unflatten is not None and unflatten.dim != 1:
+        return f"the decoder ends in an nn.Unflatten of dim {unflatten.dim}, not 1"
+    if unflatten is not None and flat and len(unflatten.unflattened_size) > 1:
+        return "the last layer makes several softmaxes for each sample"
+    if not layers or type(layers[-1]) is not nn.Linear:
+        last = _type(layers[-1]) if layers else "missing"
+        return f"the last layer is {last}, not a plain nn.Linear"
+    for module in (decoder, layers[-1], unflatten):
+        if module is not None and (watch := _watch(module)):
+            return f"{_type(module)} has {watch}"
+    weight = layers[-1].weight
+    if type(weight) not in (nn.Parameter, Tensor) and is_traceable_wrapper_subclass(weight):
+        return f"the last layer's weight is {_type(weight)}, not a plain tensor"
+    return len(layers) - 1
 
 
 def run(layers: Iterable[nn.Module], z: Tensor) -> Tensor:
@@ -48,8 +53,7 @@ def try_out(decoder: nn.Module, latent_shape: Sequence[int] | None) -> Any:
             for named in (decoder.named_parameters(), decoder.named_buffers())
             for name, t in named
         }
-        dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), None)
-        z = torch.empty((2, *latent_shape), dtype=dtype, device="meta")
+        z = torch.empty((2, *latent_shape), dtype=float_dtype(decoder), device="meta")
         with torch.no_grad():
             return torch.func.functional_call(decoder, tensors, (z,))
     except Exception:  # whatever an arbitrary decoder does with tensors that hold nothing
@@ -59,16 +63,23 @@ def try_out(decoder: nn.Module, latent_shape: Sequence[int] | None) -> Any:
 def _end_of(decoder: nn.Module) -> Tensor | None:
     """What the last layers say by themselves, for z of shape (batch, latent)."""
     place = find_head(decoder)
-    if place is None:
+    if isinstance(place, str):
         return None
     linear, *rest = list(decoder)[place:]  # type: ignore[call-overload]
     return run(rest, torch.empty((2, linear.out_features), device="meta"))
 
 
-def _is_watched(module: nn.Module) -> bool:
-    return bool(
+def _type(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"  # not every Linear is torch's
+
+
+def _watch(module: nn.Module) -> str | None:
+    """What only a call of the module would do beside its class's forward."""
+    if (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-    )
+    ):
+        return "a hook"
+    return "a forward of its own" if "forward" in module.__dict__ else None  # accelerate's hooks are such

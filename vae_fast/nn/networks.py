@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..checks import check_int, check_sizes
+
 
 def relu() -> nn.Module:
     """In place: the layers before it do not need their output for the backward pass."""
@@ -43,9 +45,10 @@ class MLPEncoder(nn.Sequential):
         activation: Callable[[], nn.Module] = relu,
         log1p: bool = False,
     ) -> None:
-        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        in_features, latent = check_int("in_features", in_features), check_int("latent", latent)
         first = [Log1p()] if log1p else []
-        super().__init__(*first, nn.Flatten(), *_mlp((in_features, *hidden, 2 * latent), activation))
+        sizes = (in_features, *check_sizes("hidden", hidden), 2 * latent)
+        super().__init__(*first, nn.Flatten(), *_mlp(sizes, activation))
         self.in_features, self.latent_shape = in_features, (latent,)
 
 
@@ -63,19 +66,20 @@ class MLPDecoder(nn.Sequential):
         num_parameters: int = 1,
         activation: Callable[[], nn.Module] = relu,
     ) -> None:
-        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        shape = (num_parameters * shape[0], *shape[1:])
-        super().__init__(*_mlp((latent, *hidden, math.prod(shape)), activation), nn.Unflatten(1, shape))
+        first, *rest = check_sizes("shape", shape)
+        outputs = (check_int("num_parameters", num_parameters, 1) * first, *rest)
+        sizes = (check_int("latent", latent), *check_sizes("hidden", hidden), math.prod(outputs))
+        super().__init__(*_mlp(sizes, activation), nn.Unflatten(1, outputs))
 
 
 def _image(shape: Sequence[int]) -> tuple[int, int, int]:
     """(channels, height, width) of (height, width) or (channels, height, width)."""
+    shape = check_sizes("shape", shape)
     if len(shape) == 2:
         return 1, shape[0], shape[1]
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
-    raise ValueError(f"shape is {tuple(shape)}, it takes (height, width) or (channels, height, width)")
+    raise ValueError(f"shape is {shape}, it takes (height, width) or (channels, height, width)")
 
 
 def _halvings(height: int, width: int, times: int) -> list[tuple[int, int]]:
@@ -103,13 +107,14 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         colours, height, width = _image(shape)
+        channels, latent = check_sizes("channels", channels), check_int("latent", latent)
         layers: list[nn.Module] = [Log1p()] if log1p else []
         for n, m in pairwise((colours, *channels)):
             layers += [nn.Conv2d(n, m, 3, stride=2, padding=1), activation()]
         self.convolutions = nn.Sequential(*layers)
         last = _halvings(height, width, len(channels))[-1]
         self.linear = nn.Linear((colours, *channels)[-1] * math.prod(last), 2 * latent)
-        self.in_features, self.latent_shape = math.prod(shape), (latent,)
+        self.in_features, self.latent_shape = colours * height * width, (latent,)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
@@ -134,6 +139,10 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         colours, height, width = _image(shape)
+        channels, num_parameters = (
+            check_sizes("channels", channels),
+            check_int("num_parameters", num_parameters, 1),
+        )
         sizes = _halvings(height, width, len(channels))[::-1]
         widths = (colours * num_parameters, *channels)[::-1]
         self.grid = (widths[0], *sizes[0])
@@ -144,9 +153,9 @@ class ConvDecoder(nn.Module):
                 activation(),
                 nn.ConvTranspose2d(widths[i], widths[i + 1], 3, stride=2, padding=1, output_padding=extra),
             ]
-        self.linear = nn.Linear(latent, math.prod(self.grid))
+        self.linear = nn.Linear(check_int("latent", latent), math.prod(self.grid))
         self.convolutions = nn.Sequential(*layers)
-        self.shape, self.num_parameters = tuple(shape), num_parameters
+        self.shape, self.num_parameters = check_sizes("shape", shape), num_parameters
 
     def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
         y = self.convolutions(self.linear(z).unflatten(1, self.grid))

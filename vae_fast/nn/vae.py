@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from .. import functional
+from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
 from ..noise import draw_rng_state
+from . import first_batch
+from .checks import batch_of, check_batch, check_beta, warn
 from .head import find_head, run, try_out
+from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
 
@@ -27,6 +33,9 @@ class VAEOutput(NamedTuple):
     nll: Tensor  # (batch,) -log p(x | z) in nats, the mean over draws
     kl: Tensor  # (batch,) KL(q(z | x) || N(0, 1)) in nats
     z: Tensor  # (batch, ...), or (num_samples, batch, ...)
+
+
+_register_namedtuple(VAEOutput, serialized_type_name="vae_fast.nn.VAEOutput")  # torch.export.save and load
 
 
 class VAE(nn.Module):
@@ -45,16 +54,23 @@ class VAE(nn.Module):
         fused_head: whether a last nn.Linear of the decoder (an nn.Sequential, an nn.Unflatten after it or not) is
             computed together with the likelihood, some rows at a time, so that its outputs never exist as a whole.
             "auto" does so where it saves time or much memory; the results are the same to rounding. True raises where
-            the decoder or the likelihood does not allow it; layers with hooks or parametrizations never are.
+            the decoder or the likelihood does not allow it; layers with hooks or parametrizations never are. Where one
+            comes later (LoRA, FSDP), True warns once, and `fused_head_reason` says why.
+        validate: whether the first training batch is looked at: its dtype, and that its values are of the likelihood
+            (no 0..255 under a Bernoulli, no negative counts). This waits for the device once; later batches are not
+            looked at, nor is anything under torch.compile or export, or in eval mode. Set `model.validate = True` to
+            have the next training batch looked at.
         likelihood_options: the likelihood's own, for "gaussian" variance=1.0, "learned", "feature" or "decoder".
 
-    x has a floating dtype, uint8 (255ths: converted for the encoder, read as it is by the likelihood; for counts the
-    number itself), bool, or for counts and classes an integer dtype.
+    x (batch, ...) has a floating dtype, uint8 (255ths; for counts the number itself), bool, or an integer dtype. The
+    likelihood reads it as it is; the encoder is given it in the dtype of its own parameters (class numbers as integers,
+    for an nn.Embedding).
 
     Raises:
         TypeError, ValueError: an option out of range; a decoder whose output is not what the likelihood takes. This is
             found here where the decoder can be tried out without data (its input being `latent_shape`), else in the
-            first call.
+            first call. In the calls: a sample without its batch dimension; x of another shape than the decoder's
+            output; in the first training call, values that the likelihood is not of.
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014.
     """
@@ -70,19 +86,48 @@ class VAE(nn.Module):
         num_samples: int | None = None,
         latent_shape: Sequence[int] | None = None,
         fused_head: bool | str = "auto",
+        validate: bool = True,
         **likelihood_options: Any,
     ) -> None:
         super().__init__()
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(network):
+                raise TypeError(f"expected {name} to be an nn.Module, but got {network!r}")
         self.encoder, self.decoder = encoder, decoder
         self.likelihood = make_likelihood(likelihood, **likelihood_options)
-        self.beta, self.clamp, self.num_samples = beta, clamp, num_samples
+        self.beta = check_beta(beta)
+        self.clamp = check_clamp(clamp)
+        self.num_samples = None if num_samples is None else check_num_samples(num_samples)
         if latent_shape is None:
             latent_shape = getattr(encoder, "latent_shape", None)
-        self.latent_shape = None if latent_shape is None else tuple(latent_shape)
+        self.latent_shape = None if latent_shape is None else check_sizes("latent_shape", latent_shape)
         self.data_shape = self._find_data_shape()
         self.likelihood.bind(self.data_shape)
-        self.fused_head = fused_head
+        flag = bool_of(fused_head)
+        self.fused_head = fused_head if flag is None else flag
         self._check_fused_head()
+        # What is still to be done once. A set, which nn.DataParallel's copies of this module share with it.
+        self._once = {"unfused"}
+        self.validate = validate
+
+    @property
+    def validate(self) -> bool:
+        """Whether the first training batch is looked at. Setting it to True has the next one looked at."""
+        return self._validate
+
+    @validate.setter
+    def validate(self, validate: bool) -> None:
+        self._validate = check_bool("validate", validate)
+        (self._once.add if validate else self._once.discard)("first batch")
+
+    @property
+    def fused_head_reason(self) -> str | None:
+        """Why the decoder's last layer and the likelihood are not computed together; None where they are (with "auto",
+        for large batches)."""
+        if self.fused_head is False:
+            return "fused_head is False"
+        head = self._head()
+        return head if isinstance(head, str) else None
 
     def forward(
         self, x: Tensor, *, generator: torch.Generator | None = None, rng_state: Tensor | None = None
@@ -99,11 +144,13 @@ class VAE(nn.Module):
         rng_state: Tensor | None = None,
     ) -> Tensor:
         """E_q[log p(x | z)] - KL in nats, shape (batch,): the mean over `num_samples` draws, without beta."""
-        output = self._pass(x, num_samples or self.num_samples, generator, rng_state)
+        draws = self.num_samples if num_samples is None else num_samples
+        output = self._pass(x, draws, generator, rng_state)
         return -(output.nll + output.kl)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and (clamped) log-variance of q(z | x)."""
+        check_batch("x", x, self.data_shape)
         moments = self._moments(x)
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
         return mu, logvar if self.clamp is None else logvar.clamp(*self.clamp)
@@ -111,7 +158,9 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, *, library: Library = None) -> Tensor:
         """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
         (batch,) or one number; by default the likelihood's."""
-        return self.likelihood.mean(self._params(self.decoder(z)), library)
+        check_batch("z", z, self.latent_shape)
+        dtype = input_dtype(self.decoder, z, "real")
+        return self.likelihood.mean(self._params(self.decoder(z if dtype is None else z.to(dtype))), library)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -125,14 +174,23 @@ class VAE(nn.Module):
         """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        parameter = next(self.parameters())
-        device = parameter.device if generator is None else generator.device
-        z = torch.randn((n, *self.latent_shape), generator=generator, dtype=parameter.dtype, device=device)
-        return self.decode(z.to(parameter.device), library=library)
+        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
+        parameters = chain(decoder.parameters(), self.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
+        z = torch.randn(
+            (check_int("n", n), *self.latent_shape),
+            generator=generator,
+            dtype=float_dtype(decoder) or float_dtype(self),
+            device=device if generator is None else generator.device,
+        )
+        return self.decode(z.to(device), library=library)
 
     def _pass(
         self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
     ) -> VAEOutput:
+        check_batch("x", x, self.data_shape)
+        if self._is_first() and not (self._classes is None and self.likelihood.support == "classes"):
+            self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = draw_rng_state(x.device, generator), None
@@ -141,8 +199,37 @@ class VAE(nn.Module):
         nll = self._nll(z, x, draws)
         return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
+    def _is_first(self) -> bool:
+        return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
+
+    def _look_at(self, x: Tensor, classes: int | None) -> None:
+        """At the first training batch that holds something and whose values can be read."""
+        if first_batch.can_be_read(x) and x.numel():
+            self.likelihood.check(x, classes)
+            self._once.discard("first batch")
+
     def _moments(self, x: Tensor) -> Any:
-        return self.encoder(self.likelihood.encoder_input(x))
+        given = self.likelihood.encoder_input(x, input_dtype(self.encoder, x, self.likelihood.support))
+        if torch.compiler.is_compiling():
+            return self.encoder(given)
+        try:
+            return self.encoder(given)
+        except (RuntimeError, IndexError, ValueError) as error:
+            problem = self._problem_with(x)
+            if problem is None or isinstance(error, torch.OutOfMemoryError):
+                error.add_note(f"x has shape {tuple(x.shape)}, read as (batch, ...)")
+                raise
+            raise ValueError(f"{problem}; the encoder says: {str(error).partition(chr(10))[0]}") from error
+
+    def _problem_with(self, x: Tensor) -> str | None:
+        """What is likely to be wrong with x if the encoder fails."""
+        parameter = next(self.encoder.parameters(), x) if isinstance(self.encoder, nn.Module) else x
+        if parameter.device != x.device:
+            return f"x is on {x.device}, the encoder's parameters are on {parameter.device}"
+        if self.data_shape is not None and self.data_shape != x.shape[1:]:
+            expected = batch_of(self.data_shape)
+            return f"expected x to have shape {expected} as the decoder's output, but got {tuple(x.shape)}"
+        return None
 
     def _draw(
         self, x: Tensor, num_samples: int | None, generator: torch.Generator | None, rng_state: Tensor | None
@@ -187,16 +274,22 @@ class VAE(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, the decoder's output is {self.likelihood} of {shape} for each sample"
             )
+        if (
+            x is not None and self._classes is None and self._is_first()
+        ):  # only now it is known how many there are
+            self._look_at(x, params[0].shape[-1])
         return params
 
     def _find_data_shape(self) -> tuple[int, ...] | None:
         """x's shape without the batch, as the decoder has it; None if it cannot be known before the first call."""
         output = try_out(self.decoder, self.latent_shape)
+        self._classes: int | None = None
         if output is None:
             return None
         params = self.likelihood.split(output)
         shape = self.likelihood.data_shape(params)
         self._outputs = sum(math.prod(p.shape[1:]) for p in params)  # numbers for each sample
+        self._classes = params[0].shape[-1] if params[0].ndim else None
         n = getattr(self.encoder, "in_features", None)
         if isinstance(n, int) and math.prod(shape) != n:
             raise ValueError(
@@ -206,25 +299,46 @@ class VAE(nn.Module):
         return shape
 
     def _check_fused_head(self) -> None:
-        if self.fused_head not in (True, False, "auto"):
+        if not isinstance(self.fused_head, bool) and self.fused_head != "auto":
             raise ValueError(f'fused_head is {self.fused_head!r}, it takes True, False or "auto"')
         if self.fused_head is True:
             if not self.likelihood.has_linear_nll:
                 raise ValueError(f"fused_head is True, {self.likelihood} has none")
-            if self._find_head() is None:
+            if isinstance(reason := self._head(), str):
                 raise ValueError(
                     "fused_head is True, it takes a decoder that is an nn.Sequential with an nn.Linear at its end, "
-                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks or parametrizations"
+                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks or parametrizations: "
+                    + reason
                 )
 
-    def _find_head(self) -> int | None:
+    def _head(self) -> int | str:
+        """Where in the decoder the layer is that can be computed with the likelihood, or why none can."""
+        if not self.likelihood.has_linear_nll:
+            return f"{type(self.likelihood).__name__} has no fused head"
         return find_head(self.decoder, flat=self.likelihood.over_classes)
+
+    def _find_head(self) -> int | None:
+        head = self._head()
+        return head if isinstance(head, int) else None
 
     def _fused_place(self, x: Tensor) -> int | None:
         """Where in the decoder the layer is that is computed with the likelihood; None if none is."""
-        if self.fused_head is False or not self.likelihood.has_linear_nll or x.shape[1:] != self.data_shape:
+        if self.fused_head is False:
             return None
-        place = self._find_head()
-        if place is None or self.fused_head is True:
-            return place
-        return place if x.shape[0] * self._outputs >= FUSED_NUMBERS else None
+        head: int | str = "x has another shape than the layer's output"
+        if x.shape[1:] == self.data_shape:
+            head = self._head()
+        if isinstance(head, str):
+            if self.fused_head is True and not torch.compiler.is_compiling() and "unfused" in self._once:
+                self._once.discard("unfused")
+                warn(f"fused_head is True, but likelihood and last layer are computed apart: {head}")
+            return None
+        if self.fused_head is True:
+            return head
+        is_large = x.shape[0] * self._outputs >= FUSED_NUMBERS
+        if torch.compiler.is_compiling():
+            from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes sympy along
+
+            # A batch of any size: the plain decoder, instead of a graph for one side of the bound alone.
+            is_large = statically_known_true(is_large)
+        return head if is_large else None

@@ -91,6 +91,13 @@ def per_sample(values: Tensor, ndim: int) -> Tensor:
     return values.view(-1, *(1,) * (ndim - 1))
 
 
+def _allocator(backend: Any, size: int) -> Callable[..., Tensor] | None:
+    """The backend's own torch.empty_strided, where it has one and a result of `size` bytes is large. Fake kernels have
+    none, so they compare no sizes: each comparison would bound the batch of a traced graph."""
+    own: Callable[..., Tensor] | None = getattr(backend, "empty_strided", None)
+    return own if own is not None and size >= LARGE else None
+
+
 def empty(
     backend: Any,
     shape: Sequence[int],
@@ -100,10 +107,9 @@ def empty(
 ) -> Tensor:
     """torch.empty, or torch.empty_strided, out of the backend's own memory for large results where it has some: that is
     kept between steps."""
-    own = getattr(backend, "empty_strided", None)
-    if own is not None and math.prod(shape) * dtype.itemsize >= LARGE:
-        result: Tensor = own(shape, strides or contiguous_strides(shape), dtype)
-        return result
+    own = _allocator(backend, math.prod(shape) * dtype.itemsize)
+    if own is not None:
+        return own(shape, strides or contiguous_strides(shape), dtype)
     if strides is None:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
@@ -115,7 +121,7 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
 
 def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
     """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`."""
-    if draws is None and like.numel() * like.itemsize < LARGE:
+    if draws is None and _allocator(backend, like.numel() * like.itemsize) is None:
         return torch.empty_like(like)
     shape: tuple[int, ...] = like.shape
     strides = torch.empty_like(like, device="meta").stride()
@@ -131,7 +137,7 @@ def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wan
     """
     if param is None or not wanted:
         return None
-    if param.shape == torch.Size(shape):
+    if param.ndim == len(shape) and param.shape == torch.Size(shape):
         return empty_like(backend, param)
     if param.numel() == 1:
         shape = ()
@@ -203,12 +209,18 @@ def define(
     sources: Callable[..., Sequence[Any]],
     differentiate: Callable[..., Any] = _refuse,
     setup: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> None:
-    """Registers `function(backend, *args)` as a library op; the tensors `sources(*args)` choose the backend."""
+    """Registers `function(backend, *args)` as a library op; the tensors `sources(*args)` choose the backend.
+
+    `check(*args)` raises for sizes that nobody looked at while the call was traced.
+    """
     name, _, _ = schema.partition("(")
     op = name.removesuffix("_backward")
 
     def kernel(*args: Any) -> Any:
+        if check is not None:
+            check(*args)
         first, *others = sources(*args)
         return function(backends.resolve(op, first, *others), *args)
 

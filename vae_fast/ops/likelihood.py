@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..checks import check_counters
 from . import _common
 from .noise import binarize
 
@@ -131,12 +132,18 @@ def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
     return None, None, list(grads), None, None
 
 
+def _check(member: str, target: Tensor, params: Any, mask: Any, rng_state: Tensor | None) -> None:
+    if rng_state is not None:
+        check_counters("target", target.shape, None)
+
+
 _common.define(
     "likelihood(str member, Tensor target, Tensor[] params, Tensor? mask, Tensor? rng_state) -> Tensor",
     forward,
     sources=lambda member, target, params, *_: (target, *params),
     differentiate=_differentiate,
     setup=_setup,
+    check=_check,
 )
 _common.define(
     "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, Tensor? mask, "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..checks import check_counters
 from . import _common
 
 
@@ -37,6 +38,7 @@ _common.define(
     "noise(Tensor rng_state, SymInt[] shape, ScalarType dtype) -> Tensor",
     fill,
     sources=lambda *args: args[:1],
+    check=lambda rng_state, shape, dtype: check_counters("shape", shape[1:], shape[0]),
 )
 
 
@@ -57,4 +59,9 @@ def _bits(backend: Any, x: Tensor, rng_state: Tensor) -> Tensor:
     return reference.binarize(x, rng_state)
 
 
-_common.define("binarize(Tensor x, Tensor rng_state) -> Tensor", _bits, sources=lambda *args: args[:1])
+_common.define(
+    "binarize(Tensor x, Tensor rng_state) -> Tensor",
+    _bits,
+    sources=lambda *args: args[:1],
+    check=lambda x, rng_state: check_counters("x", x.shape, None),
+)

@@ -81,7 +81,8 @@ class ProgressBar(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves model, training state and metrics.csv after an evaluation, when the last save is some seconds old."""
+    """Saves model, training state and metrics.csv after an evaluation, when the last save is some seconds old.
+    The first save removes the pictures of the model that it replaces."""
 
     def __init__(self, folder: Path, seconds: float = 5.0) -> None:
         self._folder, self._seconds = folder, seconds
@@ -102,6 +103,8 @@ class Checkpoints(Callback):
         if trainer.is_main:
             trainer.save(self._folder)
             write_metrics(self._folder / checkpoint.METRICS, trainer.history)
+            if self._saved_epoch < 0:
+                checkpoint.remove_pictures(self._folder)
         self._saved_at, self._saved_epoch = time.perf_counter(), trainer.epoch
 
 

@@ -21,6 +21,9 @@ from .errors import CheckpointError
 from .model import HubVAE
 
 CONFIG, MODEL, STATE, METRICS = "config.json", "model.safetensors", "training.safetensors", "metrics.csv"
+# What the commands draw of the model beside them.
+PICTURES = ("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png")
+FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES)
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -44,8 +47,14 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """What a killed run was about to write."""
-    for name in (CONFIG, MODEL, STATE, METRICS):
+    for name in FILES:
         _new(folder / name).unlink(missing_ok=True)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Those of a model that is being replaced."""
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

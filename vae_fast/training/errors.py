@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class TrainingError(Exception):
     """Something outside the program is not as it must be. The message is one line."""
@@ -13,3 +15,13 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """The checkpoint cannot be read or written, or is none."""
+
+
+class DivergenceError(TrainingError):
+    """The loss is infinite or NaN."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a tensor was too large: for the memory, or even for the number of its bytes."""
+    texts = ("allocate memory", "calculation overflowed", "multiplication overflow")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in str(error) for t in texts)

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from . import checkpoint, data
-from .errors import CheckpointError, TrainingError
+from . import checkpoint, data, divergence
+from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
 from .recipe import Recipe
 
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from .callbacks import Callback
 
 Row = dict[str, float]
+
+
+def make_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """The devices and processes. Where there is no GPU, Accelerate joins the processes of a launcher only if it is told
+    to stay on the CPU: otherwise each would train by itself."""
+    cpu = cpu or not torch.accelerator.is_available()
+    if recipe.mixed_precision == "fp16" and cpu:
+        raise TrainingError("mixed precision is fp16, which takes a GPU; bf16 runs on a CPU, too")
+    return Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
 
 
 class Trainer:
@@ -44,16 +53,18 @@ class Trainer:
         if recipe.likelihood == "discretized_logistic_mixture" and len(dataset.shape) == 2:
             dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
         self.recipe = recipe
-        self.accelerator = accelerator or Accelerator(mixed_precision=recipe.mixed_precision)
+        self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
         self.dataset = dataset.to(device)
         torch.manual_seed(recipe.seed)
-        try:
-            self.model = HubVAE(**recipe.model_config(dataset.shape)).to(device)
-        except (ValueError, TypeError) as error:
-            raise TrainingError(str(error)) from None
+        self.model = self._make_model(dataset.shape)
         data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
-        self.model.likelihood.start(self.dataset.train)
+        self.model.validate = False  # all of the data have just been looked at
+        self._try_batch(dataset)
+        try:
+            self.model.likelihood.start(self.dataset.train)
+        except ValueError as error:
+            raise TrainingError(f"{dataset.name}: {error}") from None
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
         )
@@ -110,8 +121,9 @@ class Trainer:
             "history": self.history,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        checkpoint.save_model(self.model, folder)
+        # In this order: it is the state that a full disk refuses first, and then the old model is there, too.
         checkpoint.save_state(folder, self.model, self.optimizer, progress)
+        checkpoint.save_model(self.model, folder)
 
     def resume(self, folder: Path) -> None:
         """Goes on where `save` was called last. Raises CheckpointError."""
@@ -151,17 +163,39 @@ class Trainer:
             self.steps += 1
             self._call("on_step")
 
+    def _make_model(self, shape: tuple[int, ...]) -> HubVAE:
+        try:
+            return HubVAE(**self.recipe.model_config(shape)).to(self.accelerator.device)
+        except (ValueError, TypeError) as error:
+            raise TrainingError(str(error)) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                "the networks do not fit in memory: a smaller --hidden or --latent may help"
+            ) from None
+
+    def _try_batch(self, dataset: data.Dataset) -> None:
+        """A batch that cannot be had at all is found now, and not after its shuffles were made."""
+        try:
+            torch.empty((self.recipe.batch_size, *dataset.shape), device=self.accelerator.device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"{self.recipe.batch_size:,} samples do not fit in memory: a smaller --batch-size may help"
+            ) from None
+
+    def _check_finite(self, what: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            reason = divergence.explain(self.recipe, self.dataset)
+            raise DivergenceError(f"the {what} is {loss} by epoch {self.epoch}: {reason}")
+
     def _record(self, nll: float, kl: float) -> None:
         loss = nll + self.recipe.beta * kl
-        if not math.isfinite(loss):
-            saved = (
-                f"the last checkpoint is of epoch {int(self.history[-1]['epoch'])}" if self.history else ""
-            )
-            raise TrainingError(
-                f"the loss is {loss} by epoch {self.epoch}: a smaller --lr or --clamp may help"
-                + (f"; {saved}" if saved else "")
-            )
+        self._check_finite("loss", loss)
         test_nll, test_kl = self.evaluate()
+        self._check_finite("test loss", test_nll + test_kl)
         row = {
             "epoch": self.epoch,
             "step": self.steps,

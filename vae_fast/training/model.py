@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin
 
 from .. import nn
+from ..checks import check_clamp, check_int, check_sizes, python_value
 
 ARCHITECTURES = ("mlp", "conv")
 DEFAULT_HIDDEN = {"mlp": (400,), "conv": (32, 64)}
@@ -43,8 +44,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {architecture!r}, it takes one of {', '.join(ARCHITECTURES)}")
-        hidden = tuple(DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
-        options = {name: value for name, value in options.items() if value is not None}
+        shape, latent = check_sizes("shape", shape), check_int("latent", latent)
+        hidden = check_sizes("hidden", DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
+        options = {name: python_value(value) for name, value in options.items() if value is not None}
         member = nn.likelihoods.make_likelihood(likelihood, **options)
         parameter, n, log1p = member.parameter_shape(shape), member.num_parameters, member.support == "counts"
         encoder: Any
@@ -55,7 +57,7 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         else:
             encoder = nn.ConvEncoder(shape, hidden, latent, log1p=log1p)
             decoder = nn.ConvDecoder(latent, hidden, parameter, n)
-        bounds = None if clamp is None else (clamp[0], clamp[1])
+        bounds = check_clamp(clamp)
         super().__init__(encoder, decoder, member, beta=beta, clamp=bounds, num_samples=num_samples)
         self.config: dict[str, Any] = {
             "shape": list(shape),
@@ -63,9 +65,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             "hidden": list(hidden),
             "latent": latent,
             "likelihood": likelihood,
-            "beta": beta,
+            "beta": python_value(beta),
             "clamp": bounds and list(bounds),
-            "num_samples": num_samples,
+            "num_samples": self.num_samples,
             **options,
         }
-        self.shape = tuple(shape)
+        self.shape = shape

@@ -120,7 +120,7 @@ def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size
 
 def save_samples(path: Path, model: HubVAE, n: int = 64, *, generator: torch.Generator | None = None) -> None:
     """The means of p(x | z) at n draws of z from the prior."""
-    save_grid(path, model.generate(n, generator=generator), round(n**0.5), f"{n} samples")
+    save_grid(path, model.generate(n, generator=generator), round(n**0.5), f"{n} sample{'s' * (n != 1)}")
 
 
 def save_reconstructions(path: Path, model: HubVAE, x: Tensor, columns: int = 12) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 
 from .errors import CheckpointError, TrainingError
 
+MOST = 2**31 - 1  # of anything that is counted
+LARGEST = 1e38  # near float32's largest number
+MOST_SKIPPED = 100  # epochs without an evaluation, and so without a checkpoint, unless evaluate_every says so
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
 
 
@@ -35,25 +38,38 @@ class Recipe:
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
     mixed_precision: str = "no"
-    evaluate_every: int | None = None  # epochs; by default a hundredth of them
+    evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent", "num_samples", "evaluate_every"):
+        for name in ("epochs", "batch_size", "latent", "components", "num_samples", "evaluate_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrainingError(f"{name} is {value}, it takes at least 1")
+            if value is not None and not 1 <= value <= MOST:
+                raise TrainingError(f"{name} is {value}, it takes 1 to {MOST}")
         for name in ("hidden", "shape"):
             sizes = getattr(self, name)
-            if sizes is not None and (not sizes or min(sizes) < 1):
-                raise TrainingError(f"{name} is {sizes}, it takes sizes of at least 1")
+            if sizes is not None and not (sizes and min(sizes) >= 1 and max(sizes) <= MOST):
+                raise TrainingError(f"{name} is {sizes}, it takes sizes of 1 to {MOST}")
+        rows = self.batch_size * (self.num_samples or 1)
+        if rows >= 2**32:
+            raise TrainingError(
+                f"batch_size times num_samples is {rows}, the noise takes fewer than 2**32 draws of z in a batch"
+            )
         if not 0 < self.lr < math.inf:
-            raise TrainingError(f"lr is {self.lr}, it takes a number above 0")
-        if not 0 <= self.beta < math.inf:
-            raise TrainingError(f"beta is {self.beta}, it takes a number of at least 0")
+            raise TrainingError(f"lr is {self.lr}, it takes a finite number above 0")
+        if not 0 <= self.beta <= LARGEST:
+            raise TrainingError(f"beta is {self.beta}, it takes a number from 0 to {LARGEST:g}")
+        for name in ("variance", "scale", "theta"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 1 / LARGEST <= value <= LARGEST:
+                raise TrainingError(
+                    f"{name} is {value}, it takes a number from {1 / LARGEST:g} to {LARGEST:g}"
+                )
         if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
             raise TrainingError(f"clamp is {self.clamp}, it takes lo <= hi")
-        if self.seed < 0:
-            raise TrainingError(f"seed is {self.seed}, it takes at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise TrainingError(f"seed is {self.seed}, it takes 0 to 2**64 - 1")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise TrainingError(f"mixed_precision is {self.mixed_precision}, it takes no, bf16 or fp16")
 
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
@@ -65,7 +81,7 @@ class Recipe:
         return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> 1)
 
     def is_evaluated(self, epoch: int) -> bool:
-        every = self.evaluate_every or max(1, self.epochs // 100)
+        every = self.evaluate_every or min(max(1, self.epochs // 100), MOST_SKIPPED)
         return epoch % every == 0 or epoch == self.epochs
 
     def to_dict(self) -> dict[str, Any]:

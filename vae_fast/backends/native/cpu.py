@@ -45,9 +45,16 @@ def details() -> dict[str, Any]:
 
 
 def empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """torch.empty_strided for large outputs: reuses the memory of those that are gone, where malloc would give it back
-    to the system and every step would pay for its pages again. VAE_FAST_CACHE_MB bounds what is kept (1024; 0: off).
+    """torch.empty_strided for large outputs: reuses the memory of freed ones, where malloc would give it back to the
+    system and every step would pay for its pages again (z and gradient of 100 MB: a third more time). VAE_FAST_CACHE_MB
+    bounds what is kept (1024).
+
+    torch does not resize storages over memory of others: it raises "not resizable" for a larger `resize_`, an `out=`
+    that has to grow, or `untyped_storage().resize_(0)`. FSDP, FSDP2 and activation offloading resize none of these;
+    VAE_FAST_CACHE_MB=0 leaves all memory to torch.
     """
+    if not _cpu.cache_limit():
+        return torch.empty_strided(shape, strides, dtype=dtype)
     return from_dlpack(_cpu.empty_strided(shape, strides, DTYPES[dtype]))
 
 

@@ -85,6 +85,7 @@ def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     """
     given = x
     none, growth, (x, mu, th) = _domain(x, mean, theta)
+    of_zero = torch.where(mu < 1e-17 * th, mu, th * log1p_ratio(mu, th))
     rest = 0.5 * log1p_ratio(x, th) + (stirling(th) - stirling(x + th)) + log_factorial_minus(x)
     unit = _unit(x, mu, th)
     x, mu, th = x / unit, mu / unit, th / unit
@@ -96,7 +97,7 @@ def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     far = x * log_odds - th * log_ratio(x + th, mu + th)
     near = deviance(x, mu) - deviance(x + th, mu + th)
     of_count = unit * torch.where((x - mu).abs() > th, far, near) + rest
-    nll = torch.where(none, unit * (th * log1p_ratio(mu, th)), of_count) + growth
+    nll = torch.where(none, of_zero, of_count) + growth
     return torch.where(theta.isposinf(), poisson(given, mean), nll)
 
 
@@ -104,28 +105,26 @@ def d_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> tuple[Tensor,
     endless, is_poisson, no_limit = x.isposinf(), theta.isposinf(), mean.isposinf()
     none, growth, (x, mu, th) = _domain(x, mean, theta)
     x = torch.where(none, 0.0, x)
-    # digamma(x + theta) - log(x + theta) less the same without x
-    rest = 0.5 * (x / th) / (x + th) + (stirling_slope(x + th) - stirling_slope(th))
+    slopes = stirling_slope(x + th) - stirling_slope(th)
     unit = _unit(x, mu, th)
     x, mu, th = x / unit, mu / unit, th / unit
+    # digamma(x + theta) - log(x + theta) less the same without x
+    rest = 0.5 * (x / (x + th)) / (th * unit) + slopes
     u = (x - mu) / (th + mu)
     minus = torch.where(u.abs() < 0.25, log1p_minus(u, 1 + u), log_ratio(x + th, mu + th) - u)
     apart = torch.where(is_poisson, mu - x, (mu - x) * th / (th + mu))
     by_mean, by_theta = apart / mu, -(minus + rest)
-    by_mean = torch.where(no_limit, is_poisson + 0 * (x + th), by_mean) - torch.where(endless, torch.inf, 0.0)
+    by_mean = torch.where(no_limit, is_poisson + 0 * (x + th), by_mean) - torch.where(endless, growth, 0.0)
     return by_mean, torch.where(is_poisson, 0 * (mu + x), by_theta + growth)
 
 
 def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor) -> Tensor:
     """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
     nb, a = negative_binomial(x, mean, theta), -logit
-    # Near 1 from its distance to 1, else softplus(a) - softplus(a - nb), whose large terms are combined.
+    # Near 1 from its distance to 1, else softplus(a) - softplus(a - nb), of a large a without what is large.
     distance = torch.sigmoid(a) * -torch.expm1(-nb)
-    far = (
-        torch.minimum(nb, F.relu(a))
-        + torch.log1p(torch.exp(-a.abs()))
-        - torch.log1p(torch.exp(-(a - nb).abs()))
-    )
+    large = torch.minimum(nb, a) - torch.log1p(torch.exp(-(a - nb).abs()))
+    far = torch.where(a > 40, large, F.logsigmoid(nb - a) - F.logsigmoid(-a))
     near = distance < 0.5
     zero = torch.where(near, -torch.log1p(-torch.where(near, distance, 0.0)), far)
     return torch.where(x.abs() < NOTHING, zero, nb - F.logsigmoid(a))

@@ -21,10 +21,10 @@ STIRLING = (
 
 def log1p_minus(u: Tensor, one_plus_u: Tensor) -> Tensor:
     """log(1 + u) - u, of u and 1 + u as exact as each is known; around 0 the series of 2 artanh(v), v = u / (2 + u)."""
-    near = u.abs() < 0.25
+    near = (u > -0.5) & (u < 1.01)
     w = torch.where(near, u, 0.0)
     v = w / (2 + w)
-    series = sum(2 * v ** (2 * j + 1) / (2 * j + 1) for j in range(11, 0, -1)) - w * v
+    series = sum(2 * v ** (2 * j + 1) / (2 * j + 1) for j in range(18, 0, -1)) - w * v
     return torch.where(near, series, torch.log(one_plus_u) - u)
 
 
@@ -57,7 +57,7 @@ def stirling(y: Tensor) -> Tensor:
 
     def step(y: Tensor) -> Tensor:  # from y + 1 to y
         far = (y + 0.5) * torch.log1p(1 / y) - 1
-        return torch.where(y < 4, far, (y + 0.5) * log1p_minus(1 / y, 1 + 1 / y) + 0.5 / y)
+        return torch.where(y < 1, far, (y + 0.5) * log1p_minus(1 / y, 1 + 1 / y) + 0.5 / y)
 
     return _recur(y, step, series)
 

@@ -21,13 +21,12 @@ from .formulas import divide, exp, expm1, log, log1p, sigmoid, softplus
 _EPS = tl.constexpr(1e-8)  # added to means and thetas
 _NOTHING = tl.constexpr(1e-8)  # a count closer to 0 than this is none
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-_NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
 def in_domain(v):
     """v, at most the largest number, or NaN where it is negative."""
-    return tl.where(v >= 0, tl.minimum(v, _LARGEST), _NAN)
+    return tl.where(v >= 0, tl.minimum(v, _LARGEST), float("nan"))
 
 
 @triton.jit
@@ -110,18 +109,18 @@ def poisson_nll(mean, _q, _r, x, EXACT: tl.constexpr):
     w = divide(d, c + m)
     nll = unit * (c * excess(c, m, divide(c, m), w) + d * w) + log_factorial_minus(c * unit)
     nll += growth_of_infinite(mu, x)
-    return tl.where(none, tl.where(mu >= 0, mu, _NAN), nll)
+    return tl.where(none, tl.where(mu >= 0, mu, float("nan")), nll)
 
 
 @triton.jit
 def poisson_grads(mean, _q, _r, x, g, EXACT: tl.constexpr):
     none = tl.abs(x) < _NOTHING
     mu = in_domain(mean + _EPS)
-    x = tl.where(none | (x >= 0), x, _NAN)
+    x = tl.where(none | (x >= 0), x, float("nan"))
     _, scale = unit_of(mu)  # a divisor of the middle of the range
     slope = divide(scale * mu - scale * x, scale * mu)
     slope = tl.where(mean > _LARGEST, 1.0 + (x - x), slope)
-    return g * tl.where(none, tl.where(mu >= 0, 1.0, _NAN), slope), 0.0, 0.0
+    return g * tl.where(none, tl.where(mu >= 0, 1.0, float("nan")), slope), 0.0, 0.0
 
 
 @triton.jit
@@ -134,7 +133,7 @@ def _terms(mean, theta, x):
     th = theta + _EPS
     poisson = th > _LARGEST
     infinite = growth_of_infinite(mu, x)
-    endless = growth_of_infinite(0.0, x)
+    endless = tl.where(x > _LARGEST, infinite, 0.0)
     no_limit = mu > _LARGEST
     unit, scale = unit_of(mu + th + x)
     mu = in_domain(mu) * scale
@@ -226,5 +225,5 @@ def zero_inflated_negative_binomial_grads(mean, theta, p, x, g, EXACT: tl.conste
     by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb, 0.0, True)
     by_theta = q * tl.where(none & (nb > _LARGEST), 0.0, by_theta)
     # As the value is NaN where one of them is.
-    g += tl.where((by_mean != by_mean) | (p != p), _NAN, 0.0)
+    g += tl.where((by_mean != by_mean) | (p != p), float("nan"), 0.0)
     return g * q * by_mean, g * by_theta, g * tl.where(none, by_p, sigmoid(p, True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from .base import Likelihood, Params
@@ -48,13 +50,22 @@ __all__ = [
 def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
     """The member of that name, made with its own options; or the module itself."""
     if isinstance(likelihood, Likelihood):
+        _check_options(likelihood, type(likelihood), options)
         if options:
             raise TypeError(f"likelihood is a module, so {', '.join(options)} must be given to it")
         return likelihood
-    if likelihood not in LIKELIHOODS:
+    if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
         names = ", ".join(LIKELIHOODS)
         raise ValueError(f"likelihood is {likelihood!r}, it takes one of {names} or a vae_fast.nn.Likelihood")
-    try:
-        return LIKELIHOODS[likelihood](**options)
-    except TypeError:
-        raise TypeError(f"likelihood {likelihood!r} does not take {', '.join(options)}") from None
+    _check_options(likelihood, LIKELIHOODS[likelihood], options)
+    return LIKELIHOODS[likelihood](**options)
+
+
+def _check_options(likelihood: str | Likelihood, kind: type[Likelihood], options: Iterable[str]) -> None:
+    known = inspect.signature(kind).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"likelihood {likelihood!r} does not take {', '.join(unknown)} (it takes {', '.join(known) or 'nothing'}), "
+            "nor is it an option of the model"
+        )

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_sizes, number_of
+from .. import first_batch
+
 Params = tuple[Tensor, ...]
 Library = Tensor | float | None
 
@@ -54,6 +57,11 @@ class Likelihood(nn.Module, ABC):
     def bind(self, shape: tuple[int, ...] | None) -> None:
         """Told x's shape (None if it cannot be known) when the VAE is made: parameters of x's shape are made then."""
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether -log p has no lowest value where all samples are alike."""
+        return False
+
     def start(self, x: Tensor) -> None:
         """Sets what is learned beside the networks to where a decoder of nothing but the mean of x would bring it."""
 
@@ -61,11 +69,20 @@ class Likelihood(nn.Module, ABC):
         """The x that encoder and likelihood are given, where `binarize` says that it is not the very data."""
         return x
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """x as the encoder is given it: uint8 as 255ths, bool as 0 and 1."""
-        if x.dtype == torch.uint8:
-            return x / 255  # float32, one pass
-        return x.to(torch.get_default_dtype()) if x.dtype == torch.bool else x
+    def check(self, x: Tensor, classes: int | None = None) -> None:
+        """Raises TypeError or ValueError where the batch x is outside of the support, and warns where it may be meant
+        otherwise. Waits for the device. `classes` is the size of the decoder's last dim, None if it is not known."""
+        first_batch.check(x, self, classes)
+
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x as the encoder is given it, in its `dtype`: uint8 as 255ths, bool as 0 and 1. Without a dtype these two are
+        in torch's default, and others stay as they are."""
+        default = torch.get_default_dtype()
+        if x.dtype == torch.uint8 and dtype in (None, default):
+            return x / 255  # one pass
+        if dtype is None:
+            return x.to(default) if x.dtype == torch.bool else x
+        return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
     def library(self, x: Tensor) -> Tensor | None:
         """What of x itself the mean needs: the number of counts in each sample. None where it needs nothing."""
@@ -113,23 +130,24 @@ class Spread(Likelihood):
         self, value: float | str, features: int | Sequence[int] | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        self._value = value
+        number = number_of(value)
+        self._value = value = value if number is None else number
         setattr(self, self.option, value)
-        if value == "learned":
+        word = value if isinstance(value, str) else None
+        if word == "learned":
             setattr(self, self.parameter, nn.Parameter(torch.zeros(())))
-        elif value == "feature":
+        elif word == "feature":
             self.register_parameter(self.parameter, None)
             if features is not None:
-                shape = (features,) if isinstance(features, int) else tuple(features)
-                setattr(self, self.parameter, nn.Parameter(torch.zeros(shape)))
-        elif value == "decoder":
+                setattr(self, self.parameter, nn.Parameter(torch.zeros(check_sizes("features", features))))
+        elif word == "decoder":
             self.num_parameters = self.num_parameters + 1
-        elif not isinstance(value, (str, bool)) and 0 < value < math.inf:
-            setattr(self, self.parameter, math.log(value))
+        elif number is not None and 0 < number < math.inf:
+            setattr(self, self.parameter, math.log(number))
         else:
             words = '"learned", "feature" or "decoder"'
             raise ValueError(f"{self.option} is {value!r}, it takes a number above 0, {words}")
-        if features is not None and value != "feature":
+        if features is not None and word != "feature":
             raise ValueError(f'features is of {self.option}="feature", {self.option} is {value!r}')
 
     def extra_repr(self) -> str:
@@ -149,11 +167,19 @@ class Spread(Likelihood):
             raise ValueError(f"features is {tuple(learned.shape)}, the decoder gives x of shape {shape}")
 
     def fill(self, log_value: Tensor) -> None:
-        """Sets what is learned, if anything is."""
+        """Sets what is learned, if anything is. A spread of 0, that of samples that are alike, would be -inf: then what
+        is learned stays at its start."""
         learned = getattr(self, self.parameter, None)
-        if isinstance(learned, nn.Parameter):
+        if not isinstance(learned, nn.Parameter):
+            return
+        value = log_value.item()
+        if value == -math.inf:
+            first_batch.warn_alike(self)
+        elif not math.isfinite(value):
+            raise ValueError(f"expected x to have a finite spread, but its logarithm is {value}")
+        else:
             with torch.no_grad():
-                learned.fill_(log_value.item())
+                learned.fill_(value)
 
     def spread(self, params: Params) -> Tensor | float:
         """The parameter's logarithm."""
@@ -177,11 +203,26 @@ def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
     return len(shape) <= len(full) and all(n in (1, m) for n, m in pairs)
 
 
+def check_library(library: float) -> float:
+    number = number_of(library)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"library is {library!r}, it takes a number above 0")
+    return float(number)
+
+
+def as_numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Counts in `dtype`; None: as they are where that is floating, else in torch's default."""
+    if dtype is None:
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x.to(dtype)
+
+
 def deviations(x: Tensor) -> Tensor:
-    """Of uint8 (255ths) or floats from their means over the batch; of the first 10,000 samples."""
-    values = x[:10_000].float()
+    """Of uint8 (255ths) or floats from their means over the batch; of 10,000 samples, evenly spaced, of a larger one.
+    Exactly 0 where all are alike: their mean may be rounded."""
+    values = x[:: max(1, -(-len(x) // 10_000))].float()
     values = values / 255 if x.dtype == torch.uint8 else values
-    return values - values.mean(0)
+    return (values - values.mean(0)).where((values != values[:1]).any(0), 0)
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

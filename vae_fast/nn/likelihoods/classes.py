@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ... import functional
-from .base import Library, Likelihood, Params, uniform
+from ...checks import number_of
+from .base import Library, Likelihood, Params, as_numbers, check_library, uniform
 
 
 class Categorical(Likelihood):
@@ -22,9 +22,10 @@ class Categorical(Likelihood):
 
     def __init__(self, classes: int | None = None) -> None:
         super().__init__()
-        if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
+        number = number_of(classes)
+        self.classes = number if isinstance(number, int) else None
+        if classes is not None and (self.classes is None or self.classes < 1):
             raise ValueError(f"classes is {classes!r}, it takes a number of at least 1")
-        self.classes = classes
 
     def extra_repr(self) -> str:
         return "" if self.classes is None else f"classes={self.classes}"
@@ -42,8 +43,10 @@ class Categorical(Likelihood):
             )
         return tuple(shape)
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """x as nn.Embedding takes it."""
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x as nn.Embedding takes it; for an encoder that takes numbers, in its `dtype`."""
+        if dtype is not None:
+            return x.to(dtype)
         return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
@@ -77,12 +80,10 @@ class Multinomial(Likelihood):
 
     def __init__(self, library: float = 1.0) -> None:
         super().__init__()
-        if isinstance(library, bool) or not 0 < library < math.inf:
-            raise ValueError(f"library is {library!r}, it takes a number above 0")
-        self.default_library = float(library)
+        self.default_library = check_library(library)
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return as_numbers(x, dtype)
 
     def library(self, x: Tensor) -> Tensor | None:
         """The number of draws, shape (batch, ...)."""

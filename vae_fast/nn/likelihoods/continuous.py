@@ -11,7 +11,15 @@ from ... import functional
 from .base import Library, Params, Spread, deviations, uniform
 
 
-class Gaussian(Spread):
+class Density(Spread):
+    """Towards a spread of 0 the density of what is met exactly grows without bound."""
+
+    @property
+    def is_unbounded(self) -> bool:
+        return isinstance(self._value, str)  # it is learned
+
+
+class Gaussian(Density):
     """The decoder gives the mean, and the variance is one of
 
     a number     fixed (1.0: half the squared error and a constant);
@@ -47,7 +55,7 @@ class Gaussian(Spread):
         return mean + std * noise
 
 
-class Laplace(Spread):
+class Laplace(Density):
     """The decoder gives the location; its distance from x counts as it is, not squared. The scale is as Gaussian's
     variance: a number (1.0: the L1 loss and a constant), "learned" (the parameter `log_scale`), "feature" or "decoder"
     (location and log-scale).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import functional
-from .base import Library, Likelihood, Params, Spread
+from .base import Library, Likelihood, Params, Spread, as_numbers, check_library
 
 LINKS = ("softmax", "exp", "softplus")
 
@@ -31,16 +30,14 @@ class Counts(Likelihood):
         super().__init__()
         if link not in LINKS:
             raise ValueError(f"link is {link!r}, it takes one of {', '.join(LINKS)}")
-        if isinstance(library, bool) or not 0 < library < math.inf:
-            raise ValueError(f"library is {library!r}, it takes a number above 0")
-        self.link, self.default_library = link, float(library)
+        self.link, self.default_library = link, check_library(library)
 
     @property
     def has_linear_nll(self) -> bool:
         return self.link != "softplus"
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return as_numbers(x, dtype)
 
     def library(self, x: Tensor) -> Tensor | None:
         """sum x of each sample, shape (batch,)."""

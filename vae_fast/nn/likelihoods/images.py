@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import functional
+from ...backends.reference.likelihood import LEAST_LOG_SCALE
+from ...checks import check_bool
 from ...noise import binarize as draw_bits
 from .base import Library, Likelihood, Params, Spread, deviations, uniform
 
@@ -23,7 +25,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
-        self.binarize = binarize
+        self.binarize = check_bool("binarize", binarize)
 
     def extra_repr(self) -> str:
         return "binarize=True" if self.binarize else ""
@@ -94,7 +96,9 @@ class DiscretizedLogistic(Spread):
 
     def start(self, x: Tensor) -> None:
         std = 2 * deviations(x).pow(2).mean().sqrt()
-        self.fill((std * math.sqrt(3) / math.pi).log())
+        log_scale = (std * math.sqrt(3) / math.pi).log()
+        if not log_scale < LEAST_LOG_SCALE:  # below, no gradient would bring it back
+            self.fill(log_scale)
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.discretized_logistic_nll(params[0], x, self.spread(params))
@@ -124,7 +128,7 @@ def levels(t: Tensor) -> Tensor:
 
 def _scale(log_scale: Tensor | float, like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.as_tensor(log_scale, device=like.device).to(dtype).clamp_min(-7).exp()
+    return torch.as_tensor(log_scale, device=like.device).to(dtype).clamp_min(LEAST_LOG_SCALE).exp()
 
 
 def cut_logistic_mean(mean: Tensor, log_scale: Tensor | float) -> Tensor:

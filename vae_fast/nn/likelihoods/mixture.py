@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import functional
+from ...checks import number_of
 from .base import Library, Likelihood, Params, uniform
 from .images import cut_logistic_mean, draw_logistic, levels, unit
 
@@ -28,9 +29,10 @@ class DiscretizedLogisticMixture(Likelihood):
 
     def __init__(self, components: int = 10) -> None:
         super().__init__()
-        if not isinstance(components, int) or isinstance(components, bool) or components < 1:
+        number = number_of(components)
+        if not isinstance(number, int) or number < 1:
             raise ValueError(f"components is {components!r}, it takes a number of at least 1")
-        self.components = components
+        self.components = number
 
     def extra_repr(self) -> str:
         return f"components={self.components}"

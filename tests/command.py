@@ -1,0 +1,35 @@
+"""What the tests of the command share: tiny data, quick options, a process that stays as it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from vae_fast.cli import train
+
+COMMAND = [sys.executable, "-m", "vae_fast.cli"]
+QUICK = ["--epochs", "2", "--batch-size", "16", "--hidden", "12", "--latent", "3"]
+
+
+def ordinary_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The body of a fixture: malloc stays as it is, and Accelerate forgets its precision and processes."""
+    monkeypatch.setattr(train, "set_up_process", lambda: True)
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def save_images(folder: Path, name: str = "tiny") -> Path:
+    """40 grey images of 6 x 5 pixels."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 5), np.uint8)
+    np.save(folder / f"{name}.npy", images)
+    return folder / f"{name}.npy"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

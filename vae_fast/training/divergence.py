@@ -1,0 +1,58 @@
+"""Why a loss is infinite or NaN, as far as the data set and the recipe tell, and what helps."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import nn
+from .data import Dataset
+from .recipe import Recipe
+
+# From these on, training was seen to fail for that reason alone.
+FAR = 10.0  # values under a Gaussian or a Laplace distribution
+MANY = 1e9  # counts
+ALIKE = 1e-6  # the range of a value over the samples, of its magnitude or of 1
+FAST = 1e-2  # learning rate
+HEAVY = 1e3  # beta
+NARROW = 1e-4  # a variance or scale that is given
+
+
+def explain(recipe: Recipe, dataset: Dataset) -> str:
+    """What is likely to be the cause and what helps against it, in one line."""
+    parts = [part for part in (dataset.train, dataset.test) if part.is_floating_point()]
+    if not all(torch.isfinite(part).all() for part in parts):
+        return "the data hold NaN or infinite values, leave those samples out"
+    support = nn.LIKELIHOODS[recipe.likelihood].support
+    spread = {"gaussian": recipe.variance, "laplace": recipe.scale}.get(recipe.likelihood)
+    option = "--variance" if recipe.likelihood == "gaussian" else "--scale"
+    lo, hi = dataset.limits()
+    reasons = []
+    if isinstance(spread, str):
+        same, n = _alike(dataset), dataset.train[0].numel()
+        if same == n or (same and spread != "learned"):
+            what = (
+                "all training samples are"
+                if same == n
+                else f"{same} of {n} values are in all training samples"
+            )
+            reasons.append(
+                f"{what} the same, where {option} {spread} has no lower bound: give {option} a number"
+            )
+    elif spread is not None and spread < NARROW:
+        reasons.append(f"{option} is {spread:g}: a larger one may help")
+    if support == "real" and max(-lo, hi) > FAR:
+        reasons.append(f"the data's values from {lo:g} to {hi:g} are far from 0: scale them to -1 to 1")
+    if support == "counts" and hi > MANY:
+        reasons.append(f"the data's counts up to {hi:g} are too large: count in larger units")
+    if recipe.beta > HEAVY:
+        reasons.append("a smaller --beta may help")
+    if recipe.lr > FAST:
+        reasons.append("a smaller --lr may help")
+    return "; ".join(reasons) or "a smaller --lr or --clamp=-20,10 may help"
+
+
+def _alike(dataset: Dataset) -> int:
+    """How many values of a sample are the same in all training samples, or nearly."""
+    x = dataset.train.flatten(1)
+    lo, hi = x.amin(0).float(), x.amax(0).float()
+    return int(((hi - lo) <= ALIKE * torch.maximum(lo.abs(), hi.abs()).clamp_min(1)).sum())
