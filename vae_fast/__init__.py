@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from .backends import backend, info, reference
 from .functional import (
     bernoulli_nll,
+    bernoulli_nll_from_probs,
     categorical_nll,
     continuous_bernoulli_nll,
     discretized_logistic_mixture_nll,
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "backend",
     "bernoulli_nll",
+    "bernoulli_nll_from_probs",
     "binarize",
     "categorical_nll",
     "continuous_bernoulli_nll",

@@ -71,7 +71,8 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     """The very 0 and 1 that a likelihood with binarize=True and this rng_state used: 1 with probability x.
 
     Args:
-        x: (batch, ...), the target: float in [0, 1], uint8 (255ths), bool or integers. NaN gives 0.
+        x: (batch, ...), the target: float, uint8 (255ths), bool or integers. 0 and less give 0, 1 and more give 1, NaN
+            stays NaN.
         rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample.
 
     Returns:

@@ -3,6 +3,8 @@
 // quoted are those of the polynomial alone.
 #pragma once
 
+#include <limits>
+
 #include "portable.h"
 
 VAE_FAST_NAMESPACE_BEGIN
@@ -13,70 +15,120 @@ constexpr float kLn2Low = -2.12194440e-4f;
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kPi = 3.14159265358979324f;
 constexpr float kLog2Pi = 1.83787706640934548f;
+constexpr float kLargest = std::numeric_limits<float>::max();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // x clamped as torch.clamp does: NaN stays NaN.
 template <class F> VAE_FAST_FN F clamp(F x, float low, float high) {
   return minimum(splat<F>(high), maximum(splat<F>(low), x));
 }
 
-// x = k·ln 2 + r with |r| <= ln(2)/2, expm1(r) = p, and p - r = residual without cancellation.
+// x = k·kStep·ln 2 + r with |r| <= kStep·ln(2)/2, expm1(r) = p, and p - r = residual without cancellation; kStep is 1 or 2,
+// or -1 or -2 for the same of -x.
 template <class F> struct Reduced { F k; u32_of<F> bits; F p, residual; };
 
-template <class F> VAE_FAST_FN Reduced<F> reduce(F x) {
+template <int kStep, class F> VAE_FAST_FN Reduced<F> reduce(F x) {
   constexpr float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer k, kept in the low bits
-  const F shifted = fma(x, splat<F>(kLog2e), splat<F>(magic));
+  const F shifted = fma(x, splat<F>(kLog2e / kStep), splat<F>(magic));
   const F k = shifted - splat<F>(magic);
-  const F r = fma(k, splat<F>(-kLn2Low), fma(k, splat<F>(-kLn2High), x));
-  // (expm1(r) - r) / r², to 5e-11
+  constexpr float step = kStep < 0 ? -kStep : kStep;
+  const F r = fma(k, splat<F>(-step * kLn2Low), fma(k, splat<F>(-step * kLn2High), kStep < 0 ? -x : x));
   const F square = r * r;
-  const F q = polynomial(r, square, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333263918757439f,
-                         0.0013946073595434427f, 0.0001991838653339073f);
-  const F residual = square * q;
-  return {k, bit_cast<u32_of<F>>(shifted), r + residual, residual};
+  F q;  // (expm1(r) - r) / r²; exp(r) to 3e-9 and to 1e-8 relative
+  if constexpr (step == 2) q = polynomial(r, square, 0.5f, 0.1666667014360428f, 0.04166664928197861f, 0.00833277314901352f,
+                                          0.001388945383951068f, 0.00020074357453268021f, 2.487877600702923e-05f);
+  else q = polynomial(r, square, 0.5f, 0.1666657626628876f, 0.04166685417294502f, 0.008363259956240654f,
+                      0.0013901334023103118f);
+  return {k, bit_cast<u32_of<F>>(shifted), fma(square, q, r), square * q};
 }
 
 constexpr std::uint32_t kMagicBits = 0x4B400000u, kOneBits = 0x3F800000u;  // of 1.5·2^23 and of 1
 
-// exp(x) with subnormal results and infinity, from x bounded to [-105, 90], beyond which it is 0 or infinite.
+// 2^k of -126 <= k <= 127, and 0 of k = -127.
+template <class F> VAE_FAST_FN F power(const Reduced<F>& e) { return bit_cast<F>((e.bits << 23) + kOneBits); }
+
+// exp(x) with subnormal results and infinity, from x bounded to [-105, 90], beyond which it is 0 or infinite: 2^k twice,
+// as 4^k alone leaves the exponent's range where exp(x) itself is still finite or subnormal.
 template <class F> VAE_FAST_FN F bounded(F x) { return clamp(x, -105.0f, 90.0f); }
-template <class F> VAE_FAST_FN F exp(const Reduced<F>& e) {
-  // 2^k as two factors: one alone leaves the exponent's range where exp(x) itself is still finite or subnormal.
-  const u32_of<F> exponent = e.bits << 23, half = (e.bits << 22) & 0xFF800000u;
-  const F scale1 = bit_cast<F>(half + kOneBits), scale2 = bit_cast<F>(exponent - half + kOneBits);
-  return fma(scale1, e.p, scale1) * scale2;
-}
-template <class F> VAE_FAST_FN F exp(F x) { return exp(reduce(bounded(x))); }
+template <class F> VAE_FAST_FN F exp(const Reduced<F>& e) { return fma(power(e), e.p, power(e)) * power(e); }
+template <class F> VAE_FAST_FN F exp(F x) { return exp(reduce<2>(bounded(x))); }
 
-// exp(x) held between 2^-126 and 2^127, NaN passes: one factor is enough, and nobody minds where exp(x) leaves float32.
-template <class F> VAE_FAST_FN F exp_saturated(F x) {
-  const Reduced<F> e = reduce(clamp(x, -87.33654f, 88.02969f));
-  const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
-  return fma(scale, e.p, scale);
-}
-
-// exp(x) for x <= 0 (NaN passes), where nobody minds that a subnormal result becomes 2^-126.
+// exp(x) for x <= 88 (NaN passes), where nobody minds that a result below 2^-126.5 is 0.
 template <class F> VAE_FAST_FN F exp_nonpositive(F x) {
-  const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
-  const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
-  return fma(scale, e.p, scale);
+  const Reduced<F> e = reduce<1>(maximum(splat<F>(-88.02969f), x));
+  return fma(power(e), e.p, power(e));
 }
 
 // exp(x) - 1 for x <= 0.
 template <class F> VAE_FAST_FN F expm1_nonpositive(F x) {
-  const Reduced<F> e = reduce(maximum(splat<F>(-87.33654f), x));
-  const F scale = bit_cast<F>((e.bits << 23) + kOneBits);
-  return fma(scale, e.p, scale - splat<F>(1.0f));
+  const Reduced<F> e = reduce<1>(maximum(splat<F>(-88.02969f), x));
+  return fma(power(e), e.p, power(e) - splat<F>(1.0f));
 }
 
-// exp(x/2), expm1(x) and expm1(x) - x from one polynomial: what a Gaussian sample and its KL are made of. Around 0 the
-// last is a sum of terms that are never negative, so it keeps its relative accuracy where subtracting would cancel.
-template <class F> struct Exponential { F root, expm1, expm1_minus; };
+// exp(x) as two factors, for what is multiplied by one after the other: from 2^-252 to 2^254, and 0 and infinity.
+template <class F> struct Factors {
+  F first, second;
+  VAE_FAST_FN F times(F d) const { return d * first * second; }
+};
 
-template <class F> VAE_FAST_FN Exponential<F> exponential(F x) {
-  const Reduced<F> half = reduce(bounded(splat<F>(0.5f) * x));
-  const F root = exp(half), p = half.p, far = fma(root, root, splat<F>(-1.0f));
-  const auto near = half.k == splat<F>(0.0f);  // |x| <= ln 2, and there root = 1 + p
-  return {root, select(near, fma(p, p, p + p), far), select(near, fma(p, p, half.residual + half.residual), far - x)};
+constexpr float kLeastExponent = -176.0f, kMostExponent = 176.0594f;
+template <class F> VAE_FAST_FN Factors<F> exp_factors(const Reduced<F>& e, F x) {
+  return {power(e), select(x == splat<F>(kInfinity), x, fma(power(e), e.p, power(e)))};
+}
+template <class F> VAE_FAST_FN Factors<F> exp_factors(F x) {
+  return exp_factors(reduce<2>(clamp(x, kLeastExponent, kMostExponent)), x);
+}
+// The same where x <= kMostExponent.
+template <class F> VAE_FAST_FN Factors<F> exp_factors_below(F x) {
+  const Reduced<F> e = reduce<2>(maximum(splat<F>(kLeastExponent), x));
+  return {power(e), fma(power(e), e.p, power(e))};
+}
+
+// exp(h), expm1(2h)/2 and (expm1(2h) - 2h)/2 from one polynomial: what a Gaussian sample and its KL are made of, for h
+// half a log-variance. Around 0 the last is a sum of terms that are never negative, so it keeps its relative accuracy
+// where subtracting would cancel; halves stay finite where expm1 does not.
+template <class F> struct Exponential {
+  Factors<F> root;
+  F half_expm1, half_expm1_minus;
+};
+
+template <class F> VAE_FAST_FN Exponential<F> exponential(F h) {
+  const F half = splat<F>(0.5f);
+  const Reduced<F> e = reduce<2>(clamp(h, kLeastExponent, kMostExponent));
+  const Factors<F> factors = exp_factors(e, h);
+  const F root = factors.first * factors.second, p = e.p, half_p = half * p, far = fma(half * root, root, -half);
+  const auto near = e.k == splat<F>(0.0f);  // |h| <= ln 2, and there root = 1 + p
+  return {factors, select(near, fma(half_p, p, p), far), select(near, fma(half_p, p, e.residual), far - h)};
+}
+
+template <class F> VAE_FAST_FN F absolute(F x) { return bit_cast<F>(bit_cast<u32_of<F>>(x) & 0x7FFFFFFFu); }
+
+// d·exp(x), right wherever it fits float32, though exp(x) may not: 2^k in four factors, one after the other. 0 for d = 0,
+// but NaN where x is infinite too.
+template <class F> VAE_FAST_FN F times_exp(F d, F x) {
+  const Reduced<F> e = reduce<1>(clamp(x, -350.0f, 350.0f));
+  const u32_of<F> k = e.bits - kMagicBits, quarter = bit_cast<u32_of<F>>(bit_cast<i32_of<F>>(k) >> 2);
+  const F scale = bit_cast<F>((quarter << 23) + kOneBits), rest = bit_cast<F>(((k - quarter * 3u) << 23) + kOneBits);
+  const F last = select(x == splat<F>(kInfinity), x, fma(rest, e.p, rest));
+  return d * scale * scale * scale * last;
+}
+
+// d²·exp(-logvar)/2 as half·root, and its derivative by d, slope: right wherever they fit float32, though exp(-logvar)
+// may not.
+template <class F> struct ScaledSquare { F half, root, slope; };
+constexpr float kFarLogvar = 174.0f;  // beyond, 2^k of 4^k leaves the exponent's range
+
+// With kNear the caller knows that no |logvar| is beyond kFarLogvar.
+template <bool kNear = false, class F> VAE_FAST_FN ScaledSquare<F> scaled_square(F d, F logvar) {
+  const Reduced<F> e = reduce<-2>(logvar);  // exp(-logvar) = (1 + p)·4^k
+  const F root = d * power(e), half = root * fma(splat<F>(0.5f), e.p, splat<F>(0.5f));
+  const ScaledSquare<F> near{half, root, half * (power(e) + power(e))};
+  const auto far = absolute(logvar) > splat<F>(kFarLogvar);
+  if (kNear || !any<F>(far)) return near;
+  const F h = splat<F>(-0.5f) * logvar, far_root = times_exp(d, h);
+  return {select(far, splat<F>(0.5f) * far_root, half), select(far, far_root, root),
+          select(far, times_exp(far_root, h), near.slope)};
 }
 
 // log(1 + e) for e in [0, 1], to 5e-9 relative.
@@ -85,7 +137,5 @@ template <class F> VAE_FAST_FN F log1p_unit(F e) {
                         0.1967593878507614f, -0.15305592119693756f, 0.10603654384613037f, -0.05695952847599983f,
                         0.019851459190249443f, -0.003244024468585849f);
 }
-
-template <class F> VAE_FAST_FN F absolute(F x) { return bit_cast<F>(bit_cast<u32_of<F>>(x) & 0x7FFFFFFFu); }
 
 VAE_FAST_NAMESPACE_END

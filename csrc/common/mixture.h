@@ -38,17 +38,16 @@ template <class F> VAE_FAST_FN Tanh<F> tanh(F x) {
 // log-scale. A sum over components needs p itself, so there is no logarithm in it, and one division.
 //
 // Inside, with m = |from_mean|/scale, from_mean = t - mean, and h half a level's width, E = exp(-m), r = exp(-h):
-// p = exp(-m)·(1 - r²) / ((1 + E·r)·(E + r)). A level at an end has one edge at a distance z: p = σ(z).
-constexpr float kMaxLogScale = 10.0f;  // beyond, 1 - r² is 2h
-
+// p = exp(-m)·(1 - r²) / ((1 + E·r)·(E + r)). A level at an end has one edge at a distance z: p = σ(z). Beyond kMaxLogScale
+// 1 - r² is 2h.
 template <class F> struct LogisticMass {
   F fall, factor, by_mean, by_log_scale;
 
   template <bool kGradient> static VAE_FAST_FN LogisticMass of(F t, F from_mean, F log_scale) {
     const F none = splat<F>(0.0f), one = splat<F>(1.0f), two = splat<F>(2.0f), least = splat<F>(kMinLogScale);
     const auto first = t < splat<F>(-0.999f), last = t > splat<F>(0.999f);
-    const F inverse = exp_saturated(-maximum(least, log_scale));
-    const F centre = from_mean * inverse, distance = absolute(centre);
+    const Factors<F> factors = exp_factors_below(-maximum(least, log_scale));  // of what may be large
+    const F inverse = factors.first * factors.second, centre = factors.times(from_mean), distance = absolute(centre);
     const F half = maximum(splat<F>(4.5399930e-5f / 255.0f), inverse * splat<F>(1.0f / 255.0f));  // exp(-kMaxLogScale)
     const F below = expm1_nonpositive(-half), r = below + one, mass = -below * (below + two);
     const F z = select(first, centre + half, half - centre);
@@ -70,7 +69,9 @@ template <class F> struct LogisticMass {
       const F widening = fma(-share, mass, one) + two * divide(r * r, mass);        // by -h
       const F slope = inverse * select(end, of_edge, outward);
       p.by_mean = select(first, slope, select(last | (centre > none), -slope, slope));
-      p.by_log_scale = select(log_scale < least, none, select(end, z * of_edge, fma(half, widening, -(m * outward))));
+      // Finite, so that a posterior of 0 makes it 0, and so that z·0 is 0.
+      const F bounded_z = clamp(z, -kLargest, kLargest), bounded_m = minimum(splat<F>(kLargest), m);
+      p.by_log_scale = select(log_scale < least, none, select(end, bounded_z * of_edge, fma(half, widening, -(bounded_m * outward))));
     }
     return p;
   }
@@ -110,11 +111,6 @@ VAE_FAST_FN MixtureComponent<F, C> mixture_component(const F* t, const MixtureLa
   return result;
 }
 
-// exp(x) for x <= 0; a weight that nobody could see is 0, so that what it multiplies does not become subnormal.
-template <class F> VAE_FAST_FN F weight_exp(F x) {
-  return select(x < splat<F>(-80.0f), splat<F>(0.0f), exp_nonpositive(x));
-}
-
 // The sums over components that the nll is made of: Σ exp(logit), of logits relative to the largest one, and
 // Σ exp(logit)·p = exp(largest)·joint, kept in range with one exponential a term.
 template <class F> struct MixtureSums {
@@ -124,7 +120,7 @@ template <class F> struct MixtureSums {
     largest_logit = load(0);
     for (int k = 1; k < components; ++k) largest_logit = maximum(largest_logit, load(k));
     prior = joint = splat<F>(0.0f);
-    largest = splat<F>(-0x1p127f);
+    largest = splat<F>(-kLargest);
   }
   // Call for every component in turn.
   VAE_FAST_FN void add(F logit, F fall, F factor) {
@@ -136,7 +132,9 @@ template <class F> struct MixtureSums {
   }
   VAE_FAST_FN F nll() const {
     const F one = splat<F>(1.0f);
-    return log1p(prior - one, prior).value - (largest + log1p(joint - one, joint).value);  // NaN passes, not through log()
+    // NaN passes, not through log(). A joint of 0 is one below exp(-kLargest).
+    const F log_joint = select(joint == splat<F>(0.0f), splat<F>(-kInfinity), largest + log1p(joint - one, joint).value);
+    return log1p(prior - one, prior).value - log_joint;
   }
 };
 
@@ -148,9 +146,9 @@ template <class F> struct MixtureWeights {
   VAE_FAST_FN explicit MixtureWeights(const MixtureSums<F>& sums)
       : largest_logit(sums.largest_logit), largest(sums.largest), inverse_prior(divide(splat<F>(1.0f), sums.prior)),
         inverse_joint(divide(splat<F>(1.0f), sums.joint)) {}
-  VAE_FAST_FN F prior(F logit) const { return weight_exp(logit - largest_logit) * inverse_prior; }
+  VAE_FAST_FN F prior(F logit) const { return exp_nonpositive(logit - largest_logit) * inverse_prior; }
   VAE_FAST_FN F posterior(F logit, F fall, F factor) const {
-    return weight_exp((logit - largest_logit) - fall - largest) * (factor * inverse_joint);
+    return exp_nonpositive((logit - largest_logit) - fall - largest) * (factor * inverse_joint);
   }
 };
 

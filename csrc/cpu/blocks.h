@@ -1,6 +1,8 @@
 // What the kernels' loops share: the blocks of a task, per-sample sums, summed gradients.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "staging.h"
 
@@ -53,6 +55,12 @@ VAE_FAST_FN void spread(const float* per_row, std::int64_t stride, const Block& 
     float* to = out.data + r * block.columns;
     for (std::int64_t c = 0; c < block.columns; ++c) to[c] = value;
   }
+}
+
+// Formulas are shorter where a logarithm of a scale lies within ±far, as in nearly every block. They come first, in
+// pass(std::true_type{}), which returns the largest size that it saw; the block that goes beyond is computed once more.
+template <class Pass> VAE_FAST_FN void near_then_far(float far, Pass pass) {
+  if (__builtin_expect(any<vf32>(pass(std::true_type{}) > splat<vf32>(far)), 0)) pass(std::false_type{});
 }
 
 // A block's gradient values go to gradient_destination, then emit puts them where they belong.

@@ -9,8 +9,14 @@ VAE_FAST_NAMESPACE_BEGIN
 
 namespace {
 
-// x·l of a class that is counted; one that is not may have any logit, -inf too.
+// x·l; 0 for x = 0 whatever l is, -inf too: a class that is not counted costs nothing.
 VAE_FAST_FN vf32 weighted(vf32 x, vf32 l) { return select(x == vf32{}, vf32{}, x * l); }
+
+// total·exp(log_share) - seen. A total may be so large that it counts what exp() leaves out.
+template <class F> VAE_FAST_FN F excess(F total, F log_share, F seen) {
+  const Factors<F> share = exp_factors_below(log_share);
+  return fma(total * share.first, share.second, -seen);
+}
 
 float largest_of(const float* p, std::int64_t n) {
   const vf32 lowest = splat<vf32>(static_cast<float>(kLowest));
@@ -67,7 +73,7 @@ VAE_FAST_FN Upstream upstream(const CategoricalBackward& a, std::int64_t sample,
   const float* grad = reinterpret_cast<const float*>(a.grad_nll.data);
   Upstream u{grad[sample * a.grad_nll.stride[0] + position * a.grad_nll.stride[1]], a.total[at], a.lse[at], -1, false};
   if (!a.counts) u.number = class_at(a.target, sample, position);
-  u.none = u.scale == 0.0f || (!a.counts && u.number == kIgnored);
+  u.none = !a.counts && u.number == kIgnored;
   return u;
 }
 
@@ -77,7 +83,7 @@ void backward_along(const CategoricalBackward& a, const Task& task) {
     const View logits = along_last(a.logits, sample, a.classes), target = along_last(a.target, sample, a.classes);
     const View grad_logits = along_last(a.grad_logits, sample, a.classes);
     const Upstream u = upstream(a, sample, position);
-    const vf32 scale = splat<vf32>(u.scale), total = splat<vf32>(u.total), lse = splat<vf32>(u.lse);
+    const vf32 scale = splat<vf32>(u.scale), total = splat<vf32>(u.total);
     for (std::int64_t c = task.column_begin; c < task.column_end; c += kBlock) {
       const std::int64_t left = task.column_end - c, n = left < kBlock ? left : kBlock;
       const Block block{position, 1, c, n};
@@ -89,11 +95,11 @@ void backward_along(const CategoricalBackward& a, const Task& task) {
         const float* l = read(logits, block, logits_buffer);
         const float* x = a.counts ? read(target, block, counts_buffer) : nullptr;
         for_each_vector(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-          const vf32 e = exp_nonpositive(load_partial(l + i, count) - lse), seen = x ? load_partial(x + i, count) : vf32{};
-          store_partial(to + i, scale * fma(total, e, -seen), count);
+          const vf32 seen = x ? load_partial(x + i, count) : vf32{};
+          store_partial(to + i, scale * excess(total, load_partial(l + i, count) - splat<vf32>(u.lse), seen), count);
         });
         if (const std::int64_t i = u.number - c; i >= 0 && i < n)
-          to[i] = u.scale * (u.total * exp_nonpositive(l[i] - u.lse) - 1.0f);
+          to[i] = u.scale * excess(u.total, l[i] - u.lse, 1.0f);
       }
       write(grad_logits, block, to);
     }
@@ -145,7 +151,7 @@ void forward_across(const CategoricalForward& a, std::int64_t sample, std::int64
       store(exponentials.data + i, fma(load<vf32>(exponentials.data + i), exp_nonpositive(before - m), e));
       if constexpr (kCounts) {
         const vf32 t = load<vf32>(total.data + i);
-        store(products.data + i, load<vf32>(products.data + i) + fma(t, before - m, xl));
+        store(products.data + i, load<vf32>(products.data + i) + (weighted(t, before - m) + xl));
         store(total.data + i, t + x);
       }
     });
@@ -159,13 +165,15 @@ void forward_across(const CategoricalForward& a, std::int64_t sample, std::int64
     products.data[i] = known ? logit_at(a.logits, sample, column + i, number) - largest.data[i] : 0.0f;
   }
   for_each_vector(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-    const vf32 m = load<vf32>(largest.data + i), e = load<vf32>(exponentials.data + i), t = load<vf32>(total.data + i);
-    const vf32 log_sum = log1p(e - splat<vf32>(1.0f), e).value;
-    const auto nothing = t == vf32{};  // was counted
-    store_partial(a.nll + at + i, select(nothing, vf32{}, fma(t, log_sum, -load<vf32>(products.data + i))), count);
-    const vf32 lse = m + log_sum, rounded = lse - m, lost = (m - (lse - rounded)) + (log_sum - rounded);
+    const vf32 m = load<vf32>(largest.data + i), sum = load<vf32>(exponentials.data + i), t = load<vf32>(total.data + i);
+    const vf32 e = select(sum == vf32{}, splat<vf32>(NAN), sum);  // all logits are -inf
+    const vf32 log_sum = log1p(e - splat<vf32>(1.0f), e).value, lse = m + log_sum;
+    const vf32 rounded = lse - m, lost = (m - (lse - rounded)) + (log_sum - rounded);
+    const vf32 nll = fma(t, log_sum, -load<vf32>(products.data + i)), corrected = t * exp(-lost);  // as in finish()
+    const auto ignored = t == vf32{};
+    store_partial(a.nll + at + i, kCounts ? nll : select(ignored, vf32{}, nll), count);
     store_partial(a.lse + at + i, lse, count);
-    store_partial(a.total + at + i, select(nothing, vf32{}, t * exp(-lost)), count);  // as in finish()
+    store_partial(a.total + at + i, kCounts ? corrected : select(ignored, vf32{}, corrected), count);
   });
 }
 
@@ -178,8 +186,8 @@ void backward_across(const CategoricalBackward& a, std::int64_t sample, std::int
   const View grad_view = along_middle(a.grad_logits, sample, a.positions);
   for (std::int64_t i = 0; i < n; ++i) {
     const Upstream u = upstream(a, sample, column + i);
-    scale.data[i] = u.none ? 0.0f : u.scale;
-    total.data[i] = u.total;
+    scale.data[i] = u.scale;
+    total.data[i] = u.total;  // 0 where the target is ignored
     lse.data[i] = u.lse;
     numbers[i] = static_cast<std::int32_t>(u.number);
   }
@@ -191,12 +199,13 @@ void backward_across(const CategoricalBackward& a, std::int64_t sample, std::int
       const Block block{first + c, 1, column, n};
       float* to = destination(grad_view, block, grad_buffer);
       for_each_vector(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-        const vf32 g = load<vf32>(scale.data + i), e = exp_nonpositive(load_partial(logits.of[c] + i, count) - load<vf32>(lse.data + i));
+        const vf32 g = load<vf32>(scale.data + i), t = load<vf32>(total.data + i);
+        const vf32 log_share = load_partial(logits.of[c] + i, count) - load<vf32>(lse.data + i);
         vf32 seen;
         if constexpr (kCounts) seen = load_partial(counts.of[c] + i, count);
         else seen = select(load<vi32>(numbers + i) == static_cast<std::int32_t>(first + c), splat<vf32>(1.0f), vf32{});
-        const vf32 by = g * fma(load<vf32>(total.data + i), e, -seen);
-        store_partial(to + i, select(g == vf32{}, vf32{}, by), count);
+        const vf32 by = g * excess(t, log_share, seen);
+        store_partial(to + i, kCounts ? by : select(t == vf32{}, vf32{}, by), count);
       });
       write(grad_view, block, to);
     }

@@ -17,8 +17,9 @@ void latent_forward(const LatentForward& a, const Task& task) {
   RowSums kl(a.kl, a.tiling, task);
   const bool wants_kl = a.kl.value != nullptr;
   const bool one_pass = a.z && a.draws == 1;  // else exp(logvar/2) is kept for the draws
+  const vf32 half = splat<vf32>(0.5f);
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, std, terms, z_buffer;
+    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, first, second, terms, z_buffer;
     NoiseBuffer noise_buffer;
     Fetch fetch = fetch_during_noise(block);
     if (one_pass) fetch.expect_staged(block, a.mu, a.logvar, a.z);
@@ -27,24 +28,30 @@ void latent_forward(const LatentForward& a, const Task& task) {
     const float* logvar = read(a.logvar, block, logvar_buffer);
     float* z = one_pass ? destination(a.z, block, z_buffer) : nullptr;
 
-    const auto emit_std = [&](std::int64_t i, int count, vf32 m, vf32 deviation) VAE_FAST_LAMBDA {
-      if (one_pass) store_partial(z + i, fma(deviation, load_partial(eps + i, count), m), count);
-      else store(std.data + i, deviation);
+    const auto emit_std = [&](std::int64_t i, int count, vf32 m, Factors<vf32> std) VAE_FAST_LAMBDA {
+      if (one_pass) return store_partial(z + i, fma(std.first * load_partial(eps + i, count), std.second, m), count);
+      store(first.data + i, std.first);
+      store(second.data + i, std.second);
     };
     if (a.prior_mu && wants_kl) {
       const float* prior_mu = read(a.prior_mu, block, prior_mu_buffer);
       const float* prior_logvar = read(a.prior_logvar, block, prior_logvar_buffer);
-      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-        const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
-        store(terms.data + i, divergence(m, lv, load_partial(prior_mu + i, count),
-                                         load_partial(prior_logvar + i, count)).value);
-        emit_std(i, count, m, exp(splat<vf32>(0.5f) * lv));
+      near_then_far(kFarLogvar, [&](auto near) VAE_FAST_LAMBDA {
+        vf32 farthest{};
+        for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+          const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
+          const vf32 lvp = load_partial(prior_logvar + i, count);
+          farthest = maximum(absolute(lvp), farthest);
+          store(terms.data + i, divergence<near()>(m, lv, load_partial(prior_mu + i, count), lvp).value);
+          emit_std(i, count, m, exp_factors(half * lv));
+        });
+        return farthest;
       });
     } else {
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
-        const Exponential<vf32> e = exponential(lv);
-        store(terms.data + i, divergence(m * m, e).value);
+        const Exponential<vf32> e = exponential(half * lv);
+        store(terms.data + i, divergence(m, e));
         emit_std(i, count, m, e.root);
       });
     }
@@ -56,8 +63,8 @@ void latent_forward(const LatentForward& a, const Task& task) {
       const float* own = normals(a.noise, draw, block, noise_buffer, fetch);
       float* to = destination(view, block, z_buffer);
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-        const vf32 sample = fma(load<vf32>(std.data + i), load_partial(own + i, count), load_partial(mu + i, count));
-        store_partial(to + i, sample, count);
+        const vf32 scaled = load<vf32>(first.data + i) * load_partial(own + i, count);
+        store_partial(to + i, fma(scaled, load<vf32>(second.data + i), load_partial(mu + i, count)), count);
       });
       write(view, block, to);
     }
@@ -115,33 +122,41 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
     float* grad_prior_logvar = gradient_destination(a.grad_prior_logvar, block, grad_prior_logvar_buffer);
     const bool wants_prior_mu = kHasPrior && wanted(a.grad_prior_mu);
     const bool wants_prior_logvar = kHasPrior && wanted(a.grad_prior_logvar);
+    const vf32 half = splat<vf32>(0.5f);
 
-    for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-      const vf32 raw = load_partial(logvar + i, count), lv = clamped(raw, a.clamp);
-      const Exponential<vf32> e = exponential(lv);
-      vf32 by_mu{}, by_logvar{};
-      if constexpr (kHasZ) {
-        by_mu = load_partial(draws.grad + i, count);
-        by_logvar = splat<vf32>(0.5f) * (load_partial(draws.weighted + i, count) * load_partial(draws.factor + i, count)) * e.root;
-      }
-      if constexpr (kHasKl) {
-        const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
-        if constexpr (kHasPrior) {
-          const PriorDivergence<vf32> d =
-              divergence(m, lv, load_partial(prior_mu + i, count), load_partial(prior_logvar + i, count));
-          by_mu = fma(g, d.by_mu, by_mu);
-          by_logvar = fma(g, d.by_logvar, by_logvar);
-          if (wants_prior_mu) store_partial(grad_prior_mu + i, -(g * d.by_mu), count);
-          if (wants_prior_logvar) store_partial(grad_prior_logvar + i, g * d.by_prior_logvar, count);
-        } else {
-          by_mu = fma(g, m, by_mu);
-          by_logvar = fma(g, divergence(m * m, e).by_logvar, by_logvar);
+    const auto pass = [&](auto near) VAE_FAST_LAMBDA {
+      vf32 farthest{};
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        const vf32 raw = load_partial(logvar + i, count), lv = clamped(raw, a.clamp);
+        const Exponential<vf32> e = exponential(half * lv);
+        vf32 by_mu{}, by_logvar{};
+        if constexpr (kHasZ) {
+          by_mu = load_partial(draws.grad + i, count);
+          by_logvar = e.root.times(half * (load_partial(draws.weighted + i, count) * load_partial(draws.factor + i, count)));
         }
-      }
-      if (a.clamp.active) by_logvar = clamp_gradient(by_logvar, raw, a.clamp.low, a.clamp.high);
-      store_partial(grad_mu + i, by_mu, count);
-      store_partial(grad_logvar + i, by_logvar, count);
-    });
+        if constexpr (kHasKl) {
+          const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
+          if constexpr (kHasPrior) {
+            const vf32 lvp = load_partial(prior_logvar + i, count);
+            const PriorDivergence<vf32> d = divergence<near()>(m, lv, load_partial(prior_mu + i, count), lvp);
+            farthest = maximum(absolute(lvp), farthest);
+            by_mu = fma(g, d.by_mu, by_mu);
+            by_logvar = fma(g, d.by_logvar, by_logvar);
+            if (wants_prior_mu) store_partial(grad_prior_mu + i, -(g * d.by_mu), count);
+            if (wants_prior_logvar) store_partial(grad_prior_logvar + i, g * d.by_prior_logvar, count);
+          } else {
+            by_mu = fma(g, m, by_mu);
+            by_logvar = fma(g, e.half_expm1, by_logvar);
+          }
+        }
+        if (a.clamp.active) by_logvar = clamp_gradient(by_logvar, raw, a.clamp.low, a.clamp.high);
+        store_partial(grad_mu + i, by_mu, count);
+        store_partial(grad_logvar + i, by_logvar, count);
+      });
+      return farthest;
+    };
+    if constexpr (kHasPrior) near_then_far(kFarLogvar, pass);
+    else pass(std::false_type{});
 
     if (a.grad_mu) write(a.grad_mu, block, grad_mu);
     if (a.grad_logvar) write(a.grad_logvar, block, grad_logvar);

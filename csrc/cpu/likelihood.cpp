@@ -31,6 +31,14 @@ VAE_FAST_FN void apply(const float* mask, const Block& block, float* values) {
 
 template <class Member> constexpr bool kOfCounts = std::is_base_of_v<OfCounts<Member>, Member>;
 
+// A member with `far` has shorter formulas for a second parameter that is nearer to 0.
+template <class Member, class = void> struct HasFar : std::false_type {};
+template <class Member> struct HasFar<Member, std::void_t<decltype(Member::far)>> : std::true_type {};
+template <class Member, class Pass> VAE_FAST_FN void in_range(Pass pass) {
+  if constexpr (HasFar<Member>()) near_then_far(Member::far, pass);
+  else pass(std::false_type{});
+}
+
 template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
   RowSums nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
@@ -57,14 +65,24 @@ template <class Member> void forward(const LikelihoodForward& a, const Task& tas
       if (mask) apply(mask, block, terms.data);
       return nll.add(block, terms.data);
     }
-    const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-      vf32 at[Member::parameters];
-      for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
-      return masked(mask, i, count, Member::nll(at, load_partial(target + i, count)));
-    };
-    if (a.tiling.rows_per_block == 1) return nll.add(block, sum_terms(block.columns, term));
-    for_each_vector(block.size(), [&](std::int64_t i, int count) { store(terms.data + i, term(i, count)); });
-    nll.add(block, terms.data);
+    float sum = 0;
+    const bool one_row = a.tiling.rows_per_block == 1;
+    in_range<Member>([&](auto near) VAE_FAST_LAMBDA {
+      vf32 farthest{};
+      const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        vf32 at[Member::parameters], value;
+        for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+        const vf32 x = load_partial(target + i, count);
+        if constexpr (near()) value = Member::template nll<true>(at, x), farthest = maximum(absolute(at[1]), farthest);
+        else value = Member::nll(at, x);
+        return masked(mask, i, count, value);
+      };
+      if (one_row) sum = sum_terms(block.columns, term);
+      else for_each_vector(block.size(), [&](std::int64_t i, int count) { store(terms.data + i, term(i, count)); });
+      return farthest;
+    });
+    if (one_row) nll.add(block, sum);
+    else nll.add(block, terms.data);
   });
 }
 
@@ -100,12 +118,17 @@ template <class Member> void backward(const LikelihoodBackward& a, const Task& t
         for (int p = 0; p < Member::parameters; ++p) scatter_as(g * by[p], grads[p], index, count);
       });
       for (int p = 0; p < Member::parameters && mask; ++p) apply(mask, block, grads[p]);
-    } else for_each_vector(block.size(), [&](std::int64_t i, int count) {
-      vf32 at[Member::parameters], by[Member::parameters];
-      for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
-      Member::gradient(at, load_partial(target + i, count), by);
-      const vf32 g = load<vf32>(upstream.data + i);
-      for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);
+    } else in_range<Member>([&](auto near) VAE_FAST_LAMBDA {
+      vf32 farthest{};
+      for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
+        vf32 at[Member::parameters], by[Member::parameters];
+        for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+        const vf32 x = load_partial(target + i, count), g = load<vf32>(upstream.data + i);
+        if constexpr (near()) Member::template gradient<true>(at, x, by), farthest = maximum(absolute(at[1]), farthest);
+        else Member::gradient(at, x, by);
+        for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);
+      });
+      return farthest;
     });
     for (int p = 0; p < Member::parameters; ++p)
       if (wanted(a.gradients[p])) emit(a.gradients[p], a.tiling, task, block, grads[p]);

@@ -139,8 +139,8 @@ inline const float* binarized(const Noise& noise, const float* target, const Blo
   Fetch fetch = fetch_during_noise(block);
   const float* numbers = draw_numbers<Uniforms>(noise, 0, block, buffer, fetch);
   for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-    const vf32 hit = select(load<vf32>(numbers + i) < load_partial(target + i, count), splat<vf32>(1.0f), vf32{});
-    store(buffer.data + i, hit);
+    const vf32 x = load_partial(target + i, count), bit = select(load<vf32>(numbers + i) < x, splat<vf32>(1.0f), vf32{});
+    store(buffer.data + i, select(x != x, x, bit));  // NaN stays NaN
   });
   return buffer.data;
 }

@@ -3,11 +3,12 @@
 
 #include <cmath>
 
+#include "../common/math.h"
 #include "planes.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
-constexpr double kLowest = -0x1p127;  // below every logit but -inf, and finite: -inf minus itself is NaN
+constexpr double kLowest = -kLargest;  // below every logit but -inf, and finite: -inf minus itself is NaN
 
 inline void add(SoftmaxSums& sums, const SoftmaxSums& other) {
   const double largest = sums.largest < other.largest ? other.largest : sums.largest;
@@ -57,7 +58,7 @@ inline void finish(const CategoricalForward& a, std::int64_t sample, std::int64_
   a.nll[at] = ignored ? 0.0f : static_cast<float>(sums.total * log_sum - sums.weighted);
   a.lse[at] = static_cast<float>(lse);
   // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
-  a.total[at] = ignored ? 0.0f : static_cast<float>(sums.total * std::exp(a.lse[at] - lse));
+  a.total[at] = ignored ? 0.0f : static_cast<float>(sums.total * std::exp((a.lse[at] - sums.largest) - log_sum));
 }
 
 VAE_FAST_NAMESPACE_END

@@ -42,12 +42,11 @@ VAE_FAST_DEVICE std::int64_t class_at(const View& v, std::int64_t at) {
   return reinterpret_cast<const std::uint8_t*>(v.data)[at];
 }
 VAE_FAST_DEVICE bool is_class(std::int64_t c, std::int64_t classes) { return c >= 0 && c < classes; }
-VAE_FAST_DEVICE float not_a_number() { return bit_cast<float>(0x7FC00000u); }
 
 // Of some elements of a row: the largest logit m and Σ exp(l - m), and of counts x also Σ x and Σ x·(m - l). No term is
 // negative, so that nll = Σ x·(m - l) + Σ x·log Σ exp(l - m) does not cancel.
 template <bool kCounts> struct Terms {
-  float largest = -0x1.fffffep127f;  // finite, so that a difference to it is never inf - inf
+  float largest = -kLargest;  // finite, so that a difference to it is never inf - inf
   double exponentials = 0, count = 0, below = 0;
 
   VAE_FAST_DEVICE void raise(float to) {
@@ -125,13 +124,14 @@ template <bool kCounts> VAE_FAST_DEVICE Terms<kCounts> merge_over_lanes(Terms<kC
 }
 
 template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64_t row, const Terms<kCounts>& terms) {
-  const float rest = static_cast<float>(terms.exponentials - 1);
-  const float log_sum = log1p(rest, static_cast<float>(terms.exponentials)).value + (rest - rest);  // NaN stays NaN
+  // NaN stays NaN, and is the answer where all logits are -inf.
+  const float sum = terms.exponentials == 0 ? kNaN : static_cast<float>(terms.exponentials);
+  const float rest = static_cast<float>(terms.exponentials - 1), log_sum = log1p(rest, sum).value + (sum - sum);
   double nll = terms.below + terms.count * log_sum, total = terms.count;
   if constexpr (!kCounts) {
     const Position at(row, a.positions);
     const std::int64_t index = class_at(a.target, at.in(a.target));
-    nll = not_a_number(), total = 1;
+    nll = kNaN, total = 1;
     if (index == kIgnored) {
       nll = total = 0;
     } else if (is_class(index, a.classes)) {
@@ -144,7 +144,8 @@ template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64
   const double lse = static_cast<double>(terms.largest) + log_sum;
   a.lse[row] = static_cast<float>(lse);
   // total·exp(l - lse) loses nothing to lse's rounding if total has the factor that makes up for it.
-  a.total[row] = static_cast<float>(total * exp_saturated(static_cast<float>(a.lse[row] - lse)));
+  const double rounding = (static_cast<double>(a.lse[row]) - terms.largest) - log_sum;
+  a.total[row] = static_cast<float>(total * exp(static_cast<float>(rounding)));
 }
 
 template <class A, bool kCounts>
@@ -192,7 +193,7 @@ categorical_backward(const __grid_constant__ Backward a, const __grid_constant__
   std::int64_t index = 0;
   if constexpr (!kCounts) {
     index = class_at(a.target, position.in(a.target));
-    if (index != kIgnored && !is_class(index, a.classes)) total = not_a_number();
+    if (index != kIgnored && !is_class(index, a.classes)) total = kNaN;
   }
   const bool ignored = !kCounts && index == kIgnored;  // whatever its logits are
   for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
@@ -205,7 +206,8 @@ categorical_backward(const __grid_constant__ Backward a, const __grid_constant__
 #pragma unroll
     for (int i = 0; i < A::size; ++i) {
       const float x = kCounts ? target[i] : column + i == index ? 1.0f : 0.0f;
-      logits[i] = ignored ? 0.0f : upstream * fma(total, exp(logits[i] - lse), -x);
+      const Factors<float> share = exp_factors_below(logits[i] - lse);  // a total may count what exp() leaves out
+      logits[i] = ignored ? 0.0f : upstream * fma(total * share.first, share.second, -x);
     }
     store<A>(a.grad_logits, position.in(a.grad_logits), column, count, logits);
   }

@@ -30,28 +30,29 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
         load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
         unpack<A>(a.prior_mu, raw, prior_mu);
       }
-      float mu[A::size], std[A::size], sum = 0;
+      float mu[A::size], first[A::size], second[A::size], sum = 0;  // first·second = exp(logvar/2)
       unpack<A>(a.mu, raw_mu, mu);
-      unpack<A>(a.logvar, raw_logvar, std);
+      unpack<A>(a.logvar, raw_logvar, first);
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
-        const float logvar = clamped(std[i], a.clamp);
-        const Exponential<float> e = exponential(logvar);
-        std[i] = e.root;
+        const float logvar = clamped(first[i], a.clamp);
+        const Exponential<float> e = exponential(0.5f * logvar);
+        first[i] = e.root.first;
+        second[i] = e.root.second;
         float term;
         if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
-        else term = divergence(mu[i] * mu[i], e).value;
+        else term = divergence(mu[i], e);
         if (i < count) sum += term;
       }
       kl += sum;
 
       if (!a.z) continue;
-      const std::int64_t first = at.draw_part * grid.draws_per_part, end = smaller(first + grid.draws_per_part, a.draws);
-      for (std::int64_t draw = first; draw < end; ++draw) {
+      const std::int64_t begin = at.draw_part * grid.draws_per_part, end = smaller(begin + grid.draws_per_part, a.draws);
+      for (std::int64_t draw = begin; draw < end; ++draw) {
         float z[A::size];
         normals<A>(a.noise, state, draw, row, column, count, z);
 #pragma unroll
-        for (int i = 0; i < A::size; ++i) z[i] = fma(std[i], z[i], mu[i]);
+        for (int i = 0; i < A::size; ++i) z[i] = fma(first[i] * z[i], second[i], mu[i]);
         store<A>(a.z, row * a.z.row_stride + draw * a.z.draw_stride, column, count, z);
       }
     }
@@ -99,9 +100,9 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
         const float raw = logvar[i], lv = clamped(raw, a.clamp);
-        const Exponential<float> e = exponential(lv);
+        const Exponential<float> e = exponential(0.5f * lv);
         // Selected, not multiplied by zero: what does not count may be infinite.
-        by_logvar[i] = a.grad_z ? 0.5f * by_logvar[i] * e.root : 0.0f;
+        by_logvar[i] = a.grad_z ? e.root.times(0.5f * by_logvar[i]) : 0.0f;
         if constexpr (kHasPrior) {
           const PriorDivergence<float> d = divergence(mu[i], lv, prior_mu[i], prior_logvar[i]);
           by_mu[i] = a.grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];
@@ -110,7 +111,7 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
           prior_logvar[i] = a.grad_kl ? upstream * d.by_prior_logvar : 0.0f;
         } else if (a.grad_kl) {
           by_mu[i] = fma(upstream, mu[i], by_mu[i]);
-          by_logvar[i] = fma(upstream, divergence(mu[i] * mu[i], e).by_logvar, by_logvar[i]);
+          by_logvar[i] = fma(upstream, e.half_expm1, by_logvar[i]);
         }
         if (a.clamp.active) by_logvar[i] = clamp_gradient(by_logvar[i], raw, a.clamp.low, a.clamp.high);
       }

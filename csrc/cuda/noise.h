@@ -47,7 +47,10 @@ VAE_FAST_DEVICE void binarize(const Noise& noise, std::int64_t row, std::int64_t
     const Words w = state.words(static_cast<std::uint32_t>(column >> 2) + g, counter_row);
     const std::uint32_t word[4] = {w.w0, w.w1, w.w2, w.w3};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[4 * g + i] = uniform<float>(word[i]) < x[4 * g + i] ? 1.0f : 0.0f;
+    for (int i = 0; i < 4; ++i) {
+      const float p = x[4 * g + i];
+      x[4 * g + i] = p != p ? p : uniform<float>(word[i]) < p ? 1.0f : 0.0f;
+    }
   }
 }
 

@@ -5,6 +5,7 @@ from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_b
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .likelihood import (
     bernoulli_nll,
+    bernoulli_nll_from_probs,
     continuous_bernoulli_nll,
     discretized_logistic_nll,
     gaussian_nll,
@@ -26,6 +27,7 @@ from .mixture import discretized_logistic_mixture_nll
 
 __all__ = [
     "bernoulli_nll",
+    "bernoulli_nll_from_probs",
     "categorical_nll",
     "continuous_bernoulli_nll",
     "discretized_logistic_mixture_nll",

@@ -41,7 +41,8 @@ def reparameterize_kl(
         logvar: the shape of mu; the natural log of the variance.
         num_samples: k draws per sample instead of one; z is (k, batch, ...).
         prior: (mu_p, logvar_p), another diagonal Gaussian, each broadcastable to mu; gradients flow to both.
-        clamp: (lo, hi) for logvar, as torch.clamp: the gradient is 1 on the bounds and 0 outside.
+        clamp: (lo, hi) for logvar, as torch.clamp: the bounds are rounded to logvar's dtype, the gradient is 1 on them
+            and 0 outside.
         generator: where the noise comes from, on mu's device; by default torch's own generator of that device, so
             that torch.manual_seed repeats a run. (torch.compile takes no generator= here, and Inductor draws other
             numbers than eager from the same seed: pass rng_state for the same noise in both.)

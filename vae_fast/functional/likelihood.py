@@ -38,7 +38,7 @@ def bernoulli_nll(
             uint8 (255ths), bool, int16, int32 or int64. A target that requires grad is served by the plain PyTorch
             of `vae_fast.reference`.
         binarize: take 1 with probability x, else 0, for every element anew: dynamic binarization (Burda et al.,
-            2016), drawn as the target is read. `vae_fast.binarize` gives the same bits.
+            2016), drawn as the target is read. `vae_fast.binarize` gives the same bits; NaN stays NaN.
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
@@ -63,6 +63,38 @@ def bernoulli_nll(
         rng_state = check_bits(target, binarize, generator, rng_state)
     nll = ops.likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
     return nll if weight is None else nll * check_weight(weight, logits)
+
+
+def bernoulli_nll_from_probs(
+    probs: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log p(target | probs) of independent Bernoulli variables, per sample: torch's `binary_cross_entropy`.
+
+        nll = -sum x max(log p, -100) + (1 - x) max(log(1 - p), -100)
+
+    For decoders that end in a sigmoid. `bernoulli_nll` of the logits is more exact: where p rounds to 0 or 1 the
+    numbers that are held, here and in torch, are all that is left of it. The gradient is torch's as well,
+    (p - x) / max(p (1 - p), 1e-12). NaN where p or x is not in [0, 1], where torch raises on the CPU.
+
+    Args:
+        probs: p, (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        target: x in probs' shape, as in `bernoulli_nll`.
+        mask, weight: as in `bernoulli_nll`.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if an input is).
+
+    Raises:
+        TypeError, ValueError: as `bernoulli_nll`.
+
+    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
+    """
+    check_tensor("probs", probs)
+    check_target(target, "probs", probs)
+    if mask is not None:
+        check_mask(mask, target)
+    nll = ops.likelihood("bernoulli_probs", target, probs, mask=mask)
+    return nll if weight is None else nll * check_weight(weight, probs)
 
 
 def continuous_bernoulli_nll(

@@ -6,6 +6,9 @@ Saved for backward are the inputs and rng_state; the noise is made again. Wherev
 
 from __future__ import annotations
 
+import functools
+import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +49,25 @@ def latent(
     if _common.needs_grad(mu, logvar, prior_mu, prior_logvar):
         return _Latent.apply(backend, options, *tensors)
     return forward(backend, *tensors, *options)
+
+
+@functools.lru_cache
+def _rounded(clamp: tuple[float, float], dtype: torch.dtype) -> tuple[float, ...]:
+    """The bounds in logvar's dtype, as torch.clamp takes them. Not by a tensor: fake ones have no numbers."""
+    return tuple(_round(bound, dtype) for bound in clamp)
+
+
+def _round(bound: float, dtype: torch.dtype) -> float:
+    if dtype == torch.float64:
+        return bound
+    try:
+        (bits,) = struct.unpack("<I", struct.pack("<f", bound))
+        if dtype == torch.bfloat16:  # the upper half, to the nearest, ties to even
+            bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+        (bound,) = struct.unpack("<f", struct.pack("<I", bits))
+        return struct.unpack("<e", struct.pack("<e", bound))[0] if dtype == torch.float16 else bound
+    except OverflowError:
+        return math.copysign(math.inf, bound)
 
 
 def _split(mu: Tensor, logvar: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
@@ -94,6 +116,7 @@ def forward(
 ) -> Pair:
     """Allocates the outputs and has the backend fill them."""
     mu, logvar = _split(mu, logvar, dim)
+    clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
     z = kl = None
     if want_z:
         z = _common.empty_like(backend, mu, num_samples)
@@ -127,6 +150,7 @@ def backward(
     if logvar is None and grad_first is not None:  # the kernel writes both halves of one packed gradient
         grad_mu, grad_logvar = grad_first.chunk(2, dim)
     mu, logvar = _split(mu, logvar, dim)
+    clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
     prior = _expand(prior_mu, prior_logvar, mu)
     grad_prior: Pair | None = None
     if any(needs_prior):

@@ -31,6 +31,7 @@ LIKELIHOODS = {
             "poisson",
             "negative_binomial",
             "zero_inflated_negative_binomial",
+            "bernoulli_probs",
         )
     )
 }

@@ -16,6 +16,8 @@ from .kernels import (
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .likelihood import (
     bernoulli_nll,
+    bernoulli_nll_from_probs,
+    bernoulli_probs_nll,
     continuous_bernoulli_nll,
     discretized_logistic_nll,
     gaussian_nll,
@@ -38,6 +40,8 @@ from .noise import binarize, draw_rng_state, noise, philox
 
 __all__ = [
     "bernoulli_nll",
+    "bernoulli_nll_from_probs",
+    "bernoulli_probs_nll",
     "binarize",
     "categorical_backward",
     "categorical_forward",

@@ -67,18 +67,20 @@ def latent_backward(
             assert rng_state is not None
             noise = draw_noise(mu.shape, rng_state, num_samples=draws, dtype=m.dtype)
         g = grad_z.to(m.dtype)
-        slope = g * noise.to(m.dtype) * 0.5 * torch.exp(0.5 * lv)
+        slope = latent.times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
         d_mu = d_mu + (g if draws is None else g.sum(0))
         d_logvar = d_logvar + (slope if draws is None else slope.sum(0))
     if grad_kl is not None:
         g = grad_kl.to(m.dtype).view(-1, *(1,) * (mu.ndim - 1))
         mp, lvp = p or (torch.zeros_like(m), torch.zeros_like(m))
-        d, scaled = lv - lvp, (m - mp) * torch.exp(-lvp)
-        d_mu = d_mu + g * scaled
-        d_logvar = d_logvar + g * 0.5 * torch.expm1(d)
+        up = latent.half_expm1(lv - lvp)
+        scaled = latent.times_exp(m - mp, -0.5 * lvp)
+        slope = latent.times_exp(scaled, -0.5 * lvp)
+        d_mu = d_mu + g * slope
+        d_logvar = d_logvar + g * up
         if grad_prior is not None:
-            _fill(grad_prior[0], -g * scaled)
-            _fill(grad_prior[1], g * 0.5 * (-torch.expm1(d) - (m - mp) * scaled))
+            _fill(grad_prior[0], -g * slope)
+            _fill(grad_prior[1], -g * (up + 0.5 * scaled * scaled))
     elif grad_prior is not None:
         _fill(grad_prior[0], torch.zeros_like(m))
         _fill(grad_prior[1], torch.zeros_like(m))
@@ -126,8 +128,10 @@ def likelihood_backward(
 
 def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
     """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
-    exact = torch.logsumexp(logits.double(), -1)
-    lse.copy_(exact)
+    wide = logits.to(latent.widest(logits))
+    largest = wide.max(-1).values
+    log_sum = torch.log(torch.exp(wide - largest[..., None]).sum(-1))
+    lse.copy_(largest + log_sum)
     rows, x = logits.flatten(0, 1), target.flatten(0, 1)
     if target.ndim == logits.ndim:
         total.copy_(target.to(total.dtype).sum(-1))
@@ -135,19 +139,20 @@ def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Ten
     else:
         total.copy_(target != categorical.IGNORED)
         nll.copy_(categorical.categorical_nll(rows, x).view(nll.shape))
-    total.mul_(torch.exp(lse - exact))  # makes up for lse's rounding
+    total.mul_(torch.exp((lse - largest) - log_sum))  # makes up for lse's rounding
 
 
 def categorical_backward(
     logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
-    share = total[..., None] * torch.exp(logits.to(lse.dtype) - lse[..., None])
+    wide = latent.widest(logits)
+    share = total[..., None] * torch.exp(logits.to(wide) - lse[..., None])
     g = grad_nll[..., None]
     if target.ndim == logits.ndim:
-        grad_logits.copy_(g * (share - target.to(lse.dtype)))
+        grad_logits.copy_(g * (share - target.to(wide)))
         return
     index, classes = target.long()[..., None], logits.shape[-1]
-    hit = (index == torch.arange(classes, device=logits.device)).to(lse.dtype)
+    hit = (index == torch.arange(classes, device=logits.device)).to(wide)
     known = torch.where((index >= 0) & (index < classes), 1.0, torch.nan)
     grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (share - hit) * known))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .latent import arithmetic_dtype, per_sample
+from .latent import arithmetic_dtype, half_square, per_sample, times_exp, widest
 from .noise import binarize as draw_bits
 from .noise import draw_rng_state
 
@@ -50,32 +50,53 @@ def bernoulli_nll(
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
-    """log(1 + exp(l)) - x l; logsigmoid is the stable form, and smooth at 0."""
+    """x log(1 + exp(-l)) + (1 - x) log(1 + exp(l)), of which nothing cancels."""
     if binarize:
         target = draw_bits(
             target, draw_rng_state(target.device, generator) if rng_state is None else rng_state
         )
     x, el = read(target, logits, mask=mask)
-    return total(-F.logsigmoid(-el) - x * el, mask, weight)
+    return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight)
+
+
+def bernoulli_nll_from_probs(
+    probs: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-x max(log p, -100) - (1 - x) max(log(1 - p), -100), NaN where p or x is no probability."""
+    x, p = read(target, probs, mask=mask)
+    valid = (p >= 0) & (p <= 1) & (x >= 0) & (x <= 1)
+    safe, known = torch.where(valid, p, 0.5), torch.where(valid, x, 0.5)
+    terms = F.binary_cross_entropy(safe, known, reduction="none")
+    invalid = torch.where(valid, 0.0, p + x) * torch.where(valid, 1.0, torch.nan)
+    return total(terms + invalid, mask, weight)
+
+
+bernoulli_probs_nll = bernoulli_nll_from_probs  # the member's name
 
 
 def continuous_bernoulli_nll(
     logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """log(1 + exp(l)) - x l - log C,  C = l / tanh(l/2), which is 2 at 0.
+    """max(l, 0) - x l + log((1 - exp(-|l|)) / |l|), and for |l| < 2 the same as (1/2 - x) l + log(sinh(l/2) / (l/2)).
 
     In float64, as 1/l and its like cancel around 0.
     """
-    x, el = read(target, logits, mask=mask, dtype=torch.float64)
-    near = el.abs() < 0.01
-    far = torch.where(near, 1.0, el)  # no 0/0 in the branch that is not taken
-    log_c = torch.where(
-        near,
-        math.log(2) + el**2 / 12 - 7 * el**4 / 1440 + 31 * el**6 / 90720,
-        torch.log(far / torch.tanh(far / 2)),
-    )
-    nll = total(-F.logsigmoid(-el) - x * el - log_c, mask, None).to(arithmetic_dtype(target, logits))
+    x, el = read(target, logits, mask=mask, dtype=widest(logits))
+    small = el.abs() < 2
+    near = (0.5 - x) * el + torch.log1p(_sinh_series(torch.where(small, el / 2, 0.0))[0])
+    a = torch.where(small, 2.0, el.abs())
+    far = a * torch.where(el < 0, x, 1 - x) + torch.log1p(-torch.exp(-a)) - torch.log(a)
+    nll = total(torch.where(small, near, far), mask, None).to(arithmetic_dtype(target, logits))
     return nll if weight is None else nll * weight
+
+
+def _sinh_series(h: Tensor) -> tuple[Tensor, Tensor]:
+    """sinh(h)/h - 1 and its derivative, for |h| <= 1."""
+    terms = [(2 * k, math.factorial(2 * k + 1)) for k in range(1, 10)]
+    value, slope = torch.zeros_like(h), torch.zeros_like(h)
+    for power, divisor in terms:
+        value, slope = value + h**power / divisor, slope + power * h ** (power - 1) / divisor
+    return value, slope
 
 
 def gaussian_nll(
@@ -88,7 +109,7 @@ def gaussian_nll(
 ) -> Tensor:
     """(log 2 pi + logvar + (x - mean)^2 exp(-logvar)) / 2; logvar None is unit variance."""
     x, m, lv = read(target, mean, logvar, mask=mask)
-    return total(0.5 * (math.log(2 * math.pi) + lv + (x - m) ** 2 * torch.exp(-lv)), mask, weight)
+    return total(0.5 * math.log(2 * math.pi) + 0.5 * lv + half_square(x - m, lv), mask, weight)
 
 
 def laplace_nll(
@@ -101,22 +122,48 @@ def laplace_nll(
 ) -> Tensor:
     """log 2 + s + |x - m| exp(-s); log_scale None is 0."""
     x, m, s = read(target, location, log_scale, mask=mask)
-    return total(math.log(2) + s + (x - m).abs() * torch.exp(-s), mask, weight)
+    distance = times_exp(x - m, -s) * sign(x - m).detach()
+    return total(math.log(2) + s + distance, mask, weight)
+
+
+def sign(x: Tensor) -> Tensor:
+    """torch.sign, but NaN of NaN."""
+    return torch.where(x.isnan(), x, torch.sign(x))
 
 
 LEAST_LOG_SCALE = -7.0  # of a discretized logistic, as in PixelCNN++
+NARROW_LOG_SCALE = 10.0  # beyond, a level's mass is its width times the density
+FAR = 1e4  # sigmoid(-FAR) is 0
+
+
+def edges(t: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The upper and the lower edge of the level around t in units of the scale, +-FAR where there is none or it is no
+    nearer; whether it is the first level, and the last one."""
+    first, last = t < -0.999, t > 0.999
+
+    def edge(side: int, none: Tensor) -> Tensor:
+        d = t - mean + side / 255
+        flat = none | ((side * times_exp(d, -s) > FAR) & d.isfinite())
+        held = torch.where(flat & d.isinf(), 0.0, d) * torch.where(flat, 0.0, 1.0)
+        return times_exp(held, -s) + torch.where(flat, side * FAR, 0.0)
+
+    return edge(1, last), edge(-1, first), first, last
 
 
 def discretized_logistic(t: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """-log of the logistic's mass in the level around t in [-1, 1]: sigmoid(b) - sigmoid(a) from one edge to the other.
 
-    The mass is sigmoid(b) sigmoid(-a) (1 - exp(a - b)), exact however small. The outer levels take all of their tail.
+    The mass is sigmoid(b) sigmoid(-a) (1 - exp(-w)), w = b - a, exact however small. The outer levels take all of their
+    tail.
     """
-    inverse = torch.exp(-log_scale.clamp(min=LEAST_LOG_SCALE))
-    b, a = inverse * (t - mean + 1 / 255), inverse * (t - mean - 1 / 255)
+    s = log_scale.clamp(min=LEAST_LOG_SCALE)
+    b, a, first, last = edges(t, mean, s)
     low, high = -F.logsigmoid(b), -F.logsigmoid(-a)
-    inside = low + high - torch.log(-torch.expm1(-2 / 255 * inverse))
-    return torch.where(t < -0.999, low, torch.where(t > 0.999, high, inside))
+    w, is_narrow = 2 / 255 * torch.exp(-s), (s > NARROW_LOG_SCALE) & s.isfinite()
+    narrow = math.log(2 / 255) - s - w / 2 + w * w / 24
+    wide = torch.log(-torch.expm1(-torch.where(is_narrow, 1.0, w)))
+    log_mass = torch.where(is_narrow, narrow, wide)
+    return low + high - torch.where(first | last, 0.0, log_mass)
 
 
 def discretized_logistic_nll(
@@ -132,38 +179,45 @@ def discretized_logistic_nll(
     return total(discretized_logistic(2 * x - 1, m, s), mask, weight)
 
 
+def d_bernoulli_probs(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+    valid = (p >= 0) & (p <= 1) & (x >= 0) & (x <= 1)
+    return (torch.where(valid, (p - x) / (p * (1 - p)).clamp(min=1e-12), torch.nan),)
+
+
 def d_continuous_bernoulli(x: Tensor, el: Tensor) -> tuple[Tensor, ...]:
-    """The mean, 1 / (1 - exp(-l)) - 1/l, less x; in float64, as the two terms cancel around 0."""
-    x, el = x.double(), el.double()
-    near = el.abs() < 0.01
-    far = torch.where(near, 1.0, el)
-    mean = torch.where(near, 0.5 + el / 12 - el**3 / 720 + el**5 / 30240, -1 / torch.expm1(-far) - 1 / far)
-    return (mean - x,)
+    """The mean less x: from the nearer end of [0, 1], which is 1/|l| - 1 / expm1(|l|) away, or for |l| < 2 from 1/2."""
+    x, el = x.to(widest(x)), el.to(widest(x))
+    small = el.abs() < 2
+    u, slope = _sinh_series(torch.where(small, el / 2, 0.0))
+    a = torch.where(small, 2.0, el.abs())
+    from_end = 1 / a - 1 / torch.expm1(a)
+    far = torch.where(el < 0, from_end - x, (1 - x) - from_end)
+    return (torch.where(small, (0.5 - x) + 0.5 * slope / (1 + u), far),)
 
 
 def d_gaussian(x: Tensor, m: Tensor, lv: Tensor) -> tuple[Tensor, ...]:
-    return (m - x) * torch.exp(-lv), 0.5 * (1 - (x - m) ** 2 * torch.exp(-lv))
+    scaled = times_exp(m - x, -0.5 * lv)
+    return times_exp(scaled, -0.5 * lv), 0.5 - 0.5 * scaled * scaled
 
 
 def d_laplace(x: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    return -torch.sign(x - m) * torch.exp(-s), 1 - (x - m).abs() * torch.exp(-s)
+    return times_exp(sign(m - x), -s), 1 - times_exp((x - m).abs(), -s)
 
 
 def d_discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
-    t = 2 * x - 1
-    inverse = torch.exp(-log_scale.clamp(min=LEAST_LOG_SCALE))
-    b, a, width = inverse * (t - mean + 1 / 255), inverse * (t - mean - 1 / 255), 2 / 255 * inverse
-    low, high = t < -0.999, t > 0.999
-    of_b = torch.where(high, 0.0, torch.sigmoid(-b))
-    of_a = torch.where(low, 0.0, torch.sigmoid(a))
-    of_width = torch.where(low | high, 0.0, width / torch.expm1(width))
-    by_scale = b * of_b - a * of_a + of_width
+    t, s = 2 * x - 1, log_scale.clamp(min=LEAST_LOG_SCALE)
+    b, a, first, last = edges(t, mean, s)
+    of_b, of_a, inverse = torch.sigmoid(-b), torch.sigmoid(a), torch.exp(-s)
+    w = 2 / 255 * inverse
+    of_width = torch.where((s > NARROW_LOG_SCALE) & s.isfinite(), 1 - w / 2, w / torch.expm1(w))
+    by_scale = b * of_b - a * of_a + torch.where(first | last, 0.0, of_width)
     return inverse * (of_b - of_a), torch.where(log_scale < LEAST_LOG_SCALE, 0.0, by_scale)
 
 
 # Derivatives of one element with respect to each parameter: (x, *params) -> (d/d param, ...).
 DERIVATIVES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "bernoulli": lambda x, el: (torch.sigmoid(el) - x,),
+    "bernoulli": lambda x, el: ((1 - x) * torch.sigmoid(el) - x * torch.sigmoid(-el),),
+    "bernoulli_probs": d_bernoulli_probs,
     "continuous_bernoulli": d_continuous_bernoulli,
     "gaussian": d_gaussian,
     "laplace": d_laplace,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .latent import per_sample
+from .latent import arithmetic_dtype, per_sample, widest
 from .likelihood import d_discretized_logistic, discretized_logistic, read
 
 
@@ -20,11 +20,18 @@ def unpack(params: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     return logits, means, log_scales, coefficients
 
 
+def tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(x) and its derivative, in a form that autograd differentiates without cancellation far from 0."""
+    e = torch.exp(-2 * x.abs())
+    far = torch.sign(x) * (1 - e) / (1 + e)
+    return torch.where(x.abs() < 1, torch.tanh(x), far), 4 * e / (1 + e) ** 2
+
+
 def condition(means: Tensor, coefficients: Tensor | None, t: Tensor) -> Tensor:
     """The means given the channels before: green on red, blue on red and green. t is (batch, channels, 1, pixels)."""
     if coefficients is None:
         return means
-    k, (red, green, _) = torch.tanh(coefficients), t.unbind(1)
+    (k, _), (red, green, _) = tanh(coefficients), t.unbind(1)
     shifts = (torch.zeros_like(k[:, 0]), k[:, 0] * red, k[:, 1] * red + k[:, 2] * green)
     return means + torch.stack(shifts, 1)
 
@@ -32,8 +39,9 @@ def condition(means: Tensor, coefficients: Tensor | None, t: Tensor) -> Tensor:
 def discretized_logistic_mixture_nll(
     params: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """-log sum_k softmax(logits)_k prod_channels P_k(x | channels before)"""
-    x, p = (v.flatten(2) if v.ndim > 2 else v[..., None] for v in read(target, params, mask=mask))
+    """-log sum_k softmax(logits)_k prod_channels P_k(x | channels before), in float64: a scale may be e^-7."""
+    wide = read(target, params, mask=mask, dtype=widest(params))
+    x, p = (v.flatten(2) if v.ndim > 2 else v[..., None] for v in wide)
     logits, means, log_scales, coefficients = unpack(p, x.shape[1])
     t = (2 * x - 1)[:, :, None]
     log_p = -discretized_logistic(t, condition(means, coefficients, t), log_scales).sum(1)
@@ -41,13 +49,13 @@ def discretized_logistic_mixture_nll(
     if mask is not None:
         shape = (target.shape[0], 1, *target.shape[2:])
         nll = torch.where(mask.expand(shape).reshape(nll.shape), nll, 0.0)
-    nll = per_sample(nll)
+    nll = per_sample(nll).to(arithmetic_dtype(params, target))
     return nll if weight is None else nll * weight
 
 
 def derivatives(params: Tensor, target: Tensor) -> Tensor:
     """The derivative of each pixel's nll by each of its parameters, in params' shape (batch, parameters, pixels)."""
-    x, p = read(target, params)
+    x, p = read(target, params, dtype=widest(params))
     logits, means, log_scales, coefficients = unpack(p, x.shape[1])
     t = (2 * x - 1)[:, :, None]
     means = condition(means, coefficients, t)
@@ -55,11 +63,13 @@ def derivatives(params: Tensor, target: Tensor) -> Tensor:
     prior = torch.softmax(logits, 1)
     posterior = torch.softmax(torch.log_softmax(logits, 1) + log_p, 1)
     by_mean, by_scale = d_discretized_logistic(x[:, :, None], means, log_scales)
+    largest = torch.finfo(p.dtype).max
+    by_scale = by_scale.clamp(-largest, largest)  # finite, so that a posterior of 0 makes it 0
     by_mean, by_scale = posterior[:, None] * by_mean, posterior[:, None] * by_scale
     parts = [by_mean, by_scale]
     if coefficients is not None:
         red, green, _ = t.unbind(1)
         _, of_green, of_blue = by_mean.unbind(1)
         by_k = torch.stack((of_green * red, of_blue * red, of_blue * green), 1)
-        parts.append(by_k * (1 - torch.tanh(coefficients) ** 2))
+        parts.append(by_k * tanh(coefficients)[1])
     return torch.cat((prior - posterior, torch.stack(parts, 2).flatten(1, 3)), 1)

@@ -88,7 +88,7 @@ def noise(
 def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     """1 with probability x, else 0: u < x, where u is the upper 24 bits of element j's word j mod 4.
 
-    The counter's top bit tells these words from those of the noise. uint8 counts 255ths; NaN gives 0.
+    The counter's top bit tells these words from those of the noise. uint8 counts 255ths; NaN stays NaN.
     """
     grey = x.detach().to(torch.float32)
     if x.dtype == torch.uint8:
@@ -96,4 +96,5 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     size = math.prod(x.shape[1:])
     words = torch.stack(_words(rng_state, 1, x.shape[0], size, stream=_BITS), -1)
     u = (words[0].flatten(1)[:, :size] >> 8).to(torch.float32) * 2.0**-24
-    return (u.reshape(x.shape) < grey).to(x.dtype if x.dtype.is_floating_point else torch.float32)
+    bits = torch.where(grey.isnan(), grey, (u.reshape(x.shape) < grey).to(grey.dtype))
+    return bits.to(x.dtype) if x.dtype.is_floating_point else bits

@@ -34,11 +34,17 @@ def _rows(row, positions, strides, VEC: tl.constexpr):
 
 
 @triton.jit
+def _weighted(x, el):
+    """x l; 0 for x = 0 whatever l is, -inf too: a class that is not counted costs nothing."""
+    return tl.where(x == 0, 0.0, x * el)
+
+
+@triton.jit
 def _merge(m, s, n, dot, EXACT: tl.constexpr):
     """One row's sums from many of its parts (axis 1)."""
     top = tl.max(m, axis=1)[:, None]
     s = tl.sum(s * exp(m - top, EXACT), axis=1)[:, None]
-    dot = tl.sum(dot + n * (m - top), axis=1)[:, None]
+    dot = tl.sum(dot + _weighted(n, m - top), axis=1)[:, None]
     return top, s, tl.sum(n, axis=1)[:, None], dot
 
 
@@ -47,7 +53,7 @@ def _finish(
     logits, target, nll, lse, total, logits_s, target_s, row, inside, rows, positions, n, m, s, count, dot,
     INDEX: tl.constexpr,
 ):  # fmt: skip
-    log_s = tl.log(s)
+    log_s = tl.log(s) + (m - m)  # NaN where a logit is infinite
     if INDEX:
         index = tl.load(target + _rows(row, positions, target_s, 1), mask=inside, other=0).to(tl.int64)
         known = (index >= 0) & (index < n)
@@ -91,8 +97,7 @@ def _forward(
         s = tl.where(higher, s * e + 1.0, s + e)
         if not INDEX:
             x = tl.load(target_at + cols * target_s[2], mask=mask, other=0).to(tl.float32)
-            # past the end: 0 times -inf
-            dot += tl.where(mask, tl.where(higher, -count, x) * far, 0.0)
+            dot += _weighted(tl.where(higher, -count, x), far)
             count += x
         m = tl.where(higher, el, m)
     m, s, count, dot = _merge(m, s, count, dot, EXACT)

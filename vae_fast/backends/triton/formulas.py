@@ -22,7 +22,7 @@ _ROUND = tl.constexpr(12582912.0)
 
 @triton.jit
 def _power_of_2(rounded):
-    """2^n of n + 1.5 * 2^23, n from -126 to 127: the low bits become the exponent."""
+    """2^n of n + 1.5 * 2^23, n from -126 to 127: the low bits become the exponent. n = -127 gives 0, 128 infinity."""
     bits = rounded.to(tl.int32, bitcast=True)
     return ((bits << 23) + 0x3F800000).to(tl.float32, bitcast=True)
 
@@ -35,10 +35,10 @@ def _remainder(x, n):
 
 @triton.jit
 def exp(x, EXACT: tl.constexpr, SCALE: tl.constexpr = 1.0):
-    """exp(SCALE x); SCALE is a power of two."""
-    if EXACT:  # x = n log 2 + r: exp2 of a small argument, which rounding hardly moves
+    """exp(SCALE x); SCALE is a power of two. Below 2^-126 it is 0."""
+    if EXACT:  # x = n log 2 + r, 0 <= r <= log 2: exp2 of a small argument, which rounding hardly moves
         x = SCALE * x
-        t = tl.minimum(tl.maximum(x * 1.4426950408889634, -126.0), 127.0) + _ROUND
+        t = tl.minimum(tl.maximum(tl.fma(x, 1.4426950408889634, -0.5), -127.0), 128.0) + _ROUND
         return tl.exp2(_remainder(x, t - _ROUND) * 1.4426950408889634) * _power_of_2(t)
     else:
         return tl.exp2(x * (SCALE * 1.4426950408889634))
@@ -59,6 +59,37 @@ def expm1(x, e, EXACT: tl.constexpr):
         q = 0.16666627859047745 + x * (0.04175356224095624 + x * 0.008351954116708329)
         near = x + x * x * (0.4999993209118778 + x * q)
         return tl.where(tl.abs(x) < 0.25, near, e - 1.0)
+
+
+@triton.jit
+def half_expm1(h, root, EXACT: tl.constexpr):
+    """expm1(2 h) / 2 from root = exp(h): half of it fits into float32 a little longer than the whole."""
+    return tl.where(h > 32.0, 0.5 * root * root, 0.5 * expm1(2.0 * h, root * root, EXACT))
+
+
+@triton.jit
+def factors(x, POWER: tl.constexpr):
+    """m and s with exp(x) = m s^POWER, for what is multiplied by one after the other. s is from 2^-126 to 2^127, or 0;
+    m is infinite for x = inf."""
+    x = tl.where(x == float("inf"), x, clamp(x, -88.125 * POWER, 88.125 * POWER))
+    t = tl.minimum(x * (1.4426950408889634 / POWER), 127.0) + _ROUND
+    return tl.exp2(_remainder(x, POWER * (t - _ROUND)) * 1.4426950408889634), _power_of_2(t)
+
+
+@triton.jit
+def times_exp(d, x):
+    """d exp(x), wherever it fits float32 though exp(x) may not; 0 for d = 0, but NaN where x is infinite too."""
+    m, s = factors(x, 4)
+    return d * s * s * m * s * s
+
+
+@triton.jit
+def scaled_square(d, logvar):
+    """d^2 exp(-logvar) / 2 and its derivative by d, wherever they fit float32 though exp(-logvar) may not."""
+    m, s = factors(-logvar, 4)
+    root = d * s * s
+    half = root * (0.5 * m)
+    return half * root, 2.0 * half * s * s
 
 
 @triton.jit

@@ -26,7 +26,9 @@ from .noise import uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load
 
-IMAGES = ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
+IMAGES = (
+    "bernoulli", "bernoulli_probs", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic",
+)  # fmt: skip
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 # nll, gradients, and whether a uint8 target counts 255ths
 MEMBERS = {
@@ -56,7 +58,7 @@ def _inputs(
         x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
     if rng is not None:
         u = uniforms(rng, rng_s, at[0], at[2], start, n, sizes, PAIR, SWAP, ROWS, COLS)
-        x = tl.where(u < x, 1.0, 0.0)
+        x = tl.where(x == x, tl.where(u < x, 1.0, 0.0), x)  # NaN stays NaN
     counted = at[3]
     if kept is not None:
         counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)

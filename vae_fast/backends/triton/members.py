@@ -9,12 +9,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .formulas import divide, exp, log, log1p, sigmoid, softplus
+from .formulas import divide, exp, factors, log, log1p, scaled_square, sigmoid, softplus, times_exp
+
+
+@triton.jit
+def _linear(el, x):
+    """max(l, 0) - x l, which does not cancel."""
+    return tl.abs(el) * tl.where(el < 0, x, 1.0 - x)
 
 
 @triton.jit
 def bernoulli_nll(el, _q, _r, x, EXACT: tl.constexpr):
-    return tl.maximum(el, 0.0, propagate_nan=tl.PropagateNan.ALL) - x * el + log1p(exp(-tl.abs(el), EXACT))
+    return _linear(el, x) + log1p(exp(-tl.abs(el), EXACT))
 
 
 @triton.jit
@@ -26,14 +32,44 @@ def bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _log(x):
+    """log(x) held at -100 or above, of 0 <= x <= 1/2, subnormal numbers included."""
+    small = x < 1e-30  # there 2^64 times as large, and less 64 log 2
+    value = log(tl.where(small, x * 1.8446744073709552e19, x)) - tl.where(small, 44.3614195558365, 0.0)
+    return tl.maximum(value, -100.0)
+
+
+@triton.jit
+def bernoulli_probs_nll(p, _q, _r, x, EXACT: tl.constexpr):
+    # log of the larger of p and 1 - p is -log(1 + smaller / larger)
+    q = 1.0 - p
+    high = p > 0.5
+    smaller = _log(tl.where(high, q, p))
+    larger = -log1p(divide(tl.where(high, q, p), tl.where(high, p, q)))
+    nll = -(x * tl.where(high, larger, smaller) + (1.0 - x) * tl.where(high, smaller, larger))
+    return tl.where(_are_probabilities(p, x), nll, float("nan"))
+
+
+@triton.jit
+def bernoulli_probs_grads(p, _q, _r, x, g, EXACT: tl.constexpr):
+    slope = divide(p - x, tl.maximum(p * (1.0 - p), 1e-12))
+    return g * tl.where(_are_probabilities(p, x), slope, float("nan")), 0.0, 0.0
+
+
+@triton.jit
+def _are_probabilities(p, x):
+    return (p >= 0.0) & (p <= 1.0) & (x >= 0.0) & (x <= 1.0)
+
+
+@triton.jit
 def continuous_bernoulli_nll(el, _q, _r, x, EXACT: tl.constexpr):
     # (1/2 - x) l + log(sinh(l/2) / (l/2)) around 0, where the other form has 0/0
     a = tl.abs(el)
     z = a * a
     near = 5.509676906453797e-06 + z * (-1.0205832892829578e-07 + z * 1.7036505843653048e-09)
     near = z * (0.04166666659703691 + z * (-0.0003472213421987667 + z * near))
-    far = log(divide(1.0 - exp(-a, EXACT), a)) + tl.maximum(el, 0.0)
-    return tl.where(a < 2.0, (0.5 - x) * el + near, far - x * el)
+    far = _linear(el, x) - log(divide(a, 1.0 - exp(-a, EXACT)))
+    return tl.where(a < 2.0, (0.5 - x) * el + near, far)
 
 
 @triton.jit
@@ -44,46 +80,47 @@ def continuous_bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
     near = 3.3047956370837176e-05 + z * (-8.117536252189866e-07 + z * 1.6363503904149885e-08)
     near = el * (0.08333333251900155 + z * (-0.0013888786265909986 + z * near))
     t = exp(-a, EXACT)
-    less = divide(1.0, a) - divide(t, 1.0 - t)
+    less = divide(1.0, tl.minimum(a, 8.507059173023462e37)) - divide(t, 1.0 - t)  # 2^126
     far = tl.where(el > 0, (1.0 - x) - less, less - x)
     return g * tl.where(a < 2.0, (0.5 - x) + near, far), 0.0, 0.0
 
 
 @triton.jit
 def gaussian_nll(mean, lv, _r, x, EXACT: tl.constexpr):
-    far = x - mean
-    return 0.5 * (1.8378770664093453 + lv + far * far * exp(-lv, EXACT))  # log 2 pi
+    square, _ = scaled_square(mean - x, lv)
+    return 0.5 * lv + 0.9189385332046727 + square  # log(2 pi) / 2
 
 
 @triton.jit
 def gaussian_grads(mean, lv, _r, x, g, EXACT: tl.constexpr):
-    far = x - mean
-    slope = far * exp(-lv, EXACT)
-    return -g * slope, 0.5 * g * (1.0 - far * slope), 0.0
+    square, slope = scaled_square(mean - x, lv)
+    return g * slope, g * (0.5 - square), 0.0
 
 
 @triton.jit
 def laplace_nll(location, s, _r, x, EXACT: tl.constexpr):
-    return 0.6931471805599453 + s + tl.abs(x - location) * exp(-s, EXACT)
+    return 0.6931471805599453 + s + times_exp(tl.abs(x - location), -s)
 
 
 @triton.jit
 def laplace_grads(location, s, _r, x, g, EXACT: tl.constexpr):
     far = x - location
-    inv = exp(-s, EXACT)
     sign = tl.where(far > 0, 1.0, tl.where(far < 0, -1.0, far))  # 0 at 0, NaN of NaN
-    return -g * sign * inv, g * (1.0 - tl.abs(far) * inv), 0.0
+    return -g * times_exp(sign, -s), g * (1.0 - times_exp(tl.abs(far), -s)), 0.0
 
 
 @triton.jit
 def edges(mean, s, x, EXACT: tl.constexpr):
     """Of a logistic and the level of x in [0, 1] among 256: 2 x - 1, the clamped log-scale and its exp(-s), and the
-    edges of the level in units of the scale, upper first."""
+    edges of the level in units of the scale, upper first, +-1e30 where there is none."""
     t = 2.0 * x - 1.0
     s = tl.where(s < -7.0, -7.0, s)
-    inv = exp(-s, EXACT)
+    m, root = factors(-s, 2)  # exp(-s) = m root^2, one after the other, as c may be large
+    m *= root
     c = t - mean
-    return t, s, inv, inv * (c + 1 / 255), inv * (c - 1 / 255)
+    b = tl.where(t > 0.999, 1e30, (c + 1 / 255) * root * m)
+    a = tl.where(t < -0.999, -1e30, (c - 1 / 255) * root * m)
+    return t, s, root * m, b, a
 
 
 @triton.jit
@@ -99,15 +136,15 @@ def discretized_logistic_nll(mean, s, _r, x, EXACT: tl.constexpr):
     narrow = ((s + 4.84375) + 0.00436636459848) + (0.5 * d - narrow)  # log(255 / 2)
     e = exp(-d, EXACT)
     width = tl.where(d < 1.0, narrow, log1p(tl.minimum(divide(e, 1.0 - e), 1.0)))
-    return tl.where(t < -0.999, low, tl.where(t > 0.999, high, low + high + width))
+    return low + high + tl.where(tl.abs(t) > 0.999, 0.0, width)
 
 
 @triton.jit
 def discretized_logistic_slopes(mean, s, x, EXACT: tl.constexpr):
     """Derivatives by mean and log-scale; the latter is 1 at the bound of the clamp and 0 below it."""
     t, _, inv, b, a = edges(mean, s, x, EXACT)
-    of_b = tl.where(t > 0.999, 0.0, sigmoid(-b, EXACT))
-    of_a = tl.where(t < -0.999, 0.0, sigmoid(a, EXACT))
+    of_b = sigmoid(-b, EXACT)
+    of_a = sigmoid(a, EXACT)
     d = (2 / 255) * inv
     z = d * d
     # d / expm1(d) = d / (exp(d) - 1) = d/2 coth(d/2) - d/2
@@ -117,7 +154,11 @@ def discretized_logistic_slopes(mean, s, x, EXACT: tl.constexpr):
     e = exp(-d, EXACT)
     of_width = tl.where(d < 1.0, near, d * divide(e, 1.0 - e))
     of_width = tl.where(tl.abs(t) > 0.999, 0.0, of_width)
-    by_s = tl.where(s < -7.0, 0.0, b * of_b - a * of_a + of_width)
+    # An edge that overflowed on the side where its sigmoid is 0: their product is 0, though not of an infinite mean.
+    b = tl.minimum(b, 1e30)
+    a = tl.maximum(a, -1e30)
+    wild = 0.0 * mean + 0.0 * s  # 0 or NaN
+    by_s = tl.where(s < -7.0, 0.0, b * of_b - a * of_a + of_width + wild)
     return inv * (of_b - of_a), by_s
 
 
