@@ -128,7 +128,7 @@ def likelihood_backward(
 
 def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
     """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
-    wide = logits.double()
+    wide = logits.to(latent.widest(logits))
     largest = wide.max(-1).values
     log_sum = torch.log(torch.exp(wide - largest[..., None]).sum(-1))
     lse.copy_(largest + log_sum)
@@ -145,13 +145,14 @@ def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Ten
 def categorical_backward(
     logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
-    share = total[..., None] * torch.exp(logits.double() - lse[..., None])
+    wide = latent.widest(logits)
+    share = total[..., None] * torch.exp(logits.to(wide) - lse[..., None])
     g = grad_nll[..., None]
     if target.ndim == logits.ndim:
-        grad_logits.copy_(g * (share - target.double()))
+        grad_logits.copy_(g * (share - target.to(wide)))
         return
     index, classes = target.long()[..., None], logits.shape[-1]
-    hit = (index == torch.arange(classes, device=logits.device)).to(lse.dtype)
+    hit = (index == torch.arange(classes, device=logits.device)).to(wide)
     known = torch.where((index >= 0) & (index < classes), 1.0, torch.nan)
     grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (share - hit) * known))
 

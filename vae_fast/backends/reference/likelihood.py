@@ -65,7 +65,8 @@ def bernoulli_nll_from_probs(
     """-x max(log p, -100) - (1 - x) max(log(1 - p), -100), NaN where p or x is no probability."""
     x, p = read(target, probs, mask=mask)
     valid = (p >= 0) & (p <= 1) & (x >= 0) & (x <= 1)
-    terms = F.binary_cross_entropy(*(torch.where(valid, v, 0.5) for v in (p, x)), reduction="none")
+    safe, known = torch.where(valid, p, 0.5), torch.where(valid, x, 0.5)
+    terms = F.binary_cross_entropy(safe, known, reduction="none")
     invalid = torch.where(valid, 0.0, p + x) * torch.where(valid, 1.0, torch.nan)
     return total(terms + invalid, mask, weight)
 
@@ -185,7 +186,7 @@ def d_bernoulli_probs(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:
 
 def d_continuous_bernoulli(x: Tensor, el: Tensor) -> tuple[Tensor, ...]:
     """The mean less x: from the nearer end of [0, 1], which is 1/|l| - 1 / expm1(|l|) away, or for |l| < 2 from 1/2."""
-    x, el = x.double(), el.double()
+    x, el = x.to(widest(x)), el.to(widest(x))
     small = el.abs() < 2
     u, slope = _sinh_series(torch.where(small, el / 2, 0.0))
     a = torch.where(small, 2.0, el.abs())

@@ -34,10 +34,9 @@ def bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
 @triton.jit
 def _log(x):
     """log(x) held at -100 or above, of 0 <= x <= 1/2, subnormal numbers included."""
-    small = x < 1e-30
-    return tl.maximum(
-        log(tl.where(small, x * 1.8446744073709552e19, x)) - tl.where(small, 44.3614195558365, 0.0), -100.0
-    )
+    small = x < 1e-30  # there 2^64 times as large, and less 64 log 2
+    value = log(tl.where(small, x * 1.8446744073709552e19, x)) - tl.where(small, 44.3614195558365, 0.0)
+    return tl.maximum(value, -100.0)
 
 
 @triton.jit
