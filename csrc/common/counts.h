@@ -189,7 +189,7 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
     const F slope = divide(select(poisson, apart, (apart * t.theta) * t.inverse), t.mean);
     const F limit = fma(t.theta + t.x, none, select(poisson, splat<F>(1.0f), none));  // of an infinite mean
     by[0] = select(is_infinite(mean), limit, slope) - select(is_infinite(x), growth_of_infinite(mean, x), none);
-    const F by_theta = -(t.log.minus + select(count > none, digamma_minus_log_difference(at + count, at, count), none));
+    const F by_theta = -(t.log.minus + select(count > none, digamma_minus_log_difference<true>(at + count, at, count), none));
     by[1] = select(poisson, fma(t.mean, none, t.x * none), by_theta + growth_of_infinite(mean, x));
   }
 };

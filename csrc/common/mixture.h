@@ -122,12 +122,9 @@ template <class F> struct MixtureSums {
     prior = joint = splat<F>(0.0f);
     largest = splat<F>(-kLargest);
   }
-  // The logarithm of exp(logit)·p without its factor, held where float32 ends.
-  static VAE_FAST_FN F exponent(F relative, F fall) { return maximum(splat<F>(-kLargest), relative - fall); }
-
   // Call for every component in turn.
   VAE_FAST_FN void add(F logit, F fall, F factor) {
-    const F relative = logit - largest_logit, x = exponent(relative, fall), e = exp_nonpositive(-absolute(x - largest));
+    const F relative = logit - largest_logit, x = relative - fall, e = exp_nonpositive(-absolute(x - largest));
     const auto larger = x > largest;
     prior = prior + exp_nonpositive(relative);
     joint = fma(select(larger, joint, factor), e, select(larger, factor, joint));
@@ -135,8 +132,8 @@ template <class F> struct MixtureSums {
   }
   VAE_FAST_FN F nll() const {
     const F one = splat<F>(1.0f);
-    const auto held = largest == splat<F>(-kLargest);
-    const F log_joint = select(held, splat<F>(-kInfinity), largest + log1p(joint - one, joint).value);  // NaN passes, not through log()
+    // NaN passes, not through log(). A joint of 0 is one below exp(-kLargest).
+    const F log_joint = select(joint == splat<F>(0.0f), splat<F>(-kInfinity), largest + log1p(joint - one, joint).value);
     return log1p(prior - one, prior).value - log_joint;
   }
 };
@@ -151,7 +148,7 @@ template <class F> struct MixtureWeights {
         inverse_joint(divide(splat<F>(1.0f), sums.joint)) {}
   VAE_FAST_FN F prior(F logit) const { return exp_nonpositive(logit - largest_logit) * inverse_prior; }
   VAE_FAST_FN F posterior(F logit, F fall, F factor) const {
-    return exp_nonpositive(MixtureSums<F>::exponent(logit - largest_logit, fall) - largest) * (factor * inverse_joint);
+    return exp_nonpositive((logit - largest_logit) - fall - largest) * (factor * inverse_joint);
   }
 };
 

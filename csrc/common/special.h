@@ -99,11 +99,12 @@ template <class F> VAE_FAST_FN F digamma_tail(F w) {  // -(r(1/w) + w/2) / w², 
   return polynomial(w, w * w, 0.08333329856395721f, 2.326733010704629e-06f, -0.008350501768290997f, -6.376489182002842e-05f,
                     0.004938007798045874f, -0.003506414359435439f, 0.0008627527276985347f);
 }
-template <class F> VAE_FAST_FN F digamma_minus_log_difference(F b, F a, F distance) {  // distance = b - a, exact
+template <bool kCareful = false, class F> VAE_FAST_FN F digamma_minus_log_difference(F b, F a, F distance) {  // distance = b - a, exact
   const Shifted<F> sb = shifted(b), sa = shifted(a);
   const F one = splat<F>(1.0f), wb = sb.inverse, wa = sa.inverse;
   const F between = distance + (sb.by - sa.by);  // of the shifted ones
-  const F series = fma(splat<F>(0.5f) * between * wb, wa, wa * wa * digamma_tail(wa) - wb * wb * digamma_tail(wb));
+  const F half = splat<F>(0.5f) * between, tails = wa * wa * digamma_tail(wa) - wb * wb * digamma_tail(wb);
+  const F series = kCareful ? fma(half * wb, wa, tails) : fma(half, wa * wb, tails);  // wa·wb may leave float32
   const auto small = a < one;
   if (!any<F>(small)) return series;
   // digamma(y) = digamma(y + 1) - 1/y, so r(y) = r(y + 1) + log((y + 1)/y) - 1/y

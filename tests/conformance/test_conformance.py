@@ -16,7 +16,7 @@ from conftest import DTYPES, TRITON, needs_native
 from vae_fast.backends.native import cpu
 from vae_fast.ops import _common
 
-from . import cases, edges
+from . import cases, edges, known
 from .cases import Table, differences, table
 
 
@@ -59,8 +59,7 @@ def check(engine: Engine, table: Table, way: str = "samples") -> None:
         if not any(same_bits(outcome[0], other) for other in seen):
             wrong.append(differences(f"{engine.name} {isa}".strip(), table, outcome))
         seen.append(outcome[0])
-    if any(wrong):
-        pytest.fail("\n".join(wrong), pytrace=False)
+    known.judge("\n".join(filter(None, wrong)))
 
 
 def isas(engine: Engine, table: Table) -> Iterator[str]:

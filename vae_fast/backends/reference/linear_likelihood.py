@@ -31,19 +31,26 @@ def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
     return [head.view(target.shape) for head in heads]
 
 
-def mean_of(outputs: Tensor, library: Tensor | None) -> Tensor:
-    """exp of the outputs, or the library's size times their softmax over all features."""
+def kept(outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The outputs in the dtype of the arithmetic, 0 where the mask leaves them out: their exp may overflow."""
     (outputs,) = upcast(outputs)
+    return outputs if mask is None else torch.where(mask, outputs, 0.0)
+
+
+def mean_of(outputs: Tensor, library: Tensor | None, mask: Tensor | None) -> Tensor:
+    """exp of the outputs, or the library's size times their softmax over all features."""
     if library is None:
-        return torch.exp(outputs)
+        return torch.exp(kept(outputs, mask))
+    (outputs,) = upcast(outputs)
     share = torch.softmax(outputs.flatten(1), -1).view_as(outputs)
     return library.view(-1, *(1,) * (outputs.ndim - 1)) * share
 
 
-def theta_of(outputs: Tensor) -> Tensor:
+def theta_of(outputs: Tensor, mask: Tensor | None) -> Tensor:
     """exp of the outputs, bounded to what the dtype holds: the negative binomial is Poisson's long before."""
-    (outputs,) = upcast(outputs)
-    return torch.exp(outputs.clamp(max=math.log(torch.finfo(outputs.dtype).max) - 0.01))
+    outputs = kept(outputs, mask)
+    largest = math.log(torch.finfo(outputs.dtype).max) - 0.01
+    return torch.exp(torch.where(outputs > largest, largest, outputs))
 
 
 def linear_bernoulli_nll(
@@ -132,7 +139,7 @@ def linear_poisson_nll(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     (rate,) = parameters(hidden, weight, bias, target)
-    return poisson_nll(mean_of(rate, library), target, mask=mask, weight=sample_weight)
+    return poisson_nll(mean_of(rate, library, mask), target, mask=mask, weight=sample_weight)
 
 
 def linear_negative_binomial_nll(
@@ -147,8 +154,8 @@ def linear_negative_binomial_nll(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     rate, *own = parameters(hidden, weight, bias, target)
-    theta = theta_of(own[0]) if theta is None else theta
-    return negative_binomial_nll(mean_of(rate, library), target, theta, mask=mask, weight=sample_weight)
+    theta = theta_of(own[0], mask) if theta is None else theta
+    return negative_binomial_nll(mean_of(rate, library, mask), target, theta, mask=mask, weight=sample_weight)
 
 
 def linear_zero_inflated_negative_binomial_nll(
@@ -163,9 +170,9 @@ def linear_zero_inflated_negative_binomial_nll(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     rate, *own, dropout_logits = parameters(hidden, weight, bias, target)
-    theta = theta_of(own[0]) if theta is None else theta
+    theta = theta_of(own[0], mask) if theta is None else theta
     return zero_inflated_negative_binomial_nll(
-        mean_of(rate, library), target, theta, dropout_logits, mask=mask, weight=sample_weight
+        mean_of(rate, library, mask), target, theta, dropout_logits, mask=mask, weight=sample_weight
     )
 
 
