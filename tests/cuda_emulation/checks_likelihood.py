@@ -19,7 +19,7 @@ from .layouts import BF16, BOOL, F16, F32, INTEGERS, LAYOUTS, LONG, SHAPES, U8, 
 __all__ = ["schedule"]
 PARAMETERS = {
     "bernoulli": 1, "gaussian": 2, "continuous_bernoulli": 1, "laplace": 2, "discretized_logistic": 2,
-    "poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 3,
+    "poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 3, "bernoulli_probs": 1,
 }  # fmt: skip
 assert list(PARAMETERS) == list(LIKELIHOODS)
 
@@ -46,6 +46,8 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
     params = tuple(tensor(shape, dtype, where, 2 + i) for i, where in enumerate(layouts))
     if member in COUNTS:
         params = tuple(tensor(shape, dtype, w, 2 + i, positive=i < 2) for i, w in enumerate(layouts))
+    if member == "bernoulli_probs":
+        params[0].sigmoid_()
     kept = None if mask is None else tensor(shape, BOOL, mask, 7)
     if kept is not None:  # what is left out may be anything
         for t in (x, params[0]):

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..training import checkpoint
@@ -46,8 +46,9 @@ def claimed(out: Path | None, name: str, *, is_new: bool) -> Iterator[Path]:
             checkpoint.remove_leftovers(folder)
             yield folder
     finally:
-        if is_made and not any(folder.iterdir()):
-            folder.rmdir()
+        if is_made:
+            with suppress(OSError):
+                folder.rmdir()  # which a folder that holds something refuses
 
 
 def _make(folder: Path) -> bool:
