@@ -114,10 +114,17 @@ def test_latent(engine: Engine, kind: str, clamp: tuple[float, float] | None, wa
 @pytest.mark.parametrize("way", ["samples", "masked"])
 @pytest.mark.parametrize("head", cases.HEADS)
 def test_linear_heads(engine: Engine, head: str, way: str) -> None:
+    of_float32(engine)
     check(engine, table(cases.linear, head, engine.dtype), way)
 
 
 @pytest.mark.parametrize("way", ["samples", "masked"])
 @pytest.mark.parametrize("kind", ["categorical", "multinomial"])
 def test_linear_classes(engine: Engine, kind: str, way: str) -> None:
+    of_float32(engine)
     check(engine, table(cases.linear_classes, kind, engine.dtype), way)
+
+
+def of_float32(engine: Engine) -> None:
+    if engine == Engine("twin", torch.float64):
+        pytest.skip("fused heads compute in float32: those of float64 are the reference's")

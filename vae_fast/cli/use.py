@@ -76,7 +76,7 @@ def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = 
     if not pictures.can_draw(model):
         what = "counts" if model.likelihood.support == "counts" else f"samples of shape {model.shape}"
         raise TrainingError(f"{what} are no images: give --out a name that ends in .npy")
-    side = max(56, *(pictures.image_shape(model.shape) or ())) * 8 // 7  # with a gap
+    side = max((56, *(pictures.image_shape(model.shape) or ()))) * 8 // 7  # with a gap
     most = MOST_PIXELS // side**2
     if columns is not None:
         most = min(most, columns * (MOST_SIDE // side))
