@@ -125,7 +125,7 @@ template <bool kCounts> VAE_FAST_DEVICE Terms<kCounts> merge_over_lanes(Terms<kC
 
 template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64_t row, const Terms<kCounts>& terms) {
   // NaN stays NaN, and is the answer where all logits are -inf.
-  const float sum = terms.exponentials == 0 ? kNaN : static_cast<float>(terms.exponentials);
+  const float sum = terms.exponentials == 0 && a.classes > 0 ? kNaN : static_cast<float>(terms.exponentials);
   const float rest = static_cast<float>(terms.exponentials - 1), log_sum = log1p(rest, sum).value + (sum - sum);
   double nll = terms.below + terms.count * log_sum, total = terms.count;
   if constexpr (!kCounts) {
