@@ -238,7 +238,14 @@ def categorical_backward(
     )
 
 
-def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor) -> None:
+def mixture_forward(
+    params: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    *,
+    nll: Tensor,
+    grad_params: Tensor | None = None,
+) -> None:
     _cuda.mixture_forward(
         _where(params),
         mixture_sizes(params, target),
@@ -248,6 +255,9 @@ def mixture_forward(params: Tensor, target: Tensor, mask: Tensor | None, *, nll:
         _view(nll),
         None,
     )
+    if grad_params is not None:
+        ones = nll.new_ones(()).expand(len(params))
+        mixture_backward(params, target, mask, ones, grad_params=grad_params)
 
 
 def mixture_backward(
