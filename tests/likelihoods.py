@@ -108,6 +108,7 @@ MEMBERS = {
     "bernoulli": Member(
         lambda p, x: F.binary_cross_entropy_with_logits(p, x, reduction="none"), (lambda n: 3 * n,)
     ),
+    "bernoulli_probs": Member(lambda p, x: F.binary_cross_entropy(p, x, reduction="none"), (torch.sigmoid,)),
     "continuous_bernoulli": Member(continuous_bernoulli, (away_from_zero,)),
     "gaussian": Member(gaussian, (identity, identity)),
     "laplace": Member(laplace, (identity, identity)),
@@ -142,6 +143,8 @@ def make_target(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> T
 
 
 def function(name: str) -> Callable[..., Tensor]:
+    if name == "bernoulli_probs":
+        return vae_fast.bernoulli_nll_from_probs
     return getattr(vae_fast, f"{name}_nll")  # type: ignore[no-any-return]
 
 

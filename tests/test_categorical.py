@@ -250,3 +250,109 @@ def test_threads_do_not_change_the_bits() -> None:
         return result
 
     assert_same_bits_for_threads(compute)
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("masked", ["finfo.min", "-inf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n", [3, 10, 60, 700])  # across positions, and along the classes, in blocks
+def test_masked_logits(backend: str, n: int, dtype: torch.dtype, masked: str) -> None:
+    """What people put in place of classes that cannot be: the others are as if there were no more of them."""
+    lowest = torch.finfo(dtype).min if masked == "finfo.min" else -math.inf
+    kept = uniform(5, n, seed=4) > 0.5
+    kept[:, 1], kept[3] = True, torch.arange(n) == 1
+    logits = (3 * make(5, n)).to(dtype)
+    logits = leaf(torch.where(kept, logits, lowest))
+    target, x = torch.ones(5, dtype=torch.int64), counts(5, n) * kept
+    for function, of in ((vae_fast.categorical_nll, target), (vae_fast.multinomial_nll, x)):
+        nll = function(logits, of)
+        (grad,) = torch.autograd.grad(nll.sum(), logits)
+        for i in range(5):
+            some = leaf(logits[i, kept[i]].detach().double()[None])
+            one = torch.tensor([int(kept[i, :1].sum())]) if of is target else x[i, kept[i]].double()[None]
+            want = (cross_entropy if of is target else negative_sum)(some, one)
+            torch.testing.assert_close(nll[i : i + 1].double(), want, rtol=1e-6, atol=1e-6)
+            slope = torch.zeros(n, dtype=torch.float64)
+            slope[kept[i]] = torch.autograd.grad(want, some)[0][0]
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(
+                grad[i].double(), slope, rtol=4 * eps, atol=2e-7 * (1 + x.sum().item())
+            )
+            assert not grad[i, ~kept[i]].any()
+
+
+@pytest.mark.parametrize("n", [3, 10, 60, 700])
+def test_masked_classes_that_are_seen(backend: str, n: int) -> None:
+    """Their nll is what float32 holds of it, or infinite; the gradient is the same as that of any unlikely class."""
+    others = torch.tensor([0.0, LOWEST, -math.inf, torch.finfo(torch.float32).max])
+    rows = [
+        (LOWEST, 0),
+        (-math.inf, 0),
+        (0.0, 1),
+        (0.0, 2),
+        (LOWEST, 3),
+        (LOWEST, 1),
+        (-math.inf, 2),
+        (math.inf, 0),
+    ]
+    logits = leaf(torch.stack([torch.full((n,), others[k]) for _, k in rows]))
+    with torch.no_grad():
+        logits[:, 0] = torch.tensor([v for v, _ in rows])
+    uniform_nll = math.log(n)
+    want = [-LOWEST, math.inf, 0.0, 0.0, math.inf, uniform_nll, math.nan, math.nan]
+    slopes = [-1.0, -1.0, 0.0, 0.0, -1.0, 1 / n - 1, math.nan, math.nan]
+    ones = torch.zeros(len(rows), n)
+    ones[:, 0] = 1
+    for function, of in (
+        (vae_fast.categorical_nll, torch.zeros(len(rows), dtype=torch.int64)),
+        (vae_fast.multinomial_nll, ones),
+    ):
+        nll = function(logits, of)
+        (grad,) = torch.autograd.grad(nll.sum(), logits)
+        torch.testing.assert_close(nll.detach(), torch.tensor(want), rtol=1e-6, atol=0, equal_nan=True)
+        torch.testing.assert_close(grad[:, 0], torch.tensor(slopes), rtol=1e-6, atol=0, equal_nan=True)
+        share = torch.full((2, n - 1), 1 / (n - 1))
+        torch.testing.assert_close(grad[:2, 1:], share, rtol=1e-6, atol=0)
+        assert grad[6:].isnan().all()
+
+
+def test_nothing_counted_beside_what_is_no_number(backend: str) -> None:
+    """Counts of 0 and weights of 0 hide no NaN, as 0 NaN is NaN; the other samples are as they are."""
+    for n in (4, 70):
+        logits = leaf(make(4, n))
+        with torch.no_grad():
+            logits[1, 2], logits[2] = math.nan, -math.inf
+        nll = vae_fast.multinomial_nll(logits, torch.zeros(4, n))
+        assert nll.isnan().tolist() == [False, True, True, False] and not nll[::3].any()
+        for function, of in (
+            (vae_fast.multinomial_nll, torch.ones(4, n)),
+            (vae_fast.categorical_nll, torch.zeros(4, dtype=torch.int64)),
+        ):
+            nll = function(logits, of, weight=torch.zeros(4))
+            (grad,) = torch.autograd.grad(nll.sum(), logits)
+            assert nll.isnan().tolist() == [False, True, True, False]
+            assert grad.isnan().all(1).tolist() == [False, True, True, False] and not grad[::3].any()
+
+
+def test_masked_logits_of_a_linear_head(kernels: str) -> None:
+    """By the bias, as a head masks classes for good."""
+    hidden, weight, x = make(6, 3), make(9, 3), counts(6, 9)
+    target = torch.tensor([0, 1, 2, 0, 1, 2])
+    for lowest in (LOWEST, -math.inf):
+        bias = torch.tensor([0.0] * 3 + [lowest] * 6)
+        inputs = [leaf(t) for t in (hidden, weight, bias)]
+        less = [leaf(t) for t in (hidden, weight[:3], bias[:3])]
+        x[:, 3:] = 0
+        for head, of, some in (
+            (vae_fast.linear_categorical_nll, target, target),
+            (vae_fast.linear_multinomial_nll, x, x[:, :3]),
+        ):
+            nll, want = head(*inputs, of), head(*less, some)
+            torch.testing.assert_close(nll, want, rtol=1e-6, atol=1e-6)
+            grads = torch.autograd.grad(nll.sum(), inputs)
+            for got, slope in zip(grads, torch.autograd.grad(want.sum(), less), strict=True):
+                got = got if got.shape == slope.shape else got[:3]
+                torch.testing.assert_close(got, slope, rtol=1e-5, atol=1e-5)
+            assert not grads[1][3:].any() and not grads[2][3:].any()

@@ -87,69 +87,64 @@ def kl(m: mpf, lv: mpf) -> list[Term]:
     return [added(m * m / 2, expm1(lv) / 2, -lv / 2), added(m), added(expm1(lv) / 2)]
 
 
-def kl_to_prior(m: mpf, lv: mpf, mp_: mpf, lvp: mpf) -> list[Term]:
-    d, square, slope = lv - lvp, (m - mp_) ** 2 * exp(-lvp) / 2, (m - mp_) * exp(-lvp)
-    up = expm1(d) / 2
-    return [added(square, up, -d / 2), added(slope), added(up), added(-slope), added(-up, -square)]
-
-
-def categorical(k: int, *logits: mpf) -> list[Term]:
-    top = max(logits)
-    total = sum(exp(v - top) for v in logits)
-    shares = [exp(v - top) / total for v in logits]
-    return [added(top - logits[k], log(total)), *(added(p, mpf(-(i == k))) for i, p in enumerate(shares))]
-
-
-def by_sample(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda first, x, *others: function(first, x, *others)
+def kl_to_prior(m: mpf, lv: mpf, m_p: mpf, lv_p: mpf) -> list[Term]:
+    d, square, slope = lv - lv_p, (m - m_p) ** 2 * exp(-lv_p) / 2, (m - m_p) * exp(-lv_p)
+    up, moved = expm1(d) / 2, (abs(lv) + abs(lv_p)) * exp(d) / 2
+    return [
+        added(square, up, -d / 2, moved=moved),
+        added(slope),
+        added(up, moved=moved),
+        added(-slope),
+        added(-up, -square, moved=moved),
+    ]
 
 
 DIFFERENCES = [0.0, 1e-45, 1e-30, -1e-19, 1e-15, 1.0, -3.0, 1e10, 1e19, -1e30, MAX]
-SCALES = [
-    -1e30,
-    -350,
-    -200,
-    -174.5,
-    -173.5,
-    -100,
-    -88.5,
-    -87,
-    -5,
-    0,
-    5,
-    87,
-    88.5,
-    100,
-    173.5,
-    174.5,
-    200,
-    350,
-    1e30,
-    -MAX,
-    MAX,
-]
+SIZES = [5.0, 87.0, 88.5, 100.0, 173.5, 174.5, 200.0, 350.0, 1e30, MAX]
+SCALES = [0.0, *SIZES, *(-s for s in SIZES)]
 LOGITS = [
     s * v for v in (0.0, TINY, 1e-9, 0.3, 1.99, 2.01, 17, 88, 100, 1e4, 1e30, MAX / 2, MAX) for s in (1, -1)
 ]
 GREYS = [0.0, 1e-9, 0.25, 0.5, 1.0]
-CASES: dict[str, tuple[Callable[..., list[Term]], Callable[..., Tensor], Sequence[Sequence[float]]]] = {
-    "gaussian": (gaussian, vae_fast.gaussian_nll, ([0.0], DIFFERENCES, SCALES)),
-    "gaussian, from 1": (gaussian, vae_fast.gaussian_nll, ([1.0, 1e19], [0.0, 1.0, MAX, -1e19], SCALES)),
+Case = tuple[Callable[..., list[Term]], Callable[..., Tensor], Sequence[Sequence[float]]]
+
+
+def after_target(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, first, *others: function(first, x, *others)
+
+
+CASES: dict[str, Case] = {  # formula, function and what its arguments are, target first
+    "kl": (kl, vae_fast.kl_divergence, ([0.0, 1e-20, 3.0, 2e19, -MAX], SCALES)),
+    "kl to a prior": (
+        kl_to_prior,
+        lambda m, lv, *p: vae_fast.kl_divergence(m, lv, prior=p),
+        (DIFFERENCES[:-1], SCALES[::2], [0.0, 1e-15], SCALES),
+    ),
+    "gaussian": (gaussian, after_target(vae_fast.gaussian_nll), ([0.0], DIFFERENCES, SCALES)),
+    "gaussian, from 1": (
+        gaussian,
+        after_target(vae_fast.gaussian_nll),
+        ([1.0, 1e19], [0.0, 1.0, MAX, -1e19], SCALES),
+    ),
     "laplace": (
         laplace,
-        vae_fast.laplace_nll,
+        after_target(vae_fast.laplace_nll),
         ([0.0], DIFFERENCES, [s / 2 for s in SCALES]),
     ),
-    "bernoulli": (bernoulli, vae_fast.bernoulli_nll, (GREYS, LOGITS)),
+    "bernoulli": (bernoulli, after_target(vae_fast.bernoulli_nll), (GREYS, LOGITS)),
     "bernoulli_probs": (
         bernoulli_probs,
-        vae_fast.bernoulli_nll_from_probs,
+        after_target(vae_fast.bernoulli_nll_from_probs),
         (GREYS, [0.0, 1e-45, 1e-42, 1e-38, 1e-30, 1e-13, 1e-7, 0.2, 0.5, 0.7, 0.99, 1 - 2**-24, 1.0]),
     ),
-    "continuous_bernoulli": (continuous_bernoulli, vae_fast.continuous_bernoulli_nll, (GREYS, LOGITS)),
+    "continuous_bernoulli": (
+        continuous_bernoulli,
+        after_target(vae_fast.continuous_bernoulli_nll),
+        (GREYS, LOGITS),
+    ),
     "discretized_logistic": (
         discretized_logistic,
-        vae_fast.discretized_logistic_nll,
+        after_target(vae_fast.discretized_logistic_nll),
         (
             [0.0, 1 / 255, 128 / 255, 1.0],
             [-MAX, -1e36, -1e30, -40.0, -1.0, 0.0, 0.9, 1e5, MAX],
@@ -193,15 +188,46 @@ def assert_right(what: str, got: Tensor, row: Sequence[Term], *inputs: Tensor) -
 
 def check(name: str, dtype: torch.dtype) -> None:
     inputs, rows = truth(name, dtype)
-    x, *params = inputs
-    learned = [leaf(p) for p in params]
-    nll = CASES[name][1](learned[0], x, *learned[1:])
-    grads = torch.autograd.grad(nll.sum(), learned)
-    for i, (got, row) in enumerate(zip((nll, *grads), zip(*rows, strict=True), strict=True)):
-        assert_right(f"{name}: {f'gradient {i}' if i else 'nll'}", got, row, *inputs)
+    _, function, _ = CASES[name]
+    learned = [leaf(t) for t in inputs[len(inputs) - len(rows[0]) + 1 :]]
+    value = function(*inputs[: len(inputs) - len(learned)], *learned)
+    grads = torch.autograd.grad(value.sum(), learned)
+    for i, (got, row) in enumerate(zip((value, *grads), zip(*rows, strict=True), strict=True)):
+        assert_right(f"{name}: {f'gradient {i}' if i else 'value'}", got, row, *inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_likelihoods(backend: str, name: str, dtype: torch.dtype) -> None:
+def test_values_and_gradients(backend: str, name: str, dtype: torch.dtype) -> None:
     check(name, dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_float64(name: str) -> None:
+    """Which the reference serves."""
+    check(name, torch.float64)
+
+
+def test_second_derivatives() -> None:
+    """Of the reference, on both sides of where it changes its form."""
+    sizes = leaf(torch.tensor([-699.0, -600.0, -3.0, 0.0, 1.5, 9.9, 10.1], dtype=torch.float64))
+    d = leaf(torch.tensor([1e-200, 1e-150, 0.3, -1.0, 2.0, 1.0, 3.0], dtype=torch.float64))
+    for function in (vae_fast.gaussian_nll, vae_fast.laplace_nll):
+        by_d, by_size = torch.autograd.grad(
+            function(d, torch.zeros_like(d), sizes).sum(), (d, sizes), create_graph=True
+        )
+        twice, mixed = torch.autograd.grad(by_size.sum(), (sizes, d), retain_graph=True)
+        power = 2 if function is vae_fast.gaussian_nll else 1
+        want = d.abs() * torch.exp(-sizes / power)
+        torch.testing.assert_close(twice, want**power / power)
+        torch.testing.assert_close(mixed, -by_d)
+    logits = leaf(torch.tensor([-30.0, -2.0, -1.99, 0.0, 1e-3, 1.99, 2.01, 30.0], dtype=torch.float64))
+    inside = (logits.detach().abs() < 10).nonzero()[:, 0]
+    x = torch.full_like(logits, 0.3)
+    for check_of, inputs in (
+        (lambda v: vae_fast.continuous_bernoulli_nll(v, x[inside]), logits[inside]),
+        (lambda v: vae_fast.discretized_logistic_nll(v, x[inside], v), logits[inside]),
+        (lambda v: vae_fast.kl_divergence(v, v, prior=(2 * v, v + 1)), logits[inside]),
+        (lambda v: vae_fast.bernoulli_nll_from_probs(v, x[inside]), torch.sigmoid(logits[inside])),
+    ):
+        assert torch.autograd.gradgradcheck(check_of, leaf(inputs))

@@ -526,3 +526,70 @@ def test_threads_do_not_change_the_bits() -> None:
         return *outputs, *torch.autograd.grad(outputs, (mu, logvar, *prior), grads)
 
     assert_same_bits_for_threads(compute)
+
+
+def test_distributions_beyond_the_range_of_exp(backend: str) -> None:
+    """Where exp(-logvar_p) or (mu - mu_p)^2 leaves float32 though the KL divergence does not."""
+    rows = [  # mu, logvar, mu_p, logvar_p, KL, and its derivatives by mu, logvar and logvar_p
+        (0.0, -88.0, 0.0, -89.0, 0.35914091, 0.0, 0.85914091, -0.85914091),
+        (0.0, -300.0, 0.0, -300.0, 0.0, 0.0, 0.0, 0.0),
+        (1e-20, -90.0, 0.0, -90.0, 6.1020163e-02, 1.2204033e19, 0.0, -6.1020163e-02),
+        (1e19, 90.0, 0.0, 90.0, 4.0970063e-02, 8.1940126e-21, 0.0, -4.0970063e-02),
+        (1e30, 200.0, -1e30, 200.0, 2.7677930e-27, 2.7677930e-57, 0.0, -2.7677930e-27),
+        (3e-30, -150.0, 1e-30, -151.0, 757699.45, 7.5769909e35, 0.85914091, -757699.95),
+        (0.0, 89.0, 0.0, 0.0, 2.2448064e38, 0.0, 2.2448064e38, -2.2448064e38),
+        (2e19, 0.0, 0.0, 0.0, 2e38, 2e19, 0.0, -2e38),
+        (0.0, 0.0, 1.0, -100.0, math.inf, -math.inf, math.inf, -math.inf),
+        (0.0, -1e30, 0.0, 1e30, 1e30, 0.0, -0.5, 0.5),
+    ]
+    columns = [leaf(torch.tensor(c)[:, None]) for c in zip(*(r[:4] for r in rows), strict=True)]
+    want = [torch.tensor(c) for c in zip(*(r[4:] for r in rows), strict=True)]
+    kl = vae_fast.kl_divergence(*columns[:2], prior=tuple(columns[2:]))
+    by_mu, by_logvar, by_mu_p, by_logvar_p = (g[:, 0] for g in torch.autograd.grad(kl.sum(), columns))
+    for got, wanted in zip((kl, by_mu, by_logvar, by_logvar_p), want, strict=True):
+        torch.testing.assert_close(got.detach(), wanted, rtol=2e-6, atol=1e-37)
+    torch.testing.assert_close(by_mu_p, -by_mu, rtol=0, atol=0)
+    mu, logvar = (leaf(torch.tensor(v)) for v in ([0.0, 2e19, 0.0, 3.0], [89.0, 0.0, -1e30, -200.0]))
+    kl = vae_fast.kl_divergence(mu, logvar)
+    torch.testing.assert_close(
+        kl.detach(), torch.tensor([2.2448064e38, 2e38, 5e29, 104.0]), rtol=2e-6, atol=0
+    )
+    by_mu, by_logvar = torch.autograd.grad(kl.sum(), (mu, logvar))
+    assert torch.equal(by_mu, mu)
+    torch.testing.assert_close(by_logvar, torch.tensor([2.2448064e38, 0.0, -0.5, -0.5]), rtol=2e-6, atol=0)
+
+
+def test_samples_of_wide_distributions(backend: str) -> None:
+    """exp(logvar / 2) may be too large for float32 where its product with the noise is not."""
+    logvar = leaf(torch.tensor([[178.0, 178.0, 200.0, 1e4, 1e4, -1e4]]))
+    noise = torch.tensor([[0.25, 0.0, 1e-10, 0.0, 1.0, 1.0]])
+    for draws in (None, 2):
+        eps = noise if draws is None else noise.expand(draws, 1, 6)
+        z = vae_fast.reparameterize(torch.ones(1, 6), logvar, noise=eps, num_samples=draws)
+        want = torch.tensor([[1.1224032e38, 1.0, 2.6881171e33, 1.0, math.inf, 1.0]]).expand(z.shape)
+        torch.testing.assert_close(z.detach(), want, rtol=2e-6, atol=0)
+        weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 1.0]).expand(z.shape)
+        (grad,) = torch.autograd.grad((z * weights).sum(), logvar)
+        torch.testing.assert_close(grad, 0.5 * (want - 1).view(-1, 1, 6).sum(0), rtol=4e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_bounds_are_rounded_to_the_dtype(backend: str, dtype: torch.dtype) -> None:
+    """As torch.clamp rounds them: the gradient passes at the bound itself, values and gradients are those of torch."""
+    mu = torch.tensor([0.3, -1.0], dtype=dtype)
+    for bound in (0.1, 0.3, 1 / 3, 7.7):
+        at = torch.tensor(bound, dtype=dtype)
+        steps = at * torch.tensor([1.0, 1 + 2 * torch.finfo(dtype).eps, 1 - 2 * torch.finfo(dtype).eps])
+        logvar = torch.cat((steps, -steps)).to(dtype)[:, None].expand(6, 2)
+        results = []
+        for clamp in ((-bound, bound), None):
+            lv = leaf(logvar.clone())
+            held = lv if clamp is not None else lv.clamp(-bound, bound)
+            z, kl = vae_fast.reparameterize_kl(mu.expand(6, 2), held, clamp=clamp, rng_state=state())
+            results.append((z, kl, *torch.autograd.grad((z.float().sum(), kl.sum()), lv)))
+        for got, want in zip(*results, strict=True):
+            assert torch.equal(got, want)
+        assert (results[0][2][0] != 0).all() and (results[0][2][3] != 0).all()
+    packed = leaf(torch.tensor([[0.0, 0.1]], dtype=dtype))
+    _, kl = vae_fast.reparameterize_kl_packed(packed, clamp=(-0.1, 0.1), rng_state=state())
+    assert torch.autograd.grad(kl, packed)[0][0, 1] != 0

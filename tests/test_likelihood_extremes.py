@@ -79,6 +79,7 @@ MEANS = [0.0, 1e-6, 0.01, 0.5, 1.0, 6.5, 31.0, 260.0, 3900.0, 1e5]
 THETAS = [1e-4, 0.01, 0.5, 1.0, 20.0, 1e3, 1e4, 1e6, 1e8]
 CASES = {
     "bernoulli": (GREYS, LOGITS),
+    "bernoulli_probs": (GREYS, [1e-9, 1e-3, 0.3, 0.5, 0.8, 0.999, 1 - 2.0**-23]),
     "continuous_bernoulli": (GREYS, LOGITS),
     "gaussian": ([-30.0, 0.0, 0.3, 1.0], [-5.0, 0.0, 0.3, 1e4], [-30.0, -5.0, 0.0, 5.0, 30.0]),
     "laplace": ([-30.0, 0.0, 0.3, 1.0], [-5.0, 0.0, 0.3, 1e4], [-30.0, -5.0, 0.0, 5.0, 30.0]),
@@ -169,3 +170,65 @@ def test_the_bound_on_the_log_scale(backend: str) -> None:
     assert (grad != 0).tolist() == [True, False, False, True]
     torch.testing.assert_close(nll[:3], nll[:1].expand(3))
     torch.testing.assert_close(grad[0], grad[3], rtol=1e-2, atol=0)
+
+
+def test_wide_and_narrow_distributions(backend: str) -> None:
+    """Where exp(-logvar) leaves float32 though the likelihood does not; infinite where that is too large, never less
+    than nothing."""
+    inf = math.inf
+    rows = [  # x - mean, logvar, nll, and its derivatives by mean and logvar
+        (1e-15, -88.5, 1.3615439e8 - 43.331061, -2.7230878e23, 0.5 - 1.3615439e8),
+        (1.0, -100.0, inf, -inf, -inf),
+        (1e19, 100.0, 50.918940, -3.7200759e-25, 0.49999814),
+        (0.0, -200.0, -99.081061, 0.0, 0.5),
+        (0.0, -1e30, -5e29, 0.0, 0.5),
+        (-1e30, 200.0, 100.91894, 1.3838965e-57, 0.5),
+        (1e-30, -200.0, 3.6129868e26, -7.2259737e56, -3.6129868e26),
+        (0.0, -inf, math.nan, math.nan, math.nan),
+        (1.0, -inf, math.nan, -inf, -inf),
+        (1.0, inf, inf, 0.0, 0.5),
+    ]
+    x, logvar, *want = map(torch.tensor, zip(*rows, strict=True))
+    mean, logvar = leaf(torch.zeros_like(x)), leaf(logvar)
+    nll = vae_fast.gaussian_nll(mean, x, logvar)
+    for got, wanted in zip((nll, *torch.autograd.grad(nll.sum(), (mean, logvar))), want, strict=True):
+        torch.testing.assert_close(got.detach(), wanted, rtol=2e-6, atol=1e-37, equal_nan=True)
+    rows = [  # the same of a Laplace distribution
+        (1e-15, -100.0, 2.6881171e28, -inf, -2.6881171e28),
+        (0.0, -100.0, -99.306853, 0.0, 1.0),
+        (1e38, 100.0, 100.69315, -3.7200759e-44, 0.99999628),
+        (1e38, 88.0, 1e38 * math.exp(-88) + 88.693147, -6.0546018e-39, 1 - 1e38 * math.exp(-88)),
+        (-1.0, -88.5, 2.7230878e38, 2.7230878e38, -2.7230878e38),
+        (0.0, -inf, math.nan, math.nan, math.nan),
+        (1.0, -inf, math.nan, -inf, -inf),
+        (1.0, inf, inf, 0.0, 1.0),
+    ]
+    x, scale, *want = map(torch.tensor, zip(*rows, strict=True))
+    location, scale = leaf(torch.zeros_like(x)), leaf(scale)
+    nll = vae_fast.laplace_nll(location, x, scale)
+    for got, wanted in zip((nll, *torch.autograd.grad(nll.sum(), (location, scale))), want, strict=True):
+        torch.testing.assert_close(got.detach(), wanted, rtol=2e-6, atol=1e-37, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_probabilities_as_in_torch(backend: str, dtype: torch.dtype) -> None:
+    """Values and gradients of F.binary_cross_entropy, at 0 and 1 too; NaN where it raises."""
+    p = [0.0, 1.0, 1e-12, 1e-7, 0.2, 0.5, 0.77, 1 - 1e-3, 1 - 1e-7, 1 - 1e-13]
+    probs, x = (t.to(dtype) for t in grid(p, [0.0, 1.0, 0.5, 1e-3]))
+    probs, wide = leaf(probs), torch.float64 if dtype == torch.float64 else torch.float32
+    nll = vae_fast.bernoulli_nll_from_probs(probs, x)
+    own = leaf(probs.to(wide))
+    want = torch.nn.functional.binary_cross_entropy(own, x.to(wide), reduction="none")
+    torch.testing.assert_close(nll.detach(), want.detach(), rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(nll.sum(), probs)
+    (slope,) = torch.autograd.grad(want.sum(), own)
+    torch.testing.assert_close(grad, slope.to(dtype), rtol=1e-6 if wide is dtype else 8e-3, atol=0)
+    assert nll[0] == 0 and nll[1] == 100
+    bad = torch.tensor([-0.1, 1.1, math.nan, math.inf, 0.5, 0.5, 0.5], dtype=dtype)
+    wrong = torch.tensor([0.5, 0.5, 0.5, 0.5, -0.1, 255.0, math.nan], dtype=dtype)
+    bad = leaf(bad)
+    nll = vae_fast.bernoulli_nll_from_probs(bad, wrong)
+    assert nll.isnan().all() and torch.autograd.grad(nll.sum(), bad)[0].isnan().all()
+    mask = torch.zeros(7, dtype=torch.bool)
+    nll = vae_fast.bernoulli_nll_from_probs(bad, wrong, mask=mask)
+    assert not nll.any() and not torch.autograd.grad(nll.sum(), bad)[0].any()

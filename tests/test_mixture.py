@@ -255,3 +255,56 @@ def test_threads_do_not_change_the_bits() -> None:
         return result
 
     assert_same_bits_for_threads(compute)
+
+
+def test_components_that_cannot_be(backend: str) -> None:
+    """Logits of finfo.min and -inf leave a component out: the others are as if there were no more of them."""
+    for lowest in (torch.finfo(torch.float32).min, -math.inf):
+        params, x = make_params(2, 1, 4, 5), levels(2, 1, 5)
+        params[:, 1], params[1, 3] = lowest, lowest
+        params = leaf(params)
+        nll = vae_fast.discretized_logistic_mixture_nll(params, x)
+        (grad,) = torch.autograd.grad(nll.sum(), params)
+        for i, kept in enumerate(([0, 2, 3], [0, 2])):
+            places = [j + k for j in (0, 4, 8) for k in kept]
+            some = leaf(params[i : i + 1, places].detach())
+            want = vae_fast.discretized_logistic_mixture_nll(some, x[i : i + 1])
+            torch.testing.assert_close(nll[i], want[0])
+            (slope,) = torch.autograd.grad(want, some)
+            torch.testing.assert_close(grad[i, places], slope[0])
+            assert not grad[i, [j for j in range(12) if j not in places]].any()
+    impossible = torch.full((1, 3, 2), -math.inf)
+    assert vae_fast.discretized_logistic_mixture_nll(impossible, levels(1, 1, 2)).isnan()
+
+
+def test_means_and_scales_beyond_the_range_of_exp(backend: str) -> None:
+    """-log p is a number where p is less than float32 holds; it is infinite only where it is itself too large."""
+    largest, k = torch.finfo(torch.float32).max, 100 / 255
+    level = math.log(255 / 2)  # of a density, which is 1/4 at the mean
+    far = 1e38 * math.exp(-88)
+    rows = [  # mean, log-scale, x, -log p
+        (-0.2, 85.0, k, 85 + level + math.log(4)),
+        (-0.2, 300.0, k, 300 + level + math.log(4)),
+        (0.3, largest, k, largest),
+        (0.3, largest, 0.0, math.log(2)),
+        (1e38, 88.0, k, 88 + level + far + 2 * math.log1p(math.exp(-far))),
+        (largest, 0.0, k, largest),
+        (largest, 0.0, 1.0, 0.0),
+        (largest, -7.0, k, math.inf),
+    ]
+    mean, scale, x, want = map(torch.tensor, zip(*rows, strict=True))
+    likely = torch.tensor([[0.0], [-0.2], [-3.0]]).expand(3, len(rows)).T[..., None]  # another component
+    one = torch.stack((torch.zeros_like(mean), mean, scale), 1)[..., None]
+    for params in (one, one.repeat_interleave(3, 1)):  # alike components are as one
+        params = leaf(params)
+        nll = vae_fast.discretized_logistic_mixture_nll(params, x[:, None, None])
+        torch.testing.assert_close(nll.detach(), want, rtol=1e-6, atol=1e-30)
+        (grad,) = torch.autograd.grad(nll[:-1].sum(), params)  # which is not finite where nll is not
+        by_scale = torch.tensor([1.0, 1.0, 1.0, 0.0, 1 - far * math.tanh(far / 2), -largest, 0.0])
+        components = params.shape[1] // 3
+        got = grad[:-1, 2 * components :, 0].double().sum(1)
+        torch.testing.assert_close(got, by_scale.double(), rtol=1e-6, atol=1e-6)
+    both = torch.stack((likely, one), 2).flatten(1, 2)
+    nll = vae_fast.discretized_logistic_mixture_nll(leaf(both), x[:, None, None])
+    alone = vae_fast.discretized_logistic_mixture_nll(likely.contiguous(), x[:, None, None])
+    torch.testing.assert_close(nll[[0, 1, 2, 4, 5, 7]], alone[[0, 1, 2, 4, 5, 7]] + math.log(2))

@@ -71,11 +71,9 @@ template <class F> struct Factors {
 };
 
 constexpr float kLeastExponent = -176.0f, kMostExponent = 176.0594f;
-template <class F> VAE_FAST_FN Factors<F> exp_factors(const Reduced<F>& e, F x) {
-  return {power(e), select(x == splat<F>(kInfinity), x, fma(power(e), e.p, power(e)))};
-}
 template <class F> VAE_FAST_FN Factors<F> exp_factors(F x) {
-  return exp_factors(reduce<2>(clamp(x, kLeastExponent, kMostExponent)), x);
+  const Reduced<F> e = reduce<2>(clamp(x, kLeastExponent, kMostExponent));
+  return {power(e), select(x == splat<F>(kInfinity), x, fma(power(e), e.p, power(e)))};
 }
 // The same where x <= kMostExponent.
 template <class F> VAE_FAST_FN Factors<F> exp_factors_below(F x) {
@@ -83,21 +81,18 @@ template <class F> VAE_FAST_FN Factors<F> exp_factors_below(F x) {
   return {power(e), fma(power(e), e.p, power(e))};
 }
 
-// exp(h), expm1(2h)/2 and (expm1(2h) - 2h)/2 from one polynomial: what a Gaussian sample and its KL are made of, for h
-// half a log-variance. Around 0 the last is a sum of terms that are never negative, so it keeps its relative accuracy
+// exp(h) as two factors, expm1(2h)/2 and (expm1(2h) - 2h)/2 from one polynomial: what a Gaussian sample and its KL are
+// made of, for h half a log-variance. Around 0 the last is a sum of terms that are never negative, so it keeps its relative accuracy
 // where subtracting would cancel; halves stay finite where expm1 does not.
-template <class F> struct Exponential {
-  Factors<F> root;
-  F half_expm1, half_expm1_minus;
-};
+template <class F> struct Exponential { F first, second, half_expm1, half_expm1_minus; };
 
 template <class F> VAE_FAST_FN Exponential<F> exponential(F h) {
   const F half = splat<F>(0.5f);
   const Reduced<F> e = reduce<2>(clamp(h, kLeastExponent, kMostExponent));
-  const Factors<F> factors = exp_factors(e, h);
-  const F root = factors.first * factors.second, p = e.p, half_p = half * p, far = fma(half * root, root, -half);
+  const F first = power(e), second = select(h == splat<F>(kInfinity), h, fma(first, e.p, first));
+  const F root = first * second, p = e.p, half_p = half * p, far = fma(half * root, root, -half);
   const auto near = e.k == splat<F>(0.0f);  // |h| <= ln 2, and there root = 1 + p
-  return {factors, select(near, fma(half_p, p, p), far), select(near, fma(half_p, p, e.residual), far - h)};
+  return {first, second, select(near, fma(half_p, p, p), far), select(near, fma(half_p, p, e.residual), far - h)};
 }
 
 template <class F> VAE_FAST_FN F absolute(F x) { return bit_cast<F>(bit_cast<u32_of<F>>(x) & 0x7FFFFFFFu); }

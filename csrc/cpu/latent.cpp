@@ -28,10 +28,10 @@ void latent_forward(const LatentForward& a, const Task& task) {
     const float* logvar = read(a.logvar, block, logvar_buffer);
     float* z = one_pass ? destination(a.z, block, z_buffer) : nullptr;
 
-    const auto emit_std = [&](std::int64_t i, int count, vf32 m, Factors<vf32> std) VAE_FAST_LAMBDA {
-      if (one_pass) return store_partial(z + i, fma(std.first * load_partial(eps + i, count), std.second, m), count);
-      store(first.data + i, std.first);
-      store(second.data + i, std.second);
+    const auto emit_std = [&](std::int64_t i, int count, vf32 m, vf32 one, vf32 other) VAE_FAST_LAMBDA {  // exp(logvar/2)
+      if (one_pass) return store_partial(z + i, fma(one * load_partial(eps + i, count), other, m), count);
+      store(first.data + i, one);
+      store(second.data + i, other);
     };
     if (a.prior_mu && wants_kl) {
       const float* prior_mu = read(a.prior_mu, block, prior_mu_buffer);
@@ -43,7 +43,8 @@ void latent_forward(const LatentForward& a, const Task& task) {
           const vf32 lvp = load_partial(prior_logvar + i, count);
           farthest = maximum(absolute(lvp), farthest);
           store(terms.data + i, divergence<near()>(m, lv, load_partial(prior_mu + i, count), lvp).value);
-          emit_std(i, count, m, exp_factors(half * lv));
+          const Factors<vf32> std = exp_factors(half * lv);
+          emit_std(i, count, m, std.first, std.second);
         });
         return farthest;
       });
@@ -52,7 +53,7 @@ void latent_forward(const LatentForward& a, const Task& task) {
         const vf32 m = load_partial(mu + i, count), lv = clamped(load_partial(logvar + i, count), a.clamp);
         const Exponential<vf32> e = exponential(half * lv);
         store(terms.data + i, divergence(m, e));
-        emit_std(i, count, m, e.root);
+        emit_std(i, count, m, e.first, e.second);
       });
     }
     if (wants_kl) kl.add(block, terms.data);
@@ -132,7 +133,8 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
         vf32 by_mu{}, by_logvar{};
         if constexpr (kHasZ) {
           by_mu = load_partial(draws.grad + i, count);
-          by_logvar = e.root.times(half * (load_partial(draws.weighted + i, count) * load_partial(draws.factor + i, count)));
+          const vf32 drawn = half * (load_partial(draws.weighted + i, count) * load_partial(draws.factor + i, count));
+          by_logvar = drawn * e.first * e.second;
         }
         if constexpr (kHasKl) {
           const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);

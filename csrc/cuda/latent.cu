@@ -37,8 +37,8 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
       for (int i = 0; i < A::size; ++i) {
         const float logvar = clamped(first[i], a.clamp);
         const Exponential<float> e = exponential(0.5f * logvar);
-        first[i] = e.root.first;
-        second[i] = e.root.second;
+        first[i] = e.first;
+        second[i] = e.second;
         float term;
         if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
         else term = divergence(mu[i], e);
@@ -102,7 +102,7 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         const float raw = logvar[i], lv = clamped(raw, a.clamp);
         const Exponential<float> e = exponential(0.5f * lv);
         // Selected, not multiplied by zero: what does not count may be infinite.
-        by_logvar[i] = a.grad_z ? e.root.times(0.5f * by_logvar[i]) : 0.0f;
+        by_logvar[i] = a.grad_z ? 0.5f * by_logvar[i] * e.first * e.second : 0.0f;
         if constexpr (kHasPrior) {
           const PriorDivergence<float> d = divergence(mu[i], lv, prior_mu[i], prior_logvar[i]);
           by_mu[i] = a.grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];

@@ -12,6 +12,7 @@
 - Where an input is infinite the formula's limit is right, and so is PyTorch's own NaN or infinity. Where that limit is
   infinite, or there is none, NaN is right, too; a loss of -inf is not, and beside such a loss a gradient may be NaN or
   any infinity. theta = inf is a limit by definition: NaN is wrong.
+- Where a loss is too large for its dtype, its gradient may be NaN, or what PyTorch's own is if that is not finite.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def report(
     wrong = int((excess > 1).sum())
     if not wrong:
         return ""
-    lines = [f"{where}: {wrong} of {excess.numel()} are wrong"]
+    lines = [
+        f"{where}: {wrong} of {excess.numel()} are wrong, by up to {excess.max():.4g} times what is allowed"
+    ]
     for flat in excess.flatten().argsort(descending=True, stable=True)[: min(10, wrong)].tolist():
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), excess.shape))
         given = ", ".join(f"{k} {_number(t[at[0]])}" for k, t in inputs.items())

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -47,18 +47,17 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield request.param
 
 
-WAYS = pytest.mark.parametrize("way", cases.WAYS)
-
-
-def check(engine: Engine, table: Table, way: str = "samples") -> None:
+def check(engine: Engine, table: Table, ways: Sequence[str] = tuple(cases.WAYS)) -> None:
     """On the CPU with every instruction set of this machine; the same bits are judged once."""
-    seen: list[cases.Results] = []
     wrong = []
-    for isa in isas(engine, table):
-        outcome = cases.WAYS[way](table)
-        if not any(same_bits(outcome[0], other) for other in seen):
-            wrong.append(differences(f"{engine.name} {isa}".strip(), table, outcome))
-        seen.append(outcome[0])
+    # Interpreted kernels take their time: 16-bit inputs differ from float32 where they are read and written alone.
+    for way in ways[:1] if engine.name == "triton" and engine.dtype != torch.float32 else ways:
+        seen: list[cases.Results] = []
+        for isa in isas(engine, table):
+            outcome = cases.WAYS[way](table)
+            if not any(same_bits(outcome[0], other) for other in seen):
+                wrong.append(differences(f"{engine.name} {isa}".strip(), table, outcome, way))
+            seen.append(outcome[0])
     known.judge("\n".join(filter(None, wrong)))
 
 
@@ -77,54 +76,49 @@ def isas(engine: Engine, table: Table) -> Iterator[str]:
 
 
 def same_bits(a: cases.Results, b: cases.Results) -> bool:
-    return all(torch.equal(a[k].nan_to_num(1.2345), b[k].nan_to_num(1.2345)) for k in a)
+    return all(torch.allclose(a[k], b[k], rtol=0, atol=0, equal_nan=True) for k in a)
 
 
-@WAYS
 @pytest.mark.parametrize("name", cases.PARAMETERS)
-def test_elements(engine: Engine, name: str, way: str) -> None:
-    check(engine, table(cases.elementwise, name, engine.dtype), way)
+def test_elements(engine: Engine, name: str) -> None:
+    check(engine, table(cases.elementwise, name, engine.dtype))
 
 
 @pytest.mark.parametrize("name", cases.PARAMETERS)
 def test_targets_of_integers(engine: Engine, name: str) -> None:
-    check(engine, table(cases.with_integers, name, engine.dtype))
+    check(engine, table(cases.with_integers, name, engine.dtype), ["samples"])
 
 
-@WAYS
 @pytest.mark.parametrize("classes", edges.CLASSES)
 @pytest.mark.parametrize("build", [cases.categorical, cases.multinomial])
-def test_classes(engine: Engine, build: Any, classes: int, way: str) -> None:
-    check(engine, table(build, classes, engine.dtype), way)
+def test_classes(engine: Engine, build: Any, classes: int) -> None:
+    check(engine, table(build, classes, engine.dtype))
 
 
-@WAYS
-@pytest.mark.parametrize(("channels", "components"), [(1, 1), (1, 3), (3, 2)])
-def test_mixtures(engine: Engine, channels: int, components: int, way: str) -> None:
-    check(engine, table(cases.mixture, channels, components, engine.dtype), way)
+@pytest.mark.parametrize(("channels", "components"), cases.MIXTURES)
+def test_mixtures(engine: Engine, channels: int, components: int) -> None:
+    check(engine, table(cases.mixture, channels, components, engine.dtype))
 
 
-@pytest.mark.parametrize("way", ["samples", "one sample"])
 @pytest.mark.parametrize("clamp", [None, *edges.CLAMPS])
-@pytest.mark.parametrize("kind", ["kl", "prior", "sample", "both"])
-def test_latent(engine: Engine, kind: str, clamp: tuple[float, float] | None, way: str) -> None:
-    check(engine, table(cases.latent, kind, clamp, engine.dtype), way)
+@pytest.mark.parametrize("kind", cases.LATENT)
+def test_latent(engine: Engine, kind: str, clamp: tuple[float, float] | None) -> None:
+    check(engine, table(cases.latent, kind, clamp, engine.dtype), ["samples", "one sample"])
 
 
-@pytest.mark.parametrize("way", ["samples", "masked"])
+# Fused heads compute in float32: those of float64 are the reference's.
+OF_HEADS = pytest.mark.parametrize(
+    "engine", [e for e in ENGINES if e.values != (Engine("twin", torch.float64),)], indirect=True
+)
+
+
+@OF_HEADS
 @pytest.mark.parametrize("head", cases.HEADS)
-def test_linear_heads(engine: Engine, head: str, way: str) -> None:
-    of_float32(engine)
-    check(engine, table(cases.linear, head, engine.dtype), way)
+def test_linear_heads(engine: Engine, head: str) -> None:
+    check(engine, table(cases.linear, head, engine.dtype), ["samples", "masked"])
 
 
-@pytest.mark.parametrize("way", ["samples", "masked"])
+@OF_HEADS
 @pytest.mark.parametrize("kind", ["categorical", "multinomial"])
-def test_linear_classes(engine: Engine, kind: str, way: str) -> None:
-    of_float32(engine)
-    check(engine, table(cases.linear_classes, kind, engine.dtype), way)
-
-
-def of_float32(engine: Engine) -> None:
-    if engine == Engine("twin", torch.float64):
-        pytest.skip("fused heads compute in float32: those of float64 are the reference's")
+def test_linear_classes(engine: Engine, kind: str) -> None:
+    check(engine, table(cases.linear_classes, kind, engine.dtype), ["samples", "masked"])

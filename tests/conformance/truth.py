@@ -140,7 +140,7 @@ def logistic(t: Mpf, distance: Mpf, terms: Mpf, s: Mpf) -> list[Number]:
     )
     if s < LEAST_LOG_SCALE:
         return [nll, by_mean, total(mpf(0))]
-    slopes = [*([] if last else [b * above]), *([] if first else [-a * below])]
+    slopes = [b * above if above else mpf(0), -a * below if below else mpf(0)]  # 0 inf is 0 here
     steep = above * inner_b * (1 + abs(b) * (1 - above)) + below * inner_a * (1 + abs(a) * (1 - below))
     tails = min(MANY, max(mpf(1), abs(a), abs(b)))
     return [nll, by_mean, total(*slopes, *of_width, rounding=steep, tails=tails)]
@@ -361,7 +361,9 @@ def mixture(x: Sequence[Mpf], *params: Mpf) -> list[Number]:
     def weighed(j: int, by: Number, factor: Mpf = mpf(1)) -> Number:  # noqa: B008
         if not posterior[j]:
             return total(mpf(0))
-        return Number(posterior[j] * by.value * factor, loose[j] * by.scale * abs(factor), by.tails)
+        # An exp that was flushed may be multiplied by masses relative to the others', too.
+        tails = min(MANY, max(by.tails, 256 * abs(by.value * factor)))
+        return Number(posterior[j] * by.value * factor, loose[j] * by.scale * abs(factor), tails)
 
     slopes: list[Number] = []
     for c in range(channels):
@@ -429,9 +431,11 @@ def sample_and_kl(mu: Mpf, logvar: Mpf, eps: Mpf, *, clamp: tuple[Mpf, Mpf] | No
 NUDGE = mpf(2) ** -80
 
 
-def _times(factor: Mpf, n: Number, rounding: Mpf) -> Number:
+def _times(factor: Mpf, n: Number, rounding: Mpf, info: Any) -> Number:
     """factor n, where the factor is rounded, and either may be below the smallest normal number."""
     tails = min(mpf(2) ** 40, max(mpf(1), abs(n.value), abs(factor) * n.tails))
+    if 0 < abs(n.value) < info.smallest_normal:
+        rounding = max(rounding, 2 / mpf(info.eps))
     return Number(factor * n.value, abs(factor) * (n.scale + rounding * abs(n.value)), tails, n.defined)
 
 
@@ -442,7 +446,7 @@ def _sum(numbers: Sequence[Number]) -> Number:
 
 def linear_counts(
     member: str,
-    largest: Mpf,
+    info: Any,
     x: Sequence[Mpf],
     outputs: Sequence[Mpf],
     *,
@@ -452,19 +456,22 @@ def linear_counts(
     """nll and its derivatives by the outputs, by theta where it is given, and by the library.
 
     The mean is exp of an output, or library times a softmax; theta may be exp of an output: both are rounded, and what
-    that does to a result is measured, by moving them a little.
+    that does to a result is measured, by moving them a little. `info` is torch.finfo of the arithmetic: a softmax or a
+    slope below its smallest normal number has no relative accuracy, and a theta beyond its largest is held there.
     """
     function, size = globals()[member], len(x)
     heads = [outputs[i : i + size] for i in range(0, len(outputs), size)]
 
     def link(o: Mpf) -> Mpf:
-        return mp.exp(o) if mp.exp(o) <= largest else INF
+        return mp.exp(o) if mp.exp(o) <= info.max else INF
 
     rounded, share = [mpf(1)] * size, [mpf(1)] * size
     means = [link(o) for o in heads[0]]
     if library is not None:
         less, share, log_sum = shares(heads[0])
         means, rounded = [library * p for p in share], [1 + abs(el) + log_sum for el in less]
+        lost = 2 / mpf(info.eps)
+        rounded = [lost if 0 < p < info.smallest_normal else r for p, r in zip(share, rounded, strict=True)]
     linked = len(heads) > 1 and member != "poisson" and not theta
     columns = [means, *([[link(o) for o in heads[1]]] if linked else [theta] if theta else [])]
     columns += [heads[-1]] if member.startswith("zero") else []
@@ -484,17 +491,25 @@ def linear_counts(
             loose = [a + abs(v) for a, v in zip(loose, moved(arguments, 1), strict=True)]
         rows.append([n._replace(scale=n.scale + s) for n, s in zip(function(*arguments), loose, strict=True)])
     nll, by_mean, *others = (list(column) for column in zip(*rows, strict=True))
-    rates = [_times(m, n, r) for m, n, r in zip(means, by_mean, rounded, strict=True)]
+    rates = [_times(m, n, r, info) for m, n, r in zip(means, by_mean, rounded, strict=True)]
     by_library = []
     if library is not None:
         every = _sum(rates)
-        back = [_times(-p, every, r) for p, r in zip(share, rounded, strict=True)]
+        back = [_times(-p, every, r, info) for p, r in zip(share, rounded, strict=True)]
         rates = [_sum(pair) for pair in zip(rates, back, strict=True)]
-        by_library = [_sum([_times(p, n, r) for p, n, r in zip(share, by_mean, rounded, strict=True)])]
+        by_library = [_sum([_times(p, n, r, info) for p, n, r in zip(share, by_mean, rounded, strict=True)])]
     given = [] if not theta else others.pop(0)
-    if (
-        linked
-    ):  # at the Poisson limit the derivative by log theta is 0, as that by theta falls with its square
-        pairs = zip(columns[1], others[0], strict=True)
-        others[0] = [_times(t, n, mpf(1)) if mp.isfinite(t) else n for t, n in pairs]
+    if linked:
+
+        def by_log(i: int, t: Mpf, n: Number) -> Number:
+            if mp.isfinite(t) or mp.isnan(t):
+                return _times(t, n, mpf(1), info)
+            # At the Poisson limit it is 0, as the derivative by theta falls with its square; held, it is on the way.
+            arguments = [column[i] for column in (x, *columns)]
+            held = function(*arguments[:2], mpf(info.max), *arguments[3:])[2].value * mpf(info.max)
+            return Number(
+                mpf(0), abs(held) / mpf(info.eps) if mp.isfinite(held) else mpf(0), defined=n.defined
+            )
+
+        others[0] = [by_log(i, t, n) for i, (t, n) in enumerate(zip(columns[1], others[0], strict=True))]
     return [_sum(nll), *rates, *(n for head in others for n in head), *given, *by_library]

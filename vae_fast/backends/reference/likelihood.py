@@ -65,10 +65,15 @@ def bernoulli_nll_from_probs(
     """-x max(log p, -100) - (1 - x) max(log(1 - p), -100), NaN where p or x is no probability."""
     x, p = read(target, probs, mask=mask)
     valid = (p >= 0) & (p <= 1) & (x >= 0) & (x <= 1)
-    safe, known = torch.where(valid, p, 0.5), torch.where(valid, x, 0.5)
-    terms = F.binary_cross_entropy(safe, known, reduction="none")
-    invalid = torch.where(valid, 0.0, p + x) * torch.where(valid, 1.0, torch.nan)
-    return total(terms + invalid, mask, weight)
+    x, safe = torch.where(valid, x, 0.5), torch.where(valid, p, 0.5)
+    flat = (
+        safe * (1 - safe) < 1e-12
+    )  # where the slope is (p - x) 1e12 by definition, not the slope of a logarithm
+    near = F.binary_cross_entropy(torch.where(flat, 0.5, safe), x, reduction="none")
+    parabola = 0.5e12 * (safe - x.detach()) ** 2
+    far = F.binary_cross_entropy(safe.detach(), x, reduction="none") + (parabola - parabola.detach())
+    invalid = torch.where(valid, 0.0, p) * torch.where(valid, 1.0, torch.nan)
+    return total(torch.where(flat, far, near) + invalid, mask, weight)
 
 
 bernoulli_probs_nll = bernoulli_nll_from_probs  # the member's name

@@ -43,7 +43,10 @@ def mean_of(outputs: Tensor, library: Tensor | None, mask: Tensor | None) -> Ten
         return torch.exp(kept(outputs, mask))
     (outputs,) = upcast(outputs)
     share = torch.softmax(outputs.flatten(1), -1).view_as(outputs)
-    return library.view(-1, *(1,) * (outputs.ndim - 1)) * share
+    sizes = library.view(-1, *(1,) * (outputs.ndim - 1))
+    if mask is not None:  # a sample that is left out altogether may have any size
+        sizes = torch.where(mask.expand_as(outputs).flatten(1).any(1).view_as(sizes), sizes, 0.0)
+    return sizes * share
 
 
 def theta_of(outputs: Tensor, mask: Tensor | None) -> Tensor:

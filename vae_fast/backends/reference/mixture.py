@@ -45,7 +45,10 @@ def discretized_logistic_mixture_nll(
     logits, means, log_scales, coefficients = unpack(p, x.shape[1])
     t = (2 * x - 1)[:, :, None]
     log_p = -discretized_logistic(t, condition(means, coefficients, t), log_scales).sum(1)
-    nll = -torch.logsumexp(torch.log_softmax(logits, 1) + log_p, 1)
+    joint = torch.log_softmax(logits, 1) + log_p
+    # Apart from the largest: beside it the logarithm of the sum may be lost, and with it logsumexp's gradient.
+    largest = joint.detach().amax(1, keepdim=True).clamp(min=torch.finfo(joint.dtype).min)
+    nll = -largest[:, 0] - torch.log(torch.exp(joint - largest).sum(1))
     if mask is not None:
         shape = (target.shape[0], 1, *target.shape[2:])
         nll = torch.where(mask.expand(shape).reshape(nll.shape), nll, 0.0)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import layout
-from .formulas import exp
+from .formulas import exp, factors
 from .launch import Job, Key, Spec, cached, key, run, specs
 from .layout import Plan, Strides, elementwise_plan, exact
 
@@ -138,7 +138,7 @@ def _merge_parts(
 def _backward(
     logits, target, lse, total, grad_nll, grad_logits,
     logits_s, target_s, grad_nll_s, grad_logits_s, rows, positions, n, parts,
-    INDEX: tl.constexpr, EXACT: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
+    INDEX: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -150,7 +150,9 @@ def _backward(
     log_sum = tl.load(lse + row, mask=inside, other=0)
     at = logits + _rows(row, positions, logits_s, VEC) + cols * logits_s[2]
     count = tl.load(total + row, mask=inside, other=0)
-    p = count * exp(tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum, EXACT)
+    # A count may be so large that it sees what exp() leaves out.
+    top, scale = factors(tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum, 2)
+    p = count * scale * (scale * top)
     if INDEX:
         index = tl.load(target + _rows(row, positions, target_s, 1), mask=inside, other=0).to(tl.int64)
         g = tl.where((index >= 0) & (index < n), g, float("nan"))
@@ -229,7 +231,7 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     plan = elementwise_plan(rows, n)
     return Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides, rows, positions, n, plan.parts, len(target.shape) == 2, exact(logits), at.vec, at.wide,
+        (*at.strides, rows, positions, n, plan.parts, len(target.shape) == 2, at.vec, at.wide,
          plan.rows, plan.cols),
     )  # fmt: skip
 

@@ -207,7 +207,7 @@ def negative_binomial_grads(mean, theta, _r, x, g, EXACT: tl.constexpr):
 def zero_inflated_negative_binomial_nll(mean, theta, p, x, EXACT: tl.constexpr):
     nb = _nll(_terms(mean, theta, x))
     # -log(sigmoid(p) + sigmoid(-p) exp(-nb)): from 1 where that is near, else the difference of two softplus
-    q = sigmoid(-p, True) * -expm1(-nb, 0.0, True)
+    q = sigmoid(-p, True) * -expm1(-nb)
     far = (
         tl.minimum(tl.maximum(-p, 0.0), nb) + log1p(exp(-tl.abs(p), True)) - log1p(exp(-tl.abs(p + nb), True))
     )
@@ -222,7 +222,7 @@ def zero_inflated_negative_binomial_grads(mean, theta, p, x, g, EXACT: tl.conste
     by_mean, by_theta = _grads(terms)
     nb = terms[9] * (-2.0 * terms[7] - terms[1] * terms[8]) + terms[11]  # of a count of 0
     q = tl.where(none, sigmoid(-p - nb, True), 1.0)  # the zero is one of the negative binomial's
-    by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb, 0.0, True)
+    by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb)
     by_theta = q * tl.where(none & (nb > _LARGEST), 0.0, by_theta)
     # As the value is NaN where one of them is.
     g += tl.where((by_mean != by_mean) | (p != p), float("nan"), 0.0)

@@ -34,37 +34,60 @@ def _remainder(x, n):
 
 
 @triton.jit
-def exp(x, EXACT: tl.constexpr, SCALE: tl.constexpr = 1.0):
-    """exp(SCALE x); SCALE is a power of two. Below 2^-126 it is 0."""
+def exp(x, EXACT: tl.constexpr):
+    """exp(x). Below 2^-126 it is 0."""
     if EXACT:  # x = n log 2 + r, 0 <= r <= log 2: exp2 of a small argument, which rounding hardly moves
-        x = SCALE * x
         t = tl.minimum(tl.maximum(tl.fma(x, 1.4426950408889634, -0.5), -127.0), 128.0) + _ROUND
         return tl.exp2(_remainder(x, t - _ROUND) * 1.4426950408889634) * _power_of_2(t)
     else:
-        return tl.exp2(x * (SCALE * 1.4426950408889634))
+        return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
-def expm1(x, e, EXACT: tl.constexpr):
-    """exp(x) - 1 without cancellation; `e` is exp(x), which the short form uses where it does not cancel."""
-    if EXACT:  # x = n log 2 + r; 2^n (expm1(r) + 1) - 1
-        x = tl.where(x < -80.0, -80.0, x)
-        t = tl.minimum(x * 1.4426950408889634, 127.0) + _ROUND
-        r = _remainder(x, t - _ROUND)
-        q = 0.041666266716322900 + r * (0.008367239138539904 + r * 0.0013947585123186528)
-        q = 0.500000006566899100 + r * (0.166665380732863380 + r * q)
-        s = _power_of_2(t)
-        return tl.fma(s, tl.fma(r * r, q, r), s - 1.0)
+def expm1(x):
+    """exp(x) - 1 without cancellation."""
+    x = tl.where(x < -80.0, -80.0, x)  # x = n log 2 + r; 2^n (expm1(r) + 1) - 1
+    t = tl.minimum(x * 1.4426950408889634, 127.0) + _ROUND
+    r = _remainder(x, t - _ROUND)
+    q = 0.041666266716322900 + r * (0.008367239138539904 + r * 0.0013947585123186528)
+    q = 0.500000006566899100 + r * (0.166665380732863380 + r * q)
+    s = _power_of_2(t)
+    return tl.fma(s, tl.fma(r * r, q, r), s - 1.0)
+
+
+@triton.jit
+def exponential(x, EXACT: tl.constexpr):
+    """Two factors of exp(x / 2), expm1(x) / 2, and (expm1(x) - x) / 2 without cancellation: what a Gaussian sample and
+    its KL divergence are made of, for x a log-variance.
+
+    The factors hold exp(x / 2) for |x| <= 352; the halves fit into float32 a little longer than the whole."""
+    if EXACT:  # x / 2 = k log 2 + r, k even; 2^(k/2) and 2^(k/2) exp(r), from one polynomial
+        h = tl.minimum(0.5 * x, 176.0594, propagate_nan=tl.PropagateNan.ALL)
+        h = tl.maximum(h, -176.0, propagate_nan=tl.PropagateNan.ALL)
+        t = tl.fma(h, 0.5 * 1.4426950408889634, _ROUND)
+        k = t - _ROUND
+        r = tl.fma(k, 2 * -1.428606765330187e-06, tl.fma(k, 2 * -0.693145751953125, h))
+        q = 0.001388945383951068 + r * (0.00020074357453268021 + r * 2.487877600702923e-05)
+        q = 0.1666667014360428 + r * (0.04166664928197861 + r * (0.00833277314901352 + r * q))
+        square = r * r
+        minus = square * (0.5 + r * q)
+        p = r + minus
+        first = _power_of_2(t)
+        second = tl.fma(first, p, first)
+        near = k == 0
+        half = 0.5 * p
+        near_minus = tl.fma(half, p, minus)
+        near_expm1 = tl.fma(half, p, p)
     else:
-        q = 0.16666627859047745 + x * (0.04175356224095624 + x * 0.008351954116708329)
-        near = x + x * x * (0.4999993209118778 + x * q)
-        return tl.where(tl.abs(x) < 0.25, near, e - 1.0)
-
-
-@triton.jit
-def half_expm1(h, root, EXACT: tl.constexpr):
-    """expm1(2 h) / 2 from root = exp(h): half of it fits into float32 a little longer than the whole."""
-    return tl.where(h > 32.0, 0.5 * root * root, 0.5 * expm1(2.0 * h, root * root, EXACT))
+        first = tl.exp2(tl.minimum(x * (0.25 * 1.4426950408889634), 127.0, propagate_nan=tl.PropagateNan.ALL))
+        second = first
+        near = tl.abs(x) < 0.25
+        q = 0.083333139295238725 + x * (0.02087678112047812 + x * 0.0041759770581641645)
+        near_minus = x * x * (0.2499996604609389 + x * q)
+        near_expm1 = tl.fma(0.5, x, near_minus)
+    root = first * second
+    far = tl.fma(0.5 * root, root, -0.5)
+    return first, second, tl.where(near, near_expm1, far), tl.where(near, near_minus, tl.fma(-0.5, x, far))
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .formulas import clamp as clamped
-from .formulas import exp, expm1, unclamped
+from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
 from .layout import constants, describe, draw_steps, elementwise_plan, exact, lead, pair, row_sum_plan
 from .noise import normals, read_state
@@ -53,15 +53,15 @@ def _forward(
         at = (row, cols, inside, mask)
         m = load(mu, mu_s, at, sizes, VEC)
         lv = clamped(load(logvar, logvar_s, at, sizes, VEC), lo, hi)
-        std = exp(lv, EXACT, 0.5)
+        first, second, _, rest = exponential(lv, EXACT)
         if kl is not None:
             if mu_p is None:
-                term = m * m + (expm1(lv, std * std, EXACT) - lv)
+                term = 0.5 * m * m + rest
             else:
                 lvp = load(logvar_p, logvar_p_s, at, sizes, VEC)
-                far = m - load(mu_p, mu_p_s, at, sizes, VEC)
-                d = lv - lvp
-                term = far * far * exp(-lvp, EXACT) + (expm1(d, exp(d, False), EXACT) - d)
+                square, _ = scaled_square(m - load(mu_p, mu_p_s, at, sizes, VEC), lvp)
+                _, _, _, rest = exponential(lv - lvp, EXACT)
+                term = square + rest
             if not CLEAN:
                 term = tl.where(mask, term, 0.0)
             total += term
@@ -77,11 +77,11 @@ def _forward(
                     eps = normals(state, rng_s, draw, row, rows, start, n, sizes, PAIR, SWAP, ROWS, COLS)
                 else:
                     eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
-                write(z + (z_at + step_of(draw, z_draw, VEC)), m + std * eps, at)
+                write(z + (z_at + step_of(draw, z_draw, VEC)), m + first * eps * second, at)
     if kl is not None:
-        first = tl.program_id(1) == 0  # the others make more draws of the same samples
+        first_draw = tl.program_id(1) == 0  # the others make more draws of the same samples
         out = kl + (row * kl_s[0] + part * kl_s[1])
-        tl.store(out, 0.5 * tl.sum(total, axis=1)[:, None], mask=inside & first)
+        tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside & first_draw)
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
@@ -105,7 +105,7 @@ def _backward(
         at = (row, cols, inside, mask)
         raw = load(logvar, logvar_s, at, sizes, VEC)
         lv = clamped(raw, lo, hi)
-        std = exp(lv, EXACT, 0.5)
+        first, second, up, _ = exponential(lv, EXACT)
         d_mu = tl.zeros((ROWS, COLS), tl.float32)
         d_lv = tl.zeros((ROWS, COLS), tl.float32)
         if grad_z is not None:
@@ -125,22 +125,20 @@ def _backward(
                     else:
                         eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
                     d_lv += g * eps
-            d_lv *= 0.5 * std
+            d_lv = 0.5 * d_lv * first * second
         if grad_kl is not None:
             g = tl.load(grad_kl + row * grad_kl_s[0], mask=inside, other=0)
             m = load(mu, mu_s, at, sizes, VEC)
             if mu_p is None:
                 d_mu += g * m
-                d_lv += 0.5 * g * expm1(lv, std * std, EXACT)
+                d_lv += g * up
             else:
                 lvp = load(logvar_p, logvar_p_s, at, sizes, VEC)
-                far = m - load(mu_p, mu_p_s, at, sizes, VEC)
-                d = lv - lvp
-                slope = far * exp(-lvp, EXACT)
-                up = expm1(d, exp(d, False), EXACT)
+                square, slope = scaled_square(m - load(mu_p, mu_p_s, at, sizes, VEC), lvp)
+                _, _, up, _ = exponential(lv - lvp, EXACT)
                 d_mu += g * slope
-                d_lv += 0.5 * g * up
-                d_lvp = -0.5 * g * (up + far * slope)
+                d_lv += g * up
+                d_lvp = -g * (up + square)
                 sum_mu_p = add(SUM_MU_P, sum_mu_p, -g * slope, grad_mu_p, grad_mu_p_s, at, sizes, VEC)
                 sum_logvar_p = add(
                     SUM_LOGVAR_P, sum_logvar_p, d_lvp, grad_logvar_p, grad_logvar_p_s, at, sizes, VEC

@@ -118,16 +118,18 @@ def _add(m, s, a, EXACT: tl.constexpr):
 
 @triton.jit
 def _sums(params, step, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr, PIXELS: tl.constexpr):
-    """Maximum and sum of the logits, and of the logits + log p."""
-    m_prior = tl.full((PIXELS,), _LOWEST, tl.float32)
+    """The largest logit and the sum of exp(l) of logits l less the largest; maximum and sum of l + log p."""
+    largest = tl.full((PIXELS,), float("-inf"), tl.float32)
+    for k in range(K):
+        largest = tl.maximum(largest, _read(params, step, k, mask))
     s_prior = tl.zeros((PIXELS,), tl.float32)
-    m = m_prior
+    m = tl.full((PIXELS,), _LOWEST, tl.float32)
     s = s_prior
     for k in range(K):
         logit, mean, scale = _component(params, step, k, K, x, mask, CHANNELS, EXACT)
-        m_prior, s_prior = _add(m_prior, s_prior, logit, EXACT)
-        m, s = _add(m, s, logit + _log_p(mean, scale, x, CHANNELS, EXACT), EXACT)
-    return m_prior, s_prior, m, s
+        s_prior += exp(logit - largest, EXACT)
+        m, s = _add(m, s, (logit - largest) + _log_p(mean, scale, x, CHANNELS, EXACT), EXACT)
+    return largest, s_prior, m, s
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -145,8 +147,8 @@ def _forward(  # an argument named params would hide Triton's own
         mask = pixel < n
         x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
         at = _pixels(packed, packed_s, sample, pixel)
-        m_prior, s_prior, m, s = _sums(at, _step(packed_s, WIDE), K, x, mask, CHANNELS, EXACT, PIXELS)
-        value = (m_prior - m) + tl.log(s_prior / s)
+        _, s_prior, m, s = _sums(at, _step(packed_s, WIDE), K, x, mask, CHANNELS, EXACT, PIXELS)
+        value = tl.log(s_prior / s) - m
         if kept is not None:
             mask = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
         total += tl.where(mask, value, 0.0)
@@ -176,13 +178,13 @@ def _backward(
     out = _pixels(grad_params, grad_s, sample, pixel)
     step = _step(packed_s, WIDE)
     grad_step = _step(grad_s, WIDE)
-    m_prior, s_prior, m, s = _sums(at, step, K, x, mask, CHANNELS, EXACT, PIXELS)
+    largest, s_prior, m, s = _sums(at, step, K, x, mask, CHANNELS, EXACT, PIXELS)
     by_prior = divide(g, s_prior)
     by_s = divide(g, s)
     for k in range(K):
         logit, mean, scale = _component(at, step, k, K, x, mask, CHANNELS, EXACT)
-        posterior = by_s * exp(logit + _log_p(mean, scale, x, CHANNELS, EXACT) - m, EXACT)
-        _write(out, grad_step, k, by_prior * exp(logit - m_prior, EXACT) - posterior, counted, mask)
+        posterior = by_s * exp((logit - largest) + _log_p(mean, scale, x, CHANNELS, EXACT) - m, EXACT)
+        _write(out, grad_step, k, by_prior * exp(logit - largest, EXACT) - posterior, counted, mask)
         for c in tl.static_range(CHANNELS):
             of_mean, of_scale = discretized_logistic_slopes(mean[c], scale[c], x[c], EXACT)
             of_mean *= posterior
