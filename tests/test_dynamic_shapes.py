@@ -193,7 +193,7 @@ VAES: dict[str, dict[str, Any]] = {
     "learned": {"likelihood": "gaussian", "variance": "feature"},
 }
 LOADED = """
-import sys, torch, vae_fast.nn
+import sys, torch, vae_fast
 from pathlib import Path
 folder = Path(sys.argv[1])
 for saved in folder.glob("*.pt2"):

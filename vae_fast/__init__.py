@@ -34,6 +34,7 @@ from .functional import (
     zero_inflated_negative_binomial_nll,
 )
 from .noise import binarize, noise
+from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
 
 if TYPE_CHECKING:
     from . import nn as nn

@@ -1,5 +1,6 @@
 """Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders for common use."""
 
+from ..output import VAEOutput
 from .likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -16,7 +17,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomial,
 )
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
-from .vae import VAE, VAEOutput
+from .vae import VAE
 
 __all__ = [
     "LIKELIHOODS",

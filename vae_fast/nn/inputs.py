@@ -17,10 +17,8 @@ def float_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of the first floating parameter that is not an nn.Embedding's, in most networks that of the layer which
     reads the input; None if there is none. (Asked in every pass; `next(module.parameters())` takes several times as
     long.)"""
-    if isinstance(module, _OF_INDICES):
-        return None
     for parameter in module._parameters.values():
-        if parameter is not None and parameter.is_floating_point():
+        if parameter is not None and parameter.is_floating_point() and not isinstance(module, _OF_INDICES):
             return parameter.dtype
     for child in module._modules.values():
         if child is not None and (dtype := float_dtype(child)) is not None:

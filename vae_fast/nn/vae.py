@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import _register_namedtuple
 
 from .. import functional
 from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
 from ..noise import draw_rng_state
+from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
 from .head import find_head, run, try_out
@@ -26,16 +26,6 @@ from .likelihoods.base import Library, Params
 # fused op. Measured on a CPU with four likelihoods and hidden 128: as fast there, 1.1 to 1.7 times as fast with five
 # times as many, 0.8 to 1 times with a tenth.
 FUSED_NUMBERS = 1 << 22
-
-
-class VAEOutput(NamedTuple):
-    loss: Tensor  # scalar: the batch mean of nll + beta kl
-    nll: Tensor  # (batch,) -log p(x | z) in nats, the mean over draws
-    kl: Tensor  # (batch,) KL(q(z | x) || N(0, 1)) in nats
-    z: Tensor  # (batch, ...), or (num_samples, batch, ...)
-
-
-_register_namedtuple(VAEOutput, serialized_type_name="vae_fast.nn.VAEOutput")  # torch.export.save and load
 
 
 class VAE(nn.Module):
@@ -209,11 +199,12 @@ class VAE(nn.Module):
             self._once.discard("first batch")
 
     def _moments(self, x: Tensor) -> Any:
-        given = self.likelihood.encoder_input(x, input_dtype(self.encoder, x, self.likelihood.support))
+        encoder, likelihood = self.encoder, self.likelihood
+        given = likelihood.encoder_input(x, input_dtype(encoder, x, likelihood.support))
         if torch.compiler.is_compiling():
-            return self.encoder(given)
+            return encoder(given)
         try:
-            return self.encoder(given)
+            return encoder(given)
         except (RuntimeError, IndexError, ValueError) as error:
             problem = self._problem_with(x)
             if problem is None or isinstance(error, torch.OutOfMemoryError):

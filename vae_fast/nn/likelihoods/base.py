@@ -77,12 +77,13 @@ class Likelihood(nn.Module, ABC):
     def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """x as the encoder is given it, in its `dtype`: uint8 as 255ths, bool as 0 and 1. Without a dtype these two are
         in torch's default, and others stay as they are."""
-        default = torch.get_default_dtype()
-        if x.dtype == torch.uint8 and dtype in (None, default):
+        if x.dtype is not torch.uint8:
+            if dtype is None and x.dtype is torch.bool:
+                dtype = torch.get_default_dtype()
+            return x if dtype is None else x.to(dtype)
+        if dtype is None or dtype is torch.get_default_dtype():
             return x / 255  # one pass
-        if dtype is None:
-            return x.to(default) if x.dtype == torch.bool else x
-        return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+        return x.to(dtype) / 255
 
     def library(self, x: Tensor) -> Tensor | None:
         """What of x itself the mean needs: the number of counts in each sample. None where it needs nothing."""
