@@ -507,18 +507,15 @@ def table(build: Callable[..., Case], *arguments: Any) -> Table:
     case = build(*arguments)
     own = own_results(case)
     found = Table(case, own, true_results(case, own, _kept(f"{build.__name__}{arguments}", case)))
-    return _thinned(found) if case.together else found
+    return some(found, alone=24) if case.together else found
 
 
-ALONE = 24
-
-
-def _thinned(table: Table) -> Table:
-    """At most ALONE elements that go alone: a call each takes its time."""
-    alone = (~_finite(table)).nonzero()[:, 0]
-    keep = torch.ones(table.case.size, dtype=torch.bool)
-    keep[alone] = False
-    keep[alone[:: -(-len(alone) // ALONE)]] = True
+def some(table: Table, alone: int, step: int = 1) -> Table:
+    """Of the elements that go alone, for which a call takes its time, at most `alone`; of others every `step`-th."""
+    apart = (~_finite(table) if table.case.together else torch.zeros(table.case.size)).nonzero()[:, 0]
+    keep = torch.arange(table.case.size) % step == 0
+    keep[apart] = False
+    keep[apart[:: max(1, -(-len(apart) // alone))]] = True
     case = replace(table.case, inputs={k: t[keep] for k, t in table.case.inputs.items()})
     own = {k: t[keep] for k, t in table.own.items()}
     of = {k: Truth(**{f.name: getattr(t, f.name)[keep] for f in fields(t)}) for k, t in table.truth.items()}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import HANG
+
 pytest.importorskip("triton", reason="triton is not installed")
 
 
@@ -17,6 +19,6 @@ def test_interpreted() -> None:
     file = Path(__file__).with_name("test_conformance.py")
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(file)]
     env = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, env=env, cwd=file.parents[2], capture_output=True, text=True, timeout=1200)
+    run = subprocess.run(command, env=env, cwd=file.parents[2], capture_output=True, text=True, timeout=HANG)
     assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
     assert " passed" in run.stdout and "skipped" not in run.stdout, run.stdout[-2000:]

@@ -187,6 +187,9 @@ def _backward(
         _write(out, grad_step, k, by_prior * exp(logit - largest, EXACT) - posterior, counted, mask)
         for c in tl.static_range(CHANNELS):
             of_mean, of_scale = discretized_logistic_slopes(mean[c], scale[c], x[c], EXACT)
+            # Finite, so that a posterior of 0 makes it 0.
+            of_scale = tl.maximum(of_scale, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
+            of_scale = tl.minimum(of_scale, -_LOWEST, propagate_nan=tl.PropagateNan.ALL)
             of_mean *= posterior
             first = (K + 3 * c * K) + k
             _write(out, grad_step, first, of_mean, counted, mask)
