@@ -30,7 +30,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
 KERNELS = ("latent", "likelihood", "categorical", "mixture", "noise")
 MEMBERS = re.findall(
-    r"X\((\w{2,})\)", (CSRC / "common/likelihood.h").read_text().partition("#define VAE_FAST_LIKELIHOODS")[2]
+    r"X\((\w{2,})\)", (CSRC / "formulas/likelihood.h").read_text().partition("#define VAE_FAST_LIKELIHOODS")[2]
 )
 LIGHT = re.findall(r"kLight<(\w+)> = true", (CSRC / "cuda/likelihood.cu").read_text())
 
@@ -62,8 +62,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="nvcc is
 
 # What the kernels are made of, one Philox call for four normals, and nothing around it.
 PROBE = """
-#include "common/normal.h"
-#include "common/philox.h"
+#include "math/normal.h"
+#include "math/philox.h"
 using namespace vae_fast;
 __global__ void normals(float4* out, RngState state, int calls) {
   const unsigned i = threadIdx.x;

@@ -224,10 +224,10 @@ extern "C" int words(const void* in, void* out, int n) {
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.no_poison
 def test_philox_words_on_the_device(tmp_path: Path) -> None:
-    """The integers that csrc/common gives when nvcc compiles it, exactly. (Triton's: test_triton_interpreter.)"""
-    common = Path(__file__).parents[1] / "csrc" / "common"
+    """The integers that csrc/math gives when nvcc compiles it, exactly. (Triton's: test_triton_interpreter.)"""
+    math = Path(__file__).parents[1] / "csrc" / "math"
     (tmp_path / "words.cu").write_text(PHILOX)
-    options = ["-arch=native", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-I{common}"]
+    options = ["-arch=native", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-I{math}"]
     command = ["nvcc", *options, "words.cu", "-o", "words.so"]
     subprocess.run(command, cwd=tmp_path, check=True)
     words = torch.randint(0, 2**32, (6, 512))

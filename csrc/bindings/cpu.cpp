@@ -1,8 +1,8 @@
 // Python's door to the CPU engine. Nothing of torch: a tensor arrives as (address, dtype code, strides), None if absent.
-#include "../common/philox.h"
+#include "../math/philox.h"
 #include "../cpu/engine.h"
 #include "../cpu/pool.h"
-#include "arguments.h"
+#include "parse.h"
 #include "dlpack.h"
 
 using namespace vae_fast;

@@ -1,6 +1,6 @@
 // Python's door to the CUDA engine. Nothing of torch: a tensor arrives as (address, dtype code, strides), None if absent.
 #include "../cuda/engine.h"
-#include "arguments.h"
+#include "parse.h"
 
 using namespace vae_fast;
 

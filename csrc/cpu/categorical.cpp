@@ -1,9 +1,9 @@
 // The op `categorical` on the CPU: one pass over the logits forward, one backward. Long runs of classes are taken a block
 // at a time, with a sum of its own for each; where classes are few, or not adjacent in memory, the vectors lie across
 // positions, and there is nothing to do once a position. Compiled once per instruction set.
-#include "../common/special.h"
-#include "sets.h"
-#include "softmax.h"
+#include "../math/special.h"
+#include "isa_kernels.h"
+#include "blocks/softmax.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "engine.h"
-#include "sets.h"
+#include "isa_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

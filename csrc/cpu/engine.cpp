@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "softmax.h"
+#include "blocks/softmax.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "../api/arguments.h"
 
 namespace vae_fast {
 

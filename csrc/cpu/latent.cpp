@@ -1,9 +1,9 @@
 // The op `latent` on the CPU: one pass forward, one backward; eps is made on the fly both times, never stored.
 // Compiled once per instruction set (VAE_FAST_ISA).
-#include "../common/gaussian.h"
-#include "blocks.h"
-#include "noise.h"
-#include "sets.h"
+#include "../formulas/gaussian_kl.h"
+#include "blocks/blocks.h"
+#include "blocks/noise.h"
+#include "isa_kernels.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -21,9 +21,9 @@ void latent_forward(const LatentForward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, first, second, terms, z_buffer;
     NoiseBuffer noise_buffer;
-    Fetch fetch = fetch_during_noise(block);
-    if (one_pass) fetch.expect_staged(block, a.mu, a.logvar, a.z);
-    const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
+    Prefetcher prefetcher = prefetcher_during_noise(block);
+    if (one_pass) prefetcher.add(block, a.mu, a.logvar, a.z);
+    const float* eps = one_pass ? normals(a.noise, 0, block, noise_buffer, prefetcher) : nullptr;
     const float* mu = read(a.mu, block, mu_buffer);
     const float* logvar = read(a.logvar, block, logvar_buffer);
     float* z = one_pass ? destination(a.z, block, z_buffer) : nullptr;
@@ -61,7 +61,7 @@ void latent_forward(const LatentForward& a, const Task& task) {
 
     for (std::int64_t draw = 0; a.z && draw < a.draws; ++draw) {
       const View view = a.z.draw(draw);
-      const float* own = normals(a.noise, draw, block, noise_buffer, fetch);
+      const float* own = normals(a.noise, draw, block, noise_buffer, prefetcher);
       float* to = destination(view, block, z_buffer);
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 scaled = load<vf32>(first.data + i) * load_partial(own + i, count);
@@ -82,17 +82,17 @@ struct DrawSums {
 
   VAE_FAST_FN void gather(const LatentBackward& a, const Block& block) {
     const bool wants_noise = static_cast<bool>(a.grad_logvar);
-    Fetch fetch = fetch_during_noise(block);
+    Prefetcher prefetcher = prefetcher_during_noise(block);
     if (a.draws == 1) {
-      fetch.expect_staged(block, a.grad_z, a.mu, a.logvar, a.grad_mu, a.grad_logvar);
-      const float* eps = wants_noise ? normals(a.noise, 0, block, noise_buffer, fetch) : nullptr;
+      prefetcher.add(block, a.grad_z, a.mu, a.logvar, a.grad_mu, a.grad_logvar);
+      const float* eps = wants_noise ? normals(a.noise, 0, block, noise_buffer, prefetcher) : nullptr;
       grad = weighted = read(a.grad_z, block, read_buffer);
       factor = wants_noise ? eps : grad;
       return;
     }
     for (std::int64_t draw = 0; draw < a.draws; ++draw) {
       const float* g = read(a.grad_z.draw(draw), block, read_buffer);
-      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer, fetch) : g;
+      const float* eps = wants_noise ? normals(a.noise, draw, block, noise_buffer, prefetcher) : g;
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         const vf32 value = load_partial(g + i, count), product = value * load_partial(eps + i, count);
         store(grad_buffer.data + i, draw == 0 ? value : load<vf32>(grad_buffer.data + i) + value);

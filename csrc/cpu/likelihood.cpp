@@ -3,11 +3,11 @@
 // again for the scaling by grad_nll) and hold N elements more until backward. Compiled once per instruction set.
 #include <type_traits>
 
-#include "../common/likelihood.h"
-#include "blocks.h"
-#include "noise.h"
-#include "sets.h"
-#include "zeros.h"
+#include "../formulas/likelihood.h"
+#include "blocks/blocks.h"
+#include "blocks/noise.h"
+#include "isa_kernels.h"
+#include "blocks/nonzero.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -49,7 +49,7 @@ template <class Member> void forward(const LikelihoodForward& a, const Task& tas
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     if constexpr (kOfCounts<Member>) {
-      const Counted counted(target, block.size());
+      const NonzeroIndex counted(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
           decltype(f) at[Member::parameters];
@@ -100,7 +100,7 @@ template <class Member> void backward(const LikelihoodBackward& a, const Task& t
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     spread(a.grad_nll, a.grad_nll_stride, block, upstream);
     if constexpr (kOfCounts<Member>) {
-      const Counted counted(target, block.size());
+      const NonzeroIndex counted(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
           decltype(f) at[Member::parameters], by[Member::parameters];

@@ -1,12 +1,12 @@
 // The op `mixture` on the CPU: vectors lie across the pixels of a sample. For the gradient every component is evaluated
 // once and what it gave is kept until all are known. Compiled once per instruction set.
-#include "../common/mixture.h"
+#include "../formulas/mixture.h"
 
 #include <memory>
 
-#include "blocks.h"
-#include "planes.h"
-#include "sets.h"
+#include "blocks/blocks.h"
+#include "blocks/view3_rows.h"
+#include "isa_kernels.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -39,7 +39,7 @@ void transpose(const float* in, std::int64_t in_stride, std::int64_t rows, std::
 // adjacent in memory the parameters are often a power of two apart, and fight for the same few lines of the cache.
 //
 // A block's memory is many short runs, which the hardware does not foresee: it is fetched while another block is computed.
-class Planes {
+class ParameterTile {
   const View3& tensor_;
   const std::int64_t parameters_, pixels_;
   const std::unique_ptr<float[]> storage_;
@@ -50,7 +50,7 @@ class Planes {
  public:
   float* const data;
 
-  Planes(const View3& tensor, std::int64_t parameters, std::int64_t pixels)
+  ParameterTile(const View3& tensor, std::int64_t parameters, std::int64_t pixels)
       : tensor_(tensor), parameters_(parameters), pixels_(pixels), storage_(new float[2 * parameters * kMixtureBlock]),
         rows_(storage_.get() + parameters * kMixtureBlock), data(storage_.get()) {}
 
@@ -126,7 +126,7 @@ template <int C, class Args> class Pixels {
 
  private:
   const Args& a_;
-  Planes parameters_;
+  ParameterTile parameters_;
   Buffer target_buffers_[C], mask_buffer_;
   const float *target_[C], *mask_ = nullptr;
 };
@@ -165,7 +165,7 @@ template <int C, class Args> void differentiate(const Args& a, const Task& task,
   const int components = static_cast<int>(a.components);
   const MixtureLayout<C> at{components};
   Pixels<C, Args> pixels(a);
-  Planes gradients(a.grad_parameters, MixtureLayout<C>::per_component * a.components, a.pixels);
+  ParameterTile gradients(a.grad_parameters, MixtureLayout<C>::per_component * a.components, a.pixels);
   const std::unique_ptr<MixtureComponent<vf32, C>[]> kept(new MixtureComponent<vf32, C>[components]);
   Buffer terms;
   const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };

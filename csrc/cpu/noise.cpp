@@ -1,8 +1,8 @@
 // The noise on its own: what vae_fast.noise returns, and the words behind it. Compiled once per instruction set.
-#include "noise.h"
+#include "blocks/noise.h"
 
-#include "blocks.h"
-#include "sets.h"
+#include "blocks/blocks.h"
+#include "isa_kernels.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -12,9 +12,9 @@ void noise_fill(const NoiseFill& a, const Task& task) {
     Buffer buffer;
     for (std::int64_t draw = 0; draw < a.draws; ++draw) {
       const View view = a.eps.draw(draw);
-      Fetch fetch = fetch_during_noise(block);
-      fetch.expect(view, block);
-      const float* eps = normals(a.noise, draw, block, noise_buffer, fetch);
+      Prefetcher prefetcher = prefetcher_during_noise(block);
+      prefetcher.add_always(view, block);
+      const float* eps = normals(a.noise, draw, block, noise_buffer, prefetcher);
       float* to = destination(view, block, buffer);
       memcpy(to, eps, block.size() * sizeof(float));
       write(view, block, to);

@@ -10,7 +10,7 @@
 // have no Wide form: its registers would leave a processor with a single block.
 #pragma once
 
-#include "../common/portable.h"
+#include "../math/portable.h"
 #include "grid.h"
 
 namespace vae_fast {

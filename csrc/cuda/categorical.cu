@@ -3,7 +3,7 @@
 //
 // A position is a row of the grid, its classes are the columns: a thread or a few for many short rows, a block or
 // several for few long ones.
-#include "../common/special.h"
+#include "../math/special.h"
 #include "reduce.h"
 
 namespace vae_fast {

@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "../cpu/kernels.h"
+#include "../api/arguments.h"
 
 namespace vae_fast {
 

@@ -1,5 +1,5 @@
 // The op `latent` on the GPU: one launch forward, one backward; eps is made in registers both times, never stored.
-#include "../common/gaussian.h"
+#include "../formulas/gaussian_kl.h"
 #include "noise.h"
 #include "reduce.h"
 

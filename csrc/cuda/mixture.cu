@@ -1,7 +1,7 @@
 // The op `mixture` on the GPU: one thread a pixel, side by side in memory where the channels come first, so that each
 // parameter is one coalesced access of a warp. Nothing of a pixel is held that grows with the number of components: their
 // parameters are read once forward, and backward once for the sums and, from the cache, once more for the derivatives.
-#include "../common/mixture.h"
+#include "../formulas/mixture.h"
 #include "reduce.h"
 
 namespace vae_fast {

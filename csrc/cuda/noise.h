@@ -1,13 +1,13 @@
 // The noise contract on the GPU: the standard normals of a chunk, a pure function of (rng_state, row, element).
 //
 // 38 instructions a normal on sm_80, sm_90 and sm_100 (SASS; tests/test_cuda_compile.py counts them): 13 for Philox, 25
-// for Box and Muller's transform in the polynomials of csrc/common, which give the bits of the CPU engine. The hardware's
+// for Box and Muller's transform in the polynomials of csrc/math, which give the bits of the CPU engine. The hardware's
 // logarithm would spare some 6 of them within 4e-6, not the bits. Its sine and cosine err by up to 2^-20.5 (PTX manual), which
 // is more than 4e-6 times the largest radius, 6.7; so they stay out.
 #pragma once
 
-#include "../common/normal.h"
-#include "../common/philox.h"
+#include "../math/normal.h"
+#include "../math/philox.h"
 #include "memory.h"
 
 namespace vae_fast {

@@ -105,13 +105,13 @@ def _planted(copy: Path, defect: tuple[str, str, str], kernel: str) -> tuple[Pat
         target = csrc / path.relative_to(ROOT / "csrc")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(path.read_text())
-    members = (csrc / "common" / "likelihood.h").read_text()
+    members = (csrc / "formulas" / "likelihood.h").read_text()
     members = re.sub(
         r"#define VAE_FAST_LIKELIHOODS(.*\\\n)*.*",
         "#define VAE_FAST_LIKELIHOODS(X) X(Bernoulli) X(Gaussian)",
         members,
     )
-    (csrc / "common" / "likelihood.h").write_text(members)  # compiles in a fraction of the time
+    (csrc / "formulas" / "likelihood.h").write_text(members)  # compiles in a fraction of the time
     content = (csrc / file).read_text()
     assert text in content, f"{file} has no {text!r}"
     (csrc / file).write_text(content.replace(text, other))

@@ -1,7 +1,7 @@
 """The emulated CUDA engine for the checks_*.py beside this: they are run by test_cuda_emulation.py, in a process under
 the sanitizers.
 
-Everything is held against the definition in float64, and against the CPU engine, which runs the same csrc/common:
+Everything is held against the definition in float64, and against the CPU engine, which runs the same csrc/formulas:
 where both have fused multiply-add, what is not a sum must have the same bits.
 """
 

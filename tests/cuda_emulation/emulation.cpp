@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/common/philox.h"
+#include "../../csrc/math/philox.h"
 #include "cuda_emulation.h"
 
 uint3 threadIdx, blockIdx;

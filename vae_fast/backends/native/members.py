@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# csrc/cpu/view.h, enum DType; count8 is a uint8 tensor whose bytes are numbers, not 255ths
+# csrc/api/tensor_view.h, enum DType; count8 is a uint8 tensor whose bytes are numbers, not 255ths
 DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -18,7 +18,7 @@ DTYPES = {
 }
 COUNT8 = 5
 
-# csrc/common/likelihood.h, VAE_FAST_LIKELIHOODS
+# csrc/formulas/likelihood.h, VAE_FAST_LIKELIHOODS
 LIKELIHOODS = {
     name: code
     for code, name in enumerate(

@@ -1,4 +1,4 @@
-"""Per-element math in float32: what csrc/common is to the native backends.
+"""Per-element math in float32: what csrc/math and csrc/formulas are to the native backends.
 
 EXACT asks for PyTorch's float32 accuracy, 1 or 2 units in the last place. Without it (16-bit tensors, whose rounding
 is 2^-9 or 2^-12) results are good to about 2^-20 in half the instructions.

@@ -1,8 +1,8 @@
-// Logarithms, softplus and the gamma function's kin in float32, as math.h: polynomials from a minimax fit, no branch but
+// Logarithms, softplus and the gamma function's kin in float32, as elementary.h: polynomials from a minimax fit, no branch but
 // one that whole vectors take together.
 #pragma once
 
-#include "math.h"
+#include "elementary.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -1,7 +1,7 @@
 // Two random words to two independent standard normals (Box and Muller, 1958), within 4e-6 of the exact transform.
 #pragma once
 
-#include "math.h"
+#include "elementary.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

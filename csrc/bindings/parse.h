@@ -7,7 +7,7 @@
 
 #include <stdexcept>
 
-#include "../cpu/kernels.h"
+#include "../api/arguments.h"
 
 namespace vae_fast {
 namespace py = pybind11;

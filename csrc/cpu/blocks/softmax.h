@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "../common/math.h"
-#include "planes.h"
+#include "../../math/elementary.h"
+#include "view3_rows.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

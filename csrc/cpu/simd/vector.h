@@ -2,7 +2,7 @@
 // where the extensions have no word (fma, sqrt, the 32x32 -> 64 bit multiply, half precision).
 #pragma once
 
-#include "../common/portable.h"
+#include "../../math/portable.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -2,7 +2,7 @@
 // et al., 2017), NVAE and VDVAE. Element by element as a member of the op `likelihood`; a part of mixture.h.
 #pragma once
 
-#include "special.h"
+#include "../math/special.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -2,32 +2,32 @@
 // For math whose chain of dependent instructions is longer than a processor looks ahead.
 #pragma once
 
-#include "simd.h"
+#include "vector.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
-template <class V> struct Twice { V a, b; };
+template <class V> struct VectorPair { V a, b; };
 
 #define VAE_FAST_TWICE(op)                                                                                        \
-  template <class V> VAE_FAST_FN auto operator op(Twice<V> x, Twice<V> y) -> Twice<decltype(x.a op y.a)> {        \
+  template <class V> VAE_FAST_FN auto operator op(VectorPair<V> x, VectorPair<V> y) -> VectorPair<decltype(x.a op y.a)> {        \
     return {x.a op y.a, x.b op y.b};                                                                              \
   }                                                                                                               \
-  template <class V, class S> VAE_FAST_FN auto operator op(Twice<V> x, S y) -> Twice<decltype(x.a op y)> {        \
+  template <class V, class S> VAE_FAST_FN auto operator op(VectorPair<V> x, S y) -> VectorPair<decltype(x.a op y)> {        \
     return {x.a op y, x.b op y};                                                                                  \
   }
 VAE_FAST_TWICE(+) VAE_FAST_TWICE(-) VAE_FAST_TWICE(*) VAE_FAST_TWICE(/) VAE_FAST_TWICE(&) VAE_FAST_TWICE(|) VAE_FAST_TWICE(^)
 VAE_FAST_TWICE(<<) VAE_FAST_TWICE(>>) VAE_FAST_TWICE(<) VAE_FAST_TWICE(>) VAE_FAST_TWICE(>=) VAE_FAST_TWICE(==) VAE_FAST_TWICE(!=)
 #undef VAE_FAST_TWICE
-template <class V> VAE_FAST_FN Twice<V> operator-(Twice<V> x) { return {-x.a, -x.b}; }
-template <class T> VAE_FAST_FN Twice<T> select(Twice<vi32> mask, Twice<T> x, Twice<T> y) {
+template <class V> VAE_FAST_FN VectorPair<V> operator-(VectorPair<V> x) { return {-x.a, -x.b}; }
+template <class T> VAE_FAST_FN VectorPair<T> select(VectorPair<vi32> mask, VectorPair<T> x, VectorPair<T> y) {
   return {select(mask.a, x.a, y.a), select(mask.b, x.b, y.b)};
 }
 
-template <> struct Lanes<Twice<vf32>> {
-  using F = Twice<vf32>;
+template <> struct Lanes<VectorPair<vf32>> {
+  using F = VectorPair<vf32>;
   using L = Lanes<vf32>;
-  using u32 = Twice<vu32>;
-  using i32 = Twice<vi32>;
+  using u32 = VectorPair<vu32>;
+  using i32 = VectorPair<vi32>;
 
   static VAE_FAST_FN F splat(float x) { return {L::splat(x), L::splat(x)}; }
   static VAE_FAST_FN F to_float(i32 i) { return {L::to_float(i.a), L::to_float(i.b)}; }
@@ -41,14 +41,14 @@ template <> struct Lanes<Twice<vf32>> {
 
 // Loads, stores and loops of an F that is one vector or two; of two, count is always 2·kLanes.
 VAE_FAST_FN vf32 load_as(const float* p, int count, vf32) { return load_partial(p, count); }
-VAE_FAST_FN Twice<vf32> load_as(const float* p, int, Twice<vf32>) { return {load<vf32>(p), load<vf32>(p + kLanes)}; }
+VAE_FAST_FN VectorPair<vf32> load_as(const float* p, int, VectorPair<vf32>) { return {load<vf32>(p), load<vf32>(p + kLanes)}; }
 VAE_FAST_FN void store_as(float* p, vf32 v, int count) { store_partial(p, v, count); }
-VAE_FAST_FN void store_as(float* p, Twice<vf32> v, int) { store(p, v.a), store(p + kLanes, v.b); }
+VAE_FAST_FN void store_as(float* p, VectorPair<vf32> v, int) { store(p, v.a), store(p + kLanes, v.b); }
 
 // body(i, count, F{}) over [0, n), two vectors at once as long as there are two.
 template <class Body> VAE_FAST_FN void for_each_two_vectors(std::int64_t n, Body body) {
   std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) body(i, 2 * kLanes, Twice<vf32>{});
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) body(i, 2 * kLanes, VectorPair<vf32>{});
   for (; i < n; i += kLanes) body(i, n - i < kLanes ? static_cast<int>(n - i) : kLanes, vf32{});
 }
 

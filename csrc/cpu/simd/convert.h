@@ -1,7 +1,7 @@
 // float32 from and to every dtype a kernel reads or writes: one element, or a dense run.
 #pragma once
 
-#include "simd.h"
+#include "vector.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -5,7 +5,7 @@
 
 #include "counts.h"
 #include "logistic.h"
-#include "special.h"
+#include "../math/special.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

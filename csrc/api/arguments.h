@@ -1,7 +1,7 @@
 // The kernels' arguments, and how a whole tensor becomes tasks. Plain data, shared by all instruction sets.
 #pragma once
 
-#include "view.h"
+#include "tensor_view.h"
 
 namespace vae_fast {
 
@@ -120,7 +120,7 @@ struct CategoricalBackward {
   View3 grad_nll;  // (batch, positions)
 };
 
-// A mixture of discretized logistics at each pixel: common/mixture.h.
+// A mixture of discretized logistics at each pixel: formulas/mixture.h.
 constexpr std::int64_t kMixtureBlock = 64;  // pixels whose parameters stay in the first-level cache
 struct MixtureForward {
   Tiling tiling;

@@ -5,7 +5,7 @@
 // so that only small terms are left: (1 + t)·log(1 + t) - t, and Stirling's errors.
 #pragma once
 
-#include "special.h"
+#include "../math/special.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

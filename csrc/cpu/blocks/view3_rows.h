@@ -1,8 +1,8 @@
-// A View3 as the rows that staging.h reads and writes: along its last dimension, or along its middle one.
+// A View3 as the rows that block_io.h reads and writes: along its last dimension, or along its middle one.
 #pragma once
 
-#include "kernels.h"
-#include "staging.h"
+#include "../../api/arguments.h"
+#include "block_io.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "kernels.h"
-#include "staging.h"
+#include "../../api/arguments.h"
+#include "block_io.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

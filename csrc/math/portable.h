@@ -1,7 +1,7 @@
 // What the host and the device compilers spell differently, and nothing else.
 //
 // The math of this folder is written once, as templates over F: `float` in a CUDA thread or a scalar loop, a SIMD
-// vector of floats (csrc/cpu/simd.h) in a CPU kernel. F supports + - * / and comparison; whatever an operator cannot
+// vector of floats (csrc/cpu/simd/vector.h) in a CPU kernel. F supports + - * / and comparison; whatever an operator cannot
 // say is a member of Lanes<F>.
 #pragma once
 
@@ -35,7 +35,7 @@
 
 VAE_FAST_NAMESPACE_BEGIN
 
-// What F needs beyond operators. SIMD vectors specialise this in csrc/cpu/simd.h.
+// What F needs beyond operators. SIMD vectors specialise this in csrc/cpu/simd/vector.h.
 template <class F> struct Lanes;
 
 template <> struct Lanes<float> {

@@ -1,12 +1,12 @@
 // The noise contract on the CPU: the numbers of a block, a pure function of (rng_state, row, element).
 #pragma once
 
-#include "../common/normal.h"
-#include "../common/philox.h"
-#include "fetch.h"
-#include "kernels.h"
-#include "staging.h"
-#include "twice.h"
+#include "../../math/normal.h"
+#include "../../math/philox.h"
+#include "prefetch.h"
+#include "../../api/arguments.h"
+#include "block_io.h"
+#include "../simd/vector_pair.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -71,7 +71,7 @@ struct Uniforms {
 // interleaves keep the order with three instructions a vector. Words first, normals after, two vectors at once: their
 // long chains of dependent instructions need others in flight beside them.
 template <class Kind>
-inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row, std::int64_t count, float* out, Fetch& fetch) {
+inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row, std::int64_t count, float* out, Prefetcher& prefetcher) {
   const Spread spread(Kind::stream(state));
   for (std::int64_t i = 0; i < count; i += kStep) {
     const Step c = philox(spread, group + i, row + i);
@@ -82,9 +82,9 @@ inline void fill(const RngState& state, const std::uint64_t* group, const std::u
     }
   }
   for (float *to = out, *end = out + 4 * count; to < end; to += 4 * kLanes) {
-    fetch.step();
+    prefetcher.step();
     const auto words = [&](int v) VAE_FAST_LAMBDA { return load<vu32>(to + v * kLanes); };
-    const auto n = Kind::template pair<Twice<vf32>>({words(0), words(2)}, {words(1), words(3)});
+    const auto n = Kind::template pair<VectorPair<vf32>>({words(0), words(2)}, {words(1), words(3)});
     store(to, interleave_low(n.first.a, n.second.a));
     store(to + kLanes, interleave_high(n.first.a, n.second.a));
     store(to + 2 * kLanes, interleave_low(n.first.b, n.second.b));
@@ -95,7 +95,7 @@ inline void fill(const RngState& state, const std::uint64_t* group, const std::u
 // The numbers of one draw of a block, dense.
 template <class Kind>
 inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer,
-                                 Fetch& fetch) {
+                                 Prefetcher& prefetcher) {
   // Rows whose length is no multiple of 4 leave part of their last counter unused.
   const std::int64_t groups = (block.columns + 3) / 4, padded = 4 * groups, total = block.rows * groups;
   alignas(64) std::uint64_t group[kBlock + kStep], row[kBlock + kStep];
@@ -109,14 +109,14 @@ inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Bl
     for (std::int64_t g = 0; g < groups; ++g) row[g] = draw;
     for (std::int64_t r = 0; r < block.rows; ++r) {
       const std::int64_t* own = state + 2 * (block.row + r);
-      fill<Kind>(RngState::from(own[0], own[1]), group, row, groups, out + r * padded, fetch);
+      fill<Kind>(RngState::from(own[0], own[1]), group, row, groups, out + r * padded, prefetcher);
     }
   } else {
     for (std::int64_t r = 0; r < block.rows; ++r) {
       for (std::int64_t g = 0; g < groups; ++g) group[r * groups + g] = block.column / 4 + g;
       for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = draw * noise.batch + block.row + r;
     }
-    fill<Kind>(RngState::from(state[0], state[1]), group, row, total, out, fetch);
+    fill<Kind>(RngState::from(state[0], state[1]), group, row, total, out, prefetcher);
   }
   if (!compact)
     for (std::int64_t r = 0; r < block.rows; ++r)
@@ -124,20 +124,20 @@ inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Bl
   return buffer.data;
 }
 
-inline Fetch fetch_during_noise(const Block& block) { return Fetch(block.size() / (4 * kLanes) + 1); }
+inline Prefetcher prefetcher_during_noise(const Block& block) { return Prefetcher(block.size() / (4 * kLanes) + 1); }
 
 // The normals of one draw of a block: in the noise the caller brought, or made here.
 inline const float* normals(const Noise& noise, std::int64_t draw, const Block& block, NoiseBuffer& buffer,
-                            Fetch& fetch) {
+                            Prefetcher& prefetcher) {
   if (noise.given) return read(noise.given.draw(draw), block, reinterpret_cast<Buffer&>(buffer));
-  return draw_numbers<Normals>(noise, draw, block, buffer, fetch);
+  return draw_numbers<Normals>(noise, draw, block, buffer, prefetcher);
 }
 
 // 1 with probability `target`, else 0; or the target itself where no rng_state is given.
 inline const float* binarized(const Noise& noise, const float* target, const Block& block, NoiseBuffer& buffer) {
   if (!noise.rng_state) return target;
-  Fetch fetch = fetch_during_noise(block);
-  const float* numbers = draw_numbers<Uniforms>(noise, 0, block, buffer, fetch);
+  Prefetcher prefetcher = prefetcher_during_noise(block);
+  const float* numbers = draw_numbers<Uniforms>(noise, 0, block, buffer, prefetcher);
   for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
     const vf32 x = load_partial(target + i, count), bit = select(load<vf32>(numbers + i) < x, splat<vf32>(1.0f), vf32{});
     store(buffer.data + i, select(x != x, x, bit));  // NaN stays NaN

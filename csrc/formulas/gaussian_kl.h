@@ -2,7 +2,7 @@
 // Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, section 2.4 and appendix B.
 #pragma once
 
-#include "math.h"
+#include "../math/elementary.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -1,7 +1,7 @@
 // The instruction sets the kernels are compiled for, and the kernels each of them has.
 #pragma once
 
-#include "kernels.h"
+#include "../api/arguments.h"
 
 #define VAE_FAST_DECLARE_KERNELS(isa)                                        \
   namespace vae_fast { namespace isa {                                       \

@@ -2,18 +2,18 @@
 // block are collected into full vectors, and the zeros are left where they are.
 #pragma once
 
-#include "../common/counts.h"
-#include "twice.h"
-#include "view.h"
+#include "../../formulas/counts.h"
+#include "../simd/vector_pair.h"
+#include "../../api/tensor_view.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
 // Which of the block x[0..n) count anything.
-struct Counted {
+struct NonzeroIndex {
   std::int32_t index[kBlock + kLanes];
   std::int64_t count = 0;
 
-  VAE_FAST_FN Counted(const float* x, std::int64_t n) {
+  VAE_FAST_FN NonzeroIndex(const float* x, std::int64_t n) {
     for_each_vector(n, [&](std::int64_t i, int lanes) VAE_FAST_LAMBDA {
       const unsigned counted = Lanes<vf32>::bits(is_counted(load_partial(x + i, lanes)));
       for (int lane = 0; lane < kLanes; ++lane) {  // no branch, which would be mispredicted as often as not
@@ -33,7 +33,7 @@ VAE_FAST_FN vf32 gather_as(const float* p, const std::int32_t* index, int count,
     for (int lane = 0; lane < count; ++lane) v[lane] = p[index[lane]];
   return v;
 }
-VAE_FAST_FN Twice<vf32> gather_as(const float* p, const std::int32_t* index, int, Twice<vf32>) {
+VAE_FAST_FN VectorPair<vf32> gather_as(const float* p, const std::int32_t* index, int, VectorPair<vf32>) {
   return {gather_as(p, index, kLanes, vf32{}), gather_as(p, index + kLanes, kLanes, vf32{})};
 }
 VAE_FAST_FN void scatter_as(vf32 v, float* p, const std::int32_t* index, int count) {
@@ -41,7 +41,7 @@ VAE_FAST_FN void scatter_as(vf32 v, float* p, const std::int32_t* index, int cou
   store(lanes, v);
   for (int lane = 0; lane < count; ++lane) p[index[lane]] = lanes[lane];
 }
-VAE_FAST_FN void scatter_as(Twice<vf32> v, float* p, const std::int32_t* index, int) {
+VAE_FAST_FN void scatter_as(VectorPair<vf32> v, float* p, const std::int32_t* index, int) {
   scatter_as(v.a, p, index, kLanes);
   scatter_as(v.b, p, index + kLanes, kLanes);
 }

@@ -1,8 +1,8 @@
-// Blocks of a View in and out of dense float32 buffers (view.h says why).
+// Blocks of a View in and out of dense float32 buffers (tensor_view.h says why).
 #pragma once
 
-#include "convert.h"
-#include "view.h"
+#include "../simd/convert.h"
+#include "../../api/tensor_view.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../common/portable.h"
+#include "../math/portable.h"
 
 namespace vae_fast {
 
