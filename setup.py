@@ -40,8 +40,10 @@ FLAGS = [
 ]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 
-# One translation unit a kernel, compiled once per instruction set; never -march=native in a package.
-KERNELS = ["latent", "likelihood", "categorical", "mixture", "noise"]
+# One translation unit an op (its kernels are named NAME_...), compiled once per instruction set; never -march=native in
+# a package.
+_KERNELS = re.findall(r"^VAE_FAST_KERNEL\((\w+?)_", (CSRC / "api" / "ops.def").read_text(), re.MULTILINE)
+OPS = list(dict.fromkeys(_KERNELS))
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -121,8 +123,8 @@ class Build(build_ext):
         objects.mkdir(parents=True, exist_ok=True)
         includes = [f"-I{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
         jobs: list[tuple[Path, Path, list[str]]] = [
-            (CSRC / "cpu" / f"{kernel}.cpp", objects / f"{kernel}.{isa}.o", [f"-DVAE_FAST_ISA={isa}", *flags])
-            for kernel in KERNELS
+            (CSRC / "cpu" / f"{op}.cpp", objects / f"{op}.{isa}.o", [f"-DVAE_FAST_ISA={isa}", *flags])
+            for op in OPS
             for isa, flags in ISA_FLAGS.items()
         ]
         jobs += [
@@ -179,11 +181,11 @@ class Build(build_ext):
                 *common,
                 *gencode(architectures),
                 "-c",
-                str(CSRC / "cuda" / f"{k}.cu"),
+                str(CSRC / "cuda" / f"{op}.cu"),
                 "-o",
-                str(objects / f"{k}.o"),
+                str(objects / f"{op}.o"),
             ]
-            for k in KERNELS
+            for op in OPS
         ]
         includes = [f"-I{p}" for p in (pybind11.get_include(), *self.compiler.include_dirs)]
         bindings = [
@@ -196,7 +198,7 @@ class Build(build_ext):
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda command: subprocess.run(command, check=True), [*commands, bindings]))
-        parts = [str(objects / f"{name}.o") for name in (*KERNELS, "bindings")]
+        parts = [str(objects / f"{name}.o") for name in (*OPS, "bindings")]
         # The runtime is linked in: nothing to find and nothing to clash with the one that torch brings.
         subprocess.run([nvcc, *host, "-shared", "-cudart", "static", *parts, "-o", str(target)], check=True)
 

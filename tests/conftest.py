@@ -14,18 +14,7 @@ from torch import Tensor
 
 import vae_fast
 from vae_fast import backends
-
-KERNELS = (
-    "latent_forward",
-    "latent_backward",
-    "likelihood_forward",
-    "likelihood_backward",
-    "noise_fill",
-    "categorical_forward",
-    "categorical_backward",
-    "mixture_forward",
-    "mixture_backward",
-)
+from vae_fast.backends.contract import KERNELS
 
 
 def _add_twin() -> None:
@@ -36,7 +25,7 @@ def _add_twin() -> None:
         setattr(twin, name, getattr(vae_fast.reference, name))
     twin.details = dict  # type: ignore[attr-defined]
     sys.modules[twin.__name__] = twin
-    backends._MODULES["twin"] = "twin"
+    backends._HOMES["twin"] = "twin"
     backends._reasons["twin"] = None
 
 
@@ -92,7 +81,7 @@ def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     if NATIVE:  # which has memory of its own for large outputs
-        cpu = backends._module("cpu")
+        cpu = backends._find("cpu")
         monkeypatch.setattr(cpu, "empty_strided", poisoned(cpu.empty_strided))
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from cuda_emulation.build import OPS
+
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 CACHE = Path(tempfile.gettempdir()) / f"vae_fast-cuda-compile-{getpass.getuser()}"
@@ -28,10 +30,7 @@ HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 NVCC = shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
-KERNELS = ("latent", "likelihood", "categorical", "mixture", "noise")
-MEMBERS = re.findall(
-    r"X\((\w{2,})\)", (CSRC / "formulas/likelihood.h").read_text().partition("#define VAE_FAST_LIKELIHOODS")[2]
-)
+LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
 LIGHT = re.findall(r"kLight<(\w+)> = true", (CSRC / "cuda/likelihood.cu").read_text())
 
 
@@ -43,11 +42,11 @@ def expected() -> dict[str, set[str]]:
     latent |= {f"latent_backward {a} 0 0" for a in access}
     latent |= {f"latent_backward {a} 1 {sums}" for a in narrow for sums in "01"}
     likelihood = set()
-    for member in MEMBERS:
-        forms = access if member in LIGHT else narrow
-        likelihood |= {f"likelihood_forward {a} {member}" for a in forms}
-        likelihood |= {f"likelihood_backward {a} {member} 0" for a in forms}
-        likelihood |= {f"likelihood_backward {a} {member} 1" for a in narrow}
+    for name in LIKELIHOODS:
+        forms = access if name in LIGHT else narrow
+        likelihood |= {f"likelihood_forward {a} {name}" for a in forms}
+        likelihood |= {f"likelihood_backward {a} {name} 0" for a in forms}
+        likelihood |= {f"likelihood_backward {a} {name} 1" for a in narrow}
     ways, counts = ("forward", "backward"), "01"
     return {
         "latent": latent,
@@ -110,7 +109,7 @@ def compiled(source: Path) -> tuple[Path, str]:
     gencode = f"-gencode=arch={PTX},code=[{','.join((*ARCHITECTURES, PTX))}]"  # as setup.py
     command = [NVCC, *FLAGS, gencode, "-Xptxas", "-v", f"-I{CSRC}"]
     key = hashlib.sha256(repr(command).encode() + subprocess.check_output([NVCC, "--version"]))
-    for path in [source, *sorted(CSRC.rglob("*.h"))]:
+    for path in [source, *sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.def")])]:
         key.update(path.name.encode() + path.read_bytes())
     target = CACHE / f"{source.stem}-{key.hexdigest()[:20]}.o"
     report = target.with_suffix(".txt")
@@ -130,8 +129,8 @@ def compiled(source: Path) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def objects() -> dict[str, tuple[Path, str]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(compiled, [CSRC / "cuda" / f"{k}.cu" for k in KERNELS])
-    return dict(zip(KERNELS, found, strict=True))
+        found = pool.map(compiled, [CSRC / "cuda" / f"{k}.cu" for k in OPS])
+    return dict(zip(OPS, found, strict=True))
 
 
 def readable(mangled: str) -> str:
@@ -146,7 +145,7 @@ def readable(mangled: str) -> str:
         if f"6Access{code}" in rest:
             words.append(name)
             rest = rest.replace(f"6Access{code}", "")
-    words += re.findall(rf"\d({'|'.join(MEMBERS)})E", rest)
+    words += re.findall(rf"\d({'|'.join(LIKELIHOODS)})E", rest)
     return " ".join(words + re.findall(r"L[bi](\d)E", rest))
 
 
@@ -179,7 +178,7 @@ def sass(target: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
     return functions
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", OPS)
 def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> None:
     found = list(entries(objects[kernel][1]))
     for architecture in ARCHITECTURES:
@@ -193,7 +192,7 @@ def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> No
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", OPS)
 def test_dense_accesses_are_128_bits_wide(
     objects: dict[str, tuple[Path, str]], kernel: str, architecture: str
 ) -> None:

@@ -359,7 +359,7 @@ def test_missing_gradients(backend: str) -> None:
 @pytest.fixture
 def seen(kernels: str, monkeypatch: pytest.MonkeyPatch) -> dict:
     """What the backend's latent_backward was called with last."""
-    module = backends._module(kernels)
+    module = backends._find(kernels)
     arguments: dict = {}
     real = module.latent_backward
 

@@ -140,7 +140,7 @@ class Calls:
     """Counts the calls of a backend's function."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str, name: str) -> None:
-        module, self.count = backends._module(backend), 0
+        module, self.count = backends._find(backend), 0
         function = getattr(module, name)
 
         def counted(*args: Any, **kwargs: Any) -> None:

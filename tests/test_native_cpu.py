@@ -21,7 +21,6 @@ from torch import Tensor
 from conftest import HANG, assert_same_bits_for_threads, bits, needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
-from vae_fast.backends.native.members import COUNTS, DTYPES, LIKELIHOODS
 
 pytestmark = needs_native
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -52,10 +51,10 @@ def use_isa(engine: ModuleType, name: str) -> Iterator[ModuleType]:
     engine.use_isa(before)
 
 
-@pytest.fixture(params=cpu._cpu.available_isas() if cpu._cpu else [])
+@pytest.fixture(params=cpu.extension.available_isas() if cpu.extension else [])
 def engine(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """The extension module, on each of this machine's instruction sets."""
-    yield from use_isa(cpu._cpu, request.param)
+    yield from use_isa(cpu.extension, request.param)
 
 
 def compile_engine(folder: Path) -> Path:
@@ -93,7 +92,7 @@ def compile_engine(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The AVX-512 kernels without AVX-512."""
-    if not X86 or "avx2" not in cpu._cpu.available_isas():
+    if not X86 or "avx2" not in cpu.extension.available_isas():
         pytest.skip("needs an x86-64 machine with AVX2 to emulate AVX-512 on")
     if not CSRC.is_dir():
         pytest.skip("needs the source checkout")
@@ -143,7 +142,7 @@ def test_philox_on_random_counters_on_avx512(emulated: ModuleType) -> None:
 
 def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[bytes]:
     """The bits of all that the engine computes, over dtypes, layouts, odd sizes, priors, draws, states, targets."""
-    monkeypatch.setattr(cpu, "_cpu", engine)
+    monkeypatch.setattr(cpu, "extension", engine)
     g = torch.Generator().manual_seed(2)
     results = []
 
@@ -172,11 +171,11 @@ def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[by
                 grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
             )  # fmt: skip
             results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
-        for (member, code), target_dtype in itertools.product(LIKELIHOODS.items(), DTYPES):
+        for (member, code), target_dtype in itertools.product(cpu.likelihoods.items(), cpu.dtypes):
             x = torch.rand(shape, generator=g) * (1.5 if target_dtype.is_floating_point else 255)
             count = 1 if member in ("bernoulli", "continuous_bernoulli", "poisson") else 2
             params = (mu, random().expand(shape), random(*shape))[: count + (member.startswith("zero"))]
-            if member in COUNTS:
+            if member in cpu.of_counts:
                 params = tuple(p.abs() for p in params)
             mask = random(*shape) > 0 if code % 2 else None
             state = torch.tensor([7, 8]) if member == "bernoulli" else None
@@ -225,17 +224,17 @@ def mixture_results(g: torch.Generator) -> list[bytes]:
 
 
 def test_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch, emulated: ModuleType) -> None:
-    for native in use_isa(cpu._cpu, "avx2"):
+    for native in use_isa(cpu.extension, "avx2"):
         expected = every_result(monkeypatch, native)
     assert every_result(monkeypatch, emulated) == expected
 
 
 @pytest.mark.skipif(
-    not cpu._cpu or "avx512" not in cpu._cpu.available_isas(),
+    not cpu.extension or "avx512" not in cpu.extension.available_isas(),
     reason="needs a processor with AVX-512 (the test above runs the same source without one)",
 )
 def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    native = cpu._cpu
+    native = cpu.extension
     results = [
         every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)
     ]
@@ -305,12 +304,12 @@ def make(n): return cpu.empty_strided((n,), (1,), torch.float32)
 a, b = make(1 << 20), make(1 << 19)  # 4 MB, 2 MB
 address = a.data_ptr()
 del a
-print(cpu._cpu.cached_bytes() >> 20, make(1 << 20).data_ptr() == address)
+print(cpu.extension.cached_bytes() >> 20, make(1 << 20).data_ptr() == address)
 views = [make(1 << 20)[::2] for _ in range(3)]
 del b, views  # 14 MB in all
-print(cpu._cpu.cached_bytes() >> 20)
+print(cpu.extension.cached_bytes() >> 20)
 cpu.empty_cache()
-print(cpu._cpu.cached_bytes())
+print(cpu.extension.cached_bytes())
 """
 
 
@@ -390,7 +389,7 @@ for sharded in (False, True):
             loss.backward()
             optimizer.step()
         print(loss.item())
-assert resized and cpu._cpu.cached_bytes()
+assert resized and cpu.extension.cached_bytes()
 """
 
 

@@ -128,7 +128,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sdist_has_what_a_build_and_a_test_run_need(unpacked: Path) -> None:
-    tracked = [*ROOT.glob("csrc/**/*.[ch]*"), *ROOT.glob("vae_fast/**/*.py"), *ROOT.glob("tests/*.py")]
+    tracked = [*ROOT.glob("csrc/**/*.*"), *ROOT.glob("vae_fast/**/*.py"), *ROOT.glob("tests/*.py")]
     tracked += [
         ROOT / n for n in ("LICENSE", "Makefile", "setup.py", "vae_fast/py.typed", "benchmarks/harness.py")
     ]

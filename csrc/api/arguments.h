@@ -33,6 +33,7 @@ struct Gradient { View view; Reduction reduction = Reduction::none; double* part
 
 struct Clamp { bool active = false; float low = 0, high = 0; };
 
+// The arguments of each kernel of ops.def. tiling.rows and tiling.columns are the caller's, the rest of it the engine's.
 struct LatentForward {
   Tiling tiling;
   View mu, logvar, prior_mu, prior_logvar;
@@ -68,7 +69,7 @@ constexpr int kMaxParameters = 3;
 // 1 with probability `target`, else 0.
 struct LikelihoodForward {
   Tiling tiling;
-  int member = 0;
+  int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
   RowSum nll;
@@ -76,7 +77,7 @@ struct LikelihoodForward {
 
 struct LikelihoodBackward {
   Tiling tiling;
-  int member = 0;
+  int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
   const float* grad_nll = nullptr;
@@ -140,15 +141,8 @@ struct MixtureBackward {
 // Every instruction set's kernels; each runs one task.
 struct Kernels {
   const char* isa;
-  void (*latent_forward)(const LatentForward&, const Task&);
-  void (*latent_backward)(const LatentBackward&, const Task&);
-  void (*noise_fill)(const NoiseFill&, const Task&);
-  void (*likelihood_forward)(const LikelihoodForward&, const Task&);
-  void (*likelihood_backward)(const LikelihoodBackward&, const Task&);
-  void (*categorical_forward)(const CategoricalForward&, const Task&);
-  void (*categorical_backward)(const CategoricalBackward&, const Task&);
-  void (*mixture_forward)(const MixtureForward&, const Task&);
-  void (*mixture_backward)(const MixtureBackward&, const Task&);
+#define VAE_FAST_KERNEL(name, Args) void (*name)(const Args&, const Task&);
+#include "ops.def"
   // The random words of `count` counters from (group, row) on, four each: what the known-answer tests look at.
   void (*noise_words)(const std::int64_t* rng_state, std::int64_t group, std::int64_t row, std::int64_t count,
                       std::uint32_t* words);

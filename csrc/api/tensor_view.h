@@ -11,16 +11,20 @@
 
 namespace vae_fast {
 
-// A byte is a grey value in uint8 (255ths) and a number in count8.
-enum class DType : int { float32, bfloat16, float16, uint8, boolean, count8, int16, int32, int64 };
+// (enumerator, torch's name, bytes). A byte is a grey value in uint8 (255ths) and a number in count8, which is torch's
+// uint8, too.
+#define VAE_FAST_DTYPES(X)                                                                            \
+  X(float32, "float32", 4) X(bfloat16, "bfloat16", 2) X(float16, "float16", 2) X(uint8, "uint8", 1)  \
+  X(boolean, "bool", 1) X(count8, "count8", 1) X(int16, "int16", 2) X(int32, "int32", 4) X(int64, "int64", 8)
+
+#define VAE_FAST_ENUMERATOR(dtype, name, bytes) dtype,
+enum class DType : int { VAE_FAST_DTYPES(VAE_FAST_ENUMERATOR) };
+#undef VAE_FAST_ENUMERATOR
 
 VAE_FAST_FN std::int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::uint8: case DType::boolean: case DType::count8: return 1;
-    case DType::bfloat16: case DType::float16: case DType::int16: return 2;
-    case DType::float32: case DType::int32: return 4;
-    case DType::int64: return 8;
-  }
+#define VAE_FAST_SIZE(dtype, name, bytes) case DType::dtype: return bytes;
+  switch (dtype) { VAE_FAST_DTYPES(VAE_FAST_SIZE) }
+#undef VAE_FAST_SIZE
   return 0;
 }
 

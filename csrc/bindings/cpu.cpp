@@ -1,4 +1,4 @@
-// Python's door to the CPU engine. Nothing of torch: a tensor arrives as (address, dtype code, strides), None if absent.
+// pybind11 module of the CPU engine; does not link libtorch. A tensor arrives as (address, dtype code, strides), None if absent.
 #include "../math/philox.h"
 #include "../cpu/engine.h"
 #include "../cpu/pool.h"
@@ -13,10 +13,6 @@ namespace {
 struct Engine {
   int threads;
   explicit Engine(const py::object& where) : threads(where.cast<int>()) {}
-  template <class Args> void run(const Args& args, const Shape& shape) const {
-    py::gil_scoped_release release;
-    vae_fast::run(args, shape.rows, shape.columns, threads);
-  }
   template <class Args> void run(const Args& args) const {
     py::gil_scoped_release release;
     vae_fast::run(args, threads);
@@ -45,8 +41,7 @@ std::vector<std::uint32_t> noise_words(std::int64_t seed, std::int64_t offset, s
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "vae_fast's CPU kernels. Tensors are (address, dtype code, strides) or None.";
-  define_ops<Engine>(m);
-  define_distribution_ops<Engine>(m);
+  define<Engine>(m);
   m.def("noise_words", &noise_words, py::arg("seed"), py::arg("offset"), py::arg("group"), py::arg("row"), py::arg("count"),
         "Philox words of `count` counters (group, row, offset) on, four each, by the vector kernels");
   m.def("empty_strided", &empty_strided, py::arg("shape"), py::arg("strides"), py::arg("dtype"));

@@ -1,4 +1,4 @@
-// Python's door to the CUDA engine. Nothing of torch: a tensor arrives as (address, dtype code, strides), None if absent.
+// pybind11 module of the CUDA engine; does not link libtorch. A tensor arrives as (address, dtype code, strides), None if absent.
 #include "../cuda/engine.h"
 #include "parse.h"
 
@@ -15,11 +15,6 @@ struct Engine {
     const py::tuple parts = where.cast<py::tuple>();
     stream = {parts[0].cast<int>(), parts[1].cast<std::uintptr_t>()};
     allocate = parts[2];
-  }
-  template <class Args> void run(const Args& args, const Shape& shape) const {
-    const Allocate scratch = allocator();
-    py::gil_scoped_release release;  // a launch waits while the stream's queue is full
-    vae_fast::run(args, shape.rows, shape.columns, stream, scratch);
   }
   template <class Args> void run(const Args& args) const {
     const Allocate scratch = allocator();
@@ -42,8 +37,7 @@ struct Engine {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "vae_fast's CUDA kernels. Tensors are (address, dtype code, strides) or None.";
-  define_ops<Engine>(m);
-  define_distribution_ops<Engine>(m);
+  define<Engine>(m);
   m.attr("architectures") = VAE_FAST_CUDA_ARCHITECTURES;
   m.attr("toolkit") = VAE_FAST_CUDA_TOOLKIT;
 }

@@ -101,12 +101,19 @@ inline Clamp clamp_of(const py::object& bounds) {
   return {true, pair[0].cast<float>(), pair[1].cast<float>()};
 }
 
+template <class Args> Args of_shape(const Shape& shape) {
+  Args a;
+  a.tiling.rows = shape.rows;
+  a.tiling.columns = shape.columns;
+  return a;
+}
+
 template <class Engine>
 void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
                     const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
                     const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
   const Shape shape(sizes);
-  LatentForward a;
+  auto a = of_shape<LatentForward>(shape);
   a.mu = view_of(mu, shape);
   a.logvar = view_of(logvar, shape);
   a.prior_mu = view_of(prior_mu, shape);
@@ -116,7 +123,7 @@ void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_
   a.clamp = clamp_of(bounds);
   a.z = view_of(z, shape);
   a.kl = row_sum_of(kl);
-  Engine(where).run(a, shape);
+  Engine(where).run(a);
 }
 
 template <class Engine>
@@ -127,7 +134,7 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
                      const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
   const RowSum from_kl = row_sum_of(grad_kl);
-  LatentBackward a;
+  auto a = of_shape<LatentBackward>(shape);
   a.grad_z = view_of(grad_z, shape);
   a.grad_kl = from_kl.value;
   a.grad_kl_stride = from_kl.stride;
@@ -142,41 +149,41 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
   a.grad_logvar = view_of(grad_logvar, shape);
   a.grad_prior_mu = gradient_of(grad_prior_mu, shape);
   a.grad_prior_logvar = gradient_of(grad_prior_logvar, shape);
-  Engine(where).run(a, shape);
+  Engine(where).run(a);
 }
 
 template <class Engine>
 void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, bool state_per_sample,
                 const py::object& eps) {
   const Shape shape(sizes);
-  NoiseFill a;
+  auto a = of_shape<NoiseFill>(shape);
   a.noise = noise_of(rng_state, state_per_sample, py::none(), shape);
   a.draws = draws;
   a.eps = view_of(eps, shape);
-  Engine(where).run(a, shape);
+  Engine(where).run(a);
 }
 
 template <class Engine>
-void likelihood_forward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
+void likelihood_forward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& nll) {
   const Shape shape(sizes);
-  LikelihoodForward a;
-  a.member = member;
+  auto a = of_shape<LikelihoodForward>(shape);
+  a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
   a.nll = row_sum_of(nll);
-  Engine(where).run(a, shape);
+  Engine(where).run(a);
 }
 
 template <class Engine>
-void likelihood_backward(const py::object& where, const py::tuple& sizes, int member, const py::tuple& parameters, const py::object& target,
+void likelihood_backward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
                          const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& grad_nll, const py::tuple& gradients) {
   const Shape shape(sizes);
   const RowSum from_nll = row_sum_of(grad_nll);
-  LikelihoodBackward a;
-  a.member = member;
+  auto a = of_shape<LikelihoodBackward>(shape);
+  a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     a.parameters[p] = view_of(parameters[p], shape);
     a.gradients[p] = gradient_of(gradients[p], shape);
@@ -186,7 +193,7 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int me
   a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
   a.grad_nll = from_nll.value;
   a.grad_nll_stride = from_nll.stride;
-  Engine(where).run(a, shape);
+  Engine(where).run(a);
 }
 
 // Sizes are (batch, positions, classes).
@@ -254,22 +261,28 @@ void mixture_backward(const py::object& where, const py::tuple& sizes, const py:
   Engine(where).run(a);
 }
 
-// Defines the ops in a module. An Engine is made from what Python says about where to run, the first argument, and has
-// run(arguments, shape).
-template <class Engine> void define_ops(py::module_& m) {
-  m.def("latent_forward", &latent_forward<Engine>);
-  m.def("latent_backward", &latent_backward<Engine>);
-  m.def("noise_fill", &noise_fill<Engine>);
-  m.def("likelihood_forward", &likelihood_forward<Engine>);
-  m.def("likelihood_backward", &likelihood_backward<Engine>);
-}
+// Defines every kernel in a module, and the tables that Python looks its numbers up in, by name. An Engine is made from
+// what Python says about where to run, the first argument of each, and has run(arguments).
+template <class Engine> void define(py::module_& m) {
+  py::list kernels;
+#define VAE_FAST_KERNEL(name, Args) m.def(#name, &name<Engine>), kernels.append(#name);
+#include "../api/ops.def"
+  m.attr("kernels") = kernels;
 
-// Those whose arguments hold their own sizes: an Engine has run(arguments).
-template <class Engine> void define_distribution_ops(py::module_& m) {
-  m.def("categorical_forward", &categorical_forward<Engine>);
-  m.def("categorical_backward", &categorical_backward<Engine>);
-  m.def("mixture_forward", &mixture_forward<Engine>);
-  m.def("mixture_backward", &mixture_backward<Engine>);
+  py::dict likelihoods;
+  py::set of_counts;
+#define VAE_FAST_LIKELIHOOD(name, Struct, counts)  \
+  likelihoods[#name] = likelihoods.size();         \
+  if (counts) of_counts.add(#name);
+#include "../api/likelihoods.def"
+  m.attr("likelihoods") = likelihoods;
+  m.attr("of_counts") = of_counts;
+
+  py::dict dtypes;
+#define VAE_FAST_DTYPE(dtype, name, bytes) dtypes[name] = static_cast<int>(DType::dtype);
+  VAE_FAST_DTYPES(VAE_FAST_DTYPE)
+#undef VAE_FAST_DTYPE
+  m.attr("dtypes") = dtypes;
 }
 
 }  // namespace vae_fast

@@ -13,22 +13,38 @@
 namespace vae_fast {
 namespace {
 
-#define VAE_FAST_KERNELS(isa)                                                                                     \
-  Kernels { #isa, isa::latent_forward, isa::latent_backward, isa::noise_fill, isa::likelihood_forward,            \
-            isa::likelihood_backward, isa::categorical_forward, isa::categorical_backward, isa::mixture_forward,  \
-            isa::mixture_backward, isa::noise_words }
+Kernels of_baseline() {
+  return {"baseline",
+#define VAE_FAST_KERNEL(name, Args) baseline::name,
+#include "../api/ops.def"
+          baseline::noise_words};
+}
+#if defined(__x86_64__)
+Kernels of_avx2() {
+  return {"avx2",
+#define VAE_FAST_KERNEL(name, Args) avx2::name,
+#include "../api/ops.def"
+          avx2::noise_words};
+}
+Kernels of_avx512() {
+  return {"avx512",
+#define VAE_FAST_KERNEL(name, Args) avx512::name,
+#include "../api/ops.def"
+          avx512::noise_words};
+}
+#endif
 
 std::vector<Kernels> supported() {
-  std::vector<Kernels> sets{VAE_FAST_KERNELS(baseline)};
+  std::vector<Kernels> sets{of_baseline()};
 #if defined(__x86_64__)
   // __builtin_cpu_supports reads CPUID and XCR0; it has no word for F16C in older compilers.
   unsigned eax, ebx, ecx = 0, edx;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx & bit_F16C);
-  if (avx2) sets.push_back(VAE_FAST_KERNELS(avx2));
+  if (avx2) sets.push_back(of_avx2());
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    sets.push_back(VAE_FAST_KERNELS(avx512));
+    sets.push_back(of_avx512());
 #endif
   return sets;
 }

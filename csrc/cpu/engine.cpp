@@ -169,7 +169,8 @@ bool has_openmp() {
 #endif
 }
 
-void run(LatentForward a, std::int64_t rows, std::int64_t columns, int threads) {
+void run(LatentForward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return zero(a.kl, rows);
   a.tiling = tile(rows, columns, false);
   advise_huge_pages(a.z, a.tiling, a.draws);
@@ -178,7 +179,8 @@ void run(LatentForward a, std::int64_t rows, std::int64_t columns, int threads) 
   finish(a.kl, a.tiling);
 }
 
-void run(LatentBackward a, std::int64_t rows, std::int64_t columns, int threads) {
+void run(LatentBackward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return zero(a.grad_prior_mu, columns), zero(a.grad_prior_logvar, columns);
   a.tiling = tile(rows, columns, is_sum(a.grad_prior_mu) || is_sum(a.grad_prior_logvar));
   advise_huge_pages(a.grad_mu, a.tiling);
@@ -189,14 +191,16 @@ void run(LatentBackward a, std::int64_t rows, std::int64_t columns, int threads)
   finish(a.grad_prior_logvar, a.tiling);
 }
 
-void run(NoiseFill a, std::int64_t rows, std::int64_t columns, int threads) {
+void run(NoiseFill a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return;
   a.tiling = tile(rows, columns, false);
   advise_huge_pages(a.eps, a.tiling, a.draws);
   run_tasks(kernels().noise_fill, a, rows * columns * a.draws, threads);
 }
 
-void run(LikelihoodForward a, std::int64_t rows, std::int64_t columns, int threads) {
+void run(LikelihoodForward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return zero(a.nll, rows);
   a.tiling = tile(rows, columns, false);
   const Scratch nll = prepare(a.nll, a.tiling);
@@ -204,7 +208,8 @@ void run(LikelihoodForward a, std::int64_t rows, std::int64_t columns, int threa
   finish(a.nll, a.tiling);
 }
 
-void run(LikelihoodBackward a, std::int64_t rows, std::int64_t columns, int threads) {
+void run(LikelihoodBackward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) {
     for (const Gradient& g : a.gradients) zero(g, columns);
     return;

@@ -1,24 +1,28 @@
-// The instruction sets the kernels are compiled for, and the kernels each of them has.
+// The kernels that every instruction set has, each declared in a namespace of its own.
 #pragma once
 
 #include "../api/arguments.h"
 
-#define VAE_FAST_DECLARE_KERNELS(isa)                                        \
-  namespace vae_fast { namespace isa {                                       \
-  void latent_forward(const LatentForward&, const Task&);                    \
-  void latent_backward(const LatentBackward&, const Task&);                  \
-  void noise_fill(const NoiseFill&, const Task&);                            \
-  void likelihood_forward(const LikelihoodForward&, const Task&);            \
-  void likelihood_backward(const LikelihoodBackward&, const Task&);          \
-  void categorical_forward(const CategoricalForward&, const Task&);          \
-  void categorical_backward(const CategoricalBackward&, const Task&);        \
-  void mixture_forward(const MixtureForward&, const Task&);                  \
-  void mixture_backward(const MixtureBackward&, const Task&);                \
-  void noise_words(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*); \
-  }}
+namespace vae_fast {
 
-VAE_FAST_DECLARE_KERNELS(baseline)
+namespace baseline {
+#define VAE_FAST_KERNEL(name, Args) void name(const Args&, const Task&);
+#include "../api/ops.def"
+void noise_words(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*);
+}  // namespace baseline
+
 #if defined(__x86_64__)
-VAE_FAST_DECLARE_KERNELS(avx2)
-VAE_FAST_DECLARE_KERNELS(avx512)
+namespace avx2 {
+#define VAE_FAST_KERNEL(name, Args) void name(const Args&, const Task&);
+#include "../api/ops.def"
+void noise_words(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*);
+}  // namespace avx2
+
+namespace avx512 {
+#define VAE_FAST_KERNEL(name, Args) void name(const Args&, const Task&);
+#include "../api/ops.def"
+void noise_words(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, std::uint32_t*);
+}  // namespace avx512
 #endif
+
+}  // namespace vae_fast

@@ -29,52 +29,52 @@ VAE_FAST_FN void apply(const float* mask, const Block& block, float* values) {
   });
 }
 
-template <class Member> constexpr bool kOfCounts = std::is_base_of_v<OfCounts<Member>, Member>;
+template <class Likelihood> constexpr bool kOfCounts = std::is_base_of_v<OfCounts<Likelihood>, Likelihood>;
 
-// A member with `far` has shorter formulas for a second parameter that is nearer to 0.
-template <class Member, class = void> struct HasFar : std::false_type {};
-template <class Member> struct HasFar<Member, std::void_t<decltype(Member::far)>> : std::true_type {};
-template <class Member, class Pass> VAE_FAST_FN void in_range(Pass pass) {
-  if constexpr (HasFar<Member>()) near_then_far(Member::far, pass);
+// A likelihood with `far` has shorter formulas for a second parameter that is nearer to 0.
+template <class Likelihood, class = void> struct HasFar : std::false_type {};
+template <class Likelihood> struct HasFar<Likelihood, std::void_t<decltype(Likelihood::far)>> : std::true_type {};
+template <class Likelihood, class Pass> VAE_FAST_FN void in_range(Pass pass) {
+  if constexpr (HasFar<Likelihood>()) near_then_far(Likelihood::far, pass);
   else pass(std::false_type{});
 }
 
-template <class Member> void forward(const LikelihoodForward& a, const Task& task) {
+template <class Likelihood> void forward(const LikelihoodForward& a, const Task& task) {
   RowSums nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer buffers[Member::parameters], target_buffer, mask_buffer, terms;
+    Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, terms;
     NoiseBuffer noise_buffer;
-    const float* parameters[Member::parameters];
-    for (int p = 0; p < Member::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
+    const float* parameters[Likelihood::parameters];
+    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
-    if constexpr (kOfCounts<Member>) {
+    if constexpr (kOfCounts<Likelihood>) {
       const NonzeroIndex counted(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
-          decltype(f) at[Member::parameters];
-          for (int p = 0; p < Member::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
-          store_as(terms.data + i, Member::nll_of_zero(at), count);
+          decltype(f) at[Likelihood::parameters];
+          for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
+          store_as(terms.data + i, Likelihood::nll_of_zero(at), count);
         });
       for_each_two_vectors(counted.count, [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
         const std::int32_t* index = counted.index + i;
-        decltype(f) at[Member::parameters];
-        for (int p = 0; p < Member::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
-        scatter_as(Member::nll_of_count(at, gather_as(target, index, count, f)), terms.data, index, count);
+        decltype(f) at[Likelihood::parameters];
+        for (int p = 0; p < Likelihood::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
+        scatter_as(Likelihood::nll_of_count(at, gather_as(target, index, count, f)), terms.data, index, count);
       });
       if (mask) apply(mask, block, terms.data);
       return nll.add(block, terms.data);
     }
     float sum = 0;
     const bool one_row = a.tiling.rows_per_block == 1;
-    in_range<Member>([&](auto near) VAE_FAST_LAMBDA {
+    in_range<Likelihood>([&](auto near) VAE_FAST_LAMBDA {
       vf32 farthest{};
       const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-        vf32 at[Member::parameters], value;
-        for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+        vf32 at[Likelihood::parameters], value;
+        for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
         const vf32 x = load_partial(target + i, count);
-        if constexpr (near()) value = Member::template nll<true>(at, x), farthest = maximum(absolute(at[1]), farthest);
-        else value = Member::nll(at, x);
+        if constexpr (near()) value = Likelihood::template nll<true>(at, x), farthest = maximum(absolute(at[1]), farthest);
+        else value = Likelihood::nll(at, x);
         return masked(mask, i, count, value);
       };
       if (one_row) sum = sum_terms(block.columns, term);
@@ -86,68 +86,71 @@ template <class Member> void forward(const LikelihoodForward& a, const Task& tas
   });
 }
 
-template <class Member> void backward(const LikelihoodBackward& a, const Task& task) {
+template <class Likelihood> void backward(const LikelihoodBackward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer buffers[Member::parameters], target_buffer, mask_buffer, upstream, grad_buffers[Member::parameters];
+    Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, upstream, grad_buffers[Likelihood::parameters];
     NoiseBuffer noise_buffer;
-    const float* parameters[Member::parameters];
-    float* grads[Member::parameters];
-    for (int p = 0; p < Member::parameters; ++p) {
+    const float* parameters[Likelihood::parameters];
+    float* grads[Likelihood::parameters];
+    for (int p = 0; p < Likelihood::parameters; ++p) {
       parameters[p] = read(a.parameters[p], block, buffers[p]);
       grads[p] = gradient_destination(a.gradients[p], block, grad_buffers[p]);
     }
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     spread(a.grad_nll, a.grad_nll_stride, block, upstream);
-    if constexpr (kOfCounts<Member>) {
+    if constexpr (kOfCounts<Likelihood>) {
       const NonzeroIndex counted(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
-          decltype(f) at[Member::parameters], by[Member::parameters];
-          for (int p = 0; p < Member::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
-          Member::gradient_of_zero(at, by);
+          decltype(f) at[Likelihood::parameters], by[Likelihood::parameters];
+          for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
+          Likelihood::gradient_of_zero(at, by);
           const auto g = load_as(upstream.data + i, count, f);
-          for (int p = 0; p < Member::parameters; ++p) store_as(grads[p] + i, g * by[p], count);
+          for (int p = 0; p < Likelihood::parameters; ++p) store_as(grads[p] + i, g * by[p], count);
         });
       for_each_two_vectors(counted.count, [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
         const std::int32_t* index = counted.index + i;
-        decltype(f) at[Member::parameters], by[Member::parameters];
-        for (int p = 0; p < Member::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
-        Member::gradient_of_count(at, gather_as(target, index, count, f), by);
+        decltype(f) at[Likelihood::parameters], by[Likelihood::parameters];
+        for (int p = 0; p < Likelihood::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
+        Likelihood::gradient_of_count(at, gather_as(target, index, count, f), by);
         const auto g = gather_as(upstream.data, index, count, f);
-        for (int p = 0; p < Member::parameters; ++p) scatter_as(g * by[p], grads[p], index, count);
+        for (int p = 0; p < Likelihood::parameters; ++p) scatter_as(g * by[p], grads[p], index, count);
       });
-      for (int p = 0; p < Member::parameters && mask; ++p) apply(mask, block, grads[p]);
-    } else in_range<Member>([&](auto near) VAE_FAST_LAMBDA {
+      for (int p = 0; p < Likelihood::parameters && mask; ++p) apply(mask, block, grads[p]);
+    } else in_range<Likelihood>([&](auto near) VAE_FAST_LAMBDA {
       vf32 farthest{};
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
-        vf32 at[Member::parameters], by[Member::parameters];
-        for (int p = 0; p < Member::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
+        vf32 at[Likelihood::parameters], by[Likelihood::parameters];
+        for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
         const vf32 x = load_partial(target + i, count), g = load<vf32>(upstream.data + i);
-        if constexpr (near()) Member::template gradient<true>(at, x, by), farthest = maximum(absolute(at[1]), farthest);
-        else Member::gradient(at, x, by);
-        for (int p = 0; p < Member::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);
+        if constexpr (near()) Likelihood::template gradient<true>(at, x, by), farthest = maximum(absolute(at[1]), farthest);
+        else Likelihood::gradient(at, x, by);
+        for (int p = 0; p < Likelihood::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);
       });
       return farthest;
     });
-    for (int p = 0; p < Member::parameters; ++p)
+    for (int p = 0; p < Likelihood::parameters; ++p)
       if (wanted(a.gradients[p])) emit(a.gradients[p], a.tiling, task, block, grads[p]);
   });
 }
 
 }  // namespace
 
-#define VAE_FAST_FORWARD(Member) forward<Member>,
-#define VAE_FAST_BACKWARD(Member) backward<Member>,
-
 void likelihood_forward(const LikelihoodForward& a, const Task& task) {
-  static constexpr decltype(&likelihood_forward) members[] = {VAE_FAST_LIKELIHOODS(VAE_FAST_FORWARD)};
-  members[a.member](a, task);
+  static constexpr decltype(&likelihood_forward) of_each[] = {
+#define VAE_FAST_LIKELIHOOD(name, Struct, counts) forward<Struct>,
+#include "../api/likelihoods.def"
+  };
+  of_each[a.likelihood](a, task);
 }
 
 void likelihood_backward(const LikelihoodBackward& a, const Task& task) {
-  static constexpr decltype(&likelihood_backward) members[] = {VAE_FAST_LIKELIHOODS(VAE_FAST_BACKWARD)};
-  members[a.member](a, task);
+  static constexpr decltype(&likelihood_backward) of_each[] = {
+#define VAE_FAST_LIKELIHOOD(name, Struct, counts) backward<Struct>,
+#include "../api/likelihoods.def"
+  };
+  of_each[a.likelihood](a, task);
 }
 
 VAE_FAST_NAMESPACE_END

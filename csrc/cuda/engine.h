@@ -15,17 +15,8 @@ struct Stream { int device = 0; std::uintptr_t handle = 0; };
 struct Scratch { double* partials = nullptr; std::uint32_t* tickets = nullptr; };
 using Allocate = std::function<Scratch(std::int64_t partials, std::int64_t tickets)>;
 
-// Each launches one kernel for a batch of `rows` samples of `columns` elements. Throws what went wrong.
-void run(LatentForward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
-void run(LatentBackward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
-void run(NoiseFill args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
-void run(LikelihoodForward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
-void run(LikelihoodBackward args, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate);
-
-// These hold their sizes.
-void run(CategoricalForward args, const Stream& stream, const Allocate& allocate);
-void run(CategoricalBackward args, const Stream& stream, const Allocate& allocate);
-void run(MixtureForward args, const Stream& stream, const Allocate& allocate);
-void run(MixtureBackward args, const Stream& stream, const Allocate& allocate);
+// Each launches one kernel, or none where there is nothing to fill. Throws what went wrong.
+#define VAE_FAST_KERNEL(name, Args) void run(Args args, const Stream& stream, const Allocate& allocate);
+#include "../api/ops.def"
 
 }  // namespace vae_fast

@@ -132,7 +132,8 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
 
 }  // namespace
 
-void run(LatentForward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
+void run(LatentForward a, const Stream& stream, const Allocate& allocate) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z};
   const bool prior = a.kl.value && a.prior_mu;
@@ -145,7 +146,8 @@ void run(LatentForward a, std::int64_t rows, std::int64_t columns, const Stream&
   else with_access(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), false>); });
 }
 
-void run(LatentBackward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
+void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   Gradient* const summed[] = {&a.grad_prior_mu, &a.grad_prior_logvar};
   const bool sums = any_sum(summed), prior = a.prior_mu && (a.grad_kl || a.grad_prior_mu.view || a.grad_prior_logvar.view);
   if (rows * columns == 0 && !sums) return;

@@ -12,38 +12,38 @@
 namespace vae_fast {
 namespace {
 
-// Members whose arithmetic hides behind their memory. They have the Wide form, and code for each element of a chunk, all in
+// Those whose arithmetic hides behind their memory. They have the Wide form, and code for each element of a chunk, all in
 // flight at once; the others keep to one copy of their long code, and wait for arithmetic, not for 16-bit accesses.
-template <class Member> constexpr bool kLight = false;
+template <class Likelihood> constexpr bool kLight = false;
 template <> constexpr bool kLight<Bernoulli> = true;
 template <> constexpr bool kLight<Gaussian> = true;
 template <> constexpr bool kLight<Laplace> = true;
-template <class Member> constexpr bool kBinarizes = false;
+template <class Likelihood> constexpr bool kBinarizes = false;
 template <> constexpr bool kBinarizes<Bernoulli> = true;
 
 // Blocks that share a processor: what its registers allow without spilling.
-template <class A, class Member, bool kSums>
-constexpr int kResident = kSums ? 2 : kLight<Member> && A::dense && A::size == 4 ? 4 : 3;
+template <class A, class Likelihood, bool kSums>
+constexpr int kResident = kSums ? 2 : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
 
 // A chunk: parameters and target by element, and which elements count.
-template <class A, class Member> struct Chunk {
-  float parameters[Member::parameters][A::size], target[A::size];
+template <class A, class Likelihood> struct Chunk {
+  float parameters[Likelihood::parameters][A::size], target[A::size];
   std::uint32_t kept;
 };
 
-template <class A, class Member, class Args>
-VAE_FAST_DEVICE Chunk<A, Member> load_chunk(const Args& a, std::int64_t row, std::int64_t column, int count) {
-  Chunk<A, Member> chunk;
-  Raw<A> raw[Member::parameters], raw_mask = {};
+template <class A, class Likelihood, class Args>
+VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, std::int64_t row, std::int64_t column, int count) {
+  Chunk<A, Likelihood> chunk;
+  Raw<A> raw[Likelihood::parameters], raw_mask = {};
 #pragma unroll
-  for (int p = 0; p < Member::parameters; ++p)
+  for (int p = 0; p < Likelihood::parameters; ++p)
     raw[p] = fetch<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
   if (a.mask) raw_mask = fetch<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
   load<A, Content::targets>(a.target, row * a.target.row_stride, column, count, chunk.target);
 #pragma unroll
-  for (int p = 0; p < Member::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
+  for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
   chunk.kept = kept_of<A>(a.mask, raw_mask, count);
-  if constexpr (kBinarizes<Member>)
+  if constexpr (kBinarizes<Likelihood>)
     if (a.binarization.rng_state) binarize<A>(a.binarization, row, column, chunk.target);
   return chunk;
 }
@@ -56,31 +56,31 @@ template <int kSize> VAE_FAST_DEVICE void rotate(float (&v)[kSize], float last) 
 
 // Calls body(parameters, target, kept) for one element after the other; what it leaves in `parameters` takes their place.
 // One copy of the code: the elements move through the same registers, since an index into them would need memory.
-template <class A, class Member, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Member>& chunk, Body body) {
-#pragma unroll(kLight<Member> ? A::size : 1)
+template <class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
+#pragma unroll(kLight<Likelihood> ? A::size : 1)
   for (int i = 0; i < A::size; ++i) {
-    float parameters[Member::parameters];
+    float parameters[Likelihood::parameters];
 #pragma unroll
-    for (int p = 0; p < Member::parameters; ++p) parameters[p] = chunk.parameters[p][0];
+    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = chunk.parameters[p][0];
     body(parameters, chunk.target[0], (chunk.kept >> i & 1) != 0);
 #pragma unroll
-    for (int p = 0; p < Member::parameters; ++p) rotate(chunk.parameters[p], parameters[p]);
+    for (int p = 0; p < Likelihood::parameters; ++p) rotate(chunk.parameters[p], parameters[p]);
     rotate(chunk.target, 0.0f);
   }
 }
 
-template <class A, class Member>
-__global__ void __launch_bounds__(kThreads, kResident<A, Member, false>)
+template <class A, class Likelihood>
+__global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, false>)
 likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double nll = 0;
   if (const std::int64_t row = at.row; row < at.row_end) {
     for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
       const std::int64_t column = column_of<A::size>(grid, c);
-      auto chunk = load_chunk<A, Member>(a, row, column, count_of<A>(grid, column));
+      auto chunk = load_chunk<A, Likelihood>(a, row, column, count_of<A>(grid, column));
       float sum = 0;
       for_each_element(chunk, [&](const float* parameters, float target, bool kept) {
-        const float term = Member::nll(parameters, target);
+        const float term = Likelihood::nll(parameters, target);
         if (kept) sum += term;
       });
       nll += sum;
@@ -89,100 +89,101 @@ likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_con
   reduce_row(a.nll, grid, at, nll);
 }
 
-template <class A, class Member, bool kSums>
-__global__ void __launch_bounds__(kThreads, kResident<A, Member, kSums>)
+template <class A, class Likelihood, bool kSums>
+__global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, kSums>)
 likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
-  double sums[Member::parameters][A::size] = {};
+  double sums[Likelihood::parameters][A::size] = {};
   for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
     const float upstream = a.grad_nll[row * a.grad_nll_stride];
     for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
       const std::int64_t column = column_of<A::size>(grid, c);
       const int count = count_of<A>(grid, column);
-      auto chunk = load_chunk<A, Member>(a, row, column, count);
+      auto chunk = load_chunk<A, Likelihood>(a, row, column, count);
       for_each_element(chunk, [&](float* parameters, float target, bool kept) {
-        float by[Member::parameters];
-        Member::gradient(parameters, target, by);
+        float by[Likelihood::parameters];
+        Likelihood::gradient(parameters, target, by);
 #pragma unroll
-        for (int p = 0; p < Member::parameters; ++p) parameters[p] = kept ? upstream * by[p] : 0.0f;
+        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream * by[p] : 0.0f;
       });
 #pragma unroll
-      for (int p = 0; p < Member::parameters; ++p)
+      for (int p = 0; p < Likelihood::parameters; ++p)
         emit<A, kSums>(a.gradients[p], row, column, count, chunk.parameters[p], sums[p]);
     }
   }
   if constexpr (kSums) {
 #pragma unroll
-    for (int p = 0; p < Member::parameters; ++p) reduce_gradient<A>(a.gradients[p], grid, at, p, sums[p]);
+    for (int p = 0; p < Likelihood::parameters; ++p) reduce_gradient<A>(a.gradients[p], grid, at, p, sums[p]);
   }
 }
 
-// Calls body(Member{}) for the member's number.
-template <class Body> void with_member(int member, Body body) {
+// Calls body(Likelihood{}) for the likelihood of that place in likelihoods.def.
+template <class Body> void with_likelihood(int place, Body body) {
   int number = 0;
-#define VAE_FAST_MEMBER(Member) \
-  if (member == number++) return body(Member{});
-  VAE_FAST_LIKELIHOODS(VAE_FAST_MEMBER)
-#undef VAE_FAST_MEMBER
-  throw std::invalid_argument("likelihood: there is no member " + std::to_string(member));
+#define VAE_FAST_LIKELIHOOD(name, Struct, counts) \
+  if (place == number++) return body(Struct{});
+#include "../api/likelihoods.def"
+  throw std::invalid_argument("likelihood: there is none of number " + std::to_string(place));
 }
 
-// Calls body(Access{}, Member{}).
-template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int member, Body body) {
-  with_member(member, [&](auto m) {
-    const auto of_member = [&](auto access) { body(access, m); };
-    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access(kind, of_member);
-    else with_narrow_access(kind, of_member);
+// Calls body(Access{}, Likelihood{}).
+template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
+  with_likelihood(likelihood, [&](auto m) {
+    const auto of_likelihood = [&](auto access) { body(access, m); };
+    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access(kind, of_likelihood);
+    else with_narrow_access(kind, of_likelihood);
   });
 }
 
-bool may_be_wide(int member) {
+bool may_be_wide(int likelihood) {
   bool light = false;
-  with_member(member, [&](auto m) { light = kLight<decltype(m)>; });
+  with_likelihood(likelihood, [&](auto m) { light = kLight<decltype(m)>; });
   return light;
 }
 
-void check_binarization(const Noise& binarization, int member) {
+void check_binarization(const Noise& binarization, int likelihood) {
   if (!binarization.rng_state) return;
-  with_member(member, [](auto m) {
-    if (!kBinarizes<decltype(m)>) throw std::invalid_argument("likelihood: this member does not binarize its target");
+  with_likelihood(likelihood, [](auto m) {
+    if (!kBinarizes<decltype(m)>) throw std::invalid_argument("likelihood: this one does not binarize its target");
   });
 }
 
 }  // namespace
 
-void run(LikelihoodForward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
-  check_binarization(a.binarization, a.member);
+void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
+  check_binarization(a.binarization, a.likelihood);
   if (rows == 0) return;
   const View* const views[] = {&a.parameters[0], &a.parameters[1], &a.parameters[2], &a.target, &a.mask};
-  const AccessKind kind = choose_access(views, rows, columns, 1, may_be_wide(a.member));
+  const AccessKind kind = choose_access(views, rows, columns, 1, may_be_wide(a.likelihood));
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   share(a.nll, grid, allocate);
-  with_kernel<true>(kind, a.member, [&](auto access, auto member) {
-    launch("likelihood_forward", likelihood_forward<decltype(access), decltype(member)>, stream, grid.blocks(), kThreads, a, grid);
+  with_kernel<true>(kind, a.likelihood, [&](auto access, auto likelihood) {
+    launch("likelihood_forward", likelihood_forward<decltype(access), decltype(likelihood)>, stream, grid.blocks(), kThreads, a, grid);
   });
 }
 
-void run(LikelihoodBackward a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate& allocate) {
-  check_binarization(a.binarization, a.member);
+void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
+  check_binarization(a.binarization, a.likelihood);
   Gradient* const summed[] = {&a.gradients[0], &a.gradients[1], &a.gradients[2]};
   const bool sums = any_sum(summed);
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.parameters[0], &a.parameters[1], &a.parameters[2], &a.target, &a.mask,
                                per_element(a.gradients[0]), per_element(a.gradients[1]), per_element(a.gradients[2])};
-  const AccessKind kind = choose_access(views, rows, columns, 1, !sums && may_be_wide(a.member));
+  const AccessKind kind = choose_access(views, rows, columns, 1, !sums && may_be_wide(a.likelihood));
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);
   const auto run_kernel = [&](auto kernel) { launch("likelihood_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
   if (sums) {
-    with_kernel<false>(kind, a.member, [&](auto access, auto member) {
-      run_kernel(likelihood_backward<decltype(access), decltype(member), true>);
+    with_kernel<false>(kind, a.likelihood, [&](auto access, auto likelihood) {
+      run_kernel(likelihood_backward<decltype(access), decltype(likelihood), true>);
     });
   } else {
-    with_kernel<true>(kind, a.member, [&](auto access, auto member) {
-      run_kernel(likelihood_backward<decltype(access), decltype(member), false>);
+    with_kernel<true>(kind, a.likelihood, [&](auto access, auto likelihood) {
+      run_kernel(likelihood_backward<decltype(access), decltype(likelihood), false>);
     });
   }
 }

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kThreads, 3) noise_fill(const __grid_constant_
 
 }  // namespace
 
-void run(NoiseFill a, std::int64_t rows, std::int64_t columns, const Stream& stream, const Allocate&) {
+void run(NoiseFill a, const Stream& stream, const Allocate&) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows * columns * a.draws == 0) return;
   const View* const views[] = {&a.eps};
   const AccessKind kind = choose_access(views, rows, columns, a.draws);

@@ -1,6 +1,6 @@
-// The op `likelihood`, element by element: each member of the family is one struct with the negative log-likelihood of
-// a target x under parameters p[0..parameters), and its derivatives by them. Adding a member is adding a struct here
-// (and its name to VAE_FAST_LIKELIHOODS); the loops and grids around it do not know which one they run.
+// The op `likelihood`, element by element: each likelihood is one struct with the negative log-likelihood of
+// a target x under parameters p[0..parameters), and its derivatives by them. Adding one is adding a struct here and its
+// line to csrc/api/likelihoods.def; the loops and grids around it do not know which one they run.
 #pragma once
 
 #include "counts.h"
@@ -129,10 +129,5 @@ struct Laplace {
     by[1] = splat<F>(1.0f) - s.distance;
   }
 };
-
-// The order is the one of vae_fast/backends/native/members.py.
-#define VAE_FAST_LIKELIHOODS(X)                                                                 \
-  X(Bernoulli) X(Gaussian) X(ContinuousBernoulli) X(Laplace) X(DiscretizedLogistic) X(Poisson) \
-  X(NegativeBinomial) X(ZeroInflatedNegativeBinomial) X(BernoulliProbs)
 
 VAE_FAST_NAMESPACE_END

@@ -78,13 +78,13 @@ def isas(engine: Engine, table: Table) -> Iterator[str]:
     if engine.name != "cpu" or table.case.together:
         yield ""
         return
-    before = cpu._cpu.isa()
+    before = cpu.extension.isa()
     try:
-        for isa in cpu._cpu.available_isas():
-            cpu._cpu.use_isa(isa)
+        for isa in cpu.extension.available_isas():
+            cpu.extension.use_isa(isa)
             yield isa
     finally:
-        cpu._cpu.use_isa(before)
+        cpu.extension.use_isa(before)
 
 
 def same_bits(a: cases.Results, b: cases.Results) -> bool:

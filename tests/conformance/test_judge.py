@@ -119,12 +119,12 @@ def test_one_wrong_element_is_seen(name: str, planted: float, monkeypatch: pytes
 
 @needs_native
 def test_one_wrong_instruction_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, last = cpu._cpu.available_isas()
+    *_, last = cpu.extension.available_isas()
     forward = cpu.likelihood_forward
 
     def wrong(*arguments: Any, nll: Tensor) -> None:
         forward(*arguments, nll=nll)
-        if cpu._cpu.isa() == last:
+        if cpu.extension.isa() == last:
             nll[3] *= 1 + 40 * ULP
 
     table = ordinary("gaussian")

@@ -18,7 +18,7 @@ from vae_fast import backends
 from .emulated import DTYPES, schedule
 
 __all__ = ["schedule"]
-backends._MODULES["emulated"] = "native.cuda"
+backends._HOMES["emulated"] = "native.cuda"
 backends._reasons["emulated"] = None
 F32 = torch.float32
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.backends.native import cpu, cuda
-from vae_fast.backends.native.members import COUNTS, LIKELIHOODS
 
 from .emulated import DTYPES, HAS_CPU, STATE, close, double, launches_once, same, schedule
 from .layouts import BF16, BOOL, F16, F32, INTEGERS, LAYOUTS, LONG, SHAPES, U8, poisoned, tensor, values
@@ -21,12 +20,12 @@ PARAMETERS = {
     "bernoulli": 1, "gaussian": 2, "continuous_bernoulli": 1, "laplace": 2, "discretized_logistic": 2,
     "poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 3, "bernoulli_probs": 1,
 }  # fmt: skip
-assert list(PARAMETERS) == list(LIKELIHOODS)
+assert list(PARAMETERS) == list(cuda.likelihoods)
 
 
 def make_target(shape: Sequence[int], member: str, dtype: torch.dtype, layout: str) -> Tensor:
     x = tensor(shape, dtype, layout, 1)
-    if member in COUNTS:
+    if member in cuda.of_counts:
         x.copy_((values(shape, F32, 1).abs() * 4).floor())
     elif dtype in INTEGERS:
         x.copy_(values(shape, BOOL, 1))
@@ -44,7 +43,7 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
     x = make_target(shape, member, target, layout)
     layouts = (layout, *(second or layout for _ in range(PARAMETERS[member] - 1)))
     params = tuple(tensor(shape, dtype, where, 2 + i) for i, where in enumerate(layouts))
-    if member in COUNTS:
+    if member in cuda.of_counts:
         params = tuple(tensor(shape, dtype, w, 2 + i, positive=i < 2) for i, w in enumerate(layouts))
     if member == "bernoulli_probs":
         params[0].sigmoid_()
@@ -53,7 +52,7 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
         for t in (x, params[0]):
             if t.is_floating_point():
                 t.masked_fill_(~kept, float("nan"))
-    value = double(x) / 255 if target is U8 and member not in COUNTS else x.double()
+    value = double(x) / 255 if target is U8 and member not in cuda.of_counts else x.double()
     if rng_state is not None:
         value = reference.binarize(x, rng_state).double()
     summed = {"per_feature": shape[1:], "constant": ()}.get(second or "", tuple(shape))
@@ -102,7 +101,7 @@ def test_likelihood(member: str, layout: str) -> None:
 def test_every_member(member: str, layout: str) -> None:
     shapes = [(9,), (4, 7), (3, 16), (2, 5, 3, 3), (2, 1028)]
     for dtype, shape in itertools.product(DTYPES, shapes):
-        likelihood(shape, member, dtype, F32 if member in COUNTS else dtype, layout)
+        likelihood(shape, member, dtype, F32 if member in cuda.of_counts else dtype, layout)
     for second in ("per_feature", "constant"):
         likelihood((9, 12), member, BF16, F32, layout, second)
         likelihood((4, 7), member, F32, U8, layout, second)

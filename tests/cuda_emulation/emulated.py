@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.backends.native import cpu, cuda
+from vae_fast.backends.native.engine import Scratch
 
 from .layouts import BF16, F16, F32
 
@@ -39,8 +40,8 @@ def load() -> ctypes.CDLL:
     module = importlib.util.module_from_spec(spec)
     assert spec.loader is not None
     spec.loader.exec_module(module)
-    cuda._cuda = module
-    cuda._where = lambda t: (0, STREAM, cuda._Scratch(t.device, STREAM))  # type: ignore[assignment, return-value]
+    cuda.use(module)
+    cuda.where = lambda t: (0, STREAM, Scratch(cuda.tickets, t.device, STREAM))  # type: ignore[method-assign]
     torch.cuda.is_current_stream_capturing = lambda: False
     library = ctypes.CDLL(PATH)
     for name in ("emulation_launches", "emulation_blocks", "emulation_stream"):
@@ -86,5 +87,5 @@ def launches_once(call: Any, *args: Any, **kwargs: Any) -> None:
     before = EMULATION.emulation_launches()
     call(*args, **kwargs)
     assert EMULATION.emulation_launches() == before + 1
-    for tickets in cuda._tickets.values():
+    for tickets in cuda.tickets.values():
         assert not tickets.any(), "the tickets must be zeros again"

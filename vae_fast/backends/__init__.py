@@ -1,7 +1,7 @@
 """Which code computes an op: the registry of backends.
 
-A backend is a module with the functions listed in `reference/kernels.py`. Auto takes the first of AUTO that works on
-the tensors' device; `backend(name)` or VAE_FAST_BACKEND forces one, for the whole process (autograd's threads too).
+A backend has the kernels of `contract.py`. Auto takes the first of AUTO that works on the tensors' device;
+`backend(name)` or VAE_FAST_BACKEND forces one, for the whole process (autograd's threads too).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from . import reference
 
 # The order in which auto looks for a backend, by device type; every other device is served by the reference.
 AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_MODULES = {"cpu": "native.cpu", "cuda": "native.cuda", "triton": "triton", "reference": "reference"}
+# Where each is: an attribute of this package, which its submodules are, too.
+_HOMES = {"cpu": "native.cpu", "cuda": "native.cuda", "triton": "triton", "reference": "reference"}
 _DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 _forced: str | None = None
-_resolved: dict[tuple[str, str], ModuleType] = {}  # (op, device type) -> module, for the current choice
+_resolved: dict[tuple[str, str], Any] = {}  # (op, device type) -> backend, for the current choice
 _reasons: dict[str, str | None] = {}
 _warned: set[str] = set()
 
@@ -45,14 +46,16 @@ def _import_reason(name: str) -> str | None:
     if name == "reference":
         return None
     try:
-        reason: str | None = _module(name).unavailable_reason()
+        reason: str | None = _find(name).unavailable_reason()
     except ImportError as error:
         return str(error)
     return reason
 
 
-def _module(name: str) -> ModuleType:
-    return reference if name == "reference" else importlib.import_module(f"{__name__}.{_MODULES[name]}")
+def _find(name: str) -> Any:
+    package, _, attribute = _HOMES[name].partition(".")
+    module = importlib.import_module(f"{__name__}.{package}")
+    return getattr(module, attribute) if attribute else module
 
 
 def choose(device_type: str) -> str:
@@ -65,7 +68,7 @@ def choose(device_type: str) -> str:
     return "reference"
 
 
-def resolve(op: str, first: Tensor, *others: Tensor | None) -> ModuleType:
+def resolve(op: str, first: Tensor, *others: Tensor | None) -> Any:
     """The backend that computes `op` on these tensors. The first one gives the device; float64 is the reference's."""
     for t in (first, *others):
         if t is not None and t.dtype is torch.float64:
@@ -73,16 +76,16 @@ def resolve(op: str, first: Tensor, *others: Tensor | None) -> ModuleType:
     return serving(op, first.device.type)
 
 
-def serving(op: str, device_type: str) -> ModuleType:
+def serving(op: str, device_type: str) -> Any:
     """The backend that computes `op` on a device, for dtypes that kernels take."""
     try:
         return _resolved[op, device_type]
     except KeyError:
-        module = _resolved[op, device_type] = _load(op, device_type)
-        return module
+        found = _resolved[op, device_type] = _load(op, device_type)
+        return found
 
 
-def _load(op: str, device_type: str) -> ModuleType:
+def _load(op: str, device_type: str) -> Any:
     name = choose(device_type)
     if _forced is not None:
         _require(name)
@@ -104,13 +107,13 @@ def _load(op: str, device_type: str) -> ModuleType:
         warnings.warn(
             f"vae_fast uses the slow reference backend for {device_type} tensors ({why})", stacklevel=6
         )
-    return _module(name)
+    return _find(name)
 
 
 def _require(name: str) -> None:
-    if name not in _MODULES:
+    if name not in _HOMES:
         what = "VAE_FAST_BACKEND" if name == os.environ.get("VAE_FAST_BACKEND") else "backend"
-        raise ValueError(f"{what} is {name!r}, it takes one of {', '.join(_MODULES)} or auto")
+        raise ValueError(f"{what} is {name!r}, it takes one of {', '.join(_HOMES)} or auto")
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
@@ -168,7 +171,7 @@ def info() -> Info:
 
     gpu = torch.cuda.is_available()
     entries: dict[str, dict[str, Any]] = {}
-    for name in _MODULES:
+    for name in _HOMES:
         reason = unavailable_reason(name)
         if (
             reason is None
@@ -179,7 +182,7 @@ def info() -> Info:
             reason = "torch finds no CUDA device"
         entries[name] = {"available": reason is None, "reason": reason}
         if reason is None and name != "reference":
-            entries[name] |= _module(name).details()
+            entries[name] |= _find(name).details()
     devices = ["cpu", "cuda"] if gpu else ["cpu"]
     return Info(
         version=__version__,
@@ -190,7 +193,7 @@ def info() -> Info:
     )
 
 
-for _name in _MODULES:
+for _name in _HOMES:
     unavailable_reason(_name)
 _environment = os.environ.get("VAE_FAST_BACKEND", "")
 _force(None if _environment in ("", "auto") else _environment)  # a wrong name is told when an op is called

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .. import backends
+from ..backends.contract import FakeBackend
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
@@ -27,7 +27,7 @@ DOUBLE_BACKWARD = (
 )
 
 
-def dispatch(op: str, first: Tensor, *others: Tensor | None) -> ModuleType | None:
+def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
     Kernels take plain tensors, outside of tracing. torch.compile, torch.jit.trace, fake, meta and subclass tensors and
@@ -191,18 +191,6 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(DOUBLE_BACKWARD)
 
 
-class NoKernels:
-    """The backend of fake kernels: computes nothing, so that shapes and strides agree with the real ones."""
-
-    @staticmethod
-    def _nothing(*args: Any, **kwargs: Any) -> None: ...
-
-    latent_forward = latent_backward = noise_fill = _nothing
-    likelihood_forward = likelihood_backward = _nothing
-    categorical_forward = categorical_backward = _nothing
-    mixture_forward = mixture_backward = _nothing
-
-
 def define(
     schema: str,
     function: Callable[..., Any],
@@ -226,5 +214,5 @@ def define(
 
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIB.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(NoKernels, *args), lib=LIB)
+    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(FakeBackend, *args), lib=LIB)
     torch.library.register_autograd(f"vae_fast::{name}", differentiate, setup_context=setup, lib=LIB)

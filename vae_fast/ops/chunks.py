@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.contract import FakeBackend
 from . import _common
 
 CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
@@ -61,7 +62,7 @@ def sweep(
             grads.append(_common.empty(backend, tensor.shape, tensor.dtype, tensor.device))
         else:
             grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
-    if backend is not _common.NoKernels:
+    if backend is not FakeBackend:
         run = _categorical if inputs.member in CATEGORICAL else _elementwise
         if inputs.sample_weight is not None:
             grad_nll = grad_nll * inputs.sample_weight

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.contract import FakeBackend
 from . import _common
 from .chunks import Gradients, Inputs, sweep
 
@@ -86,7 +87,7 @@ def backward(
 ) -> Gradients:
     """Gradients of `inputs.learned`, None where `needs` says so; `units` are those that forward took, which are
     overwritten if they may be."""
-    same = any(early) and backend is not _common.NoKernels and bool((grad_nll == grad_nll[:1]).all())
+    same = any(early) and backend is not FakeBackend and bool((grad_nll == grad_nll[:1]).all())
     taken = [n and e and (same or by) for n, e, by in zip(needs, early, inputs.by_row, strict=True)]
     rest = [n and not t for n, t in zip(needs, taken, strict=True)]
     grads: Gradients = sweep(backend, inputs, rest, None, grad_nll) if any(rest) else [None for _ in rest]

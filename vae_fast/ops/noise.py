@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.contract import FakeBackend
 from ..checks import check_counters
 from . import _common
 
@@ -27,7 +28,7 @@ def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtyp
 
 
 def fill(backend: Any, rng_state: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float64 and backend is not _common.NoKernels:
+    if dtype == torch.float64 and backend is not FakeBackend:
         backend = reference
     eps = _common.empty(backend, shape, dtype, rng_state.device)
     backend.noise_fill(eps, rng_state)
@@ -52,7 +53,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
 
 
 def _bits(backend: Any, x: Tensor, rng_state: Tensor) -> Tensor:
-    if backend is _common.NoKernels:
+    if backend is FakeBackend:
         return torch.empty(
             x.shape, dtype=x.dtype if x.dtype.is_floating_point else torch.float32, device=x.device
         )

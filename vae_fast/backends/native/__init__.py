@@ -1,1 +1,5 @@
-"""The native engines: pybind11 modules that take addresses, sizes, strides and know nothing of torch."""
+"""The C++ and CUDA engines (csrc), as two backends: `cpu` and `cuda`."""
+
+from .engine import cpu, cuda
+
+__all__ = ["cpu", "cuda"]

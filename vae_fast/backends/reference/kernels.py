@@ -1,10 +1,7 @@
-"""The reference as a backend: the functions that every backend has, which fill outputs that `ops` allocated.
+"""The reference as a backend: the kernels of contract.py.
 
 Eager and compiled calls on the reference use the differentiable expressions themselves. These closed forms serve where
 autograd cannot: inside the library ops. They say in a few lines what a kernel computes.
-
-A gradient's own shape says what it is: the parameter's full shape, shape[1:] (summed over the batch), or () (summed
-over everything).
 """
 
 from __future__ import annotations
@@ -14,12 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..contract import Clamp, Prior
 from . import categorical, counts, latent, likelihood, mixture
 from .noise import binarize
 from .noise import noise as draw_noise
-
-Clamp = Sequence[float] | None
-Prior = tuple[Tensor, Tensor] | None
 
 
 def latent_forward(

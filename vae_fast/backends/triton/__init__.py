@@ -11,17 +11,9 @@ import importlib.util
 import os
 from typing import Any
 
-_HOME = {
-    "latent_forward": "latent",
-    "latent_backward": "latent",
-    "noise_fill": "noise",
-    "likelihood_forward": "likelihood",
-    "likelihood_backward": "likelihood",
-    "categorical_forward": "categorical",
-    "categorical_backward": "categorical",
-    "mixture_forward": "mixture",
-    "mixture_backward": "mixture",
-}
+from ..contract import KERNELS
+
+_HOME = {name: name.partition("_")[0] for name in KERNELS}  # the module of each kernel is named after its op
 __all__ = ["details", "unavailable_reason", *_HOME]
 
 

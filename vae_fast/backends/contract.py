@@ -1,0 +1,121 @@
+"""What a backend is: the kernels that every one of them has, their names and signatures.
+
+Kernels fill outputs that `ops` allocated. A gradient's own shape says what it is: the parameter's full shape, shape[1:]
+(summed over the batch), or () (summed over everything). An output of None is not wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Prior = tuple[Tensor, Tensor] | None
+Clamp = tuple[float, float] | None
+
+
+class Kernels(Protocol):
+    """Shapes: mu (batch, ...), draws (num_samples, batch, ...) or (batch, ...), kl and nll (batch,)."""
+
+    def latent_forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        z: Tensor | None,
+        kl: Tensor | None,
+    ) -> None:
+        """z = mu + exp(logvar / 2) eps, and KL(N(mu, exp logvar) || prior)."""
+
+    def latent_backward(
+        self,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        grad_mu: Tensor | None,
+        grad_logvar: Tensor | None,
+        grad_prior: tuple[Tensor | None, Tensor | None] | None,
+    ) -> None: ...
+
+    def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
+        """eps (num_samples, batch, ...)"""
+
+    def likelihood_forward(
+        self,
+        member: str,
+        params: tuple[Tensor, ...],
+        target: Tensor,
+        mask: Tensor | None,
+        rng_state: Tensor | None,
+        *,
+        nll: Tensor,
+    ) -> None:
+        """params, target and mask of one shape, by strides of 0 where they broadcast. With rng_state the target is
+        binarized: 1 with the probability that it is."""
+
+    def likelihood_backward(
+        self,
+        member: str,
+        params: tuple[Tensor, ...],
+        target: Tensor,
+        mask: Tensor | None,
+        rng_state: Tensor | None,
+        grad_nll: Tensor,
+        *,
+        grads: tuple[Tensor | None, ...],
+    ) -> None: ...
+
+    def categorical_forward(
+        self, logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor
+    ) -> None:
+        """logits (batch, positions, classes); target without classes is a class, else counts. lse: log sum exp of the
+        logits; total: the counts' sum, times exp of what lse lost by rounding."""
+
+    def categorical_backward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        lse: Tensor,
+        total: Tensor,
+        grad_nll: Tensor,
+        *,
+        grad_logits: Tensor,
+    ) -> None: ...
+
+    def mixture_forward(
+        self,
+        params: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        *,
+        nll: Tensor,
+        grad_params: Tensor | None = None,
+    ) -> None:
+        """params (batch, parameters, pixels), target (batch, channels, pixels), mask (batch, pixels). With grad_params
+        also the gradient of the sum of nll."""
+
+    def mixture_backward(
+        self, params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
+    ) -> None: ...
+
+
+KERNELS: tuple[str, ...] = tuple(
+    name for name, kernel in vars(Kernels).items() if not name.startswith("_") and callable(kernel)
+)
+
+
+def _compute_nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+# The backend of fake kernels: shapes and strides agree with the real ones, and that is all.
+FakeBackend: Any = type("FakeBackend", (), dict.fromkeys(KERNELS, staticmethod(_compute_nothing)))
