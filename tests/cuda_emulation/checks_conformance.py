@@ -29,7 +29,11 @@ def check(table: cases.Table, ways: Sequence[str] = tuple(cases.WAYS)) -> None:
         with vae_fast.backend("emulated"):
             outcome = cases.WAYS[way](table)
         wrong.append(cases.differences("cuda, emulated", table, outcome, way))
-    known.judge("\n".join(filter(None, wrong)))
+    report = "\n".join(filter(None, wrong))
+    if (
+        report and known.reasons(report) is None
+    ):  # what is known passes: an expected failure would count as one
+        pytest.fail(report, pytrace=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

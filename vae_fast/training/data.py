@@ -148,6 +148,8 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
 
 def scaling(lo: float, hi: float) -> str:
     """What brings all values to 0 to 1, as an expression of the array x."""
+    if not (math.isfinite(lo) and math.isfinite(hi)):
+        return "leave the samples with infinite values out"
     if lo >= -0.01 and hi <= 1.01:
         return "clip them: x.clip(0, 1)"
     if 0 <= lo <= hi / 2:

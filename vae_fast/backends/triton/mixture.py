@@ -126,9 +126,13 @@ def _sums(params, step, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr,
     m = tl.full((PIXELS,), _LOWEST, tl.float32)
     s = s_prior
     for k in range(K):
-        logit, mean, scale = _component(params, step, k, K, x, mask, CHANNELS, EXACT)
-        s_prior += exp(logit - largest, EXACT)
-        m, s = _add(m, s, (logit - largest) + _log_p(mean, scale, x, CHANNELS, EXACT), EXACT)
+        _, mean, scale = _component(params, step, k, K, x, mask, CHANNELS, EXACT)
+        log_p = _log_p(mean, scale, x, CHANNELS, EXACT)
+        relative = (
+            _read(params, step, k, mask) - largest
+        )  # read late: no register is kept for it (ptxas spilled)
+        s_prior += exp(relative, EXACT)
+        m, s = _add(m, s, relative + log_p, EXACT)
     return largest, s_prior, m, s
 
 
