@@ -2,6 +2,7 @@
 #
 #   make train    train a VAE on scikit-learn's digits, results in runs/digits/ (again: runs/digits-2/)
 #   make test     run the test suite
+#   make check    two minutes of it: linters, types, and the tests that break first on each backend
 #   make build    install the package into .venv, editable, native code built
 #   make bench    measure against eager PyTorch, torch.compile and JAX
 #   make lint     ruff and mypy
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test bench lint format clean distclean
+.PHONY: help build train test check bench lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +59,10 @@ train: $(VENV)/build.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+QUICK := contract backends functional_errors latent likelihood categorical mixture noise nn data reference
+check: lint
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(QUICK:%=tests/test_%.py)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks --capture=no

@@ -65,12 +65,12 @@ def test_offsets_beyond_32_bits() -> None:
 
 
 def test_runs_on_the_stream_and_device_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_where", lambda t: (1, 0x77, None))
+    monkeypatch.setattr(cuda, "where", lambda t: (1, 0x77, None))
     cuda.noise_fill(torch.empty(1, 2, 3), STATE)
     assert EMULATION.emulation_stream() == 0x77
     assert EMULATION.emulation_launch_device() == 1
     assert EMULATION.emulation_device() == 0, "the caller's device must be current again"
-    monkeypatch.setattr(cuda, "_where", lambda t: (7, 0, None))
+    monkeypatch.setattr(cuda, "where", lambda t: (7, 0, None))
     with pytest.raises(RuntimeError, match="cudaSetDevice: invalid device"):
         cuda.noise_fill(torch.empty(1, 2, 3), STATE)
     assert EMULATION.emulation_device() == 0
