@@ -58,7 +58,7 @@ train: $(VENV)/build.stamp
 	$(BIN)/vae-fast train
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 QUICK := contract backends functional_errors latent likelihood categorical mixture noise nn data reference
 check: lint

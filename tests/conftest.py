@@ -30,6 +30,21 @@ def _add_twin() -> None:
 
 
 _add_twin()
+# The longest files, which a worker should not begin with when the others are done.
+LONGEST = (
+    "test_cuda_emulation",
+    "test_triton",
+    "test_triton_interpreter",
+    "test_packaging",
+    "test_conformance",
+    "test_bench",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 HANG = 3600.0  # seconds, the limit of every wait: for a hang, not for a busy machine
 NATIVE = backends.unavailable_reason("cpu") is None
 TRITON = os.environ.get("TRITON_INTERPRET") == "1" and backends.unavailable_reason("triton") is None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conftest import needs_native
 from vae_fast.backends import contract, reference
-from vae_fast.backends.native import cpu, cuda
+from vae_fast.backends.native import cpu, cuda, engine
 from vae_fast.ops import _common
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -54,6 +56,15 @@ def test_the_library_asks_for_no_other_kernel() -> None:
 def test_the_extensions_register_the_same_kernels() -> None:
     registered = re.findall(r"^VAE_FAST_KERNEL\((\w+),", (CSRC / "api/ops.def").read_text(), re.MULTILINE)
     assert tuple(registered) == contract.KERNELS
+
+
+def test_an_extension_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left behind by an older checkout, say: it has no tables, or other kernels."""
+    for stale in (SimpleNamespace(), SimpleNamespace(kernels=[*contract.KERNELS[:-1], "other"])):
+        monkeypatch.setitem(sys.modules, "vae_fast.backends.native._cpu", stale)
+        loaded = engine.CpuEngine()
+        assert loaded.extension is None and loaded.details() == {}
+        assert "was built from other sources; install a C++17 compiler" in (loaded.unavailable_reason() or "")
 
 
 @needs_native

@@ -14,18 +14,21 @@ import torch  # before the extensions: its OpenMP runtime is the one to share
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..contract import Clamp, Prior
+from ..contract import KERNELS, Clamp, Prior
 
 _View = tuple[int, int, tuple[int, ...]] | None
 
 
 def _load(name: str, what_helps: str) -> tuple[Any, str | None]:
     """The extension, or None and why it is not here."""
+    full_name = f"{__package__}.{name}"
     try:
-        return importlib.import_module(f".{name}", __package__), None
+        extension = importlib.import_module(full_name)
     except ImportError as error:
-        reason = f"the extension {__package__}.{name} is not built or does not load ({error}); {what_helps}"
-        return None, reason
+        return None, f"the extension {full_name} is not built or does not load ({error}); {what_helps}"
+    if tuple(getattr(extension, "kernels", ())) != KERNELS:
+        return None, f"the extension {full_name} was built from other sources; {what_helps}"
+    return extension, None
 
 
 def _state(rng_state: Tensor | None) -> tuple[Tensor | None, int, bool]:
