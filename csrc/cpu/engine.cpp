@@ -42,7 +42,12 @@ Tiling tile(std::int64_t rows, std::int64_t columns, bool sums, std::int64_t blo
   return t;
 }
 
-template <class Args> void run_tasks(void (*kernel)(const Args&, const Task&), const Args& args, std::int64_t elements, int threads) {
+// The kernel that takes these arguments, of the instruction set in use.
+#define VAE_FAST_KERNEL(name, Args) auto kernel_of(const Args&) { return kernels().name; }
+#include "../api/ops.def"
+
+template <class Args> void run_tasks(const Args& args, std::int64_t elements, int threads) {
+  const auto kernel = kernel_of(args);
   const Tiling& t = args.tiling;
   const std::int64_t tasks = t.row_groups * t.column_segments;
   const auto run_one = [&](std::int64_t i) {
@@ -175,7 +180,7 @@ void run(LatentForward a, int threads) {
   a.tiling = tile(rows, columns, false);
   advise_huge_pages(a.z, a.tiling, a.draws);
   const Scratch kl = prepare(a.kl, a.tiling);
-  run_tasks(kernels().latent_forward, a, rows * columns * a.draws, threads);
+  run_tasks(a, rows * columns * a.draws, threads);
   finish(a.kl, a.tiling);
 }
 
@@ -186,7 +191,7 @@ void run(LatentBackward a, int threads) {
   advise_huge_pages(a.grad_mu, a.tiling);
   advise_huge_pages(a.grad_logvar, a.tiling);
   const Scratch mu = prepare(a.grad_prior_mu, a.tiling), logvar = prepare(a.grad_prior_logvar, a.tiling);
-  run_tasks(kernels().latent_backward, a, rows * columns * a.draws, threads);
+  run_tasks(a, rows * columns * a.draws, threads);
   finish(a.grad_prior_mu, a.tiling);
   finish(a.grad_prior_logvar, a.tiling);
 }
@@ -196,7 +201,7 @@ void run(NoiseFill a, int threads) {
   if (rows == 0 || columns == 0) return;
   a.tiling = tile(rows, columns, false);
   advise_huge_pages(a.eps, a.tiling, a.draws);
-  run_tasks(kernels().noise_fill, a, rows * columns * a.draws, threads);
+  run_tasks(a, rows * columns * a.draws, threads);
 }
 
 void run(LikelihoodForward a, int threads) {
@@ -204,7 +209,7 @@ void run(LikelihoodForward a, int threads) {
   if (rows == 0 || columns == 0) return zero(a.nll, rows);
   a.tiling = tile(rows, columns, false);
   const Scratch nll = prepare(a.nll, a.tiling);
-  run_tasks(kernels().likelihood_forward, a, rows * columns, threads);
+  run_tasks(a, rows * columns, threads);
   finish(a.nll, a.tiling);
 }
 
@@ -222,7 +227,7 @@ void run(LikelihoodBackward a, int threads) {
     if (a.gradients[p].reduction == Reduction::none) advise_huge_pages(a.gradients[p].view, a.tiling);
     scratch[p] = prepare(a.gradients[p], a.tiling);
   }
-  run_tasks(kernels().likelihood_backward, a, rows * columns, threads);
+  run_tasks(a, rows * columns, threads);
   for (const Gradient& g : a.gradients) finish(g, a.tiling);
 }
 
@@ -234,7 +239,7 @@ void run(CategoricalForward a, int threads) {
   std::unique_ptr<SoftmaxSums[]> partial;
   if (!a.across && t.column_segments > 1) partial.reset(new SoftmaxSums[t.rows * t.column_segments]);
   a.partial = partial.get();
-  run_tasks(kernels().categorical_forward, a, a.batch * a.positions * a.classes, threads);
+  run_tasks(a, a.batch * a.positions * a.classes, threads);
   for (std::int64_t row = 0; a.partial && row < t.rows; ++row) {
     SoftmaxSums sums = partial[row * t.column_segments];
     for (std::int64_t s = 1; s < t.column_segments; ++s) add(sums, partial[row * t.column_segments + s]);
@@ -247,7 +252,7 @@ void run(CategoricalBackward a, int threads) {
   advise_huge_pages(a.grad_logits, a.batch, a.positions, a.classes);
   merge_samples(a, a.logits, a.target, a.grad_logits, a.grad_nll);
   cut(a);
-  run_tasks(kernels().categorical_backward, a, a.batch * a.positions * a.classes, threads);
+  run_tasks(a, a.batch * a.positions * a.classes, threads);
 }
 
 void run(MixtureForward a, int threads) {
@@ -256,7 +261,7 @@ void run(MixtureForward a, int threads) {
   a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
   const Scratch nll = prepare(a.nll, a.tiling);
   if (a.grad_parameters.data) advise_huge_pages(a.grad_parameters, a.batch, work, a.pixels);
-  run_tasks(kernels().mixture_forward, a, a.batch * a.pixels * work, threads);
+  run_tasks(a, a.batch * a.pixels * work, threads);
   finish(a.nll, a.tiling);
 }
 
@@ -265,7 +270,7 @@ void run(MixtureBackward a, int threads) {
   if (a.batch * a.pixels * work == 0) return;
   a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
   advise_huge_pages(a.grad_parameters, a.batch, work, a.pixels);
-  run_tasks(kernels().mixture_backward, a, a.batch * a.pixels * work, threads);
+  run_tasks(a, a.batch * a.pixels * work, threads);
 }
 
 }  // namespace vae_fast

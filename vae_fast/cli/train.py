@@ -129,7 +129,7 @@ def choose_backend(name: str) -> AbstractContextManager[Any]:
 def _check_device(device: torch.device) -> None:
     """TrainingError where the backend that is forced does not take the device's tensors."""
     try:
-        backends.serving("latent_forward", device.type)
+        backends.serving("latent", device.type)
     except RuntimeError as error:
         raise TrainingError(str(error)) from None
 
