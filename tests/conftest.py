@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +47,11 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
+
+# Inductor keeps what it compiled, and torch 2.13 takes code for AVX-512 from there under ATEN_CPU_CAPABILITY=avx2, with
+# wrong numbers: a folder for each.
+_INDUCTOR = f"vae_fast-inductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / _INDUCTOR))
 
 HANG = 3600.0  # seconds, the limit of every wait: for a hang, not for a busy machine
 NATIVE = backends.unavailable_reason("cpu") is None
