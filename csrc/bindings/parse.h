@@ -108,19 +108,27 @@ template <class Args> Args of_shape(const Shape& shape) {
   return a;
 }
 
+template <class Args>
+Args latent_of(const Shape& shape, std::int64_t draws, const py::object& mu, const py::object& logvar, const py::object& prior_mu,
+               const py::object& prior_logvar, const Noise& noise, const py::object& bounds) {
+  auto a = of_shape<Args>(shape);
+  a.mu = view_of(mu, shape);
+  a.logvar = view_of(logvar, shape);
+  a.prior_mu = view_of(prior_mu, shape);
+  a.prior_logvar = view_of(prior_logvar, shape);
+  a.noise = noise;
+  a.draws = draws;
+  a.clamp = clamp_of(bounds);
+  return a;
+}
+
 template <class Engine>
 void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
                     const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
                     const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
   const Shape shape(sizes);
-  auto a = of_shape<LatentForward>(shape);
-  a.mu = view_of(mu, shape);
-  a.logvar = view_of(logvar, shape);
-  a.prior_mu = view_of(prior_mu, shape);
-  a.prior_logvar = view_of(prior_logvar, shape);
-  a.noise = noise_of(rng_state, state_per_sample, given, shape);
-  a.draws = draws;
-  a.clamp = clamp_of(bounds);
+  const Noise noise = noise_of(rng_state, state_per_sample, given, shape);
+  auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.z = view_of(z, shape);
   a.kl = row_sum_of(kl);
   Engine(where).run(a);
@@ -134,17 +142,11 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
                      const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
   const RowSum from_kl = row_sum_of(grad_kl);
-  auto a = of_shape<LatentBackward>(shape);
+  const Noise noise = noise_of(rng_state, state_per_sample, given, shape);
+  auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.grad_z = view_of(grad_z, shape);
   a.grad_kl = from_kl.value;
   a.grad_kl_stride = from_kl.stride;
-  a.mu = view_of(mu, shape);
-  a.logvar = view_of(logvar, shape);
-  a.prior_mu = view_of(prior_mu, shape);
-  a.prior_logvar = view_of(prior_logvar, shape);
-  a.noise = noise_of(rng_state, state_per_sample, given, shape);
-  a.draws = draws;
-  a.clamp = clamp_of(bounds);
   a.grad_mu = view_of(grad_mu, shape);
   a.grad_logvar = view_of(grad_logvar, shape);
   a.grad_prior_mu = gradient_of(grad_prior_mu, shape);

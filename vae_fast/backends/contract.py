@@ -109,9 +109,7 @@ class Kernels(Protocol):
     ) -> None: ...
 
 
-KERNELS: tuple[str, ...] = tuple(
-    name for name, kernel in vars(Kernels).items() if not name.startswith("_") and callable(kernel)
-)
+KERNELS: tuple[str, ...] = tuple(name for name in vars(Kernels) if not name.startswith("_"))
 
 
 def _compute_nothing(*args: Any, **kwargs: Any) -> None: ...

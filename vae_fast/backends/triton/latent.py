@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..contract import Clamp
 from .formulas import clamp as clamped
 from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
@@ -26,7 +27,6 @@ from .noise import normals, read_state
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load, locate, read, step_of, store, write
 
-Clamp = tuple[float, float] | None
 Pair = tuple[Tensor | None, Tensor | None]
 
 
