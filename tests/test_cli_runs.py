@@ -320,19 +320,19 @@ def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     where = ["--master-addr", "127.0.0.1", "--master-port", port]
-    return launch("torch.distributed.run", "--nproc-per-node", "2", *where, "-m", "vae_fast.cli", *arguments)
+    return launch("torch.distributed.run", "--nproc-per-node", "2", *where, *command)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
 def test_two_processes_train_one_model() -> None:
     """On a machine without a GPU with and without --cpu; in a second folder, too."""
     Path("runs/tiny").mkdir(parents=True)
-    process = torchrun(*TRAIN, *(["--cpu"] if torch.accelerator.is_available() else []))
+    process = torchrun("-m", "vae_fast.cli", *TRAIN, *(["--cpu"] if torch.accelerator.is_available() else []))
     assert process.returncode == 0, process.stderr
     assert "vae-fast:" not in process.stderr
     assert process.stdout.count("test ELBO  ") == 1
@@ -341,6 +341,24 @@ def test_two_processes_train_one_model() -> None:
     assert (progress["epoch"], progress["steps"]) == (2, 2)  # 32 samples in batches of 2 x 16
     load_model("runs/tiny-2")
     assert names("runs") == ["tiny", "tiny-2"]
+
+
+NATIVE_THREADS = """
+from pathlib import Path
+from vae_fast.cli import run
+assert run() == 0
+names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+assert not any("gloo" in name for name in names), names
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the threads' names are read from /proc")
+def test_no_thread_of_the_process_group_is_left() -> None:
+    """One that runs while the interpreter ends aborts the process, now and then."""
+    Path("train.py").write_text(NATIVE_THREADS)
+    process = torchrun("train.py", *TRAIN, *(["--cpu"] if torch.accelerator.is_available() else []))
+    assert process.returncode == 0, process.stderr
 
 
 WARNING = (

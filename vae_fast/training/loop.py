@@ -29,6 +29,11 @@ def make_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
     cpu = cpu or not torch.accelerator.is_available()
     if recipe.mixed_precision == "fp16" and cpu:
         raise TrainingError("mixed precision is fp16, which takes a GPU; bf16 runs on a CPU, too")
+    if torch.distributed.is_available():
+        # DistributedDataParallel imports it. Its functions' default argument is the process group at the time of the
+        # import: imported later they keep the group past destroy_process_group, and a thread of Gloo's that still
+        # frees a tensor when the interpreter ends aborts the process ("terminate called without an active exception").
+        from torch.distributed.nn import functional  # noqa: F401
     return Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
 
 
