@@ -86,7 +86,7 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
 
         connection.recv()
         if provider.train_process and allocator.ALLOCATOR == "default":
-            from vae_fast.training.process import set_up_process
+            from vae_fast.training.malloc import set_up_process
 
             set_up_process()
         work = provider.build(case)

@@ -21,7 +21,7 @@ pytest.importorskip("accelerate")
 
 import command
 from vae_fast import backends, cli
-from vae_fast.cli import use
+from vae_fast.cli import inference
 from vae_fast.training import checkpoint
 
 Capture = pytest.CaptureFixture[str]
@@ -116,16 +116,16 @@ def test_advice_works(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    generate = use.HubVAE.generate
+    generate = inference.HubVAE.generate
 
-    def small(model: use.HubVAE, n: int, **options: Any) -> Tensor:
+    def small(model: inference.HubVAE, n: int, **options: Any) -> Tensor:
         if n > 1_000_000:  # as torch says so, without a machine that is small enough
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
             )
         return generate(model, n, **options)
 
-    monkeypatch.setattr(use.HubVAE, "generate", small)
+    monkeypatch.setattr(inference.HubVAE, "generate", small)
     before()
     capsys.readouterr()
     assert cli.run(failing) == 1

@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from vae_fast.training import Recipe, Trainer, TrainingError, divergence
 from vae_fast.training.callbacks import Checkpoints
+from vae_fast.training.config import MOST
 from vae_fast.training.data import Dataset
-from vae_fast.training.recipe import MOST
 
 TINY = Recipe(epochs=1, batch_size=16, hidden=(24,), latent=3, likelihood="gaussian")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -21,7 +21,7 @@ pytest.importorskip("accelerate")
 from accelerate.state import AcceleratorState, GradientState
 
 from vae_fast import nn
-from vae_fast.training import DataError, HubVAE, Recipe, Trainer, TrainingError, load_model, pictures, speed
+from vae_fast.training import DataError, HubVAE, Recipe, Trainer, TrainingError, load_model, pictures, speedup
 from vae_fast.training.callbacks import Callback, Checkpoints
 from vae_fast.training.data import Dataset
 
@@ -345,7 +345,7 @@ def test_pictures_of_a_model(tmp_path: Path) -> None:
 def test_speed_measures_three_ways(options: dict[str, Any]) -> None:
     model = HubVAE((6, 6), hidden=(8,), latent=2, **options)
     before = [p.clone() for p in model.parameters()]
-    measured = speed.measure(model, blobs().train, seconds=0.01)
+    measured = speedup.measure(model, blobs().train, seconds=0.01)
     assert measured.batch == 48
     plain = set() if options["likelihood"] == "discretized_logistic" else {"plain"}  # torch has none
     assert measured.seconds.keys() == {"fused", "reference"} | plain
@@ -355,7 +355,7 @@ def test_speed_measures_three_ways(options: dict[str, Any]) -> None:
 
 PAGE_FAULTS = """
 import resource, sys, torch
-from vae_fast.training.process import set_up_process
+from vae_fast.training.malloc import set_up_process
 assert not sys.argv[1:] or set_up_process()
 def step():
     tensors = [torch.ones(1 << 23) for _ in range(4)]  # 32 MB each

@@ -31,7 +31,7 @@ if INTERPRETED:
 
     from vae_fast.backends import reference
     from vae_fast.backends import triton as kernels
-    from vae_fast.backends.reference.noise import binarize
+    from vae_fast.backends.reference.rng import binarize
     from vae_fast.backends.triton import categorical, launch, layout
     from vae_fast.backends.triton import mixture as module
 

@@ -33,8 +33,8 @@ from .functional import (
     reparameterize_kl_packed,
     zero_inflated_negative_binomial_nll,
 )
-from .noise import binarize, noise
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
+from .rng import binarize, noise
 
 if TYPE_CHECKING:
     from . import nn as nn

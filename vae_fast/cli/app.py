@@ -247,7 +247,7 @@ def generate(
 
     They are the means of p(x given z), z from the prior.
     """
-    from .use import run_generate
+    from .inference import run_generate
 
     run_generate(folder, n, out, seed, cpu)
 
@@ -271,7 +271,7 @@ def reconstruct(
 
     What comes back are the means of p(x given z) at the means of q(z given x).
     """
-    from .use import run_reconstruct
+    from .inference import run_reconstruct
 
     run_reconstruct(folder, data, n, out, cpu)
 

@@ -21,12 +21,12 @@ import vae_fast
 
 from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
-from ..training import checkpoint, data, pictures, speed
+from ..training import checkpoint, data, pictures, speedup
 from ..training.callbacks import Checkpoints, ProgressBar
+from ..training.config import Recipe
 from ..training.errors import TrainingError
 from ..training.loop import Trainer, make_accelerator
-from ..training.process import set_up_process
-from ..training.recipe import Recipe
+from ..training.malloc import set_up_process
 from . import runs
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024, "lr": 1e-3}
@@ -248,7 +248,7 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     console.print(
         f"speed         {trainer.images / trainer.seconds:,.0f} {kind}s/s over {trainer.seconds:.1f} s of training"
     )
-    measured = speed.measure(trainer.model, trainer.sample_batch())
+    measured = speedup.measure(trainer.model, trainer.sample_batch())
     if measured.backend == "reference":
         why = "as asked" if vae_fast.info()["forced"] else "vae-fast doctor says why"
         console.print(f"fused ops     none here: the reference backend was used ({why})")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
-from ..noise import draw_rng_state
 from ..output import VAEOutput
+from ..rng import draw_rng_state
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
 from .head import find_head, run, try_out

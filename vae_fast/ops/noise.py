@@ -15,7 +15,7 @@ from . import _common
 
 
 def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtype: torch.dtype) -> Tensor:
-    """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `noise.py`."""
+    """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `rng.py`."""
     backend = None if torch.compiler.is_compiling() else _common.dispatch("noise", rng_state)
     if backend is reference:
         return reference.noise(shape, rng_state, num_samples=num_samples, dtype=dtype)

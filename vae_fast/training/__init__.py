@@ -1,11 +1,11 @@
 """Training from data to checkpoint. Takes the extra `train`: pip install 'vae_fast[train]'."""
 
 from .checkpoint import load_model, save_model
+from .config import Recipe
 from .data import Dataset, load
 from .errors import CheckpointError, DataError, TrainingError
 from .loop import Trainer
 from .model import HubVAE
-from .recipe import Recipe
 
 __all__ = [
     "CheckpointError",

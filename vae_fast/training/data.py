@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import readers
 from .errors import DataError
 
 DIGITS = "digits"  # the set that needs no download
@@ -98,7 +98,7 @@ def load(source: str) -> Dataset:
     if not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
-        parts = files.read(path)
+        parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:

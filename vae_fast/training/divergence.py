@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import nn
+from .config import Recipe
 from .data import Dataset
-from .recipe import Recipe
 
 # From these on, training was seen to fail for that reason alone.
 FAR = 10.0  # values under a Gaussian or a Laplace distribution

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from . import checkpoint, data, divergence
+from .config import Recipe
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
-from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .callbacks import Callback

@@ -36,7 +36,7 @@ from .linear_likelihood import (
     linear_zero_inflated_negative_binomial_nll,
 )
 from .mixture import discretized_logistic_mixture_nll
-from .noise import binarize, draw_rng_state, noise, philox
+from .rng import binarize, draw_rng_state, noise, philox
 
 __all__ = [
     "bernoulli_nll",

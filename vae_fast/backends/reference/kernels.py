@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..contract import Clamp, Prior
 from . import categorical, counts, latent, likelihood, mixture
-from .noise import binarize
-from .noise import noise as draw_noise
+from .rng import binarize
+from .rng import noise as draw_noise
 
 
 def latent_forward(

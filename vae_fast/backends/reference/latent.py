@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .noise import draw_rng_state
-from .noise import noise as draw_noise
+from .rng import draw_rng_state
+from .rng import noise as draw_noise
 
 Prior = tuple[Tensor, Tensor]
 Clamp = tuple[float | None, float | None]

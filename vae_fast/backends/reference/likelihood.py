@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .latent import arithmetic_dtype, half_square, per_sample, times_exp, widest
-from .noise import binarize as draw_bits
-from .noise import draw_rng_state
+from .rng import binarize as draw_bits
+from .rng import draw_rng_state
 
 
 def read(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import functional
 from ...backends.reference.likelihood import LEAST_LOG_SCALE
 from ...checks import check_bool
-from ...noise import binarize as draw_bits
+from ...rng import binarize as draw_bits
 from .base import Library, Likelihood, Params, Spread, deviations, uniform
 
 

@@ -23,7 +23,7 @@ import vae_fast
 
 from .. import backends
 from ..nn import likelihoods as members
-from ..noise import draw_rng_state
+from ..rng import draw_rng_state
 from .model import HubVAE
 
 MOST_NUMBERS = 1 << 24  # of x; the outputs of a fused head may not fit in memory
