@@ -45,7 +45,7 @@ def likelihood(mean: Tensor, logvar: Tensor, target: Tensor, where: Any) -> Any:
 
 
 def masked(first: Tensor, second: Tensor, third: Tensor, target: Tensor, where: Any) -> Any:
-    """Every other member, with parameters in their range; what the first row has does not count."""
+    """Every other likelihood, with parameters in their range; what the first row has does not count."""
     positive, mask = (first.exp(), second.exp()), torch.ones_like(target, dtype=torch.bool)
     mask[0] = False
     return (

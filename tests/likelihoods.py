@@ -1,4 +1,4 @@
-"""The members of the likelihood family as a user would write them, and data for each."""
+"""The likelihoods as a user would write them, and data for each."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def zero_inflated_negative_binomial(mean: Tensor, x: Tensor, theta: Tensor, pi: 
 
 
 @dataclass(frozen=True)
-class Member:
+class Likelihood:
     """How to write it, what its parameters may be, and whether its target counts."""
 
     textbook: Callable[..., Tensor]
@@ -104,27 +104,29 @@ def away_from_zero(n: Tensor) -> Tensor:
     return 3 * n + torch.sign(n)
 
 
-MEMBERS = {
-    "bernoulli": Member(
+LIKELIHOODS = {
+    "bernoulli": Likelihood(
         lambda p, x: F.binary_cross_entropy_with_logits(p, x, reduction="none"), (lambda n: 3 * n,)
     ),
-    "bernoulli_probs": Member(lambda p, x: F.binary_cross_entropy(p, x, reduction="none"), (torch.sigmoid,)),
-    "continuous_bernoulli": Member(continuous_bernoulli, (away_from_zero,)),
-    "gaussian": Member(gaussian, (identity, identity)),
-    "laplace": Member(laplace, (identity, identity)),
-    "discretized_logistic": Member(discretized_logistic, (lambda n: n / 2, lambda n: n - 3)),
-    "poisson": Member(poisson, (lambda n: (2 * n).exp(),), counts=True),
-    "negative_binomial": Member(negative_binomial, (lambda n: (2 * n).exp(), torch.exp), counts=True),
-    "zero_inflated_negative_binomial": Member(
+    "bernoulli_probs": Likelihood(
+        lambda p, x: F.binary_cross_entropy(p, x, reduction="none"), (torch.sigmoid,)
+    ),
+    "continuous_bernoulli": Likelihood(continuous_bernoulli, (away_from_zero,)),
+    "gaussian": Likelihood(gaussian, (identity, identity)),
+    "laplace": Likelihood(laplace, (identity, identity)),
+    "discretized_logistic": Likelihood(discretized_logistic, (lambda n: n / 2, lambda n: n - 3)),
+    "poisson": Likelihood(poisson, (lambda n: (2 * n).exp(),), counts=True),
+    "negative_binomial": Likelihood(negative_binomial, (lambda n: (2 * n).exp(), torch.exp), counts=True),
+    "zero_inflated_negative_binomial": Likelihood(
         zero_inflated_negative_binomial, (lambda n: (2 * n).exp(), torch.exp, identity), counts=True
     ),
 }
-WITH_OTHERS = [name for name, member in MEMBERS.items() if len(member.params) > 1]
+WITH_OTHERS = [name for name, likelihood in LIKELIHOODS.items() if len(likelihood.params) > 1]
 
 
 def make_params(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The member's parameters; the last shape serves those for which none is given."""
-    maps = MEMBERS[name].params
+    """The likelihood's parameters; the last shape serves those for which none is given."""
+    maps = LIKELIHOODS[name].params
     shapes = shapes + shapes[-1:] * len(maps)
     return [f(make(*shapes[i], seed=i)).to(dtype) for i, f in enumerate(maps)]
 
@@ -133,7 +135,7 @@ def make_target(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> T
     x = uniform(*shape)
     if dtype == torch.bool:
         return x > 0.5
-    if MEMBERS[name].counts:
+    if LIKELIHOODS[name].counts:
         return (60 * x**3).floor().to(dtype)  # nothing in every fourth place
     if dtype in INTEGERS:
         return (x * 256).to(dtype) if dtype == torch.uint8 else (x > 0.5).to(dtype)
@@ -159,7 +161,7 @@ def check(
 
     Where the mask says no, the function gets NaN in every input that has the shape of the target.
     """
-    member = MEMBERS[name]
+    likelihood = LIKELIHOODS[name]
     shape = target.shape
     dirty = [p if mask is None or p.shape != shape else p.where(mask, math.nan) for p in params]
     dirty_target = target if mask is None or not target.is_floating_point() else target.where(mask, math.nan)
@@ -173,8 +175,8 @@ def check(
 
     def plain(*p: Tensor) -> tuple[Tensor]:
         x = target.to(p[0].dtype)
-        terms = member.textbook(
-            p[0], x / 255 if target.dtype == torch.uint8 and not member.counts else x, *p[1:]
+        terms = likelihood.textbook(
+            p[0], x / 255 if target.dtype == torch.uint8 and not likelihood.counts else x, *p[1:]
         )
         terms = terms.expand(shape) if mask is None else torch.where(mask, terms, 0.0)
         return (per_sample(terms) * (1 if weight is None else weight.to(terms.dtype)),)

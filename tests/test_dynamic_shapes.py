@@ -19,7 +19,7 @@ from torch.export import Dim, export
 import linear_heads
 import vae_fast
 from conftest import HANG, state
-from likelihoods import MEMBERS, function, make_params, make_target
+from likelihoods import LIKELIHOODS, function, make_params, make_target
 from linear_heads import normal, uniform
 from vae_fast.nn import VAE, VAEOutput
 
@@ -114,8 +114,8 @@ LIKELIHOODS: dict[str, Case] = {
     ),
     **{
         f"{name}, {kind}": (partial(nll_of, name), partial(arguments_of, name, kind))
-        for name, member in MEMBERS.items()
-        for kind in ("by element", "by feature", "by sample")[: 1 if len(member.params) == 1 else 3]
+        for name, likelihood in LIKELIHOODS.items()
+        for kind in ("by element", "by feature", "by sample")[: 1 if len(likelihood.params) == 1 else 3]
     },
 }
 HEADS: dict[str, Case] = {

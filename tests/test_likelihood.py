@@ -1,4 +1,4 @@
-"""The op `likelihood`: values and gradients of each member, in every dtype and layout."""
+"""The op `likelihood`: values and gradients of each likelihood, in every dtype and layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 import vae_fast
 from conftest import DTYPES, assert_same_bits_for_threads, needs_native, state
 from likelihoods import (
-    MEMBERS,
+    LIKELIHOODS,
     PAIRS,
     WITH_OTHERS,
     check,
@@ -23,17 +23,17 @@ from likelihoods import (
     uniform,
 )
 
-members = pytest.mark.parametrize("name", MEMBERS)
+every_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
 
 
-@members
+@every_likelihood
 @pytest.mark.parametrize(("dtype", "target"), PAIRS, ids=str)
 def test_dtypes(backend: str, name: str, dtype: torch.dtype, target: torch.dtype) -> None:
     for shape in ((6,), (5, 7), (2, 3, 4, 5)):
         check(name, make_target(name, *shape, dtype=target), *make_params(name, [shape], dtype))
 
 
-@members
+@every_likelihood
 def test_sizes(backend: str, name: str) -> None:
     """Full vectors, remainders of every length, samples that fill blocks; parameters per feature among them."""
     for n in (*range(1, 10), 15, 16, 17, 31, 33, 35, 784):
@@ -43,7 +43,7 @@ def test_sizes(backend: str, name: str) -> None:
             check(name, target, *make_params(name, [(3, n), (n,)]))
 
 
-@members
+@every_likelihood
 @needs_native
 def test_one_long_sample(name: str) -> None:
     n = 300_003
@@ -77,7 +77,7 @@ def test_broadcast_parameters_of_others(backend: str, name: str, shape) -> None:
 @pytest.mark.parametrize("value", [None, 0, -1.5, 2], ids=str)
 def test_parameters_that_are_numbers(backend: str, value: float | None) -> None:
     for name in WITH_OTHERS:
-        if MEMBERS[name].counts and (value is None or value <= 0):
+        if LIKELIHOODS[name].counts and (value is None or value <= 0):
             continue
         if name == "discretized_logistic" and value is None:
             continue
@@ -86,7 +86,7 @@ def test_parameters_that_are_numbers(backend: str, value: float | None) -> None:
         number = torch.tensor(float(value or 0))
         got = function(name)(first, target, value, *others[1:])
         assert torch.equal(got, function(name)(first, target, number, *others[1:]))
-        if MEMBERS[name].counts or name == "discretized_logistic":
+        if LIKELIHOODS[name].counts or name == "discretized_logistic":
             continue
         assert torch.equal(got, function(name)(first, target, others[0] * 0 + number))
 
@@ -119,7 +119,7 @@ def test_layouts(backend: str, of_target: str, of_params: str, target: torch.dty
 MASKS = [(9, 3, 4), (3, 4), (9, 1, 1), (4,), (1, 3, 1), ()]
 
 
-@members
+@every_likelihood
 @pytest.mark.parametrize("shape", MASKS, ids=str)
 def test_mask(backend: str, name: str, shape) -> None:
     """What is left out adds nothing and learns nothing, even where it is NaN; what is left in is as without a mask."""
@@ -129,7 +129,7 @@ def test_mask(backend: str, name: str, shape) -> None:
     check(name, make_target(name, *full, dtype=torch.uint8), *make_params(name, [full, (3, 4)]), mask=mask)
 
 
-@members
+@every_likelihood
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_mask_in_other_dtypes_and_layouts(backend: str, name: str, dtype: torch.dtype) -> None:
     full = (3, 4, 5, 6)
@@ -141,7 +141,7 @@ def test_mask_in_other_dtypes_and_layouts(backend: str, name: str, dtype: torch.
     check(name, make_target(name, *wide, dtype=dtype), *make_params(name, [wide], dtype), mask=mask)
 
 
-@members
+@every_likelihood
 def test_everything_masked(backend: str, name: str) -> None:
     params = [leaf(p * math.nan) for p in make_params(name, [(3, 40)])]
     target, nothing = make_target(name, 3, 40) * math.nan, torch.zeros(3, 1, dtype=torch.bool)
@@ -151,7 +151,7 @@ def test_everything_masked(backend: str, name: str) -> None:
         assert torch.equal(grad, torch.zeros(3, 40))
 
 
-@members
+@every_likelihood
 def test_weight(backend: str, name: str) -> None:
     """A factor for each sample, which may learn."""
     target, params = make_target(name, 5, 7), make_params(name, [(5, 7)])
@@ -164,7 +164,7 @@ def test_weight(backend: str, name: str) -> None:
     assert double.dtype == torch.float64
 
 
-@members
+@every_likelihood
 def test_bad_numbers_stay_in_their_sample(backend: str, name: str) -> None:
     params, target = make_params(name, [(4, 9)]), make_target(name, 4, 9)
     good = function(name)(params[0], target, *params[1:])
@@ -181,7 +181,7 @@ def test_bad_numbers_stay_in_their_sample(backend: str, name: str) -> None:
     assert nll[2].isnan() and torch.equal(nll[[0, 1, 3]], good[[0, 1, 3]])
 
 
-@members
+@every_likelihood
 def test_empty(backend: str, name: str) -> None:
     for shape in ((0,), (0, 4), (0, 3, 2), (3, 0), (2, 0, 5)):
         for others in (shape, shape[1:], ()):
@@ -192,7 +192,7 @@ def test_empty(backend: str, name: str) -> None:
                 assert torch.equal(grad, torch.zeros_like(p))
 
 
-@members
+@every_likelihood
 def test_autograd_behaviour(backend: str, name: str) -> None:
     """retain_graph, gradients of stride 0, frozen parameters, no graph where none is needed."""
     params, target = [leaf(p) for p in make_params(name, [(4, 5), (5,)])], make_target(name, 4, 5)
@@ -218,13 +218,13 @@ def test_a_target_that_learns(backend: str) -> None:
     mean = leaf(make(4, 5))
     (grad,) = torch.autograd.grad(vae_fast.gaussian_nll(mean, target).sum(), target)
     torch.testing.assert_close(grad, target.detach() - mean.detach())
-    for name in MEMBERS:
+    for name in LIKELIHOODS:
         params = make_params(name, [(4, 5)])
         (grad,) = torch.autograd.grad(function(name)(params[0], target, *params[1:]).sum(), target)
         assert torch.isfinite(grad).all()
 
 
-@members
+@every_likelihood
 def test_double_backward_is_refused(kernels: str, name: str) -> None:
     params, target = [leaf(p) for p in make_params(name, [(4, 5)])], make_target(name, 4, 5)
     nll = function(name)(params[0], target, *params[1:])
@@ -233,7 +233,7 @@ def test_double_backward_is_refused(kernels: str, name: str) -> None:
         grad.sum().backward()
 
 
-@members
+@every_likelihood
 def test_gradcheck(name: str) -> None:
     """The reference in float64, which serves float64 on every backend; and twice."""
     params = [leaf(p) for p in make_params(name, [(3, 4), (4,), ()], torch.float64)]
@@ -243,7 +243,7 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradgradcheck(lambda p, *q: call(p, target, *q), params)
 
 
-@members
+@every_likelihood
 @pytest.mark.parametrize("shape", [(3, 2, 2), (2, 2), (2, 1), (), (3, 1, 1)], ids=str)
 def test_gradcheck_of_the_library_op(name: str, shape) -> None:
     """float64 through the library op checks the closed forms that stand for a kernel."""
@@ -255,7 +255,7 @@ def test_gradcheck_of_the_library_op(name: str, shape) -> None:
     assert torch.autograd.gradcheck(lambda *p: op(name, target, p, mask, None), params)
 
 
-@members
+@every_likelihood
 def test_the_library_op_serves_what_eager_calls_do(kernels: str, name: str) -> None:
     target, params = make_target(name, 4, 6), [leaf(p) for p in make_params(name, [(4, 6), (6,)])]
     rng_state = state() if name == "bernoulli" else None
@@ -278,7 +278,7 @@ def test_threads_do_not_change_the_bits() -> None:
             make_target(name, *shape, dtype=torch.uint8),
             [leaf(p) for p in make_params(name, list(shapes))],
         )
-        for name in MEMBERS
+        for name in LIKELIHOODS
         for shapes in ((shape, (77,)), (shape, ()))
     ]
     grad_nll = uniform(shape[0])

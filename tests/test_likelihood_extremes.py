@@ -1,4 +1,4 @@
-"""Each member of the likelihood family where float32 has few digits left: tails, limits, cancellation."""
+"""Each likelihood where float32 has few digits left: tails, limits, cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vae_fast
-from likelihoods import MEMBERS, function, leaf
+from likelihoods import LIKELIHOODS, function, leaf
 from vae_fast import reference
 
 EPS = torch.finfo(torch.float32).eps
@@ -131,7 +131,7 @@ def test_anywhere(backend: str, name: str) -> None:
     @given(st.tuples(*RANGES[name]))
     def run(values: tuple[list[float], ...]) -> None:
         x, *params = map(torch.tensor, values)
-        check(name, x.floor() if MEMBERS[name].counts else x, *params)
+        check(name, x.floor() if LIKELIHOODS[name].counts else x, *params)
 
     run()
 

@@ -82,10 +82,10 @@ def test_value_and_gradients(name: str, even: bool, backend: str) -> None:
 @pytest.mark.parametrize("even", [True, False])
 def test_mask_weight_and_no_bias(name: str, even: bool, kernels: str) -> None:
     case = CASES[name]
-    member, _, target, given, compose = case
+    likelihood, _, target, given, compose = case
     hidden, weight, _ = layer(case)
-    mask = uniform(*(target.shape[:1] if member == "multinomial" else target.shape), seed=4) < 0.6
-    if member == "categorical":
+    mask = uniform(*(target.shape[:1] if likelihood == "multinomial" else target.shape), seed=4) < 0.6
+    if likelihood == "categorical":
         mask = mask[:1]  # broadcasts
     factor = uniform(BATCH, seed=6).requires_grad_()
     results = []
@@ -97,9 +97,9 @@ def test_mask_weight_and_no_bias(name: str, even: bool, kernels: str) -> None:
 
     h, w, f = (t.detach().double().requires_grad_() for t in (hidden, weight, factor))
     o = F.linear(h, w)
-    if member in ("bernoulli", "multinomial", "categorical"):
+    if likelihood in ("bernoulli", "multinomial", "categorical"):
         nll = compose(o, target, mask=mask)
-    elif member == "poisson":
+    elif likelihood == "poisson":
         nll = reference.poisson_nll(share(o, given["library"].double()), target, mask=mask)
     else:
         nll = nb(halves(o)[0].exp(), target, halves(o)[1].exp(), mask=mask)
@@ -261,16 +261,16 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.no_poison
-@pytest.mark.parametrize("member", ["gaussian", "multinomial"])
-def test_library_op(member: str) -> None:
-    case = CASES["gaussian, by feature" if member == "gaussian" else "multinomial"]
+@pytest.mark.parametrize("likelihood", ["gaussian", "multinomial"])
+def test_library_op(likelihood: str) -> None:
+    case = CASES["gaussian, by feature" if likelihood == "gaussian" else "multinomial"]
     hidden, weight, bias = layer(case)
     given = [v.detach().clone().requires_grad_() for v in case[3].values()]
     early = [True, False, True, False] + [True] * len(given)
     torch.library.opcheck(
         torch.ops.vae_fast.linear_likelihood.default,
         (
-            member,
+            likelihood,
             hidden,
             weight.detach(),
             bias,

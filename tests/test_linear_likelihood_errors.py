@@ -49,8 +49,8 @@ ERRORS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("member", "wrong", "error", "message"), ERRORS)
-def test_errors(member: str, wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize(("likelihood", "wrong", "error", "message"), ERRORS)
+def test_errors(likelihood: str, wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"hidden": H, "weight": W, "bias": B, "target": X} | wrong
     with pytest.raises(error, match=message):
-        getattr(vae_fast, f"linear_{member}_nll")(**arguments)
+        getattr(vae_fast, f"linear_{likelihood}_nll")(**arguments)

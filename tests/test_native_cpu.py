@@ -171,19 +171,19 @@ def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[by
                 grad_mu=grads[0], grad_logvar=grads[1], grad_prior=grad_prior,
             )  # fmt: skip
             results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
-        for (member, code), target_dtype in itertools.product(cpu.likelihoods.items(), cpu.dtypes):
+        for (likelihood, code), target_dtype in itertools.product(cpu.likelihoods.items(), cpu.dtypes):
             x = torch.rand(shape, generator=g) * (1.5 if target_dtype.is_floating_point else 255)
-            count = 1 if member in ("bernoulli", "continuous_bernoulli", "poisson") else 2
-            params = (mu, random().expand(shape), random(*shape))[: count + (member.startswith("zero"))]
-            if member in cpu.of_counts:
+            count = 1 if likelihood in ("bernoulli", "continuous_bernoulli", "poisson") else 2
+            params = (mu, random().expand(shape), random(*shape))[: count + (likelihood.startswith("zero"))]
+            if likelihood in cpu.of_counts:
                 params = tuple(p.abs() for p in params)
             mask = random(*shape) > 0 if code % 2 else None
-            state = torch.tensor([7, 8]) if member == "bernoulli" else None
+            state = torch.tensor([7, 8]) if likelihood == "bernoulli" else None
             nll = torch.empty(batch)
-            cpu.likelihood_forward(member, params, x.to(target_dtype), mask, state, nll=nll)
+            cpu.likelihood_forward(likelihood, params, x.to(target_dtype), mask, state, nll=nll)
             out = (torch.empty_like(mu), torch.empty(()), torch.empty(shape[1:]))[: len(params)]
             cpu.likelihood_backward(
-                member, params, x.to(target_dtype), mask, state, random(1).expand(batch), grads=out
+                likelihood, params, x.to(target_dtype), mask, state, random(1).expand(batch), grads=out
             )
             results += [bits(t) for t in (nll, *out)]
     return results + categorical_results(g) + mixture_results(g)

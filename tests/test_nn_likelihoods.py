@@ -38,7 +38,7 @@ from vae_fast.nn.likelihoods import make_likelihood
 Options = dict[str, Any]
 SHAPE = (4, 3)
 # name, options, whether a linear layer fuses with it
-MEMBERS: list[tuple[str, Options, bool]] = [
+OPTIONS: list[tuple[str, Options, bool]] = [
     ("bernoulli", {}, True),
     ("bernoulli", {"binarize": True}, True),
     ("continuous_bernoulli", {}, True),
@@ -58,9 +58,9 @@ MEMBERS: list[tuple[str, Options, bool]] = [
     ("zero_inflated_negative_binomial", {"theta": 2.0}, True),
     ("zero_inflated_negative_binomial", {"theta": "decoder"}, True),
 ]
-IDS = ["-".join([name, *map(str, options.values())]) for name, options, _ in MEMBERS]
-FUSED = [(name, options) for name, options, fused in MEMBERS if fused]
-FUSED_IDS = [i for i, (*_, fused) in zip(IDS, MEMBERS, strict=True) if fused]
+IDS = ["-".join([name, *map(str, options.values())]) for name, options, _ in OPTIONS]
+FUSED = [(name, options) for name, options, fused in OPTIONS if fused]
+FUSED_IDS = [i for i, (*_, fused) in zip(IDS, OPTIONS, strict=True) if fused]
 
 
 def shape_of(name: str) -> tuple[int, ...]:
@@ -308,7 +308,7 @@ def test_fused_head_compiles_and_autocasts() -> None:
         assert all(g.dtype == torch.float32 for g in grads)
 
 
-@pytest.mark.parametrize(("name", "options", "_fused"), MEMBERS, ids=IDS)
+@pytest.mark.parametrize(("name", "options", "_fused"), OPTIONS, ids=IDS)
 def test_samples_have_the_mean(name: str, options: Options, _fused: bool) -> None:
     """Of one z, the average over many draws; and the mean's shape is x's."""
     model, x = make(name, options)
@@ -588,7 +588,7 @@ def curve(name: str, backend: str, steps: int = 24) -> Tensor:
     return torch.tensor(values)
 
 
-def test_every_member_is_trained() -> None:
+def test_every_likelihood_is_trained() -> None:
     assert TRAINED.keys() == LIKELIHOODS.keys()
 
 

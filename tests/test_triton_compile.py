@@ -217,26 +217,26 @@ class TestDense:
         assert kernel.exchanges == 0 and kernel.count("(LDS|STS|ds_)") == 0
         assert kernel.stores > 0 and kernel.narrow <= 2
 
-    # Every member once, those of the longest code and all dtypes of one for every target.
+    # Every likelihood once, those of the longest code and all dtypes of one for every target.
     @pytest.mark.parametrize(
-        ("target", "member", "dtype"),
+        ("target", "likelihood", "dtype"),
         [
-            *(("sm_90", member, torch.float32) for member in PARAMETERS if member != "gaussian"),
+            *(("sm_90", likelihood, torch.float32) for likelihood in PARAMETERS if likelihood != "gaussian"),
             *(
-                ("sm_90", member, torch.bfloat16)
-                for member in ("continuous_bernoulli", "discretized_logistic")
+                ("sm_90", likelihood, torch.bfloat16)
+                for likelihood in ("continuous_bernoulli", "discretized_logistic")
             ),
             *((target, "zero_inflated_negative_binomial", torch.float32) for target in ("sm_80", "gfx942")),
             *((target, "gaussian", dtype) for target in TARGETS for dtype in DTYPES),
         ],
         ids=str,
     )
-    def test_likelihood(self, compiled: Compile, target: str, member: str, dtype: torch.dtype) -> None:
-        x, *params = tensors(1 + PARAMETERS[member], 1000, 1024, dtype=dtype)
+    def test_likelihood(self, compiled: Compile, target: str, likelihood: str, dtype: torch.dtype) -> None:
+        x, *params = tensors(1 + PARAMETERS[likelihood], 1000, 1024, dtype=dtype)
         nll, width = floats(1000), self.width(target, dtype)
-        (kernel,) = compiled(target, kernels.likelihood_forward, member, params, x, None, None, nll=nll)
+        (kernel,) = compiled(target, kernels.likelihood_forward, likelihood, params, x, None, None, nll=nll)
         assert_wide(target, kernel, 1 + len(params), 0, 1, width)
-        args = (member, params, x, None, None, nll)
+        args = (likelihood, params, x, None, None, nll)
         (kernel,) = compiled(target, kernels.likelihood_backward, *args, grads=params)
         assert_wide(target, kernel, 1 + len(params), len(params), 1, width)
         assert kernel.exchanges == 0

@@ -517,16 +517,16 @@ def target(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def check_likelihood(
-    member: str, params, x: Tensor, kinds=None, nll_step: int = 1, brief: bool = False
+    likelihood: str, params, x: Tensor, kinds=None, nll_step: int = 1, brief: bool = False
 ) -> None:
     """kinds: the shapes of the gradients, the target's unless given."""
     params = tuple(p.expand(x.shape) for p in params)
     nll = filled((x.shape[0] * nll_step,))[::nll_step]
-    kernels.likelihood_forward(member, params, x, None, None, nll=nll)
+    kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
     wide = tuple(p.double() for p in params)
     exact = x.double() if x.is_floating_point() else x
     truth = filled((len(x),), torch.float64)
-    reference.likelihood_forward(member, wide, exact, None, None, nll=truth)
+    reference.likelihood_forward(likelihood, wide, exact, None, None, nll=truth)
     assert_close("nll", nll, truth, terms=2)
     for grad_nll in (normal(len(x), seed=3), normal(1, seed=3).expand(len(x)))[: 1 if brief else 2]:
         kinds = kinds or [x.shape] * len(params)
@@ -534,8 +534,8 @@ def check_likelihood(
         for wanted in ([True, True], [True, False], [False, True])[: 1 if brief or len(params) == 1 else 3]:
             grads = [filled(k, d) if w else None for k, d, w in zip(kinds, dtypes, wanted, strict=False)]
             true = [None if g is None else filled(g.shape, torch.float64) for g in grads]
-            kernels.likelihood_backward(member, params, x, None, None, grad_nll, grads=grads)
-            reference.likelihood_backward(member, wide, exact, None, None, grad_nll.double(), grads=true)
+            kernels.likelihood_backward(likelihood, params, x, None, None, grad_nll, grads=grads)
+            reference.likelihood_backward(likelihood, wide, exact, None, None, grad_nll.double(), grads=true)
             for got, want in zip(grads, true, strict=True):
                 if got is not None:
                     assert_close("grad", got, want, terms=1 if got.shape == x.shape else 8)

@@ -41,49 +41,49 @@ PARAMETERS = dict(zip((*IMAGES, *COUNTS), (1, 1, 2, 2, 2, 1, 2, 3), strict=True)
 TARGETS = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.bfloat16)
 
 
-def parameters(member: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def parameters(likelihood: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """A mean first, what scales it next; positive for counts."""
-    params = [normal(*shape, seed=s) for s in range(PARAMETERS[member])]
-    if member in COUNTS:
+    params = [normal(*shape, seed=s) for s in range(PARAMETERS[likelihood])]
+    if likelihood in COUNTS:
         params[:2] = [p.exp() * 3 for p in params[:2]]
     return tuple(p.to(dtype) for p in params)
 
 
-def target(member: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def target(likelihood: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(11))
     if dtype == torch.bool:
         return x > 0.5
-    if member in COUNTS:
+    if likelihood in COUNTS:
         return (8 * x**2).floor().to(dtype)
     return (256 * x if dtype == torch.uint8 else 2 * x if not dtype.is_floating_point else x).to(dtype)
 
 
-def check(member: str, params, x: Tensor, mask=None, rng_state=None, kinds=None) -> None:
+def check(likelihood: str, params, x: Tensor, mask=None, rng_state=None, kinds=None) -> None:
     """Value and gradients; kinds are the shapes of the gradients, the target's unless given."""
     params = tuple(p.expand(x.shape) for p in params)
     mask = None if mask is None else mask.expand(x.shape)
     wide, exact = tuple(p.double() for p in params), x.double() if x.is_floating_point() else x
     nll, truth = filled((len(x),)), filled((len(x),), torch.float64)
-    kernels.likelihood_forward(member, params, x, mask, rng_state, nll=nll)
-    reference.likelihood_forward(member, wide, exact, mask, rng_state, nll=truth)
+    kernels.likelihood_forward(likelihood, params, x, mask, rng_state, nll=nll)
+    reference.likelihood_forward(likelihood, wide, exact, mask, rng_state, nll=truth)
     assert_close("nll", nll, truth, terms=2)
     kinds, grad_nll = kinds or [x.shape] * len(params), normal(len(x), seed=3)
     grads = [
         filled(k, p.dtype if k == x.shape else torch.float32) for k, p in zip(kinds, params, strict=True)
     ]
     true = [filled(k, torch.float64) for k in kinds]
-    kernels.likelihood_backward(member, params, x, mask, rng_state, grad_nll, grads=grads)
-    reference.likelihood_backward(member, wide, exact, mask, rng_state, grad_nll.double(), grads=true)
+    kernels.likelihood_backward(likelihood, params, x, mask, rng_state, grad_nll, grads=grads)
+    reference.likelihood_backward(likelihood, wide, exact, mask, rng_state, grad_nll.double(), grads=true)
     for got, want in zip(grads, true, strict=True):
         assert_close("grad", got, want, terms=2 if got.shape == x.shape else 8)
 
 
-def each(member: str, params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+def each(likelihood: str, params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Value and gradients of every element by itself."""
     params, x = [p.reshape(-1, 1) for p in params], x.reshape(-1, 1)
     nll, grads = filled(x.shape[:1]), [filled(x.shape) for _ in params]
-    kernels.likelihood_forward(member, params, x, None, None, nll=nll)
-    kernels.likelihood_backward(member, params, x, None, None, torch.ones(len(x)), grads=grads)
+    kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
+    kernels.likelihood_backward(likelihood, params, x, None, None, torch.ones(len(x)), grads=grads)
     return nll.double(), [g[:, 0].double() for g in grads]
 
 
@@ -95,15 +95,15 @@ def grid(*axes) -> list[Tensor]:
 class TestMembers:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("member", PARAMETERS)
-    def test_dtypes_and_targets(self, member: str) -> None:
+    @pytest.mark.parametrize("likelihood", PARAMETERS)
+    def test_dtypes_and_targets(self, likelihood: str) -> None:
         for dtype in DTYPES:
-            check(member, parameters(member, 3, 21, dtype=dtype), target(member, 3, 21))
+            check(likelihood, parameters(likelihood, 3, 21, dtype=dtype), target(likelihood, 3, 21))
         for dtype in TARGETS:
-            check(member, parameters(member, 3, 21), target(member, 3, 21, dtype=dtype))
+            check(likelihood, parameters(likelihood, 3, 21), target(likelihood, 3, 21, dtype=dtype))
 
     @pytest.mark.parametrize(
-        ("member", "axes"),
+        ("likelihood", "axes"),
         [
             (
                 "continuous_bernoulli",
@@ -131,20 +131,20 @@ class TestMembers:
         ],
         ids=lambda v: v if isinstance(v, str) else "",
     )
-    def test_extremes(self, member: str, axes) -> None:
+    def test_extremes(self, likelihood: str, axes) -> None:
         """Every element by itself: far in the tails, and where a textbook form cancels."""
         x, *params = grid(*axes)
-        nll, grads = each(member, params, x)
+        nll, grads = each(likelihood, params, x)
         truth = filled(nll.shape, torch.float64)
         wide = [p.double()[:, None] for p in params]
-        reference.likelihood_forward(member, wide, x.double()[:, None], None, None, nll=truth)
+        reference.likelihood_forward(likelihood, wide, x.double()[:, None], None, None, nll=truth)
         torch.testing.assert_close(nll, truth, rtol=2e-6, atol=3e-7)
         true = [filled((len(x), 1), torch.float64) for _ in params]
         ones = torch.ones(len(x), dtype=torch.float64)
-        reference.likelihood_backward(member, wide, x.double()[:, None], None, None, ones, grads=true)
+        reference.likelihood_backward(likelihood, wide, x.double()[:, None], None, None, ones, grads=true)
         for got, want in zip(grads, true, strict=True):
             # by theta: a difference of terms of about 5
-            atol = 1e-6 if "binomial" in member else 3e-7
+            atol = 1e-6 if "binomial" in likelihood else 3e-7
             torch.testing.assert_close(got, want[:, 0], rtol=3e-6, atol=atol)
 
     @pytest.mark.parametrize("theta", [1e-2, 1.0, 1e4, 1e6, 1e8])
@@ -170,13 +170,13 @@ class TestMembers:
                 scale = abs(slope) + ((c - m) / (t + m)) ** 2 + c / (t * (t + c))
                 assert abs(by_theta[i].item() - slope) <= 2e-6 * scale, (c, m, t)
 
-    @pytest.mark.parametrize("member", PARAMETERS)
-    def test_nan_stays(self, member: str) -> None:
-        params, x = parameters(member, 5, 3), target(member, 5, 3)
+    @pytest.mark.parametrize("likelihood", PARAMETERS)
+    def test_nan_stays(self, likelihood: str) -> None:
+        params, x = parameters(likelihood, 5, 3), target(likelihood, 5, 3)
         for i, t in enumerate((x, *params)):
             t[i, 1] = NAN
         nll = filled((5,))
-        kernels.likelihood_forward(member, params, x, None, None, nll=nll)
+        kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
         assert nll.isnan().tolist() == [i < 1 + len(params) for i in range(5)]
 
     def test_clamped_log_scale(self) -> None:
@@ -195,22 +195,26 @@ class TestMembers:
 class TestMask:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("member", ["zero_inflated_negative_binomial", "gaussian"])
-    def test_nothing_comes_from_where_it_is_false(self, member: str) -> None:
+    @pytest.mark.parametrize("likelihood", ["zero_inflated_negative_binomial", "gaussian"])
+    def test_nothing_comes_from_where_it_is_false(self, likelihood: str) -> None:
         """Not even of NaN and infinity, and also not into sums."""
         shape = (5, 4, 6)
-        params, x = parameters(member, *shape), target(member, *shape)
+        params, x = parameters(likelihood, *shape), target(likelihood, *shape)
         mask = normal(*shape, seed=9) > 0
         for i, t in enumerate((x, *params)):
             t[~mask] = (NAN, float("inf"), -float("inf"), NAN)[i]
-        check(member, params, x, mask)
+        check(likelihood, params, x, mask)
         one = torch.ones(())
         wide = [one, params[0][0], *params[2:]][: len(params)]
         clean = [torch.where(torch.isfinite(p), p, 1.0) for p in wide]
         x = torch.where(mask, x, NAN)
-        check(member, [*clean[:1], *params[1:]], x, mask, kinds=[(), *[shape] * (len(params) - 1)])
+        check(likelihood, [*clean[:1], *params[1:]], x, mask, kinds=[(), *[shape] * (len(params) - 1)])
         check(
-            member, [*params[:1], clean[1], *params[2:]], x, mask, kinds=[shape, (4, 6), shape][: len(params)]
+            likelihood,
+            [*params[:1], clean[1], *params[2:]],
+            x,
+            mask,
+            kinds=[shape, (4, 6), shape][: len(params)],
         )
 
     def test_broadcast_masks(self) -> None:
@@ -226,12 +230,12 @@ class TestMask:
         plans.setattr(layout, "TILE", 128)
         plans.setattr(layout, "MANY", 2)
         assert layout.row_sum_plan(3, 300).parts > 1 and layout.column_sum_plan(3, 300).steps > 1
-        shape, member = (3, 300), "zero_inflated_negative_binomial"
-        mean, theta, p = parameters(member, *shape)
+        shape, likelihood = (3, 300), "zero_inflated_negative_binomial"
+        mean, theta, p = parameters(likelihood, *shape)
         check(
-            member,
+            likelihood,
             (mean, theta[0], p[0, 0]),
-            target(member, *shape),
+            target(likelihood, *shape),
             normal(*shape) > 0,
             None,
             [shape, (300,), ()],

@@ -165,7 +165,7 @@ def check_clamp(clamp: Sequence[float] | None) -> tuple[float, float] | None:
     return lo, hi
 
 
-def check_noise(
+def resolve_rng_state(
     mu: Tensor,
     shape: torch.Size,
     num_samples: int | None,
@@ -270,7 +270,7 @@ def check_weight(weight: Tensor, other: Tensor) -> Tensor:
     return weight
 
 
-def check_bits(
+def resolve_bits_state(
     target: Tensor, binarize: bool, generator: torch.Generator | None, rng_state: Tensor | None
 ) -> Tensor:
     """Checks where the bits of a target come from, and returns the rng_state to use."""

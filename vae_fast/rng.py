@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import ops
 from .backends.reference import draw_rng_state
 from .checks import check_counters, check_device, check_num_samples, check_rng_state, check_target_type
+from .ops import noise as noise_op
 
 __all__ = ["binarize", "draw_rng_state", "noise"]
 
@@ -64,7 +64,7 @@ def noise(
     check_counters("shape", shape, num_samples)
     if device is not None:
         rng_state = rng_state.to(device)
-    return ops.noise(shape, rng_state, num_samples, dtype)
+    return noise_op.noise(shape, rng_state, num_samples, dtype)
 
 
 def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
@@ -86,4 +86,4 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     check_rng_state(rng_state, x.shape[0])
     check_device("rng_state", rng_state, "x", x)
     check_counters("x", x.shape, None)
-    return ops.binarize(x, rng_state)
+    return noise_op.binarize(x, rng_state)

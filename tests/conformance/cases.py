@@ -25,7 +25,7 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 import vae_fast
-from likelihoods import MEMBERS
+from likelihoods import LIKELIHOODS
 from test_categorical import cross_entropy, negative_sum
 from test_latent import textbook
 from test_mixture import pixel_cnn
@@ -59,7 +59,7 @@ AXES: dict[str, tuple[Callable[[torch.dtype], edges.Axis], ...]] = {
     "negative_binomial": (edges.count, edges.mean_of_counts, edges.theta),
     "zero_inflated_negative_binomial": (edges.count, edges.mean_of_counts, edges.theta, edges.dropout),
 }
-COUNTS = tuple(name for name, member in MEMBERS.items() if member.counts)
+COUNTS = tuple(name for name, likelihood in LIKELIHOODS.items() if likelihood.counts)
 BYTES = [0, 1, 2, 100, 254, 255]
 INTEGERS = [0, 1, 2, 77, 4000, 10**6, 2**24 + 1, 2**31 - 1, 2**31, 2**53, -1, -(2**31)]
 
@@ -223,7 +223,7 @@ def _elementwise(
     x, *params = (torch.tensor(column, dtype=torch.float64) for column in zip(*elements, strict=True))
     names = PARAMETERS[name]
     inputs = {"target": x.to(target), **{k: p.to(dtype) for k, p in zip(names, params, strict=True)}}
-    own = _bce if name == "bernoulli_from_probs" else MEMBERS[name].textbook
+    own = _bce if name == "bernoulli_from_probs" else LIKELIHOODS[name].textbook
     exact = getattr(truth, name)
     if target == torch.uint8 and name not in COUNTS:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -437,7 +437,7 @@ def linear(head: str, dtype: torch.dtype) -> Case:
         inputs["library"] = torch.tensor(
             [sizes[i % len(sizes)] for i in range(len(rows))], dtype=torch.float64
         ).to(dtype)
-    function, member = getattr(vae_fast, f"linear_{name}_nll"), MEMBERS[name]
+    function, likelihood = getattr(vae_fast, f"linear_{name}_nll"), LIKELIHOODS[name]
 
     def call(
         target: Tensor, outputs: Tensor, mask: Any = None, weight: Any = None, **others: Tensor
@@ -454,7 +454,7 @@ def linear(head: str, dtype: torch.dtype) -> Case:
             if "theta" not in others and len(params) > 1:
                 params[1] = params[1].exp()
         params[1:1] = [v for k, v in others.items() if k != "library"]
-        return member.textbook(params[0], target, *params[1:]).sum(1)
+        return likelihood.textbook(params[0], target, *params[1:]).sum(1)
 
     info = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
 

@@ -222,8 +222,8 @@ def test_slopes_of_mixtures_and_heads() -> None:
         (lambda *p: heads("zero_inflated_negative_binomial", p), 6),
     ]
 
-    def heads(member: str, outputs: Any, **given: Any) -> list[truth.Number]:
-        return truth.linear_counts(member, torch.finfo(F32), [mpf(3), mpf(0)], outputs, **given)
+    def heads(likelihood: str, outputs: Any, **given: Any) -> list[truth.Number]:
+        return truth.linear_counts(likelihood, torch.finfo(F32), [mpf(3), mpf(0)], outputs, **given)
 
     with mp.workprec(truth.BITS):
         for function, count in functions:

@@ -445,7 +445,7 @@ def _sum(numbers: Sequence[Number]) -> Number:
 
 
 def linear_counts(
-    member: str,
+    likelihood: str,
     info: Any,
     x: Sequence[Mpf],
     outputs: Sequence[Mpf],
@@ -459,7 +459,7 @@ def linear_counts(
     that does to a result is measured, by moving them a little. `info` is torch.finfo of the arithmetic: a softmax or a
     slope below its smallest normal number has no relative accuracy, and a theta beyond its largest is held there.
     """
-    function, size = globals()[member], len(x)
+    function, size = globals()[likelihood], len(x)
     heads = [outputs[i : i + size] for i in range(0, len(outputs), size)]
 
     def link(o: Mpf) -> Mpf:
@@ -472,9 +472,9 @@ def linear_counts(
         means, rounded = [library * p for p in share], [1 + abs(el) + log_sum for el in less]
         lost = 2 / mpf(info.eps)
         rounded = [lost if 0 < p < info.smallest_normal else r for p, r in zip(share, rounded, strict=True)]
-    linked = len(heads) > 1 and member != "poisson" and not theta
+    linked = len(heads) > 1 and likelihood != "poisson" and not theta
     columns = [means, *([[link(o) for o in heads[1]]] if linked else [theta] if theta else [])]
-    columns += [heads[-1]] if member.startswith("zero") else []
+    columns += [heads[-1]] if likelihood.startswith("zero") else []
 
     def moved(arguments: Sequence[Mpf], k: int) -> list[Mpf]:
         """The results' derivatives by the logarithm of an argument."""

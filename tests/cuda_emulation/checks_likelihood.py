@@ -1,4 +1,4 @@
-"""The likelihood kernels: every member, target, layout, mask, binarization and broadcast parameter."""
+"""The likelihood kernels: every likelihood, target, layout, mask, binarization and broadcast parameter."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ PARAMETERS = {
 assert list(PARAMETERS) == list(cuda.likelihoods)
 
 
-def make_target(shape: Sequence[int], member: str, dtype: torch.dtype, layout: str) -> Tensor:
+def make_target(shape: Sequence[int], likelihood: str, dtype: torch.dtype, layout: str) -> Tensor:
     x = tensor(shape, dtype, layout, 1)
-    if member in cuda.of_counts:
+    if likelihood in cuda.of_counts:
         x.copy_((values(shape, F32, 1).abs() * 4).floor())
     elif dtype in INTEGERS:
         x.copy_(values(shape, BOOL, 1))
-    elif x.is_floating_point() and member not in ("gaussian", "laplace"):
+    elif x.is_floating_point() and likelihood not in ("gaussian", "laplace"):
         x.sigmoid_()
-    if member == "discretized_logistic" and x.is_floating_point():
+    if likelihood == "discretized_logistic" and x.is_floating_point():
         x.copy_((x * 255).round() / 255)
     return x
 
 
-def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: torch.dtype, layout: str,
+def check(shape: Sequence[int], likelihood: str, dtype: torch.dtype, target: torch.dtype, layout: str,
                second: str | None = None, grad_layout: str = "dense", mask: str | None = None,
                rng_state: Tensor | None = None) -> None:  # fmt: skip
     """Forward and backward. `second` is the layout of the parameters after the first, a broadcast one perhaps."""
-    x = make_target(shape, member, target, layout)
-    layouts = (layout, *(second or layout for _ in range(PARAMETERS[member] - 1)))
+    x = make_target(shape, likelihood, target, layout)
+    layouts = (layout, *(second or layout for _ in range(PARAMETERS[likelihood] - 1)))
     params = tuple(tensor(shape, dtype, where, 2 + i) for i, where in enumerate(layouts))
-    if member in cuda.of_counts:
+    if likelihood in cuda.of_counts:
         params = tuple(tensor(shape, dtype, w, 2 + i, positive=i < 2) for i, w in enumerate(layouts))
-    if member == "bernoulli_probs":
+    if likelihood == "bernoulli_probs":
         params[0].sigmoid_()
     kept = None if mask is None else tensor(shape, BOOL, mask, 7)
     if kept is not None:  # what is left out may be anything
         for t in (x, params[0]):
             if t.is_floating_point():
                 t.masked_fill_(~kept, float("nan"))
-    value = double(x) / 255 if target is U8 and member not in cuda.of_counts else x.double()
+    value = double(x) / 255 if target is U8 and likelihood not in cuda.of_counts else x.double()
     if rng_state is not None:
         value = reference.binarize(x, rng_state).double()
     summed = {"per_feature": shape[1:], "constant": ()}.get(second or "", tuple(shape))
 
     nll = poisoned(shape[:1], F32, "every_other")
-    launches_once(cuda.likelihood_forward, member, params, x, kept, rng_state, nll=nll)
+    launches_once(cuda.likelihood_forward, likelihood, params, x, kept, rng_state, nll=nll)
     true_nll = torch.empty(shape[:1], dtype=torch.float64)
-    reference.likelihood_forward(member, double(params), value, kept, None, nll=true_nll)
+    reference.likelihood_forward(likelihood, double(params), value, kept, None, nll=true_nll)
     close(nll, true_nll, 8 * max(1, x[0].numel()))
 
     grad = tensor(shape[:1], F32, grad_layout, 6)
@@ -73,10 +73,10 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
         )
 
     grads = gradients()
-    args = (member, params, x, kept, rng_state, grad)
+    args = (likelihood, params, x, kept, rng_state, grad)
     launches_once(cuda.likelihood_backward, *args, grads=grads)
     truth = tuple(torch.empty(g.shape, dtype=torch.float64) for g in grads)
-    reference.likelihood_backward(member, double(params), value, kept, None, grad.double(), grads=truth)
+    reference.likelihood_backward(likelihood, double(params), value, kept, None, grad.double(), grads=truth)
     for got, want in zip(grads, truth, strict=True):
         close(got, want, 16 * max(1, x.numel() / max(1, got.numel())))
     if kept is not None:
@@ -89,34 +89,34 @@ def likelihood(shape: Sequence[int], member: str, dtype: torch.dtype, target: to
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("member", ["bernoulli", "gaussian"])
-def test_likelihood(member: str, layout: str) -> None:
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_likelihood(likelihood: str, layout: str) -> None:
     for i, (dtype, shape) in enumerate(itertools.product(DTYPES, SHAPES)):
         if layout == "dense" or i % 3 == 0:  # of the others a part, another one for each dtype
-            likelihood(shape, member, dtype, dtype, layout)
+            check(shape, likelihood, dtype, dtype, layout)
 
 
 @pytest.mark.parametrize("layout", ["dense", "channels_last", "odd_address"])
-@pytest.mark.parametrize("member", list(PARAMETERS)[2:])
-def test_every_member(member: str, layout: str) -> None:
+@pytest.mark.parametrize("likelihood", list(PARAMETERS)[2:])
+def test_every_likelihood(likelihood: str, layout: str) -> None:
     shapes = [(9,), (4, 7), (3, 16), (2, 5, 3, 3), (2, 1028)]
     for dtype, shape in itertools.product(DTYPES, shapes):
-        likelihood(shape, member, dtype, F32 if member in cuda.of_counts else dtype, layout)
+        check(shape, likelihood, dtype, F32 if likelihood in cuda.of_counts else dtype, layout)
     for second in ("per_feature", "constant"):
-        likelihood((9, 12), member, BF16, F32, layout, second)
-        likelihood((4, 7), member, F32, U8, layout, second)
+        check((9, 12), likelihood, BF16, F32, layout, second)
+        check((4, 7), likelihood, F32, U8, layout, second)
 
 
 @pytest.mark.parametrize("target", [F32, BF16, F16, U8, BOOL, *INTEGERS])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_targets(dtype: torch.dtype, target: torch.dtype) -> None:
-    members = ["bernoulli", "poisson"] if target in INTEGERS else ["bernoulli", "gaussian"]
+    likelihoods = ["bernoulli", "poisson"] if target in INTEGERS else ["bernoulli", "gaussian"]
     if target is U8:
-        members.append("poisson")
-    for member, shape in itertools.product(members, (*SHAPES[4:9], LONG)):
-        likelihood(shape, member, dtype, target, "dense", grad_layout="constant")
+        likelihoods.append("poisson")
+    for likelihood, shape in itertools.product(likelihoods, (*SHAPES[4:9], LONG)):
+        check(shape, likelihood, dtype, target, "dense", grad_layout="constant")
         if shape is not LONG:
-            likelihood(shape, member, dtype, target, "channels_last" if len(shape) > 2 else "odd_address")
+            check(shape, likelihood, dtype, target, "channels_last" if len(shape) > 2 else "odd_address")
 
 
 def test_every_byte_is_its_255th() -> None:
@@ -142,10 +142,10 @@ def test_numbers_as_they_are() -> None:
 @pytest.mark.parametrize("layout", ["dense", "channels_last"])
 def test_mask(layout: str, mask: str) -> None:
     for dtype, shape in itertools.product((F32, BF16), ((5, 4), (3, 16), (4, 7), (2, 4, 3, 5), LONG)):
-        likelihood(shape, "gaussian", dtype, dtype, layout, mask=mask)
-        likelihood(shape, "bernoulli", dtype, U8, layout, mask=mask)
-    likelihood((9, 12), "gaussian", F32, F32, "dense", "per_feature", mask=mask)
-    likelihood((9, 12), "zero_inflated_negative_binomial", F32, F32, "dense", "constant", mask=mask)
+        check(shape, "gaussian", dtype, dtype, layout, mask=mask)
+        check(shape, "bernoulli", dtype, U8, layout, mask=mask)
+    check((9, 12), "gaussian", F32, F32, "dense", "per_feature", mask=mask)
+    check((9, 12), "zero_inflated_negative_binomial", F32, F32, "dense", "constant", mask=mask)
 
 
 @pytest.mark.parametrize("target", [U8, F32, BF16])
@@ -154,7 +154,7 @@ def test_binarization(target: torch.dtype) -> None:
     for shape in ((9,), (4, 7), (3, 16), (2, 3, 4, 4), LONG):
         many = values((shape[0], 2), F32, 3).mul(2**62).long()
         for rng_state, layout in itertools.product((STATE, many), ("dense", "channels_last")):
-            likelihood(shape, "bernoulli", BF16 if target is U8 else F32, target, layout, rng_state=rng_state)
+            check(shape, "bernoulli", BF16 if target is U8 else F32, target, layout, rng_state=rng_state)
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="does not binarize"):
         cuda.likelihood_forward("gaussian", (x, x), x, None, STATE, nll=torch.empty(2))
@@ -164,5 +164,5 @@ def test_binarization(target: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shared_variance(dtype: torch.dtype, second: str) -> None:
     for shape in (*SHAPES, (70, 12), (600, 3), (20, 300)):
-        likelihood(shape, "gaussian", dtype, F32, "dense", second)
-    likelihood((2, 3, 4, 4), "gaussian", dtype, U8, "channels_last", second)
+        check(shape, "gaussian", dtype, F32, "dense", second)
+    check((2, 3, 4, 4), "gaussian", dtype, U8, "channels_last", second)

@@ -52,7 +52,7 @@ class Kernels(Protocol):
 
     def likelihood_forward(
         self,
-        member: str,
+        likelihood: str,
         params: tuple[Tensor, ...],
         target: Tensor,
         mask: Tensor | None,
@@ -65,7 +65,7 @@ class Kernels(Protocol):
 
     def likelihood_backward(
         self,
-        member: str,
+        likelihood: str,
         params: tuple[Tensor, ...],
         target: Tensor,
         mask: Tensor | None,

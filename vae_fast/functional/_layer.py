@@ -22,7 +22,7 @@ def check_layer(
     sample_weight: Tensor | None,
     heads: tuple[int, ...],
 ) -> int:
-    """The checks of all members that have a parameter per element; how many of them the layer makes."""
+    """The checks of likelihoods with a parameter per element; returns how many parameters the layer makes."""
     _check_linear(hidden, weight, bias)
     if hidden.ndim != 2:
         raise ValueError(f"hidden has shape {_of(hidden)}, it takes (batch, H)")
@@ -53,7 +53,7 @@ def check_class_layer(
     sample_weight: Tensor | None,
     counts: bool,
 ) -> None:
-    """The checks of the members that have a softmax over all of the layer's outputs."""
+    """The checks of likelihoods with a softmax over all of the layer's outputs."""
     _check_linear(hidden, weight, bias)
     check_target_type("target", target)
     if not counts and target.dtype not in _CLASSES:
@@ -104,13 +104,13 @@ def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
     check_device(name, tensor, "target", target)
 
 
-def check_given(
-    name: str, given: Tensor | float | None, target: Tensor, missing: bool, optional: bool = False
+def check_fixed_param(
+    name: str, value: Tensor | float | None, target: Tensor, missing: bool, optional: bool = False
 ) -> tuple[Tensor, ...]:
     """The parameter that the layer does not make; nothing where it makes it."""
     if missing:
-        return (check_parameter(name, given, "target", target, optional),)
-    if given is not None:
+        return (check_parameter(name, value, "target", target, optional),)
+    if value is not None:
         raise ValueError(f"{name} is given, but weight has rows for it: leave one of them out")
     return ()
 

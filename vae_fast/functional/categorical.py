@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
 from ..checks import check_classes, check_logits, check_mask, check_target, check_weight
+from ..ops.categorical import categorical
 
 
 def categorical_nll(
@@ -39,7 +39,7 @@ def categorical_nll(
     check_classes(target, logits)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.categorical(logits, target, mask)
+    nll = categorical(logits, target, mask)
     return nll if weight is None else nll * check_weight(weight, logits)
 
 
@@ -73,5 +73,5 @@ def multinomial_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
-    nll = ops.categorical(logits, target, mask)
+    nll = categorical(logits, target, mask)
     return nll if weight is None else nll * check_weight(weight, logits)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
 from ..checks import check_mask, check_parameter, check_target, check_tensor, check_weight
+from ..ops.likelihood import likelihood
 
 
 def poisson_nll(
@@ -38,7 +38,7 @@ def poisson_nll(
     check_target(target, "mean", mean)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("poisson", target, mean, mask=mask)
+    nll = likelihood("poisson", target, mean, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
 
@@ -80,7 +80,7 @@ def negative_binomial_nll(
     theta = check_parameter("theta", theta, "mean", mean)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("negative_binomial", target, mean, theta, mask=mask)
+    nll = likelihood("negative_binomial", target, mean, theta, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
 
@@ -116,5 +116,5 @@ def zero_inflated_negative_binomial_nll(
     dropout_logits = check_parameter("dropout_logits", dropout_logits, "mean", mean)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("zero_inflated_negative_binomial", target, mean, theta, dropout_logits, mask=mask)
+    nll = likelihood("zero_inflated_negative_binomial", target, mean, theta, dropout_logits, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)

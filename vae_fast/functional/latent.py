@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..checks import (
     check_clamp,
     check_dim,
-    check_noise,
     check_pair,
     check_prior,
     check_tensor,
+    resolve_rng_state,
 )
+from ..ops.latent import latent
 
 
 def reparameterize_kl(
@@ -63,8 +63,8 @@ def reparameterize_kl(
     check_pair(mu, logvar)
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)
-    rng_state = check_noise(mu, mu.shape, num_samples, generator, rng_state, noise)
-    return ops.latent(  # type: ignore[return-value]
+    rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
+    return latent(  # type: ignore[return-value]
         mu, logvar, prior=prior, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples
     )
 
@@ -106,8 +106,8 @@ def reparameterize_kl_packed(
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)
-    rng_state = check_noise(mu, mu.shape, num_samples, generator, rng_state, noise)
-    return ops.latent(  # type: ignore[return-value]
+    rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
+    return latent(  # type: ignore[return-value]
         moments,
         None,
         dim,
@@ -135,8 +135,8 @@ def reparameterize(
     """
     check_pair(mu, logvar)
     clamp = check_clamp(clamp)
-    rng_state = check_noise(mu, mu.shape, num_samples, generator, rng_state, noise)
-    z, _ = ops.latent(
+    rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
+    z, _ = latent(
         mu, logvar, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples, want_kl=False
     )
     return z  # type: ignore[return-value]
@@ -155,5 +155,5 @@ def kl_divergence(
     errors and source as there. Returns kl, (batch,), float32 (float64 for float64 inputs).
     """
     check_pair(mu, logvar)
-    _, kl = ops.latent(mu, logvar, prior=check_prior(prior, mu), clamp=check_clamp(clamp), want_z=False)
+    _, kl = latent(mu, logvar, prior=check_prior(prior, mu), clamp=check_clamp(clamp), want_z=False)
     return kl  # type: ignore[return-value]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..checks import (
-    check_bits,
     check_mask,
     check_parameter,
     check_target,
     check_tensor,
     check_weight,
+    resolve_bits_state,
 )
+from ..ops.likelihood import likelihood
 
 
 def bernoulli_nll(
@@ -60,8 +60,8 @@ def bernoulli_nll(
     if mask is not None:
         check_mask(mask, target)
     if binarize or rng_state is not None or generator is not None:
-        rng_state = check_bits(target, binarize, generator, rng_state)
-    nll = ops.likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
+        rng_state = resolve_bits_state(target, binarize, generator, rng_state)
+    nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
     return nll if weight is None else nll * check_weight(weight, logits)
 
 
@@ -93,7 +93,7 @@ def bernoulli_nll_from_probs(
     check_target(target, "probs", probs)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("bernoulli_probs", target, probs, mask=mask)
+    nll = likelihood("bernoulli_probs", target, probs, mask=mask)
     return nll if weight is None else nll * check_weight(weight, probs)
 
 
@@ -114,7 +114,7 @@ def continuous_bernoulli_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("continuous_bernoulli", target, logits, mask=mask)
+    nll = likelihood("continuous_bernoulli", target, logits, mask=mask)
     return nll if weight is None else nll * check_weight(weight, logits)
 
 
@@ -154,7 +154,7 @@ def gaussian_nll(
     logvar = check_parameter("logvar", logvar, "mean", mean, optional=True)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("gaussian", target, mean, logvar, mask=mask)
+    nll = likelihood("gaussian", target, mean, logvar, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)
 
 
@@ -193,7 +193,7 @@ def laplace_nll(
     log_scale = check_parameter("log_scale", log_scale, "location", location, optional=True)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("laplace", target, location, log_scale, mask=mask)
+    nll = likelihood("laplace", target, location, log_scale, mask=mask)
     return nll if weight is None else nll * check_weight(weight, location)
 
 
@@ -233,5 +233,5 @@ def discretized_logistic_nll(
     log_scale = check_parameter("log_scale", log_scale, "mean", mean)
     if mask is not None:
         check_mask(mask, target)
-    nll = ops.likelihood("discretized_logistic", target, mean, log_scale, mask=mask)
+    nll = likelihood("discretized_logistic", target, mean, log_scale, mask=mask)
     return nll if weight is None else nll * check_weight(weight, mean)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
-from ._layer import check_class_layer, check_given, check_layer, check_per_sample
+from ..ops.linear_likelihood import linear_likelihood
+from ._layer import check_class_layer, check_fixed_param, check_layer, check_per_sample
 
 
 def linear_bernoulli_nll(
@@ -41,11 +41,11 @@ def linear_bernoulli_nll(
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not match.
 
-    Source: as `bernoulli_nll`; chunks and early gradients as in Hsu et al., "Liger Kernel: Efficient Triton Kernels
-    for LLM Training", 2024.
+    Source: as `bernoulli_nll`; chunks and gradients in forward as in Hsu et al., "Liger Kernel: Efficient Triton
+    Kernels for LLM Training", 2024.
     """
     check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "bernoulli", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
     )
 
@@ -64,7 +64,7 @@ def linear_continuous_bernoulli_nll(
     Arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `continuous_bernoulli_nll`.
     """
     check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "continuous_bernoulli", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
     )
 
@@ -86,9 +86,9 @@ def linear_gaussian_nll(
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `gaussian_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
-    given = check_given("logvar", logvar, target, heads == 1, optional=True)
-    return ops.linear_likelihood(
-        "gaussian", hidden, weight, bias, target, *given, mask=mask, sample_weight=sample_weight
+    fixed_params = check_fixed_param("logvar", logvar, target, heads == 1, optional=True)
+    return linear_likelihood(
+        "gaussian", hidden, weight, bias, target, *fixed_params, mask=mask, sample_weight=sample_weight
     )
 
 
@@ -109,9 +109,9 @@ def linear_laplace_nll(
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `laplace_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
-    given = check_given("log_scale", log_scale, target, heads == 1, optional=True)
-    return ops.linear_likelihood(
-        "laplace", hidden, weight, bias, target, *given, mask=mask, sample_weight=sample_weight
+    fixed_params = check_fixed_param("log_scale", log_scale, target, heads == 1, optional=True)
+    return linear_likelihood(
+        "laplace", hidden, weight, bias, target, *fixed_params, mask=mask, sample_weight=sample_weight
     )
 
 
@@ -132,9 +132,16 @@ def linear_discretized_logistic_nll(
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `discretized_logistic_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
-    given = check_given("log_scale", log_scale, target, heads == 1)
-    return ops.linear_likelihood(
-        "discretized_logistic", hidden, weight, bias, target, *given, mask=mask, sample_weight=sample_weight
+    fixed_params = check_fixed_param("log_scale", log_scale, target, heads == 1)
+    return linear_likelihood(
+        "discretized_logistic",
+        hidden,
+        weight,
+        bias,
+        target,
+        *fixed_params,
+        mask=mask,
+        sample_weight=sample_weight,
     )
 
 
@@ -157,7 +164,7 @@ def linear_poisson_nll(
     """
     check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
     check_per_sample("library", library, target)
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "poisson", hidden, weight, bias, target, library=library, mask=mask, sample_weight=sample_weight
     )
 
@@ -181,15 +188,15 @@ def linear_negative_binomial_nll(
     formula and source as `negative_binomial_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
-    given = check_given("theta", theta, target, heads == 1)
+    fixed_params = check_fixed_param("theta", theta, target, heads == 1)
     check_per_sample("library", library, target)
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "negative_binomial",
         hidden,
         weight,
         bias,
         target,
-        *given,
+        *fixed_params,
         library=library,
         mask=mask,
         sample_weight=sample_weight,
@@ -215,15 +222,15 @@ def linear_zero_inflated_negative_binomial_nll(
     formula and source as `zero_inflated_negative_binomial_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(2, 3))
-    given = check_given("theta", theta, target, heads == 2)
+    fixed_params = check_fixed_param("theta", theta, target, heads == 2)
     check_per_sample("library", library, target)
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "zero_inflated_negative_binomial",
         hidden,
         weight,
         bias,
         target,
-        *given,
+        *fixed_params,
         library=library,
         mask=mask,
         sample_weight=sample_weight,
@@ -245,7 +252,7 @@ def linear_categorical_nll(
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `categorical_nll`.
     """
     check_class_layer(hidden, weight, bias, target, mask, sample_weight, counts=False)
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "categorical", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
     )
 
@@ -265,6 +272,6 @@ def linear_multinomial_nll(
     (batch, ...). Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `multinomial_nll`.
     """
     check_class_layer(hidden, weight, bias, target, mask, sample_weight, counts=True)
-    return ops.linear_likelihood(
+    return linear_likelihood(
         "multinomial", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
 from ..checks import check_mask, check_mixture, check_weight
+from ..ops.mixture import mixture
 
 
 def discretized_logistic_mixture_nll(
@@ -42,5 +42,5 @@ def discretized_logistic_mixture_nll(
     check_mixture(params, target)
     if mask is not None:
         check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
-    nll = ops.mixture(params, target, mask)
+    nll = mixture(params, target, mask)
     return nll if weight is None else nll * check_weight(weight, params)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_class_type, check_target_type
-from ..ops._common import are_plain
+from ..ops._common import are_real
 from ..ops.categorical import IGNORED
 from .checks import warn
 
@@ -27,7 +27,7 @@ def can_be_read(x: Tensor) -> bool:
     """Whether the values of x may be asked for now: not of fake, meta or wrapped tensors, not while a graph is traced
     or captured, nor where PyTorch was told to refuse to wait."""
     return (
-        are_plain(x)
+        are_real(x)
         and not x.is_meta
         and torch._C._get_tracing_state() is None
         and all(torch._C._get_dispatch_mode(key) is None for key in _TRACING_MODES)

@@ -14,11 +14,6 @@ A bare autograd Function, which saves and allocates and does nothing else, takes
 autograd's own part. Drawing rng_state adds 3, or 10 when the caches are cold.
 """
 
-from .categorical import categorical
-from .latent import latent
-from .likelihood import likelihood
-from .linear_likelihood import linear_likelihood
-from .mixture import mixture
-from .noise import binarize, noise
+from . import categorical, latent, likelihood, linear_likelihood, mixture, noise
 
-__all__ = ["binarize", "categorical", "latent", "likelihood", "linear_likelihood", "mixture", "noise"]
+__all__ = ["categorical", "latent", "likelihood", "linear_likelihood", "mixture", "noise"]

@@ -43,7 +43,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     double = False
     for t in (first, *others):
         if t is not None:
-            if not traced and not _is_plain(t):
+            if not traced and not _is_real(t):
                 traced = True
             if t.dtype is torch.float64:
                 double = True
@@ -54,7 +54,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     return backends.reference if backends.choose(first.device.type) == "reference" else None
 
 
-def _is_plain(t: Tensor) -> bool:
+def _is_real(t: Tensor) -> bool:
     """Whether the memory of the tensor holds its numbers. Negation may be pending in a view, and a tensor that escaped
     from a transform of torch.func has no memory."""
     return (
@@ -62,10 +62,10 @@ def _is_plain(t: Tensor) -> bool:
     )
 
 
-def are_plain(*grads: Tensor | None) -> bool:
+def are_real(*grads: Tensor | None) -> bool:
     """Whether a kernel can take these gradients; autograd may hand over batched, fake or negated ones."""
     for g in grads:
-        if g is not None and not _is_plain(g):
+        if g is not None and not _is_real(g):
             return False
     return _peek_interpreter_stack() is None
 
@@ -175,14 +175,16 @@ class _NoSecondDerivative(Function):
         raise RuntimeError(DOUBLE_BACKWARD)
 
 
-def once(grads: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
+def forbid_double_backward(
+    grads: Sequence[Tensor | None], *sources: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
     if torch.is_grad_enabled():
         return _NoSecondDerivative.apply(len(grads), *grads, *sources)
     return tuple(grads)
 
 
-def dense(like: Tensor, results: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def none_to_empty(like: Tensor, results: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """What is not wanted as an empty tensor, for schemas without optional results."""
     return tuple(like.new_empty(0) if r is None else r for r in results)
 

@@ -93,11 +93,11 @@ class _Categorical(_common.Function):
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
         arguments = (grad_nll, *ctx.saved_tensors)
-        if _common.are_plain(grad_nll):
+        if _common.are_real(grad_nll):
             grad = backward(ctx.backend, *arguments)
         else:
             grad = torch.ops.vae_fast.categorical_backward(*arguments)
-        return None, *_common.once((grad,), grad_nll, arguments[1]), None, None
+        return None, *_common.forbid_double_backward((grad,), grad_nll, arguments[1]), None, None
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes.

@@ -14,7 +14,7 @@ from . import _common
 
 CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
 CATEGORICAL = ("categorical", "multinomial")
-# How many of the member's parameters, from the first on, come out of the layer as logarithms.
+# How many of the likelihood's parameters, from the first on, come out of the layer as logarithms.
 LOGARITHMS = {"poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 2}
 LOG_LARGEST = 88.7  # of a theta that float32 holds; with more a negative binomial is Poisson's all the same
 
@@ -24,46 +24,46 @@ Gradients = list[Tensor | None]
 class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
-    hidden (batch, ..., H) and weight (heads * features, H); `given` holds the second parameter where the layer does not
-    make it; `dtype` is that of the matrix products.
+    hidden (batch, ..., H) and weight (heads * features, H); `fixed_params` holds the second parameter where the layer
+    does not make it; `dtype` is that of the matrix products.
     """
 
-    member: str
+    likelihood: str
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     target: Tensor
-    given: Sequence[Tensor]
+    fixed_params: Sequence[Tensor]
     library: Tensor | None
     mask: Tensor | None
     sample_weight: Tensor | None
     dtype: torch.dtype
 
     @property
-    def learned(self) -> tuple[Tensor | None, ...]:
+    def grad_inputs(self) -> tuple[Tensor | None, ...]:
         """What gradients are for; everything that follows is in this order."""
-        return self.hidden, self.weight, self.bias, self.library, *self.given
+        return self.hidden, self.weight, self.bias, self.library, *self.fixed_params
 
     @property
-    def by_row(self) -> tuple[bool, ...]:
+    def is_per_sample(self) -> tuple[bool, ...]:
         """Whose gradient has rows of its own for every sample, rather than being a sum over samples."""
-        return True, False, False, True, *(has_rows(p, self.target) for p in self.given)
+        return True, False, False, True, *(has_rows(p, self.target) for p in self.fixed_params)
 
 
-def sweep(
+def run_chunks(
     backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor
 ) -> Gradients:
     """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted."""
     grads: Gradients = []
-    for tensor, want, by_row in zip(inputs.learned, wanted, inputs.by_row, strict=True):
+    for tensor, want, is_per_sample in zip(inputs.grad_inputs, wanted, inputs.is_per_sample, strict=True):
         if tensor is None or not want:
             grads.append(None)
-        elif by_row:
+        elif is_per_sample:
             grads.append(_common.empty(backend, tensor.shape, tensor.dtype, tensor.device))
         else:
             grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
     if backend is not FakeBackend:
-        run = _categorical if inputs.member in CATEGORICAL else _elementwise
+        run = _categorical if inputs.likelihood in CATEGORICAL else _elementwise
         if inputs.sample_weight is not None:
             grad_nll = grad_nll * inputs.sample_weight
         run(_Layer(backend, inputs, grads), inputs, nll, grad_nll)
@@ -71,7 +71,7 @@ def sweep(
 
 
 class _Layer:
-    """The linear layer, chunk by chunk: `rows()` fills `outputs`, `backward()` takes `slopes`, their gradients."""
+    """The linear layer, chunk by chunk: `chunks()` makes the outputs, `backward()` takes their gradients."""
 
     def __init__(self, backend: Any, inputs: Inputs, grads: Gradients) -> None:
         dtype, device = inputs.dtype, inputs.hidden.device
@@ -85,11 +85,11 @@ class _Layer:
         self.step = max(1, -(-size // count))
         self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         # Links are taken in float32.
-        self.linked = inputs.member in LOGARITHMS
+        self.linked = inputs.likelihood in LOGARITHMS
         wide = torch.float32 if self.linked else dtype
-        self.slope_buffer = None
+        self.grad_buffer = None
         if any(g is not None for g in grads):
-            self.slope_buffer = _common.empty(backend, self.buffer.shape, wide, device)
+            self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, outputs, where to write their gradients)"""
@@ -102,34 +102,34 @@ class _Layer:
                 torch.mm(hidden, self.weight.t(), out=outputs)
             else:
                 torch.addmm(self.bias, hidden, self.weight.t(), out=outputs)
-            slopes = None if self.slope_buffer is None else self.slope_buffer[: rows.stop - start]
-            yield rows, outputs.float() if self.linked else outputs, slopes
-            if slopes is not None:
-                self.backward(rows, hidden, slopes.to(self.weight.dtype))
+            grad_outputs = None if self.grad_buffer is None else self.grad_buffer[: rows.stop - start]
+            yield rows, outputs.float() if self.linked else outputs, grad_outputs
+            if grad_outputs is not None:
+                self.backward(rows, hidden, grad_outputs.to(self.weight.dtype))
 
-    def backward(self, rows: slice, hidden: Tensor, slopes: Tensor) -> None:
+    def backward(self, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
         grad_hidden, grad_weight, grad_bias, *_ = self.grads
         if grad_hidden is not None:
             out = grad_hidden.flatten(0, -2)[rows]
-            if out.dtype is slopes.dtype:
-                torch.mm(slopes, self.weight, out=out)
+            if out.dtype is grad_outputs.dtype:
+                torch.mm(grad_outputs, self.weight, out=out)
             else:
-                out.copy_(torch.mm(slopes, self.weight))
+                out.copy_(torch.mm(grad_outputs, self.weight))
         if grad_weight is not None:
-            _add_product(grad_weight, slopes.t(), hidden)
+            _add_product(grad_weight, grad_outputs.t(), hidden)
         if grad_bias is not None:
-            grad_bias += slopes.sum(0, dtype=torch.float32)
+            grad_bias += grad_outputs.sum(0, dtype=torch.float32)
 
 
 def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
-    member, target, library, backend = inputs.member, inputs.target, inputs.library, layer.backend
+    likelihood, target, library, backend = inputs.likelihood, inputs.target, inputs.library, layer.backend
     features = math.prod(target.shape[1:])
-    logs = features * (LOGARITHMS.get(member, len(inputs.given)) - len(inputs.given))
+    logs = features * (LOGARITHMS.get(likelihood, len(inputs.fixed_params)) - len(inputs.fixed_params))
     share = None  # softmax of the first head
     if library is not None:
         share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
-    grad_library, *grad_given = layer.grads[3:]
-    for rows, outputs, slopes in layer.chunks():
+    grad_library, *grad_fixed = layer.grads[3:]
+    for rows, outputs, grad_outputs in layer.chunks():
         x = target[rows]
         size = x.shape[0]
         means = outputs[:, :features]
@@ -139,25 +139,27 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         else:
             torch.softmax(means, -1, out=share[:size])
             torch.mul(share[:size], library[rows, None], out=means)
-        given = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.given]
+        fixed_params = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.fixed_params]
         mask = inputs.mask
         if mask is not None:
             mask = (mask[rows] if has_rows(mask, target) else mask).expand_as(x)
-        params = _second(outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in given])
+        params = order_parameters(
+            outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in fixed_params]
+        )
         if nll is not None:
-            backend.likelihood_forward(member, params, x, mask, None, nll=nll[rows])
-        if slopes is None:
+            backend.likelihood_forward(likelihood, params, x, mask, None, nll=nll[rows])
+        if grad_outputs is None:
             continue
 
         sums = [
             _common.empty_gradient(backend, p, x.shape, g is not None)
-            for p, g in zip(given, grad_given, strict=True)
+            for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
-        heads = slopes.view(size, -1, *x.shape[1:])
+        heads = grad_outputs.view(size, -1, *x.shape[1:])
         backend.likelihood_backward(
-            member, params, x, mask, None, grad_nll[rows], grads=_second(heads.unbind(1), sums)
+            likelihood, params, x, mask, None, grad_nll[rows], grads=order_parameters(heads.unbind(1), sums)
         )
-        for p, grad, part in zip(given, grad_given, sums, strict=True):
+        for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
             if grad is not None and part is not None:
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
                 if grad.shape == p.shape and not has_rows(p, target):
@@ -165,13 +167,13 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                 else:
                     grad[rows] = part
         if grad_library is not None and share is not None:
-            grad_library[rows] = (slopes[:, :features] * share[:size]).sum(-1)
-        slopes[:, :logs].mul_(outputs[:, :logs])
+            grad_library[rows] = (grad_outputs[:, :features] * share[:size]).sum(-1)
+        grad_outputs[:, :logs].mul_(outputs[:, :logs])
         if logs and mask is not None:  # 0 times a mean or theta that overflowed
             heads[:, : logs // features].masked_fill_(~mask.unsqueeze(1), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
-            total = slopes[:, :features].sum(-1, keepdim=True)
-            slopes[:, :features].addcmul_(share[:size], total, value=-1)
+            total = grad_outputs[:, :features].sum(-1, keepdim=True)
+            grad_outputs[:, :features].addcmul_(share[:size], total, value=-1)
 
 
 def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
@@ -180,7 +182,7 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
     grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
-    for rows, outputs, slopes in layer.chunks():
+    for rows, outputs, grad_outputs in layer.chunks():
         logits = outputs.unsqueeze(1)
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
         layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
@@ -188,17 +190,17 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             if masked is not None:
                 part.masked_fill_(masked[rows], 0)
             nll.view(-1, 1)[rows] = part
-        if slopes is not None:
+        if grad_outputs is not None:
             layer.backend.categorical_backward(
-                logits, target[rows], lse, total, grad_nll[rows], grad_logits=slopes.unsqueeze(1)
+                logits, target[rows], lse, total, grad_nll[rows], grad_logits=grad_outputs.unsqueeze(1)
             )
             if masked is not None:
-                slopes.masked_fill_(masked[rows], 0)
+                grad_outputs.masked_fill_(masked[rows], 0)
 
 
-def _second(heads: Sequence[Any], given: Sequence[Any]) -> tuple[Any, ...]:
-    """The member's parameters in order: what is given is the second one."""
-    return (*heads[:1], *given, *heads[1:])
+def order_parameters(heads: Sequence[Any], fixed_params: Sequence[Any]) -> tuple[Any, ...]:
+    """The likelihood's parameters in order: a fixed one is the second."""
+    return (*heads[:1], *fixed_params, *heads[1:])
 
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:

@@ -197,12 +197,12 @@ class _Latent(_common.Function):
         _, _, needs_mu, needs_logvar, _, *needs_prior, _, _ = ctx.needs_input_grad
         tensors = (grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise)
         needs = (needs_mu, needs_logvar, *needs_prior)
-        if _common.are_plain(grad_z, grad_kl):
+        if _common.are_real(grad_z, grad_kl):
             grads = backward(ctx.backend, *tensors, ctx.clamp, needs)
         else:
             grads = _backward_traced(*tensors, ctx.clamp, needs)
         sources = (grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar)
-        grad_mu, grad_logvar, *grad_prior = _common.once(grads, *sources)
+        grad_mu, grad_logvar, *grad_prior = _common.forbid_double_backward(grads, *sources)
         return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
 
 
@@ -216,11 +216,11 @@ _TENSORS = (
 
 
 def _forward_op(backend: Any, mu: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _common.dense(mu, forward(backend, mu, *rest))
+    return _common.none_to_empty(mu, forward(backend, mu, *rest))
 
 
 def _backward_op(backend: Any, grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *rest: Any) -> Any:
-    return _common.dense(mu, backward(backend, grad_z, grad_kl, mu, *rest))
+    return _common.none_to_empty(mu, backward(backend, grad_z, grad_kl, mu, *rest))
 
 
 def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:

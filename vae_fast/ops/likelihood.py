@@ -1,4 +1,4 @@
-"""The op `likelihood`: -log p(target | params) per sample, for every member of the family, one kernel each way.
+"""The op `likelihood`: -log p(target | params) per sample, for every likelihood, one kernel each way.
 
 `mask` (bool) leaves out elements; `rng_state` has a Bernoulli's target binarized as it is read.
 """
@@ -18,7 +18,7 @@ from .noise import binarize
 
 
 def likelihood(
-    member: str,
+    likelihood: str,
     target: Tensor,
     *params: Tensor,
     mask: Tensor | None = None,
@@ -31,17 +31,17 @@ def likelihood(
         first, *others = params
         if rng_state is not None:
             target = binarize(target, rng_state)
-        return getattr(reference, f"{member}_nll")(first, target, *others, mask=mask)
+        return getattr(reference, f"{likelihood}_nll")(first, target, *others, mask=mask)
     if backend is None:
-        return torch.ops.vae_fast.likelihood(member, target, params, mask, rng_state)
+        return torch.ops.vae_fast.likelihood(likelihood, target, params, mask, rng_state)
     if _common.needs_grad(*params):
-        return _Likelihood.apply(backend, member, target, mask, rng_state, *params)
-    return forward(backend, member, target, params, mask, rng_state)
+        return _Likelihood.apply(backend, likelihood, target, mask, rng_state, *params)
+    return forward(backend, likelihood, target, params, mask, rng_state)
 
 
 def forward(
     backend: Any,
-    member: str,
+    likelihood: str,
     target: Tensor,
     params: Sequence[Tensor],
     mask: Tensor | None,
@@ -50,14 +50,14 @@ def forward(
     dtype = _common.result_dtype(target, *params)
     nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
     expanded, mask = _expand(params, mask, target)
-    backend.likelihood_forward(member, expanded, target, mask, rng_state, nll=nll)
+    backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll)
     return nll
 
 
 def backward(
     backend: Any,
     grad_nll: Tensor,
-    member: str,
+    likelihood: str,
     target: Tensor,
     params: Sequence[Tensor],
     mask: Tensor | None,
@@ -68,7 +68,7 @@ def backward(
     shape = target.shape
     grads = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
     expanded, mask = _expand(params, mask, target)
-    backend.likelihood_backward(member, expanded, target, mask, rng_state, grad_nll, grads=grads)
+    backend.likelihood_backward(likelihood, expanded, target, mask, rng_state, grad_nll, grads=grads)
     return tuple(_common.reduce_gradient(g, p) for g, p in zip(grads, params, strict=True))
 
 
@@ -87,32 +87,32 @@ class _Likelihood(_common.Function):
     def forward(
         ctx: Any,
         backend: Any,
-        member: str,
+        likelihood: str,
         target: Tensor,
         mask: Tensor | None,
         rng_state: Tensor | None,
         *params: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(target, mask, rng_state, *params)
-        ctx.backend, ctx.member = backend, member
-        return forward(backend, member, target, params, mask, rng_state)
+        ctx.backend, ctx.likelihood = backend, likelihood
+        return forward(backend, likelihood, target, params, mask, rng_state)
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
         target, mask, rng_state, *params = ctx.saved_tensors
-        arguments = (grad_nll, ctx.member, target, params, mask, rng_state, ctx.needs_input_grad[5:])
-        if _common.are_plain(grad_nll):
+        arguments = (grad_nll, ctx.likelihood, target, params, mask, rng_state, ctx.needs_input_grad[5:])
+        if _common.are_real(grad_nll):
             grads = backward(ctx.backend, *arguments)
         else:
             grads = _backward_traced(*arguments)
-        return None, None, None, None, None, *_common.once(grads, grad_nll, *params)
+        return None, None, None, None, None, *_common.forbid_double_backward(grads, grad_nll, *params)
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes.
 
 
-def _backward_op(backend: Any, grad_nll: Tensor, member: str, target: Tensor, *rest: Any) -> list[Tensor]:
-    return list(_common.dense(target, backward(backend, grad_nll, member, target, *rest)))
+def _backward_op(backend: Any, grad_nll: Tensor, likelihood: str, target: Tensor, *rest: Any) -> list[Tensor]:
+    return list(_common.none_to_empty(target, backward(backend, grad_nll, likelihood, target, *rest)))
 
 
 def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
@@ -121,33 +121,33 @@ def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.member, target, params, mask, rng_state = inputs
+    ctx.likelihood, target, params, mask, rng_state = inputs
     ctx.save_for_backward(target, mask, rng_state, *params)
 
 
 def _differentiate(ctx: Any, grad_nll: Tensor) -> Any:
     target, mask, rng_state, *params = ctx.saved_tensors
     needs = ctx.needs_input_grad[2]
-    grads = _backward_traced(grad_nll, ctx.member, target, params, mask, rng_state, needs)
+    grads = _backward_traced(grad_nll, ctx.likelihood, target, params, mask, rng_state, needs)
     return None, None, list(grads), None, None
 
 
-def _check(member: str, target: Tensor, params: Any, mask: Any, rng_state: Tensor | None) -> None:
+def _check(likelihood: str, target: Tensor, params: Any, mask: Any, rng_state: Tensor | None) -> None:
     if rng_state is not None:
         check_counters("target", target.shape, None)
 
 
 _common.define(
-    "likelihood(str member, Tensor target, Tensor[] params, Tensor? mask, Tensor? rng_state) -> Tensor",
+    "likelihood(str likelihood, Tensor target, Tensor[] params, Tensor? mask, Tensor? rng_state) -> Tensor",
     forward,
-    sources=lambda member, target, params, *_: (target, *params),
+    sources=lambda likelihood, target, params, *_: (target, *params),
     differentiate=_differentiate,
     setup=_setup,
     check=_check,
 )
 _common.define(
-    "likelihood_backward(Tensor grad_nll, str member, Tensor target, Tensor[] params, Tensor? mask, "
+    "likelihood_backward(Tensor grad_nll, str likelihood, Tensor target, Tensor[] params, Tensor? mask, "
     "Tensor? rng_state, bool[] needs) -> Tensor[]",
     _backward_op,
-    sources=lambda grad_nll, member, target, params, *_: (target, *params),
+    sources=lambda grad_nll, likelihood, target, params, *_: (target, *params),
 )

@@ -25,28 +25,28 @@ def mixture(params: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         return reference.discretized_logistic_mixture_nll(params, target, mask=mask)
     needs_grad = _common.needs_grad(params)
-    early = needs_grad and params.device.type == "cpu" and params.dtype == torch.float32
+    forward_grads = needs_grad and params.device.type == "cpu" and params.dtype == torch.float32
     if backend is None:
-        nll, _ = torch.ops.vae_fast.mixture(params, target, mask, early)
+        nll, _ = torch.ops.vae_fast.mixture(params, target, mask, forward_grads)
         return nll
     if needs_grad:
-        return _Mixture.apply(backend, params, target, mask, early)
+        return _Mixture.apply(backend, params, target, mask, forward_grads)
     return forward(backend, params, target, mask, False)[0]
 
 
 def forward(
-    backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, early: bool
+    backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, forward_grads: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """nll and, if `early`, the gradient of its sum."""
+    """nll and, if `forward_grads`, the gradient of its sum."""
     dtype = _common.result_dtype(params, target)
     nll = torch.empty(params.shape[0], dtype=dtype, device=params.device)
     flat, target, mask = _flatten(params, target, mask)
-    if not early:
+    if not forward_grads:
         backend.mixture_forward(flat, target, mask, nll=nll)
         return nll, None
-    unit = _common.empty_like(backend, flat)
-    backend.mixture_forward(flat, target, mask, nll=nll, grad_params=unit)
-    return nll, unit.view(params.shape)
+    unit_grad = _common.empty_like(backend, flat)
+    backend.mixture_forward(flat, target, mask, nll=nll, grad_params=unit_grad)
+    return nll, unit_grad.view(params.shape)
 
 
 def backward(backend: Any, grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -70,45 +70,45 @@ class _Mixture(_common.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, early: bool
+        ctx: Any, backend: Any, params: Tensor, target: Tensor, mask: Tensor | None, forward_grads: bool
     ) -> Tensor:
-        nll, unit = forward(backend, params, target, mask, early)
-        ctx.save_for_backward(params, target, mask, unit)
+        nll, unit_grad = forward(backend, params, target, mask, forward_grads)
+        ctx.save_for_backward(params, target, mask, unit_grad)
         ctx.backend = backend
         return nll
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> Any:
-        params, target, mask, unit = ctx.saved_tensors
-        if not _common.are_plain(grad_nll):
-            grad = _backward_traced(grad_nll, params, target, mask, unit)
-        elif unit is None:
+        params, target, mask, unit_grad = ctx.saved_tensors
+        if not _common.are_real(grad_nll):
+            grad = _backward_traced(grad_nll, params, target, mask, unit_grad)
+        elif unit_grad is None:
             grad = backward(ctx.backend, grad_nll, params, target, mask)
         else:
-            out = _common.empty_like(ctx.backend, unit)
+            out = _common.empty_like(ctx.backend, unit_grad)
             with torch.no_grad():
-                grad = torch.mul(unit, _common.per_sample(grad_nll, unit.ndim), out=out)
-        return None, *_common.once((grad,), grad_nll, params), None, None, None
+                grad = torch.mul(unit_grad, _common.per_sample(grad_nll, unit_grad.ndim), out=out)
+        return None, *_common.forbid_double_backward((grad,), grad_nll, params), None, None, None
 
 
 # The same op for torch.compile, fake and meta tensors and dispatch modes.
 
 
 def _forward_op(backend: Any, params: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _common.dense(params, forward(backend, params, *args))
+    return _common.none_to_empty(params, forward(backend, params, *args))
 
 
 def _backward_traced(
-    grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None, unit: Tensor | None
+    grad_nll: Tensor, params: Tensor, target: Tensor, mask: Tensor | None, unit_grad: Tensor | None
 ) -> Tensor:
-    if unit is not None:
-        return unit * _common.per_sample(grad_nll, unit.ndim)
+    if unit_grad is not None:
+        return unit_grad * _common.per_sample(grad_nll, unit_grad.ndim)
     return torch.ops.vae_fast.mixture_backward(grad_nll, params, target, mask)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    params, target, mask, early = inputs
-    ctx.save_for_backward(params, target, mask, output[1] if early else None)
+    params, target, mask, forward_grads = inputs
+    ctx.save_for_backward(params, target, mask, output[1] if forward_grads else None)
     ctx.set_materialize_grads(False)
 
 
@@ -118,9 +118,9 @@ def _differentiate(ctx: Any, grad_nll: Tensor | None, grad_unit: Any) -> Any:
 
 
 _common.define(
-    "mixture(Tensor params, Tensor target, Tensor? mask, bool early) -> (Tensor, Tensor)",
+    "mixture(Tensor params, Tensor target, Tensor? mask, bool forward_grads) -> (Tensor, Tensor)",
     _forward_op,
-    sources=lambda params, target, mask, early: (params, target),
+    sources=lambda params, target, mask, forward_grads: (params, target),
     differentiate=_differentiate,
     setup=_setup,
 )

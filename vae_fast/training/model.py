@@ -47,8 +47,8 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         shape, latent = check_sizes("shape", shape), check_int("latent", latent)
         hidden = check_sizes("hidden", DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
         options = {name: python_value(value) for name, value in options.items() if value is not None}
-        member = nn.likelihoods.make_likelihood(likelihood, **options)
-        parameter, n, log1p = member.parameter_shape(shape), member.num_parameters, member.support == "counts"
+        p_x = nn.likelihoods.make_likelihood(likelihood, **options)
+        parameter, n, log1p = p_x.parameter_shape(shape), p_x.num_parameters, p_x.support == "counts"
         encoder: Any
         decoder: Any
         if architecture == "mlp":
@@ -58,7 +58,7 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             encoder = nn.ConvEncoder(shape, hidden, latent, log1p=log1p)
             decoder = nn.ConvDecoder(latent, hidden, parameter, n)
         bounds = check_clamp(clamp)
-        super().__init__(encoder, decoder, member, beta=beta, clamp=bounds, num_samples=num_samples)
+        super().__init__(encoder, decoder, p_x, beta=beta, clamp=bounds, num_samples=num_samples)
         self.config: dict[str, Any] = {
             "shape": list(shape),
             "architecture": architecture,

@@ -22,7 +22,7 @@ from torch import distributions as D
 import vae_fast
 
 from .. import backends
-from ..nn import likelihoods as members
+from ..nn import likelihoods
 from ..rng import draw_rng_state
 from .model import HubVAE
 
@@ -97,26 +97,26 @@ def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50)
     return Speed(backends.choose(x.device.type), len(x), medians)
 
 
-def plain_nll(likelihood: members.Likelihood, params: members.Params, x: Tensor) -> Any:
+def plain_nll(likelihood: likelihoods.Likelihood, params: likelihoods.Params, x: Tensor) -> Any:
     """The lines that people write, one number for each element; None where torch has none."""
     first = params[0]
-    if isinstance(likelihood, members.Bernoulli):
+    if isinstance(likelihood, likelihoods.Bernoulli):
         return F.binary_cross_entropy_with_logits(first, x, reduction="none")
-    if isinstance(likelihood, members.ContinuousBernoulli):
+    if isinstance(likelihood, likelihoods.ContinuousBernoulli):
         return -D.ContinuousBernoulli(logits=first, validate_args=False).log_prob(x)
-    if isinstance(likelihood, members.Gaussian):
+    if isinstance(likelihood, likelihoods.Gaussian):
         logvar = torch.as_tensor(likelihood.spread(params), device=x.device)
         return 0.5 * (math.log(2 * math.pi) + logvar + (x - first).pow(2) * torch.exp(-logvar))
-    if isinstance(likelihood, members.Laplace):
+    if isinstance(likelihood, likelihoods.Laplace):
         scale = torch.as_tensor(likelihood.spread(params), device=x.device).exp()
         return -D.Laplace(first, scale, validate_args=False).log_prob(x)
-    if isinstance(likelihood, members.Poisson):
+    if isinstance(likelihood, likelihoods.Poisson):
         return -D.Poisson(likelihood.rate(first, likelihood.library(x)), validate_args=False).log_prob(x)
-    if type(likelihood) is members.NegativeBinomial:
+    if type(likelihood) is likelihoods.NegativeBinomial:
         mean, theta = likelihood.rate(first, likelihood.library(x)) + 1e-8, likelihood.theta_of(params)
         logits = mean.log() - theta.log()
         return -D.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x)
-    if isinstance(likelihood, members.Multinomial):
+    if isinstance(likelihood, likelihoods.Multinomial):
         return -x * F.log_softmax(first, dim=-1)
     return None
 

@@ -165,7 +165,7 @@ class Engine:
 
     def likelihood_forward(
         self,
-        member: str,
+        likelihood: str,
         params: tuple[Tensor, ...],
         target: Tensor,
         mask: Tensor | None,
@@ -178,9 +178,9 @@ class Engine:
         self.extension.likelihood_forward(
             self.where(target),
             target.shape,
-            self.likelihoods[member],
+            self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if member in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts else view(target),
             view(mask),
             state,
             per_sample,
@@ -189,7 +189,7 @@ class Engine:
 
     def likelihood_backward(
         self,
-        member: str,
+        likelihood: str,
         params: tuple[Tensor, ...],
         target: Tensor,
         mask: Tensor | None,
@@ -203,9 +203,9 @@ class Engine:
         self.extension.likelihood_backward(
             self.where(target),
             target.shape,
-            self.likelihoods[member],
+            self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if member in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts else view(target),
             view(mask),
             state,
             per_sample,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..contract import Clamp, Prior
-from . import categorical, counts, latent, likelihood, mixture
+from . import categorical, counts, latent, mixture
+from . import likelihood as elementwise
 from .rng import binarize
 from .rng import noise as draw_noise
 
@@ -86,7 +87,7 @@ def latent_backward(
 
 
 def likelihood_forward(
-    member: str,
+    likelihood: str,
     params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
@@ -97,12 +98,12 @@ def likelihood_forward(
     if rng_state is not None:
         target = binarize(target, rng_state)
     first, *others = params
-    family = counts if member in counts.DERIVATIVES else likelihood
-    nll.copy_(getattr(family, f"{member}_nll")(first, target, *others, mask=mask))
+    family = counts if likelihood in counts.DERIVATIVES else elementwise
+    nll.copy_(getattr(family, f"{likelihood}_nll")(first, target, *others, mask=mask))
 
 
 def likelihood_backward(
-    member: str,
+    likelihood: str,
     params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
@@ -113,9 +114,9 @@ def likelihood_backward(
 ) -> None:
     if rng_state is not None:
         target = binarize(target, rng_state)
-    whole = member in counts.DERIVATIVES
-    derivatives = (counts if whole else likelihood).DERIVATIVES[member]
-    x, *p = likelihood.read(target, *params, mask=mask, dtype=torch.float64, counts=whole)
+    whole = likelihood in counts.DERIVATIVES
+    derivatives = (counts if whole else elementwise).DERIVATIVES[likelihood]
+    x, *p = elementwise.read(target, *params, mask=mask, dtype=torch.float64, counts=whole)
     g = _per_row(grad_nll, target.ndim).to(x.dtype)
     for out, slope in zip(grads, derivatives(x, *p), strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))

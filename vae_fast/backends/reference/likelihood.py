@@ -76,7 +76,7 @@ def bernoulli_nll_from_probs(
     return total(torch.where(flat, far, near) + invalid, mask, weight)
 
 
-bernoulli_probs_nll = bernoulli_nll_from_probs  # the member's name
+bernoulli_probs_nll = bernoulli_nll_from_probs  # the likelihood's name
 
 
 def continuous_bernoulli_nll(

@@ -1,6 +1,6 @@
 """A decoder's last linear layer and the likelihood of its outputs, in plain PyTorch.
 
-The outputs of the layer are the member's parameters one after the other, each in the shape of a target without batch.
+The layer's outputs are the likelihood's parameters one after the other, each in the shape of a target without batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Members of the op `likelihood` for counts, of means and inverse dispersions, as in scvi-tools.
+"""Likelihoods of the op `likelihood` for counts, of means and inverse dispersions, as in scvi-tools.
 
 The textbook writes them with lgamma, and at theta = 1e8 the difference of two lgamma leaves no digit of float32. Here
 Stirling's formula is taken out of each lgamma by hand, its large terms are combined on paper (Loader, "Fast and

@@ -7,7 +7,7 @@ of memory held in between, and with a forward pass that costs half as much again
 mean over the batch changes nothing: grad_nll is then one number (stride 0), but still known only later. What would
 be fewer, 3 N s, is a forward pass that is told grad_nll; the fused head (linear_likelihood) can do so.
 
-The grids and loops do not know which likelihood they compute: a member is a pair of functions in `members` or `counts`.
+The grids and loops do not know which likelihood they compute: each is a pair of functions in `members` or `counts`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGES = (
 )  # fmt: skip
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 # nll, gradients, and whether a uint8 target counts 255ths
-MEMBERS = {
+LIKELIHOODS = {
     name: (getattr(module, f"{name}_nll"), getattr(module, f"{name}_grads"), module is members)
     for module, names in ((members, IMAGES), (counts, COUNTS))
     for name in names
@@ -128,7 +128,7 @@ def _backward(
 
 
 @cached
-def _forward_job(device: torch.device, member: str, *keys: Key) -> Job:
+def _forward_job(device: torch.device, likelihood: str, *keys: Key) -> Job:
     target, *params, kept, rng, nll = specs(*keys)
     assert target is not None and params[0] is not None and nll is not None
     rows = target.shape[0]
@@ -136,7 +136,7 @@ def _forward_job(device: torch.device, member: str, *keys: Key) -> Job:
     at = describe(target.shape, *tensors, free=rng is None)  # bits are drawn in row-major order
     plan = row_sum_plan(rows, at.n)
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
-    value, _, levels = MEMBERS[member]
+    value, _, levels = LIKELIHOODS[likelihood]
     job = Job(
         _forward, (plan.programs,), plan.threads,
         (*at.strides, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts, value, levels, plan.steps,
@@ -147,14 +147,14 @@ def _forward_job(device: torch.device, member: str, *keys: Key) -> Job:
 
 
 @cached
-def _backward_job(device: torch.device, member: str, *keys: Key) -> Job:
+def _backward_job(device: torch.device, likelihood: str, *keys: Key) -> Job:
     target, first, second, third, kept, rng, grad_nll, *grads = specs(*keys)
     assert target is not None and first is not None and grad_nll is not None
     shape = target.shape
     inputs = [x and x.strides for x in (target, first, second, third, kept)]
     at = describe(shape, *inputs, *(strides(g, shape) for g in grads), free=rng is None)
     plan, scratch = plan_gradients(grads, shape, at.n)
-    _, slopes, levels = MEMBERS[member]
+    _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
         _backward, (plan.programs,), plan.threads,
         (*at.strides, rng.strides if rng else (), grad_nll.strides, shape[0], at.n, at.sizes, plan.parts,
@@ -170,7 +170,7 @@ def _three(items: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def likelihood_forward(
-    member: str,
+    likelihood: str,
     params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
@@ -184,14 +184,14 @@ def likelihood_forward(
         nll.zero_()
         return
     inputs = (target, *_three(params), mask, rng_state)
-    job = _forward_job(target.device, member, *map(key, inputs), key(nll))
+    job = _forward_job(target.device, likelihood, *map(key, inputs), key(nll))
     (out,) = outputs(job, (nll,), target)
     run(job, target, *inputs, out)
     add_up(out, nll)
 
 
 def likelihood_backward(
-    member: str,
+    likelihood: str,
     params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
@@ -209,7 +209,7 @@ def likelihood_backward(
     if target.numel() == 0 or all(g is None for g in grads):
         return
     inputs = (target, *_three(params), mask, rng_state, grad_nll)
-    job = _backward_job(target.device, member, *map(key, inputs), *map(key, grads))
+    job = _backward_job(target.device, likelihood, *map(key, inputs), *map(key, grads))
     outs = outputs(job, grads, target)
     run(job, target, *inputs, *outs)
     for out, g in zip(outs, grads, strict=True):

@@ -1,6 +1,6 @@
-"""Members of the op `likelihood` for images and other real numbers: -log p(x) of an element, and its derivatives.
+"""Likelihoods of the op `likelihood` for images and other real numbers: -log p(x) of an element, and its derivatives.
 
-Every function takes three parameters, of which a member reads as many as it has; a gradient that does not exist is
+Every function takes three parameters, of which a likelihood reads as many as it has; a gradient that does not exist is
 0.0. Those for counts are in `counts`.
 """
 

@@ -1,4 +1,4 @@
-"""p(x | z) by name. A new member is one small class around one function of `vae_fast.functional`."""
+"""p(x | z) by name. A new likelihood is one small class around one function of `vae_fast.functional`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
-    """The member of that name, made with its own options; or the module itself."""
+    """The likelihood of that name, made with its own options; or the module itself."""
     if isinstance(likelihood, Likelihood):
         _check_options(likelihood, type(likelihood), options)
         if options:

@@ -184,10 +184,10 @@ class Spread(Likelihood):
 
     def spread(self, params: Params) -> Tensor | float:
         """The parameter's logarithm."""
-        given = self.given()
-        return params[1] if given is None else given
+        fixed = self.fixed()
+        return params[1] if fixed is None else fixed
 
-    def given(self) -> Tensor | float | None:
+    def fixed(self) -> Tensor | float | None:
         """The same, or None where the decoder gives it."""
         if self._value == "decoder":
             return None

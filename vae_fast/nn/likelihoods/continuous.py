@@ -41,7 +41,7 @@ class Gaussian(Density):
         return functional.gaussian_nll(params[0], x, self.spread(params))
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        return functional.linear_gaussian_nll(hidden, weight, bias, x, self.given())
+        return functional.linear_gaussian_nll(hidden, weight, bias, x, self.fixed())
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return params[0]
@@ -75,7 +75,7 @@ class Laplace(Density):
         return functional.laplace_nll(params[0], x, self.spread(params))
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        return functional.linear_laplace_nll(hidden, weight, bias, x, self.given())
+        return functional.linear_laplace_nll(hidden, weight, bias, x, self.fixed())
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return params[0]

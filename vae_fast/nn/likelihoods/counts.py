@@ -108,8 +108,8 @@ class NegativeBinomial(Spread, Counts):
         )
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        given = self.given()
-        theta = given if given is None else torch.as_tensor(given, device=x.device).exp()
+        fixed = self.fixed()
+        theta = fixed if fixed is None else torch.as_tensor(fixed, device=x.device).exp()
         return functional.linear_negative_binomial_nll(
             hidden, weight, bias, x, theta, library=self.library(x)
         )
@@ -143,8 +143,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return functional.zero_inflated_negative_binomial_nll(mean, x, self.theta_of(params), params[-1])
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        given = self.given()
-        theta = given if given is None else torch.as_tensor(given, device=x.device).exp()
+        fixed = self.fixed()
+        theta = fixed if fixed is None else torch.as_tensor(fixed, device=x.device).exp()
         return functional.linear_zero_inflated_negative_binomial_nll(
             hidden, weight, bias, x, theta, library=self.library(x)
         )

@@ -104,7 +104,7 @@ class DiscretizedLogistic(Spread):
         return functional.discretized_logistic_nll(params[0], x, self.spread(params))
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        return functional.linear_discretized_logistic_nll(hidden, weight, bias, x, self.given())
+        return functional.linear_discretized_logistic_nll(hidden, weight, bias, x, self.fixed())
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """Of the logistic distribution cut at 0 and 1, in x's units: the levels' own but for rounding to them."""
