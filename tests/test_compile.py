@@ -274,10 +274,10 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
         for t in (PACKED if packed else PLAIN)
     ]
     shape = (4, 3, 3) if packed else (4, 6)
-    rest = (None, None, state(), None, (-1.0, 1.0), [True, not packed, False, False])
-    args = (torch.randn(2, *shape), torch.randn(4), *first, *rest)
+    needs, rest = [True, not packed, False, False], (None, None, state(), None, (-1.0, 1.0), 2, True, True, [])
+    args = (needs, torch.randn(2, *shape), torch.randn(4), *first, *rest)
     torch.library.opcheck(torch.ops.vae_fast.latent_backward, args, test_utils=OPCHECKS)
-    args = (None, torch.randn(4), *first, *rest)
+    args = (needs, None, torch.randn(4), *first, *rest)
     torch.library.opcheck(torch.ops.vae_fast.latent_backward, args, test_utils=OPCHECKS)
 
 
@@ -285,12 +285,12 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
 def test_opcheck_likelihood(kernels: str, shape: tuple[int, ...]) -> None:
     target = torch.rand(4, 6)
     params = [leaf(4, 6), leaf(*shape, seed=1)]
-    torch.library.opcheck(LIKELIHOOD, ("gaussian", target, params, None, None), test_utils=OPCHECKS)
+    torch.library.opcheck(LIKELIHOOD, ("gaussian", target, None, None, params), test_utils=OPCHECKS)
     torch.library.opcheck(
-        LIKELIHOOD, ("bernoulli", target > 0.5, params[:1], None, None), test_utils=OPCHECKS
+        LIKELIHOOD, ("bernoulli", target > 0.5, None, None, params[:1]), test_utils=OPCHECKS
     )
     params = [p.detach() for p in params]
-    args = (torch.randn(4), "gaussian", target, params, None, None, [True, True])
+    args = ([True, True], torch.randn(4), "gaussian", target, None, None, params, [])
     torch.library.opcheck(torch.ops.vae_fast.likelihood_backward, args, test_utils=OPCHECKS)
 
 
@@ -301,9 +301,9 @@ def test_opcheck_likelihood_with_options(kernels: str) -> None:
         torch.ones(6, requires_grad=True),
         leaf(4, 6, seed=1),
     ]
-    args = ("zero_inflated_negative_binomial", counts, params, mask, None)
+    args = ("zero_inflated_negative_binomial", counts, mask, None, params)
     torch.library.opcheck(LIKELIHOOD, args, test_utils=OPCHECKS)
-    args = ("bernoulli", torch.rand(4, 6), params[2:], mask[0], state())
+    args = ("bernoulli", torch.rand(4, 6), mask[0], state(), params[2:])
     torch.library.opcheck(LIKELIHOOD, args, test_utils=OPCHECKS)
     torch.library.opcheck(torch.ops.vae_fast.binarize, (torch.rand(4, 6), state()), test_utils=OPCHECKS)
 
@@ -313,8 +313,8 @@ def test_opcheck_categorical(kernels: str) -> None:
     for target in (torch.randint(0, 6, (4, 3)), torch.randint(0, 6, (4, 3, 6))):
         torch.library.opcheck(op, (leaf(4, 3, 6), target, mask), test_utils=OPCHECKS)
         logits = leaf(4, 6, 3).mT.detach()
-        _, *saved = op(logits, target, None)
-        args = (torch.randn(4), logits, target, None, *saved)
+        _, kept = op(logits, target, None)
+        args = ([True], torch.randn(4), logits, target, None, kept)
         torch.library.opcheck(torch.ops.vae_fast.categorical_backward, args, test_utils=OPCHECKS)
 
 
@@ -323,7 +323,7 @@ def test_opcheck_mixture(kernels: str) -> None:
     for early in (False, True):
         torch.library.opcheck(op, (leaf(4, 20, 2, 5), target, None, early), test_utils=OPCHECKS)
     params = leaf(4, 20, 2, 5).detach().contiguous(memory_format=torch.channels_last)
-    args = (torch.randn(4), params, target, torch.rand(4, 1, 2, 5) > 0.3)
+    args = ([True], torch.randn(4), params, target, torch.rand(4, 1, 2, 5) > 0.3, False, [])
     torch.library.opcheck(torch.ops.vae_fast.mixture_backward, args, test_utils=OPCHECKS)
 
 

@@ -289,7 +289,7 @@ def test_sizes_beyond_the_noise_are_refused_when_the_op_runs() -> None:
     with pytest.raises(ValueError, match=rows):
         ops.latent(many[: 1 << 31], many[: 1 << 31], 1, None, None, state(), None, None, 2, True, True)
     with pytest.raises(ValueError, match="elements per sample"):
-        ops.likelihood("bernoulli", long, [long], None, state())
+        ops.likelihood("bernoulli", long, None, state(), [long])
     with pytest.raises(ValueError, match=rows):
         ops.binarize(many, state())
     with pytest.raises(ValueError, match=rows):

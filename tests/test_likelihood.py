@@ -251,8 +251,8 @@ def test_gradcheck_of_the_library_op(name: str, shape) -> None:
     params = [leaf(p) for p in make_params(name, [(3, 2, 2), shape], torch.float64)]
     mask = uniform(3, 2, 2) > 0.3
     op = torch.ops.vae_fast.likelihood
-    assert torch.autograd.gradcheck(lambda *p: op(name, target, p, None, None), params)
-    assert torch.autograd.gradcheck(lambda *p: op(name, target, p, mask, None), params)
+    assert torch.autograd.gradcheck(lambda *p: op(name, target, None, None, p), params)
+    assert torch.autograd.gradcheck(lambda *p: op(name, target, mask, None, p), params)
 
 
 @every_likelihood
@@ -260,7 +260,7 @@ def test_the_library_op_serves_what_eager_calls_do(kernels: str, name: str) -> N
     target, params = make_target(name, 4, 6), [leaf(p) for p in make_params(name, [(4, 6), (6,)])]
     rng_state = state() if name == "bernoulli" else None
     mask = uniform(4, 6) > 0.3
-    nll = torch.ops.vae_fast.likelihood(name, target, params, mask, rng_state)
+    nll = torch.ops.vae_fast.likelihood(name, target, mask, rng_state, params)
     options = {"binarize": True, "rng_state": rng_state} if rng_state is not None else {}
     want = function(name)(params[0], target, *params[1:], mask=mask, **options)
     assert torch.equal(nll, want)

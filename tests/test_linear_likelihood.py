@@ -275,12 +275,12 @@ def test_library_op(likelihood: str) -> None:
             weight.detach(),
             bias,
             case[2],
-            given,
             None,
             None,
             uniform(BATCH),
             torch.float32,
             early,
+            given,
         ),
     )
 

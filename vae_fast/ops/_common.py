@@ -1,4 +1,4 @@
-"""What the ops share: when a direct call is right, the shapes of gradients, the library, no second derivatives."""
+"""What the ops share: which backend a call goes to, and the memory and shapes of results and gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .. import backends
-from ..backends.contract import FakeBackend
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
@@ -20,11 +19,6 @@ _peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
 _is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
 
 LARGE = 1 << 20  # bytes; malloc reuses what is smaller by itself
-LIB = torch.library.Library("vae_fast", "DEF")
-DOUBLE_BACKWARD = (
-    "vae_fast's kernels have no second derivative; "
-    'run the forward pass under vae_fast.backend("reference") to differentiate twice'
-)
 
 
 def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
@@ -152,69 +146,3 @@ def reduce_gradient(grad: Tensor | None, param: Tensor | None) -> Tensor | None:
         return grad
     grad = grad.reshape((1,) * (param.ndim - grad.ndim) + grad.shape)
     return grad.sum_to_size(param.shape).to(param.dtype)
-
-
-class Function(torch.autograd.Function):
-    """Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends plain
-    tensors only."""
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-
-class _NoSecondDerivative(Function):
-    """Passes gradients on, tied to what they depend on, and says no when they are differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> Any:
-        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise RuntimeError(DOUBLE_BACKWARD)
-
-
-def forbid_double_backward(
-    grads: Sequence[Tensor | None], *sources: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
-    if torch.is_grad_enabled():
-        return _NoSecondDerivative.apply(len(grads), *grads, *sources)
-    return tuple(grads)
-
-
-def none_to_empty(like: Tensor, results: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """What is not wanted as an empty tensor, for schemas without optional results."""
-    return tuple(like.new_empty(0) if r is None else r for r in results)
-
-
-def _refuse(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(DOUBLE_BACKWARD)
-
-
-def define(
-    schema: str,
-    function: Callable[..., Any],
-    sources: Callable[..., Sequence[Any]],
-    differentiate: Callable[..., Any] = _refuse,
-    setup: Callable[..., Any] | None = None,
-    check: Callable[..., None] | None = None,
-) -> None:
-    """Registers `function(backend, *args)` as a library op; the tensors `sources(*args)` choose the backend.
-
-    `check(*args)` raises for sizes that nobody looked at while the call was traced.
-    """
-    name, _, _ = schema.partition("(")
-    op = name.removesuffix("_backward")
-
-    def kernel(*args: Any) -> Any:
-        if check is not None:
-            check(*args)
-        first, *others = sources(*args)
-        return function(backends.resolve(op, first, *others), *args)
-
-    LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIB.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(FakeBackend, *args), lib=LIB)
-    torch.library.register_autograd(f"vae_fast::{name}", differentiate, setup_context=setup, lib=LIB)

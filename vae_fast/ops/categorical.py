@@ -7,6 +7,7 @@ inputs and, of each distribution, the log-sum-exp and the sum of its counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..backends import reference
 from . import _common
+from .op import Args, Gradients, Op
 
 IGNORED = -100
 
@@ -24,18 +26,14 @@ def categorical(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> T
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         function = reference.multinomial_nll if target.ndim == logits.ndim else reference.categorical_nll
         return function(logits, target, mask=mask)
-    if backend is None:
-        nll, _, _ = torch.ops.vae_fast.categorical(logits, target, mask)
-        return nll
-    if _common.needs_grad(logits):
-        return _Categorical.apply(backend, logits, target, mask)
-    return forward(backend, logits, target, mask)[0]
+    nll: Tensor = CATEGORICAL(backend, logits, target, mask)
+    return nll
 
 
-def forward(
+def categorical_forward(
     backend: Any, logits: Tensor, target: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """nll (batch,); of each distribution (batch, positions): log-sum-exp and sum of counts."""
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """nll (batch,); kept of each distribution (batch, positions): log-sum-exp and sum of counts."""
     logits, target, mask = _flatten(logits, target, mask)
     batch, positions, _ = logits.shape
     dtype = _common.result_dtype(logits, target)
@@ -45,25 +43,21 @@ def forward(
         each = each.masked_fill_(~mask, 0)
     # In float64, so that the order of the additions, which torch leaves to the number of threads, does not show.
     nll = each.view(batch) if positions == 1 else each.sum(1, dtype=torch.float64).to(dtype)
-    return nll, lse, total
+    return nll, (lse, total)
 
 
-def backward(
-    backend: Any,
-    grad_nll: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    lse: Tensor,
-    total: Tensor,
-) -> Tensor:
+def categorical_backward(
+    backend: Any, needs: Sequence[bool], grads: Args, args: Args, kept: Sequence[Tensor]
+) -> Gradients:
+    logits, target, mask = args
+    lse, total = kept
     flat, target, mask = _flatten(logits, target, mask)
     grad = _common.empty_like(backend, flat)
-    grad_each = grad_nll[:, None].expand(flat.shape[:2])
+    grad_each = _common.per_sample(grads[0], 2).expand(flat.shape[:2])
     backend.categorical_backward(flat, target, lse, total, grad_each, grad_logits=grad)
     if mask is not None:
         grad.masked_fill_(~mask[..., None], 0)
-    return grad.view(logits.shape)
+    return (grad.view(logits.shape),)
 
 
 def _flatten(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -80,49 +74,9 @@ def _flatten(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
     return logits.reshape(*shape, classes), target, None
 
 
-class _Categorical(_common.Function):
-    """The eager path."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Any, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        nll, lse, total = forward(backend, logits, target, mask)
-        ctx.save_for_backward(logits, target, mask, lse, total)
-        ctx.backend = backend
-        return nll
-
-    @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor) -> Any:
-        arguments = (grad_nll, *ctx.saved_tensors)
-        if _common.are_real(grad_nll):
-            grad = backward(ctx.backend, *arguments)
-        else:
-            grad = torch.ops.vae_fast.categorical_backward(*arguments)
-        return None, *_common.forbid_double_backward((grad,), grad_nll, arguments[1]), None, None
-
-
-# The same op for torch.compile, fake and meta tensors and dispatch modes.
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, lse, total = output
-    ctx.mark_non_differentiable(lse, total)
-    ctx.save_for_backward(*inputs, lse, total)
-
-
-def _differentiate(ctx: Any, grad_nll: Tensor, *_: Any) -> Any:
-    return torch.ops.vae_fast.categorical_backward(grad_nll, *ctx.saved_tensors), None, None
-
-
-_common.define(
-    "categorical(Tensor logits, Tensor target, Tensor? mask) -> (Tensor, Tensor, Tensor)",
-    forward,
-    sources=lambda logits, target, mask: (logits, target),
-    differentiate=_differentiate,
-    setup=_setup,
-)
-_common.define(
-    "categorical_backward(Tensor grad_nll, Tensor logits, Tensor target, Tensor? mask, Tensor lse, Tensor total)"
-    " -> Tensor",
-    backward,
-    sources=lambda grad_nll, logits, target, *_: (logits, target),
+CATEGORICAL = Op(
+    "categorical(Tensor logits, Tensor target, Tensor? mask) -> (Tensor nll, Tensor[] kept)",
+    categorical_forward,
+    categorical_backward,
+    differentiable=("logits",),
 )

@@ -24,8 +24,9 @@ Gradients = list[Tensor | None]
 class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
-    hidden (batch, ..., H) and weight (heads * features, H); `fixed_params` holds the second parameter where the layer
-    does not make it; `dtype` is that of the matrix products.
+    hidden (batch, ..., H) and weight (heads * features, H); `dtype` is that of the matrix products; `forward_grads`
+    says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second parameter where the layer does
+    not make it.
     """
 
     likelihood: str
@@ -33,11 +34,18 @@ class Inputs(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     target: Tensor
-    fixed_params: Sequence[Tensor]
     library: Tensor | None
     mask: Tensor | None
     sample_weight: Tensor | None
     dtype: torch.dtype
+    forward_grads: Sequence[bool]
+    fixed_params: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, args: Sequence[Any]) -> Inputs:
+        """From the op's flat arguments."""
+        *single, _ = cls._fields
+        return cls._make([*args[: len(single)], args[len(single) :]])
 
     @property
     def grad_inputs(self) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ from ..backends import reference
 from ..checks import check_counters
 from . import _common
 from .noise import noise as draw
+from .op import Args, Gradients, Op
 
 Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
@@ -39,17 +40,12 @@ def latent(
 ) -> Pair:
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
     prior_mu, prior_logvar = prior or (None, None)
-    tensors = (mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise)
-    options = (clamp, num_samples, want_z, want_kl)
     backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise)
-    if backend is reference:
-        return _expression(*tensors, *options)
-    if backend is None:
-        z, kl = torch.ops.vae_fast.latent(*tensors, *options)
-        return z if want_z else None, kl if want_kl else None
-    if _common.needs_grad(mu, logvar, prior_mu, prior_logvar):
-        return _Latent.apply(backend, options, *tensors)
-    return forward(backend, *tensors, *options)
+    args = (
+        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl
+    )  # fmt: skip
+    pair: Pair = _expression(*args) if backend is reference else LATENT(backend, *args)
+    return pair
 
 
 @functools.lru_cache
@@ -101,7 +97,7 @@ def _expression(
     return z, kl
 
 
-def forward(
+def latent_forward(
     backend: Any,
     mu: Tensor,
     logvar: Tensor | None,
@@ -114,8 +110,7 @@ def forward(
     num_samples: int | None,
     want_z: bool,
     want_kl: bool,
-) -> Pair:
-    """Allocates the outputs and has the backend fill them."""
+) -> tuple[Pair, tuple[()]]:
     mu, logvar = _split(mu, logvar, dim)
     clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
     z = kl = None
@@ -126,24 +121,15 @@ def forward(
         kl = torch.empty(mu.shape[0], dtype=dtype, device=mu.device)
     prior = _expand(prior_mu, prior_logvar, mu)
     backend.latent_forward(mu, logvar, prior, rng_state, noise, clamp, z=z, kl=kl)
-    return z, kl
+    return (z, kl), ()
 
 
-def backward(
-    backend: Any,
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor,
-    logvar: Tensor | None,
-    dim: int,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    rng_state: Tensor | None,
-    noise: Tensor | None,
-    clamp: Clamp,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of (mu, logvar, prior_mu, prior_logvar), None where `needs` says so."""
+def latent_backward(
+    backend: Any, needs: Sequence[bool], grads: Args, args: Args, kept: Sequence[Tensor]
+) -> Gradients:
+    """Gradients of mu, logvar, prior_mu, prior_logvar."""
+    grad_z, grad_kl = grads
+    mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, *_ = args
     first, second, *needs_prior = needs
     grad_mu = grad_first = _common.empty_like(backend, mu) if first else None
     grad_logvar = _common.empty_like(backend, logvar) if second and logvar is not None else None
@@ -180,77 +166,6 @@ def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) ->
     return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
 
 
-class _Latent(_common.Function):
-    """The eager path."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Any, options: Any, *tensors: Any) -> Pair:
-        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise = tensors
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, rng_state, noise)
-        ctx.backend, ctx.dim, ctx.clamp = backend, dim, options[0]
-        return forward(backend, *tensors, *options)
-
-    @staticmethod
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        mu, logvar, prior_mu, prior_logvar, rng_state, noise = ctx.saved_tensors
-        _, _, needs_mu, needs_logvar, _, *needs_prior, _, _ = ctx.needs_input_grad
-        tensors = (grad_z, grad_kl, mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise)
-        needs = (needs_mu, needs_logvar, *needs_prior)
-        if _common.are_real(grad_z, grad_kl):
-            grads = backward(ctx.backend, *tensors, ctx.clamp, needs)
-        else:
-            grads = _backward_traced(*tensors, ctx.clamp, needs)
-        sources = (grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar)
-        grad_mu, grad_logvar, *grad_prior = _common.forbid_double_backward(grads, *sources)
-        return None, None, grad_mu, grad_logvar, None, *grad_prior, None, None
-
-
-# The same op for torch.compile, fake and meta tensors and dispatch modes. Its schema knows no optional results: what
-# is not wanted is an empty tensor.
-
-_TENSORS = (
-    "Tensor mu, Tensor? logvar, int dim, "
-    "Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, Tensor? noise"
-)
-
-
-def _forward_op(backend: Any, mu: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _common.none_to_empty(mu, forward(backend, mu, *rest))
-
-
-def _backward_op(backend: Any, grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *rest: Any) -> Any:
-    return _common.none_to_empty(mu, backward(backend, grad_z, grad_kl, mu, *rest))
-
-
-def _backward_traced(*args: Any) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.vae_fast.latent_backward(*args)
-    return tuple(g if needed else None for g, needed in zip(grads, args[-1], strict=True))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    mu, logvar, ctx.dim, prior_mu, prior_logvar, rng_state, noise, ctx.clamp, _, ctx.want_z, ctx.want_kl = (
-        inputs
-    )
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, rng_state, noise)
-
-
-def _differentiate(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-    mu, logvar, *rest = ctx.saved_tensors
-    grad_z, grad_kl = grad_z if ctx.want_z else None, grad_kl if ctx.want_kl else None
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4)]
-    grads = _backward_traced(grad_z, grad_kl, mu, logvar, ctx.dim, *rest, ctx.clamp, needs)
-    grad_mu, grad_logvar, *grad_prior = grads
-    return grad_mu, grad_logvar, None, *grad_prior, *(None,) * 6
-
-
-def _sources(
-    mu: Tensor, logvar: Any, dim: int, prior_mu: Any, prior_logvar: Any, rng_state: Any, noise: Any, *_: Any
-) -> tuple[Any, ...]:
-    return mu, logvar, prior_mu, prior_logvar, noise
-
-
 def _check(
     mu: Tensor, logvar: Any, dim: int, prior_mu: Any, prior_logvar: Any, rng_state: Any, noise: Any,
     clamp: Any, num_samples: int | None, *_: Any,
@@ -259,17 +174,11 @@ def _check(
         check_counters("mu", _split(mu, logvar, dim)[0].shape, num_samples)
 
 
-_common.define(
-    f"latent({_TENSORS}, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor, Tensor)",
-    _forward_op,
-    sources=_sources,
-    differentiate=_differentiate,
-    setup=_setup,
+LATENT = Op(
+    "latent(Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, "
+    "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor z, Tensor kl)",
+    latent_forward,
+    latent_backward,
+    differentiable=("mu", "logvar", "prior_mu", "prior_logvar"),
     check=_check,
-)
-_common.define(
-    f"latent_backward(Tensor? grad_z, Tensor? grad_kl, {_TENSORS}, float[]? clamp, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_op,
-    sources=lambda grad_z, grad_kl, *rest: _sources(*rest),
 )

@@ -1,0 +1,251 @@
+"""One declaration an op: from its schema, forward and backward come the eager and the traced op.
+
+An eager call runs `forward`, through an autograd Function where a gradient is needed. torch.compile, torch.export, fake
+and meta tensors and dispatch modes see two library ops, `name` and `name_backward`, with fake kernels and autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends.contract import FakeBackend
+from ._common import are_real, needs_grad
+
+LIB = torch.library.Library("vae_fast", "DEF")
+DOUBLE_BACKWARD = (
+    "vae_fast's kernels have no second derivative; "
+    'run the forward pass under vae_fast.backend("reference") to differentiate twice'
+)
+Args = Sequence[Any]
+Gradients = Sequence[Tensor | None]
+
+
+class Function(torch.autograd.Function):
+    """Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends real
+    tensors only."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+class _NoSecondDerivative(Function):
+    """Passes gradients on, tied to what they depend on, and raises when they are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(DOUBLE_BACKWARD)
+
+
+def forbid_double_backward(grads: Gradients, sources: Gradients) -> Gradients:
+    """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
+    if torch.is_grad_enabled():
+        refusing: Gradients = _NoSecondDerivative.apply(len(grads), *grads, *sources)
+        return refusing
+    return grads
+
+
+class Op:
+    """An op of the library `vae_fast`.
+
+    Args:
+        schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, `forward` takes it flat, and
+            each of its tensors has a gradient. A list as the last result holds what forward keeps for backward.
+        forward: (backend, *args) -> (outputs, kept). Allocates the results and has the backend fill them: a tensor or a
+            tuple for the caller, with None for what is not wanted, and the tensors that backward needs besides.
+        backward: (backend, needs, grads, args, kept) -> gradients of `differentiable`, None where `needs` is False.
+            Where an output has no gradient, `grads` has None.
+        differentiable: the arguments that have gradients, a list excepted.
+        check: (*args) raises for sizes that nobody looked at while the call was traced.
+        consume: the same as `backward`, for eager calls: may overwrite what is kept. If backward runs once more,
+            nothing is kept.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        forward: Callable[..., tuple[Any, Sequence[Tensor]]],
+        backward: Callable[..., Gradients] | None = None,
+        differentiable: Sequence[str] = (),
+        check: Callable[..., None] | None = None,
+        consume: Callable[..., Gradients] | None = None,
+    ) -> None:
+        self.forward, self.backward, self.check, self.consume = forward, backward, check, consume
+        self.name = schema.partition("(")[0]
+        parsed = torch._C.parse_schema(schema)
+        types = [str(a.type) for a in parsed.arguments]
+        names = [a.name for a in parsed.arguments]
+        self.has_list = types[-1] == "List[Tensor]"
+        self.has_kept = str(parsed.returns[-1].type) == "List[Tensor]"
+        self.num_outputs = len(parsed.returns) - self.has_kept
+        self.num_single = len(types) - self.has_list  # arguments before the list
+        tensors = [i for i in range(self.num_single) if "Tensor" in types[i]]
+        constants = [i for i in range(self.num_single) if i not in tensors]
+        learning = [names.index(name) for name in differentiable]
+        saved = {argument: place for place, argument in enumerate((*tensors, *constants))}
+        self.num_tensors, self.num_learning = len(tensors), len(learning)
+        self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
+        self.in_order = _items([saved[i] for i in range(self.num_single)])
+        # Of each argument, where its gradient is: None stands last.
+        self.spread = _items([learning.index(i) if i in learning else -1 for i in range(self.num_single)])
+        self._define(schema, self._forward_op)
+        if backward is not None:
+            self.function = _make_function(self)
+            outputs = [
+                f"Tensor? grad_{r.name or i}" for i, r in enumerate(parsed.returns[: self.num_outputs])
+            ]
+            arguments = schema[len(self.name) + 1 : schema.index(") ->")]
+            arguments = ", ".join(
+                [f"{self.name}_backward(bool[] needs", *outputs, arguments, "Tensor[] kept"]
+            )
+            self._define(f"{arguments}) -> Tensor[]", self._backward_op)
+            torch.library.register_autograd(
+                f"vae_fast::{self.name}", self._differentiate, setup_context=self._set_up, lib=LIB
+            )
+
+    def __call__(self, backend: Any, *args: Any) -> Any:
+        """The outputs. Without a backend, those of the library op."""
+        if backend is None:
+            results = getattr(torch.ops.vae_fast, self.name)(*self.nested(args))
+            return (
+                results[: self.num_outputs]
+                if self.num_outputs > 1
+                else results[0]
+                if self.has_kept
+                else results
+            )
+        if needs_grad(*self.learning(args), *args[self.num_single :]):
+            return self.function.apply(backend, *args)
+        return self.forward(backend, *args)[0]
+
+    def nested(self, args: Args) -> Args:
+        """The arguments as the schema has them, from flat ones."""
+        return (*args[: self.num_single], list(args[self.num_single :])) if self.has_list else args
+
+    def flat(self, args: Args) -> Args:
+        return (*args[:-1], *args[-1]) if self.has_list else args
+
+    def save(self, ctx: Any, args: Args, kept: Sequence[Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.constants, ctx.num_saved = self.constants(args), self.num_tensors + len(args) - self.num_single
+        ctx.save_for_backward(*self.tensors(args), *args[self.num_single :], *kept)
+
+    def saved(self, ctx: Any) -> tuple[Args, Sequence[Tensor]]:
+        """args and kept."""
+        saved, count = ctx.saved_tensors, self.num_tensors
+        return (
+            (*self.in_order((*saved[:count], *ctx.constants)), *saved[count : ctx.num_saved]),
+            saved[ctx.num_saved :],
+        )
+
+    def call_backward_op(
+        self, needs: Sequence[bool], grads: Gradients, args: Args, kept: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        op = getattr(torch.ops.vae_fast, f"{self.name}_backward")
+        wanted = iter(op(needs, *grads, *self.nested(args), kept))
+        return [next(wanted) if needed else None for needed in needs]
+
+    # What the library ops are made of. Their results are whole: a gradient that is not needed is left out of the list.
+
+    def _forward_op(self, backend: Any, *args: Any) -> Any:
+        outputs, kept = self.forward(backend, *self.flat(args))
+        if not self.has_kept:
+            return outputs
+        return (*(outputs if self.num_outputs > 1 else (outputs,)), list(kept))
+
+    def _backward_op(self, backend: Any, needs: Sequence[bool], *rest: Any) -> list[Tensor]:
+        assert self.backward is not None
+        grads, args, kept = rest[: self.num_outputs], self.flat(rest[self.num_outputs : -1]), rest[-1]
+        return [g for g in self.backward(backend, needs, grads, args, kept) if g is not None]
+
+    def _set_up(self, ctx: Any, inputs: Args, output: Any) -> None:
+        self.save(ctx, self.flat(inputs), output[-1] if self.has_kept else ())
+
+    def _differentiate(self, ctx: Any, *grads: Any) -> Any:
+        grads = grads[: self.num_outputs]
+        args, kept = self.saved(ctx)
+        needs = (*self.learning(ctx.needs_input_grad), *self._list_needs(ctx, args))
+        if all(g is None for g in grads):
+            found: Sequence[Tensor | None] = [None] * len(needs)
+        else:
+            found = self.call_backward_op(needs, grads, args, kept)
+        spread = self.spread((*found[: self.num_learning], None))
+        return (*spread, list(found[self.num_learning :])) if self.has_list else spread
+
+    def _list_needs(self, ctx: Any, args: Args) -> Sequence[bool]:
+        if not self.has_list:
+            return ()
+        return ctx.needs_input_grad[-1] or [False] * (len(args) - self.num_single)
+
+    def _define(self, schema: str, function: Callable[..., Any]) -> None:
+        """A library op whose tensors choose the backend."""
+        name, check = schema.partition("(")[0], self.check if function == self._forward_op else None
+
+        def kernel(*args: Any) -> Any:
+            if check is not None:
+                check(*self.flat(args))
+            tensors = [
+                t
+                for a in args
+                for t in (a if isinstance(a, (list, tuple)) else (a,))
+                if isinstance(t, Tensor)
+            ]
+            return function(backends.resolve(self.name, *tensors), *args)
+
+        LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIB.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(FakeBackend, *args), lib=LIB)
+        if function != self._forward_op or self.backward is None:
+            torch.library.register_autograd(f"vae_fast::{name}", _refuse, lib=LIB)
+
+
+def _items(places: Sequence[int]) -> Callable[[Args], tuple[Any, ...]]:
+    """The items at these places, as a tuple: itemgetter takes a fifth of a loop's time."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda items: (items[place],)
+    return itemgetter(*places) if places else lambda items: ()
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(DOUBLE_BACKWARD)
+
+
+def _make_function(op: Op) -> type[Function]:
+    """The autograd Function of eager calls: (backend, *args) -> outputs."""
+
+    def forward(ctx: Any, backend: Any, *args: Any) -> Any:
+        outputs, kept = op.forward(backend, *args)
+        ctx.backend = backend
+        if op.consume is None:
+            op.save(ctx, args, kept)
+        else:
+            op.save(ctx, args, ())
+            ctx.kept = kept
+        return outputs
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        args, kept = op.saved(ctx)
+        needs = (*op.learning(ctx.needs_input_grad[1:]), *ctx.needs_input_grad[1 + op.num_single :])
+        if not are_real(*grads):
+            found: Gradients = op.call_backward_op(needs, grads, args, kept)
+        elif op.consume is None:
+            found = op.backward(ctx.backend, needs, grads, args, kept)  # type: ignore[misc]
+        else:
+            kept, ctx.kept = ctx.kept, ()
+            found = op.consume(ctx.backend, needs, grads, args, kept)
+        found = forbid_double_backward(found, (*grads, *op.learning(args), *args[op.num_single :]))
+        return (None, *op.spread((*found[: op.num_learning], None)), *found[op.num_learning :])
+
+    name = op.name.title().replace("_", "")
+    return type(name, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
