@@ -20,7 +20,7 @@ EPS = 1e-8  # of scvi-tools
 
 
 @dataclass(frozen=True)
-class Member:
+class Likelihood:
     """One likelihood and its sizes."""
 
     large: tuple[int, ...]
@@ -31,7 +31,7 @@ class Member:
     libraries: dict[str, tuple[str, Callable[[], Expression]]] = field(
         default_factory=dict
     )  # module, expression
-    jax: bool = False  # likelihood_jax has it
+    jax: bool = False  # likelihoods_jax has it
     tolerance: float = 1e-5  # of what others write, relative to the largest value; ours have 1e-5
     upcasts: bool = False  # its lines go wrong in bfloat16, so that it takes float32 first
 
@@ -194,12 +194,12 @@ def mixture(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor,
     return levels, torch.randn((batch, 100, *pixels), generator=generator) / 2
 
 
-MEMBERS = {
-    "bernoulli": Member((16384, 784), (128, 784), (32, 24), grey(normal), bernoulli, jax=True),
-    "continuous_bernoulli": Member(
+LIKELIHOODS = {
+    "bernoulli": Likelihood((16384, 784), (128, 784), (32, 24), grey(normal), bernoulli, jax=True),
+    "continuous_bernoulli": Likelihood(
         (4096, 784), (128, 784), (32, 24), grey(normal), continuous_bernoulli, tolerance=1e-2, upcasts=True
     ),
-    "gaussian": Member(
+    "gaussian": Likelihood(
         (4096, 784),
         (128, 784),
         (32, 24),
@@ -211,7 +211,7 @@ MEMBERS = {
         },
         jax=True,
     ),
-    "laplace": Member(
+    "laplace": Likelihood(
         (4096, 784),
         (128, 784),
         (32, 24),
@@ -220,10 +220,10 @@ MEMBERS = {
         {"torch.distributions": ("torch", laplace_distribution)},
         jax=True,
     ),
-    "discretized_logistic": Member(
+    "discretized_logistic": Likelihood(
         (4096, 784), (128, 784), (32, 24), grey(normal, log_scale), discretized_logistic, tolerance=1e-2
     ),
-    "discretized_logistic_mixture": Member(
+    "discretized_logistic_mixture": Likelihood(
         (64, 3, 32, 32),
         (4, 3, 32, 32),
         (2, 3, 4, 4),
@@ -232,8 +232,8 @@ MEMBERS = {
         tolerance=1e-2,
         upcasts=True,
     ),
-    "poisson": Member((4096, 784), (128, 784), (32, 24), expression_counts(1), poisson, jax=True),
-    "negative_binomial": Member(
+    "poisson": Likelihood((4096, 784), (128, 784), (32, 24), expression_counts(1), poisson, jax=True),
+    "negative_binomial": Likelihood(
         (1024, 4000),
         (128, 512),
         (32, 24),
@@ -243,7 +243,7 @@ MEMBERS = {
         jax=True,
         tolerance=1e-4,
     ),
-    "zero_inflated_negative_binomial": Member(
+    "zero_inflated_negative_binomial": Likelihood(
         (1024, 4000),
         (128, 512),
         (32, 24),
@@ -252,6 +252,6 @@ MEMBERS = {
         {"scvi-tools": ("scvi", scvi("log_zinb_positive"))},
         tolerance=1e-4,
     ),
-    "multinomial": Member((4096, 20000), (128, 2000), (32, 24), items, multinomial, jax=True),
-    "categorical": Member((64, 64, 10000), (8, 16, 1000), (4, 3, 24), tokens, categorical, jax=True),
+    "multinomial": Likelihood((4096, 20000), (128, 2000), (32, 24), items, multinomial, jax=True),
+    "categorical": Likelihood((64, 64, 10000), (8, 16, 1000), (4, 3, 24), tokens, categorical, jax=True),
 }
