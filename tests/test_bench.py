@@ -209,6 +209,22 @@ def test_a_wrong_provider_fails_the_run(
     assert "1 benchmark(s) failed; test_it: AssertionError: off by 0.5" in capsys.readouterr().err
 
 
+def test_without_the_benchmarks_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "vae_fast_benchmarks", None)
+    assert cli.run(["bench", "--quick"]) == 1
+    assert "vae_fast_benchmarks is not installed" in capsys.readouterr().err
+
+
+def test_options_are_the_benchmarks_own(capsys: Capture) -> None:
+    assert cli.run(["bench", "--help"]) == 0
+    assert re.search(
+        r"vae-fast bench .*--quick.*--only.*--out.*--allocator.*--compare.*--report",
+        capsys.readouterr().out,
+        re.S,
+    )
+    assert cli.run(["bench", "--no-such-option"]) == 2
+
+
 def test_a_pattern_that_matches_nothing(capsys: Capture) -> None:
     assert cli.run(["bench", "--quick", "--only", "no_such_benchmark"]) == 1
     assert "no benchmark's name matches" in capsys.readouterr().err
