@@ -1,4 +1,4 @@
-"""Builds the native engines. Everything about the package itself is in pyproject.toml.
+"""Builds the native engines and names the packages. Everything else about the package is in pyproject.toml.
 
 The extensions know nothing of torch, so a build needs a C++17 compiler and pybind11, takes seconds, and one build
 serves every torch version. A build that fails leaves the package installable: the reference backend serves, and
@@ -22,7 +22,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -212,6 +212,8 @@ class Build(build_ext):
 
 
 setup(
+    packages=[*find_packages(include=["vae_fast", "vae_fast.*"]), "vae_fast_benchmarks"],
+    package_dir={"vae_fast_benchmarks": "benchmarks"},
     ext_modules=[
         Extension("vae_fast.backends.native._cpu", sources=[], optional=True),
         Extension("vae_fast.backends.native._cuda", sources=[], optional=True),

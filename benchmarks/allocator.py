@@ -1,4 +1,4 @@
-"""Which memory allocator the providers' processes run with: VAE_FAST_BENCH_ALLOCATOR.
+"""Which memory allocator the providers' processes run with.
 
 Large outputs cost more in page faults than in arithmetic when malloc maps them afresh, so there are two tables: as a
 user finds it, and with an allocator that keeps its memory for everybody, so that nobody wins by malloc alone.
@@ -12,13 +12,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ALLOCATOR = os.environ.get("VAE_FAST_BENCH_ALLOCATOR", "default")
+from . import settings
+
 DESCRIPTIONS = {
     "default": "each provider's memory as it is without any setting; vae_fast keeps a pool for its outputs",
     "tuned": "glibc malloc keeps freed memory in every provider's process alike; vae_fast's own pool is off",
 }
-if ALLOCATOR not in DESCRIPTIONS:
-    raise ValueError(f"VAE_FAST_BENCH_ALLOCATOR is {ALLOCATOR!r}, it takes {' or '.join(DESCRIPTIONS)}")
+if settings.ALLOCATOR not in DESCRIPTIONS:
+    raise ValueError(
+        f"expected {settings.PREFIX}ALLOCATOR to be {' or '.join(DESCRIPTIONS)}, but got {settings.ALLOCATOR!r}"
+    )
 
 ENVIRONMENTS = {
     "default": {},
@@ -32,12 +35,12 @@ ENVIRONMENTS = {
 
 
 # Steps until a heap that gave its memory back has everything again. They are not timed.
-WARM_UP = 5 if ALLOCATOR == "tuned" else 0
+WARM_UP = 5 if settings.ALLOCATOR == "tuned" else 0
 
 
 def give_back(*, if_scarce: bool = False) -> bool:
     """Whether freed memory went to the other processes: what all keep together may be more than a machine has."""
-    if ALLOCATOR == "default" or (if_scarce and not _is_scarce()):
+    if settings.ALLOCATOR == "default" or (if_scarce and not _is_scarce()):
         return False
     return bool(ctypes.CDLL(None).malloc_trim(0))
 
@@ -49,11 +52,11 @@ def _is_scarce() -> bool:
 
 
 @contextlib.contextmanager
-def environment(allocator: str = ALLOCATOR) -> Iterator[None]:
+def environment() -> Iterator[None]:
     """Processes that start in here have the allocator: glibc reads its settings once, at the start."""
-    settings = ENVIRONMENTS[allocator]
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    chosen = ENVIRONMENTS[settings.ALLOCATOR]
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 A step is a whole training run from new weights, with its own seed, until the bound is reached.
 
-    pytest benchmarks/bench_elbo.py -s          python benchmarks/bench_elbo.py
+    python -m benchmarks --only elbo          pytest benchmarks/bench_elbo.py -s
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench_training import as_people_write_it
-from harness import Provider, Suite, Work, compare
-from report import OURS, QUICK, Case, Comparison, save
+from .bench_training import as_people_write_it
+from .comparison import Case, Comparison
+from .harness import Provider, Suite, compare
+from .settings import QUICK
+from .timing import OURS
+from .work import Work
 
 BOUND = 40.0 if QUICK else 24.6  # nats an image; 600 epochs end at 23.8
 MOST_EPOCHS, BATCH, DRAWS = 300, 128, 8
@@ -80,7 +83,7 @@ def ours(case: Case) -> Work:
 PROVIDERS = [
     Provider("eager", eager, requires=("sklearn",)),
     *([] if QUICK else [Provider("torch.compile", compiled, requires=("sklearn",))]),
-    Provider(OURS, ours, requires=("sklearn", "vae_fast"), train_process=True),
+    Provider(OURS, ours, requires=("sklearn",), train_process=True),
 ]
 
 
@@ -91,7 +94,3 @@ def run() -> Comparison:
 
 def test_training_to_an_elbo(benchmark: Any) -> None:
     Suite("elbo", ours).add(run(), benchmark, rounds=1)
-
-
-if __name__ == "__main__":
-    print(save("elbo", [run()]))

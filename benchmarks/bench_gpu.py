@@ -1,6 +1,6 @@
 """The ops on a GPU: forward, backward and both, by both engines, eager PyTorch and torch.compile.
 
-    pytest benchmarks/bench_gpu.py -s          python benchmarks/bench_gpu.py --out rows.json [--budget 200]
+    pytest benchmarks/bench_gpu.py -s          python -m benchmarks.bench_gpu --out rows.json [--budget 200]
 
 Times are the device's (see gpu_timing); the ceiling is a device-to-device copy of a tensor of the same size, timed in
 turn with the rest. Small work is bounded by launches: for it there are kernels and host microseconds a call too.
@@ -24,12 +24,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
-from torch.nn import functional as F
 
-import gpu_timing
 import vae_fast
-from report import QUICK, describe_conditions, results_folder
 from vae_fast import backends
+
+from . import gpu_timing, likelihoods
+from .bench_latent import as_people_write_it as latent
+from .comparison import results_folder
+from .machine import describe_conditions
+from .settings import QUICK
 
 Outputs = tuple[Tensor, ...]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,73 +42,40 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Op:
     learned: int  # tensors with a gradient; they come first
     data: int  # and without
-    reads: dict[str, int]  # whole tensors that must be read and written at least, by direction
     ours: Callable[..., Outputs]
     textbook: Callable[..., Outputs]  # as people write it
     counts: bool = False  # positive parameters, and counts as data
 
-
-def latent_textbook(mu: Tensor, logvar: Tensor) -> Outputs:
-    std = torch.exp(0.5 * logvar)
-    z = mu + torch.randn_like(std) * std
-    return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
+    def tensors(self, direction: str) -> int:
+        """Whole tensors that are read and written at least: parameters, the target or z, in backward gradients too."""
+        return self.learned + 1 + self.learned * (direction == "backward")
 
 
-def bernoulli_textbook(logits: Tensor, target: Tensor) -> Outputs:
-    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1),)
+def of_likelihood(
+    learned: int, name: str, textbook: Callable[..., Tensor] | None = None, **options: Any
+) -> Op:
+    """Its tensors are the parameters, then the target."""
+    function, textbook = getattr(vae_fast, f"{name}_nll"), textbook or getattr(likelihoods, name)
+    return Op(
+        learned,
+        1,
+        lambda first, *rest: (function(first, rest[-1], *rest[:-1]),),
+        lambda *inputs: (textbook(inputs[-1], *inputs[:-1]),),
+        **options,
+    )
 
 
-def gaussian_textbook(mean: Tensor, target: Tensor) -> Outputs:
-    return ((0.5 * (math.log(2 * math.pi) + (target - mean) ** 2)).sum(-1),)
-
-
-def learned_variance_textbook(mean: Tensor, logvar: Tensor, target: Tensor) -> Outputs:
-    return ((0.5 * (math.log(2 * math.pi) + logvar + (target - mean) ** 2 / logvar.exp())).sum(-1),)
-
-
-def multinomial_textbook(logits: Tensor, target: Tensor) -> Outputs:
-    return (-(target * torch.log_softmax(logits, -1)).sum(-1),)
-
-
-def negative_binomial_textbook(mean: Tensor, theta: Tensor, target: Tensor) -> Outputs:
-    """The lines of scvi-tools."""
-    mean, theta = mean + 1e-8, theta + 1e-8
-    log_sum = torch.log(theta + mean)
-    terms = theta * (torch.log(theta) - log_sum) + target * (torch.log(mean) - log_sum)
-    terms = terms + torch.lgamma(target + theta) - torch.lgamma(theta) - torch.lgamma(target + 1)
-    return (-terms.sum(-1),)
+def gaussian_of_variance_1(target: Tensor, mean: Tensor) -> Tensor:
+    return (0.5 * (math.log(2 * math.pi) + (target - mean) ** 2)).sum(-1)
 
 
 OPS = {
-    "latent": Op(2, 0, {"forward": 3, "backward": 5}, vae_fast.reparameterize_kl, latent_textbook),
-    "bernoulli": Op(
-        1, 1, {"forward": 2, "backward": 3}, lambda p, x: (vae_fast.bernoulli_nll(p, x),), bernoulli_textbook
-    ),
-    "gaussian": Op(
-        1, 1, {"forward": 2, "backward": 3}, lambda p, x: (vae_fast.gaussian_nll(p, x),), gaussian_textbook
-    ),
-    "gaussian with logvar": Op(
-        2,
-        1,
-        {"forward": 3, "backward": 5},
-        lambda m, v, x: (vae_fast.gaussian_nll(m, x, v),),
-        learned_variance_textbook,
-    ),
-    "multinomial": Op(
-        1,
-        1,
-        {"forward": 2, "backward": 3},
-        lambda p, x: (vae_fast.multinomial_nll(p, x),),
-        multinomial_textbook,
-    ),
-    "negative binomial": Op(
-        2,
-        1,
-        {"forward": 3, "backward": 5},
-        lambda m, t, x: (vae_fast.negative_binomial_nll(m, x, t),),
-        negative_binomial_textbook,
-        counts=True,
-    ),
+    "latent": Op(2, 0, vae_fast.reparameterize_kl, latent),
+    "bernoulli": of_likelihood(1, "bernoulli"),
+    "gaussian": of_likelihood(1, "gaussian", gaussian_of_variance_1),
+    "gaussian with logvar": of_likelihood(2, "gaussian"),
+    "multinomial": of_likelihood(1, "multinomial"),
+    "negative binomial": of_likelihood(2, "negative_binomial", counts=True),
 }
 
 
@@ -126,7 +96,7 @@ class Case:
     def fewest_bytes(self, direction: str) -> tuple[int, str]:
         """And the formula: N elements of s bytes, and one float32 a row."""
         parts = ("forward", "backward") if direction == "both" else (direction,)
-        tensors = sum(OPS[self.op].reads[p] for p in parts)
+        tensors = sum(OPS[self.op].tensors(p) for p in parts)
         total = tensors * self.tensor_bytes + 4 * len(parts) * self.rows
         return total, f"{tensors}*N*s + {4 * len(parts)}*rows"
 
@@ -198,9 +168,7 @@ def check(case: Case, one: Set, outputs: Outputs, gradients: Outputs) -> None:
         exact = [t.requires_grad_() for t in inputs[: OPS[case.op].learned]]
         nll = OPS[case.op].textbook(*exact, *inputs[len(exact) :])
         wants, gots = (*nll, *torch.autograd.grad(nll, exact, upstream)), (*outputs, *gradients)
-    tolerance = (
-        1e-4 if case.dtype == "float32" else 0.03
-    )  # that of the textbook in bfloat16, which rounds every step
+    tolerance = 1e-4 if case.dtype == "float32" else 0.03  # for the textbook, which rounds every step
     for got, want in zip(gots, wants, strict=True):
         assert (got - want).abs().max() <= tolerance * (1 + want.abs().max()), f"{case}: wrong results"
 

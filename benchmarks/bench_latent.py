@@ -5,7 +5,7 @@ allocates its outputs anew. The gradients are given rather than made by a loss s
 grad_z comes from the decoder, and a made-up loss would add the same memory traffic to everybody and hide the
 difference.
 
-    pytest benchmarks/bench_latent.py -s          python benchmarks/bench_latent.py
+    python -m benchmarks --only test_latent          pytest benchmarks/bench_latent.py -s
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any
 
 import pytest
 
-from allocator import ALLOCATOR
-from harness import Provider, Suite, Work, compare
-from report import OURS, QUICK, Case, Comparison, Least, save
+from .comparison import Case, Comparison
+from .floors import Least
+from .harness import HOST, Provider, Suite, bytes_of, case_id, compare, size_of
+from .settings import ALLOCATOR, QUICK
+from .timing import OURS
+from .work import INPUT_SETS, Inputs, Work, jax_work, torch_work
 
 # what the title says of them
 LAYOUTS = {
@@ -27,7 +30,6 @@ LAYOUTS = {
     "packed": ", packed mu and logvar",
     "channels_last": ", packed, channels-last images",
 }
-HOST = ": the host's time alone"
 # (shape of z, dtype, layout)
 CASES = (
     [
@@ -49,11 +51,10 @@ CASES = (
         ((64, 4, 64, 64), "float32", "channels_last"),
     ]
 )
-INPUT_SETS = 2  # steps alternate between them, so that no provider sees the very same input twice in a row
 
 
-def make_inputs(case: Case) -> list[tuple[tuple[Any, ...], Any, Any]]:
-    """(mu and logvar, or both in one; gradient of z; gradient of kl)"""
+def make_inputs(case: Case) -> list[Inputs]:
+    """mu and logvar, or both in one; gradients of z and kl"""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -63,12 +64,12 @@ def make_inputs(case: Case) -> list[tuple[tuple[Any, ...], Any, Any]]:
     def normal(*size: int) -> Any:
         return torch.randn(size, generator=generator)
 
-    def one() -> tuple[tuple[Any, ...], Any, Any]:
+    def one() -> Inputs:
         params: tuple[Any, ...] = (normal(*shape), 0.5 * normal(*shape) - 1)
         if case["layout"] != "dense":
             params = (torch.cat(params, 1),)
         leaves = tuple(p.to(dtype, memory_format=order).requires_grad_() for p in params)
-        return leaves, normal(*shape).to(dtype, memory_format=order), normal(shape[0])
+        return Inputs(leaves, (normal(*shape).to(dtype, memory_format=order), normal(shape[0])))
 
     return [one() for _ in range(INPUT_SETS)]
 
@@ -77,15 +78,15 @@ def is_large(case: Case) -> bool:
     return math.prod(case["shape"]) > 1 << 22
 
 
-def check(case: Case, i: int, inputs: tuple[Any, Any, Any], outputs: tuple[Any, ...]) -> None:
+def check(case: Case, i: int, inputs: Inputs, outputs: tuple[Any, ...]) -> None:
     """Recover eps from z, see that it is standard normal, and compare the rest with the formulas in float64."""
     import torch
 
     if i and is_large(case):  # float64 takes long there
         return
-    params, grad_z, grad_kl = inputs
+    grad_z, grad_kl = inputs.grads
     z, kl, *grads = (torch.as_tensor(t).detach().double() for t in outputs)
-    wide = [p.detach().double() for p in params]
+    wide = [p.detach().double() for p in inputs.params]
     mu, logvar = wide if len(wide) == 2 else wide[0].chunk(2, 1)
     std = (0.5 * logvar).exp()
     eps = (z - mu) / std
@@ -143,64 +144,23 @@ def as_pythae_has_it(mu: Any, logvar: Any) -> tuple[Any, Any]:
     return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=-1)
 
 
-def torch_work(case: Case, expression: Any) -> Work:
+def work(case: Case, expression: Any) -> Work:
+    return torch_work(make_inputs(case), expression, partial(check, case))
+
+
+def written(expression: Any, case: Case) -> Work:
+    return work(case, expression)
+
+
+def compiled(mode: str | None, case: Case) -> Work:
     import torch
 
-    inputs = make_inputs(case)
-
-    def step(i: int) -> tuple[Any, ...]:
-        params, grad_z, grad_kl = inputs[i % INPUT_SETS]
-        z, kl = expression(*params)
-        return z, kl, *torch.autograd.grad((z, kl), params, (grad_z, grad_kl.to(kl.dtype)))
-
-    def forward(i: int) -> Any:
-        torch.manual_seed(i)  # the same noise in both parts
-        return partial(torch.no_grad()(expression), *inputs[i % INPUT_SETS][0])
-
-    def backward(i: int) -> Any:
-        torch.manual_seed(i)
-        params, grad_z, grad_kl = inputs[i % INPUT_SETS]
-        z, kl = expression(*params)
-        return partial(torch.autograd.grad, (z, kl), params, (grad_z, grad_kl.to(kl.dtype)))
-
-    return Work(
-        step,
-        lambda i, outputs: check(case, i, inputs[i % INPUT_SETS], outputs),
-        {"forward": forward, "backward": backward},
-    )
-
-
-def eager(case: Case) -> Work:
-    return torch_work(case, as_people_write_it)
-
-
-def compiled(case: Case) -> Work:
-    import torch
-
-    return torch_work(case, torch.compile(as_people_write_it))
-
-
-def max_autotune(case: Case) -> Work:
-    import torch
-
-    return torch_work(case, torch.compile(as_people_write_it, mode="max-autotune"))
-
-
-def distributions(case: Case) -> Work:
-    return torch_work(case, as_torch_distributions_have_it)
-
-
-def diffusers(case: Case) -> Work:
-    return torch_work(case, as_diffusers_have_it)
-
-
-def pythae(case: Case) -> Work:
-    return torch_work(case, as_pythae_has_it)
+    return work(case, torch.compile(as_people_write_it, mode=mode))
 
 
 def from_vae_fast(case: Case, functions: Any) -> Work:
     dense = case["layout"] == "dense"
-    return torch_work(case, functions.reparameterize_kl if dense else functions.reparameterize_kl_packed)
+    return work(case, functions.reparameterize_kl if dense else functions.reparameterize_kl_packed)
 
 
 def ours(case: Case) -> Work:
@@ -218,13 +178,6 @@ def ours_reference(case: Case) -> Work:
 def jax_jit(bits: str, case: Case) -> Work:
     import jax
     import jax.numpy as jnp
-    import torch
-
-    def from_torch(t: Any) -> Any:
-        return jnp.asarray(t.detach().float().numpy()).astype(case["dtype"] if t.ndim > 1 else "float32")
-
-    torch_inputs = make_inputs(case)
-    inputs = [jax.tree.map(from_torch, one) for one in torch_inputs]
 
     def expression(seed: Any, *params: Any) -> tuple[Any, Any]:
         mu, logvar = params if len(params) == 2 else jnp.split(params[0], 2, axis=1)
@@ -232,72 +185,41 @@ def jax_jit(bits: str, case: Case) -> Work:
         z = mu + jax.random.normal(jax.random.key(seed, impl=bits), mu.shape, mu.dtype) * std
         return z, -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=tuple(range(1, mu.ndim)))
 
-    @jax.jit
-    def forward_for_backward(seed: Any, *params: Any) -> Any:
-        return jax.vjp(partial(expression, seed), *params)
-
-    @jax.jit
-    def backward_alone(pull_back: Any, grad_z: Any, grad_kl: Any) -> Any:
-        return pull_back((grad_z, grad_kl))
-
-    @jax.jit  # one program: noise, forward, backward
-    def program(seed: Any, params: Any, grad_z: Any, grad_kl: Any) -> tuple[Any, ...]:
-        (z, kl), pull_back = jax.vjp(partial(expression, seed), *params)
-        return z, kl, *pull_back((grad_z, grad_kl.astype(kl.dtype)))
-
-    forward_alone = jax.jit(expression)
-
-    def step(i: int) -> Any:
-        return jax.block_until_ready(program(i, *inputs[i % INPUT_SETS]))
-
-    def forward(i: int) -> Any:
-        params, _, _ = inputs[i % INPUT_SETS]
-        return lambda: jax.block_until_ready(forward_alone(i, *params))
-
-    def backward(i: int) -> Any:
-        params, grad_z, grad_kl = inputs[i % INPUT_SETS]
-        (_, kl), pull_back = jax.block_until_ready(forward_for_backward(i, *params))
-        grad_kl = grad_kl.astype(kl.dtype)
-        return lambda: jax.block_until_ready(backward_alone(pull_back, grad_z, grad_kl))
-
-    def verify(i: int, outputs: Any) -> None:
-        as_torch = tuple(torch.tensor(jax.device_get(t.astype("float32"))) for t in outputs)
-        check(case, i, torch_inputs[i % INPUT_SETS], as_torch)
-
-    return Work(step, verify, {"forward": forward, "backward": backward})
+    return jax_work(make_inputs(case), expression, partial(check, case), draws=True)
 
 
 PROVIDERS = [
-    Provider("eager", eager),
-    Provider("torch.compile", compiled),
-    Provider("torch.compile max-autotune", max_autotune),
-    Provider("torch.distributions", distributions),
-    Provider("diffusers", diffusers, requires=("diffusers",)),
-    Provider("pythae", pythae, requires=("pythae",)),
+    Provider("eager", partial(written, as_people_write_it)),
+    Provider("torch.compile", partial(compiled, None)),
+    Provider("torch.compile max-autotune", partial(compiled, "max-autotune")),
+    Provider("torch.distributions", partial(written, as_torch_distributions_have_it)),
+    Provider("diffusers", partial(written, as_diffusers_have_it), requires=("diffusers",)),
+    Provider("pythae", partial(written, as_pythae_has_it), requires=("pythae",)),
     Provider("jax.jit", partial(jax_jit, "threefry2x32"), requires=("jax",)),
     Provider("jax.jit rbg", partial(jax_jit, "rbg"), requires=("jax",)),
-    Provider("vae_fast reference", ours_reference, requires=("vae_fast",)),
-    Provider(OURS, ours, requires=("vae_fast",)),
+    Provider("vae_fast reference", ours_reference),
+    Provider(OURS, ours),
 ]
 
 
 def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
     case = {"shape": shape, "dtype": dtype, "layout": layout}
-    elements, size = math.prod(shape), " x ".join(map(str, shape))
-    array = elements * (4 if dtype == "float32" else 2)
+    elements = math.prod(shape)
+    array = elements * bytes_of(dtype)
     least = {
         "forward": Least(3 * array, normals=elements),  # reads mu, logvar and writes z
         "backward": Least(5 * array, normals=elements),  # reads mu, logvar, grad_z and writes two gradients
     }
     # The reference spells Philox out in tensor operations: minutes at the large size. A quick run compiles once.
-    out = [ours_reference] * is_large(case) + [compiled, max_autotune] * (QUICK and layout != "dense")
-    out += [diffusers] * (len(shape) != 4)  # its KL is that of images
-    out += [pythae] * (layout != "dense")  # whose encoders return mu and logvar
-    providers = [p for p in PROVIDERS if p.build not in out]
+    out = ["vae_fast reference"] * is_large(case)
+    out += ["torch.compile", "torch.compile max-autotune"] * (QUICK and layout != "dense")
+    out += ["diffusers"] * (len(shape) != 4)  # its KL is that of images
+    out += ["pythae"] * (layout != "dense")  # whose encoders return mu and logvar
+    providers = [p for p in PROVIDERS if p.name not in out]
     if is_large(case) and ALLOCATOR == "tuned":  # all their heaps together are more than many a memory
         providers = [p for p in providers if p.name in ("eager", "torch.compile", "jax.jit", OURS)]
     return compare(
-        f"sample + KL, forward + backward, {size} {dtype}{LAYOUTS[layout]}{HOST * (elements == 1)}",
+        f"sample + KL, forward + backward, {size_of(shape)} {dtype}{LAYOUTS[layout]}{HOST * (elements == 1)}",
         case,
         providers,
         least=least if elements > 1 else None,
@@ -308,12 +230,6 @@ def run(shape: tuple[int, ...], dtype: str, layout: str) -> Comparison:
 _suite = Suite("latent", ours)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype", "layout"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
-)
+@pytest.mark.parametrize(("shape", "dtype", "layout"), CASES, ids=case_id)
 def test_latent(shape: tuple[int, ...], dtype: str, layout: str, benchmark: Any) -> None:
     _suite.add(run(shape, dtype, layout), benchmark)
-
-
-if __name__ == "__main__":
-    print(save("latent", [run(*case) for case in CASES]))

@@ -3,30 +3,32 @@
 Providers return (nll, gradient of hidden, weight, bias, ...) of the mean loss. Peak memory is that of one step above
 its inputs, parameters and target.
 
-    pytest benchmarks/bench_linear_likelihood.py -s          python benchmarks/bench_linear_likelihood.py [MEMBER ...]
+    python -m benchmarks --only linear          pytest benchmarks/bench_linear_likelihood.py -s
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
-import likelihood_members as members
-from harness import Provider, Suite, Work, compare
-from report import OURS, QUICK, Case, Comparison, save
+from .comparison import Case, Comparison
+from .harness import Provider, Suite, compare
+from .likelihoods import LIKELIHOODS
+from .settings import QUICK
+from .timing import OURS
+from .work import INPUT_SETS, Inputs, Work, as_tuple, torch_work
 
 SIZE = (
     {"batch": 32, "features": 24, "hidden": 8} if QUICK else {"batch": 8192, "features": 20000, "hidden": 128}
 )
-MEMBERS = ("bernoulli", "negative_binomial", "multinomial")
+CASES = ("bernoulli", "negative_binomial", "multinomial")
 
 
-def make_inputs(case: Case) -> tuple[Any, list[Any]]:
-    """target; hidden, weight, bias and, for counts, theta of every feature"""
+def make_inputs(case: Case) -> list[Inputs]:
+    """target; hidden, weight, bias and, for counts, theta of every feature. One set: the memory holds no second."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -44,84 +46,70 @@ def make_inputs(case: Case) -> tuple[Any, list[Any]]:
     ]
     if case["likelihood"] == "negative_binomial":
         leaves.append(torch.rand(features, generator=generator) + 0.5)
-    return target, [t.requires_grad_() for t in leaves]
+    grad_nll = torch.tensor(1 / batch).expand(batch)  # as that of the mean
+    return INPUT_SETS * [Inputs(tuple(t.requires_grad_() for t in leaves), (grad_nll,), (target,))]
 
 
-def build(case: Case, loss: Callable[..., Any]) -> Work:
+def check(case: Case, i: int, inputs: Inputs, outputs: tuple[Any, ...]) -> None:
+    if i:  # float64 takes long at this size
+        return
     import torch
 
-    target, leaves = make_inputs(case)
+    from vae_fast import reference
 
-    def step(i: int) -> tuple[Any, ...]:
-        nll = loss(target, *leaves)
-        return nll.detach(), *torch.autograd.grad(nll.mean(), leaves)
-
-    def forward(i: int) -> Any:
-        return torch.no_grad()(lambda: (loss(target, *leaves),))
-
-    def backward(i: int) -> Any:
-        return partial(torch.autograd.grad, loss(target, *leaves).mean(), leaves)
-
-    def check(i: int, outputs: tuple[Any, ...]) -> None:
-        if i:  # float64 takes long at this size
-            return
-        from vae_fast import reference
-
-        rows = min(64, case["batch"])
-        hidden, *layer = (t.detach().double().requires_grad_() for t in leaves)
-        function = getattr(reference, f"linear_{case['likelihood']}_nll")
-        nll = function(hidden[:rows], *layer[:2], target[:rows].double(), *layer[2:])
-        (grad_hidden,) = torch.autograd.grad(nll.sum() / case["batch"], hidden)
-        for got, want in ((outputs[0][:rows], nll), (outputs[1][:rows], grad_hidden[:rows])):
-            assert (got.double() - want).abs().max() <= 1e-4 * want.abs().max()
-        assert outputs[2].isfinite().all()
-
-    return Work(step, check, {"forward": forward, "backward": backward})
+    rows, (target,) = min(64, case["batch"]), inputs.data
+    hidden, *layer = (t.detach().double().requires_grad_() for t in inputs.params)
+    function = getattr(reference, f"linear_{case['likelihood']}_nll")
+    nll = function(hidden[:rows], *layer[:2], target[:rows].double(), *layer[2:])
+    (grad_hidden,) = torch.autograd.grad(nll.sum() / case["batch"], hidden)
+    for got, want in ((outputs[0][:rows], nll), (outputs[1][:rows], grad_hidden[:rows])):
+        assert (got.double() - want).abs().max() <= 1e-4 * want.abs().max()
+    assert outputs[2].isfinite().all()
 
 
-def eager(case: Case) -> Work:
+def work(case: Case, loss: Callable[..., Any]) -> Work:
+    return torch_work(make_inputs(case), as_tuple(loss), partial(check, case))
+
+
+def of_layer(case: Case, likelihood: Callable[..., Any]) -> Work:
+    """The linear layer, then `likelihood(target, its outputs, ...)`."""
     import torch.nn.functional as F
 
-    likelihood = getattr(members, case["likelihood"])
     counts = case["likelihood"] == "negative_binomial"
 
     def loss(target: Any, hidden: Any, weight: Any, bias: Any, *others: Any) -> Any:
         outputs = F.linear(hidden, weight, bias)
         return likelihood(target, outputs.exp() if counts else outputs, *others)
 
-    return build(case, loss)
+    return work(case, loss)
+
+
+def eager(case: Case) -> Work:
+    return of_layer(case, LIKELIHOODS[case["likelihood"]].eager)
 
 
 def unfused(case: Case) -> Work:
-    import torch.nn.functional as F
-
     import vae_fast
 
-    likelihood = getattr(vae_fast, f"{case['likelihood']}_nll")
-    counts = case["likelihood"] == "negative_binomial"
-
-    def loss(target: Any, hidden: Any, weight: Any, bias: Any, *others: Any) -> Any:
-        outputs = F.linear(hidden, weight, bias)
-        return likelihood(outputs.exp() if counts else outputs, target, *others)
-
-    return build(case, loss)
+    function = getattr(vae_fast, f"{case['likelihood']}_nll")
+    return of_layer(case, lambda target, first, *others: function(first, target, *others))
 
 
 def fused(case: Case) -> Work:
     import vae_fast
 
-    likelihood = getattr(vae_fast, f"linear_{case['likelihood']}_nll")
+    function = getattr(vae_fast, f"linear_{case['likelihood']}_nll")
 
     def loss(target: Any, hidden: Any, weight: Any, bias: Any, *others: Any) -> Any:
-        return likelihood(hidden, weight, bias, target, *others)
+        return function(hidden, weight, bias, target, *others)
 
-    return build(case, loss)
+    return work(case, loss)
 
 
 PROVIDERS = [
     Provider("eager", eager),
-    Provider("layer, then vae_fast", unfused, requires=("vae_fast",)),
-    Provider(OURS, fused, requires=("vae_fast",)),
+    Provider("layer, then vae_fast", unfused),
+    Provider(OURS, fused),
 ]
 
 
@@ -134,10 +122,6 @@ def run(likelihood: str) -> Comparison:
 _suite = Suite("linear_likelihood", fused)
 
 
-@pytest.mark.parametrize("likelihood", MEMBERS)
+@pytest.mark.parametrize("likelihood", CASES)
 def test_linear_likelihood(likelihood: str, benchmark: Any) -> None:
     _suite.add(run(likelihood), benchmark)
-
-
-if __name__ == "__main__":
-    print(save("linear_likelihood", [run(name) for name in sys.argv[1:] or MEMBERS]))

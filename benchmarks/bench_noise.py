@@ -1,6 +1,6 @@
 """Standard normal numbers alone: what a sample costs beyond reading and writing. Every provider allocates them anew.
 
-pytest benchmarks/bench_noise.py -s          python benchmarks/bench_noise.py
+python -m benchmarks --only noise          pytest benchmarks/bench_noise.py -s
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from harness import Provider, Suite, Work, compare
-from report import OURS, QUICK, Case, Comparison, Least, save
+from .comparison import Case, Comparison
+from .floors import Least
+from .harness import Provider, Suite, bytes_of, case_id, compare, size_of
+from .settings import QUICK
+from .timing import OURS
+from .work import Work
 
 CASES = [
     (shape, dtype)
@@ -83,26 +87,20 @@ PROVIDERS = [
     Provider("torch.compile", compiled),
     Provider("jax.jit", partial(jax_normal, "threefry2x32"), requires=("jax",)),
     Provider("jax.jit rbg", partial(jax_normal, "rbg"), requires=("jax",)),
-    Provider(OURS, ours, requires=("vae_fast",)),
+    Provider(OURS, ours),
 ]
 
 
 def run(shape: tuple[int, ...], dtype: str) -> Comparison:
     case = {"shape": shape, "dtype": dtype}
     n = math.prod(shape)
-    least = {"forward": Least((4 if dtype == "float32" else 2) * n, normals=n)}
-    return compare(f"noise, {' x '.join(map(str, shape))} {dtype}", case, PROVIDERS, least=least)
+    least = {"forward": Least(bytes_of(dtype) * n, normals=n)}
+    return compare(f"noise, {size_of(shape)} {dtype}", case, PROVIDERS, least=least)
 
 
 _suite = Suite("noise", ours)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
-)
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=case_id)
 def test_noise(shape: tuple[int, ...], dtype: str, benchmark: Any) -> None:
     _suite.add(run(shape, dtype), benchmark)
-
-
-if __name__ == "__main__":
-    print(save("noise", [run(*case) for case in CASES]))

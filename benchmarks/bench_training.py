@@ -3,13 +3,12 @@
 Eager and torch.compile run in a process as torch leaves it; vae_fast in a process set up as `vae-fast train` sets its
 own up. All have the same network, start from the same weights, and must lower the loss.
 
-    pytest benchmarks/bench_training.py -s          python benchmarks/bench_training.py [MODEL ...]
+    python -m benchmarks --only "training_step and cells"          pytest benchmarks/bench_training.py -s
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import likelihood_members as members
-from bench_latent import as_people_write_it as sample_and_kl
-from harness import Provider, Suite, Work, compare
-from report import OURS, QUICK, Case, Comparison, save
-
-INPUT_SETS = 2
+from . import likelihoods
+from .bench_latent import as_people_write_it as sample_and_kl
+from .comparison import Case, Comparison
+from .harness import Provider, Suite, compare
+from .settings import QUICK
+from .timing import OURS
+from .work import INPUT_SETS, Work
 
 # (model, batch, numbers in x)
 CASES = (
@@ -95,10 +95,10 @@ def make_batches(case: Case) -> list[Tensor]:
 def nll_as_people_write_it(case: Case, network: Any, output: Tensor, x: Tensor) -> Tensor:
     if case["model"] == "cells":
         mean = x.sum(1, keepdim=True) * output.softmax(1)
-        return members.negative_binomial(x, mean, network.log_theta.exp())
+        return likelihoods.negative_binomial(x, mean, network.log_theta.exp())
     if case["model"] == "items":
-        return members.multinomial(x, output)
-    return F.binary_cross_entropy_with_logits(output, x, reduction="none").flatten(1).sum(-1)
+        return likelihoods.multinomial(x, output)
+    return likelihoods.bernoulli(x.flatten(1), output.flatten(1))
 
 
 def as_people_write_it(case: Case) -> Callable[[Any, Tensor], Tensor]:
@@ -188,7 +188,7 @@ PROVIDERS = [
     Provider("eager", eager),
     Provider("torch.compile", compiled),
     Provider("pythae", pythae, requires=("pythae",)),
-    Provider(OURS, ours, requires=("vae_fast",), train_process=True),
+    Provider(OURS, ours, train_process=True),
 ]
 
 
@@ -216,7 +216,3 @@ _suite = Suite("training", ours)
 @pytest.mark.parametrize(("model", "batch", "features"), CASES)
 def test_training_step(model: str, batch: int, features: int, benchmark: Any) -> None:
     _suite.add(run(model, batch, features), benchmark, rounds=3)
-
-
-if __name__ == "__main__":
-    print(save("training", [run(*case) for case in CASES if case[0] in (sys.argv[1:] or TITLES)]))

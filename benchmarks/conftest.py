@@ -1,20 +1,19 @@
-"""Tells `vae-fast bench` how far the run is: a line of JSON for each event, in the file VAE_FAST_BENCH_EVENTS."""
+"""Tells the command how far the run is: a line of JSON for each event, in a file that it names."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_EVENTS = os.environ.get("VAE_FAST_BENCH_EVENTS")
+from .settings import EVENTS
 
 
 def _tell(**event: Any) -> None:
-    if _EVENTS:
-        with Path(_EVENTS).open("a") as file:
+    if EVENTS:
+        with Path(EVENTS).open("a") as file:
             file.write(json.dumps(event) + "\n")
 
 

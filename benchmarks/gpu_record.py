@@ -11,13 +11,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import report
+from .comparison import compact
+from .machine import describe_machine, version_of
+from .settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 OF_COPY, OVER_COMPILE, OVER_EAGER = 0.92, 1.3, 6.0  # the targets for tensors of LARGE bytes and more
 LARGE = 256 << 20
 TARGETED = ("latent", "bernoulli", "gaussian", "gaussian with logvar")  # the others are shown
@@ -66,12 +66,7 @@ def versions() -> dict[str, str | None]:
     nvcc = output_of("nvcc", "--version")
     found: dict[str, str | None] = {"torch": torch.__version__, "cuda_of_torch": torch.version.cuda}
     found["nvcc"] = nvcc.splitlines()[-1] if nvcc else None
-    for name in ("triton", "pybind11", "pytest", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: version_of(name) for name in ("triton", "pybind11", "pytest", "numpy")}
 
 
 def source_hash() -> str:
@@ -183,7 +178,7 @@ def main() -> int:
     verdict = ("PASS" if passed else "FAIL") + (" (dry run: no GPU was used)" if arguments.dry_run else "")
     skipped = [s["name"] for s in stages if s["result"] == "skip"]
     verdict += f" (skipped: {', '.join(skipped)})" if skipped else ""
-    machine, device, found = report.describe_machine(), describe_device(), versions()
+    machine, device, found = describe_machine(), describe_device(), versions()
     torch_version = found["torch"]
     record = {
         "verdict": verdict,
@@ -196,7 +191,7 @@ def main() -> int:
         "left_out": measured["left_out"],
         "benchmarks": measured["rows"],
     }
-    (arguments.out / "record.json").write_text(report.compact(record) + "\n")
+    (arguments.out / "record.json").write_text(compact(record) + "\n")
     text_of_device = device.get("name", "no GPU")
     head = f"{machine['time']}  {text_of_device}  torch {torch_version}  commit {machine['commit'][:10] or 'unknown'}"
     text = "\n".join([head, *table(stages, targets, measured["left_out"]), verdict])

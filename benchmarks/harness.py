@@ -24,45 +24,36 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
 
-import allocator
-from report import (
-    QUICK,
-    Case,
-    Comparison,
-    Copies,
-    Least,
-    Noise,
-    Result,
-    Times,
-    describe_process,
-    save,
-)
+from . import allocator, settings
+from .comparison import Case, Comparison, Result, Times, save
+from .floors import Copies, Least, Noise
+from .machine import describe_process
+from .work import Prepare, Work
 
 MAX_STEPS = 300  # in a turn
+HOST = ": the host's time alone"  # of a case whose work is nothing
 
-Prepare = Callable[[int], Callable[[], Any]]  # does what is not timed, returns the call that is
+
+def size_of(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a provider's process runs: `step(i)` does the work once, `check(i, outputs)` raises if it is wrong.
+def case_id(value: str | tuple[int, ...]) -> str:
+    """What pytest calls a value of a case."""
+    return value if isinstance(value, str) else size_of(value).replace(" ", "")
 
-    `parts` are timed alone, too. One after the other, their outputs are those of the step.
-    """
 
-    step: Callable[[int], Any]
-    check: Callable[[int, Any], None]
-    parts: dict[str, Prepare] = field(default_factory=dict)
+def bytes_of(dtype: str) -> int:
+    import torch
 
-    def check_parts(self, i: int) -> None:
-        if self.parts:
-            self.check(i, tuple(output for prepare in self.parts.values() for output in prepare(i)()))
+    itemsize: int = getattr(torch, dtype).itemsize
+    return itemsize
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ def _serve(connection: Any, provider: Provider, case: Case) -> None:
         import torch  # noqa: F401  # takes seconds, all processes side by side; what follows, one after the other
 
         connection.recv()
-        if provider.train_process and allocator.ALLOCATOR == "default":
+        if provider.train_process and settings.ALLOCATOR == "default":
             from vae_fast.training.malloc import set_up_process
 
             set_up_process()
@@ -226,12 +217,12 @@ def compare(
 
     `least`: what each pass over the data, such as forward and backward, has to do at least.
     """
-    if QUICK:
+    if settings.QUICK:
         return _try(title, case, providers)
     results: list[Result] = []
     workers: list[_Worker] = []
     copies = Copies() if least else None
-    noise = Noise() if any(each.normals for each in (least or {}).values()) and Noise.here() else None
+    noise = Noise() if any(each.normals for each in (least or {}).values()) else None
     try:
         for provider in providers:
             if missing := provider.missing():
@@ -250,7 +241,7 @@ def compare(
                 if clock:
                     clock.take_turn()
         # The tuned allocator keeps what is freed, which nobody can tell from what is needed.
-        if allocator.ALLOCATOR == "default":
+        if settings.ALLOCATOR == "default":
             for worker in workers:
                 worker.result.peak_bytes = worker.peak_bytes()
     finally:
@@ -279,7 +270,7 @@ class Suite:
         """Also gives vae_fast's step to pytest-benchmark, for a table of its own."""
         self.done.append(comparison)
         save(self.name, self.done)
-        benchmark.extra_info.update({r.provider: r.median for r in comparison.timed})
+        benchmark.extra_info.update({r.provider: r.timing.median for r in comparison.timed})
         # which only counts where it is wanted: inputs take long to make
         step = (lambda i: None) if benchmark.disabled else self.ours(comparison.case).step
         if rounds is None:

@@ -145,7 +145,7 @@ sanitizers() {
 bench() {
     local options=(--budget "$((limit - 40))")
     [ -z "$dry" ] || options=(--quick --device cpu)
-    "$python" benchmarks/bench_gpu.py --out "$work/rows.json" "${options[@]}"
+    "$python" -m benchmarks.bench_gpu --out "$work/rows.json" "${options[@]}"
 }
 
 # --- running them ---
@@ -188,4 +188,4 @@ stage tests_large 50 "$reserve"
 stage sanitizers 95 "$reserve"
 stage bench 240 10
 
-"$python" benchmarks/gpu_record.py "$out" --stages "$work/stages.tsv" --rows "$work/rows.json" ${dry:+--dry-run}
+"$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --rows "$work/rows.json" ${dry:+--dry-run}

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,24 +22,38 @@ pytest.importorskip("pytest_benchmark")
 plt = pytest.importorskip("matplotlib.pyplot")
 
 Capture = pytest.CaptureFixture[str]
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 PARTS = {"forward": 0.2, "backward": 0.8}  # of the whole
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/report.py, which writes the records."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("report")
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vae-fast bench` takes the benchmarks of this checkout, whatever is installed."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setitem(sys.modules, "vae_fast_benchmarks", importlib.import_module("benchmarks"))
 
 
 @pytest.fixture
-def harness(report: ModuleType) -> ModuleType:
-    return importlib.import_module("harness")
+def comparison() -> ModuleType:
+    """benchmarks/comparison.py, which writes the records."""
+    return importlib.import_module("benchmarks.comparison")
 
 
 @pytest.fixture
-def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def harness() -> ModuleType:
+    return importlib.import_module("benchmarks.harness")
+
+
+@pytest.fixture
+def settings() -> ModuleType:
+    return importlib.import_module("benchmarks.settings")
+
+
+@pytest.fixture
+def record(
+    comparison: ModuleType, settings: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """record(folder, {title: {provider: milliseconds of each round}}): a folder with one record. A number as a title
     is a batch of the MLP."""
 
@@ -46,31 +61,32 @@ def record(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return [[1e-3 * t * share * f for f in (0.99, 1, 1.01)] for t in rounds]
 
     def write(name: str, cases: dict[str, dict[str, list[float]]], **conditions: Any) -> Path:
-        monkeypatch.setattr(report, "RESULTS", str(tmp_path / name))
-        monkeypatch.setattr(report, "QUICK", False)
+        monkeypatch.setattr(settings, "RESULTS", str(tmp_path / name))
+        monkeypatch.setattr(settings, "QUICK", False)
         comparisons = [
-            report.Comparison(
+            comparison.Comparison(
                 title,
                 {"model": "mlp", "batch": int(title)} if title.isdigit() else {},
                 # Each round has three steps around its median.
                 [
-                    report.Result(
+                    comparison.Result(
                         provider,
                         rounds=three(rounds),
                         parts={
-                            name: report.Times(rounds=three(rounds, share)) for name, share in PARTS.items()
+                            name: comparison.Times(rounds=three(rounds, share))
+                            for name, share in PARTS.items()
                         },
                         peak_bytes=700 << 20,
                     )
                     for provider, rounds in providers.items()
                 ],
-                {"forward": report.Least(250_000, normals=2000), "backward": report.Least(750_000)},
+                {"forward": comparison.Least(250_000, normals=2000), "backward": comparison.Least(750_000)},
                 copy_bandwidth=1e9,
                 normals_per_second=1e6,
             )
             for title, providers in cases.items()
         ]
-        path = report.save("case", comparisons)
+        path = comparison.save("case", comparisons)
         assert path is not None
         raw = json.loads(path.read_text())
         raw["conditions"].update(conditions)
@@ -89,7 +105,7 @@ def work(off: float, case: dict[str, Any]) -> Any:
     """100 MB of ones, in two parts, the second `off`."""
     import torch
 
-    from harness import Work
+    from benchmarks.work import Work
 
     def check(i: int, outputs: tuple[Any, ...]) -> None:
         assert all(bool((t == 1).all()) for t in outputs), "not all are 1"
@@ -126,42 +142,44 @@ def test_only_the_call_is_timed(harness: ModuleType, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory in /proc")
 def test_a_comparison_times_parts_and_measures_memory(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, settings: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "QUICK", False)
+    monkeypatch.setattr(settings, "QUICK", False)
     providers = [harness.Provider("vae_fast", partial(work, 0))]
     least = {"first": harness.Least(10), "second": harness.Least(20)}
     found = harness.compare(
         "t", {"n": 25_000_000}, providers, least=least, rounds=2, turn_seconds=0.1
-    ).record()
+    ).record({})
     (ours,) = found["providers"]
     assert 190e6 < ours["peak_bytes"] < 230e6
     assert set(ours["parts"]) == set(found["parts"]) == {"first", "second"}
-    assert [len(part["rounds_s"]) for part in ours["parts"].values()] == [2, 2]
+    assert [len(part["round_medians_s"]) for part in ours["parts"].values()] == [2, 2]
     assert found["bytes_moved"] == 30
     assert found["parts"]["second"]["bytes_moved"] == 20
     assert found["floor_s"] == pytest.approx(found["parts"]["first"]["floor_s"] * 3)
 
 
-def test_no_memory_is_told_where_it_is_kept(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "QUICK", False)
-    monkeypatch.setattr(harness.allocator, "ALLOCATOR", "tuned")
+def test_no_memory_is_told_where_it_is_kept(
+    harness: ModuleType, settings: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "QUICK", False)
+    monkeypatch.setattr(settings, "ALLOCATOR", "tuned")
     providers = [harness.Provider("vae_fast", partial(work, 0))]
     assert harness.compare("t", {"n": 10}, providers, rounds=1, turn_seconds=0).base.peak_bytes is None
 
 
 def test_a_wrong_part_fails_before_anything_is_timed(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, settings: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     providers = [harness.Provider("vae_fast", partial(work, 0.5))]
     for quick in (True, False):
-        monkeypatch.setattr(harness, "QUICK", quick)
+        monkeypatch.setattr(settings, "QUICK", quick)
         with pytest.raises((AssertionError, RuntimeError), match="not all are 1"):
             harness.compare("t", {"n": 10}, providers, rounds=1, turn_seconds=0)
 
 
 def test_inputs_are_not_made_for_a_table_that_nobody_wants(
-    harness: ModuleType, report: ModuleType, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, comparison: ModuleType, settings: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Disabled:
         disabled = True
@@ -173,22 +191,38 @@ def test_inputs_are_not_made_for_a_table_that_nobody_wants(
     def ours(case: Any) -> Any:
         raise AssertionError("made inputs")
 
-    monkeypatch.setattr(report, "QUICK", True)  # writes nothing
-    comparison = report.Comparison("t", {}, [report.Result("vae_fast", rounds=[[1.0]])])
-    harness.Suite("t", ours).add(comparison, Disabled())
+    monkeypatch.setattr(settings, "QUICK", True)  # writes nothing
+    done = comparison.Comparison("t", {}, [comparison.Result("vae_fast", rounds=[[1.0]])])
+    harness.Suite("t", ours).add(done, Disabled())
 
 
 def test_a_wrong_provider_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    from vae_fast.cli.bench import run
+    from benchmarks import run
 
-    (tmp_path / "harness.py").touch()
-    (tmp_path / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
-    (tmp_path / "test_it.py").write_text("def test_it(): assert False, 'off by 0.5'")
-    monkeypatch.setattr(run, "BENCHMARKS", tmp_path)
+    for name in ("__init__.py", "conftest.py", "settings.py"):
+        shutil.copy(BENCHMARKS / name, tmp_path)
+    (tmp_path / "bench_it.py").write_text("def test_it(): assert False, 'off by 0.5'")
+    monkeypatch.setattr(run, "PACKAGE", tmp_path)
     assert cli.run(["bench", "--quick"]) == 1
     assert "1 benchmark(s) failed; test_it: AssertionError: off by 0.5" in capsys.readouterr().err
+
+
+def test_without_the_benchmarks_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "vae_fast_benchmarks", None)
+    assert cli.run(["bench", "--quick"]) == 1
+    assert "vae_fast_benchmarks is not installed" in capsys.readouterr().err
+
+
+def test_options_are_the_benchmarks_own(capsys: Capture) -> None:
+    assert cli.run(["bench", "--help"]) == 0
+    assert re.search(
+        r"vae-fast bench .*--quick.*--only.*--out.*--allocator.*--compare.*--report",
+        capsys.readouterr().out,
+        re.S,
+    )
+    assert cli.run(["bench", "--no-such-option"]) == 2
 
 
 def test_a_pattern_that_matches_nothing(capsys: Capture) -> None:
@@ -238,7 +272,7 @@ def test_compare_refuses_what_cannot_be_compared(record: Any, tmp_path: Path, ca
 
 
 def test_the_verdict_counts_wins_ties_and_losses(record: Any) -> None:
-    from vae_fast.cli.bench import records, verdict
+    from benchmarks import records, verdict
 
     ours = [10.0, 10.0, 10.0, 10.0]
     eager = {
@@ -259,15 +293,12 @@ def test_the_verdict_counts_wins_ties_and_losses(record: Any) -> None:
     ]
 
 
-def test_report(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vae_fast.cli.bench import run
-
-    monkeypatch.setattr(run, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(run, "BENCHMARKS", tmp_path)
+def test_report(record: Any, settings: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = tmp_path / "docs" / "benchmarks"
+    monkeypatch.setattr(settings, "DOCS", docs)
     first, second = {"eager": [20.0], "vae_fast": [10.0]}, {"jax.jit": [5.0], "vae_fast": [10.0]}
     folder = record("a", {"first": first, "second": second, "128": first, "1024": first})
     assert cli.run(["bench", "--report", "--out", str(folder)]) == 0
-    docs = tmp_path / "docs" / "benchmarks"
     text = (docs / "report.md").read_text()
     whole, parts, memory = (line for line in text.splitlines() if line.startswith("| second"))
     assert whole == "| second | 10 | 9.9 to 10.1 | 10% (20%) |  | 0.50x **(loses)** |"
@@ -282,7 +313,7 @@ def test_report(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_committed_record_can_be_read() -> None:
-    from vae_fast.cli.bench import records
+    from benchmarks import records
 
     found = [p for p in (BENCHMARKS / "results").rglob("*.json") if "gpu" not in p.parts]
     assert found

@@ -89,8 +89,8 @@ def test_without_a_gpu_it_fails_at_once(tmp_path: Path) -> None:
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A target is met when every figure of its case is there and good enough."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import gpu_record
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import gpu_record
 
     def rows(tensor_bytes: int, forward: float, compiled: float, eager: float) -> list[dict]:
         case = {"op": "latent", "dtype": "float32", "rows": 8, "features": 4, "tensor_bytes": tensor_bytes}

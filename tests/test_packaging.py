@@ -15,7 +15,7 @@ import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -90,10 +90,10 @@ def wheel_without_compiler(unpacked: Path, tmp_path_factory: pytest.TempPathFact
     return build_wheel(unpacked, tmp_path_factory.mktemp("wheel"), CC="/bin/false", CXX="/bin/false")
 
 
-def required_by(name: str) -> Iterator[str]:
-    """The distribution and all that it needs, of what is installed here."""
+def required_by(*names: str) -> Iterator[str]:
+    """The distributions and all that they need, of what is installed here."""
     seen: set[str] = set()
-    todo = [name]
+    todo = list(names)
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
         if name in seen:
@@ -107,18 +107,18 @@ def required_by(name: str) -> Iterator[str]:
         todo += [m[0] for r in requirements if "extra ==" not in r and (m := re.match(r"[\w.-]+", r))]
 
 
-def environment(folder: Path, wheel: Path) -> Path:
-    """A new virtual environment with torch and the wheel; its interpreter."""
+def environment(folder: Path, *install: str | Path, also: Sequence[str] = (), **env: str) -> Path:
+    """A new virtual environment with torch, `also` and what pip is to install; its interpreter."""
     venv.create(folder, with_pip=False, symlinks=True)
     interpreter = folder / "bin" / "python"
     site = Path(run(interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    for name in required_by("torch"):
+    for name in required_by("torch", *also):
         distribution = metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(distribution.locate_file(top))))
     pip = (sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet", "--no-index")
-    run(*pip, wheel)  # resolves torch too: it must be satisfied by what is there
+    run(*pip, *install, env=env)  # resolves torch too: it must be satisfied by what is there
     return interpreter
 
 
@@ -137,13 +137,36 @@ def test_sdist_has_what_a_build_and_a_test_run_need(unpacked: Path) -> None:
     assert not list(unpacked.rglob("*.so"))
 
 
-def test_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"vae_fast"}
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"vae_fast", "vae_fast_benchmarks"}
     assert "vae_fast/py.typed" in names
     assert any(re.fullmatch(r"vae_fast/backends/native/_cpu\..*(so|pyd)", n) for n in names)
     sources = {str(f.relative_to(ROOT)) for f in ROOT.glob("vae_fast/**/*.py")}
     assert sources <= set(names)
+
+
+def test_wheel_has_the_benchmarks_without_their_records(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    sources = {f"vae_fast_benchmarks/{f.name}" for f in ROOT.glob("benchmarks/*.py")}
+    assert {n for n in names if n.startswith("vae_fast_benchmarks/")} == sources
+
+
+def test_vae_fast_does_not_look_outside_itself(wheel: Path) -> None:
+    """It has no benchmarks of its own, names them where the command hands on to them, and reads no file above it."""
+    archive = zipfile.ZipFile(wheel)
+    sources = {n: archive.read(n).decode() for n in archive.namelist() if re.match(r"vae_fast/.*\.py$", n)}
+    assert not [n for n in sources if "bench" in n]
+    naming = [
+        n for n, text in sources.items() if re.search(r"vae_fast_benchmarks|\bbenchmarks\.|/benchmarks", text)
+    ]
+    assert naming == ["vae_fast/cli/app.py"]
+    for name, text in sources.items():
+        for up in re.finditer(r"__file__\)(\.resolve\(\))?((?:\.parents?\b(?:\[\d+\])?)+)", text):
+            levels = len(re.findall(r"\.parent\b", up[2])) + sum(
+                int(n) + 1 for n in re.findall(r"\d+", up[2])
+            )
+            assert levels <= name.count("/"), f"{name}: {up[0]}"
 
 
 def test_metadata_asks_for_torch_alone(wheel: Path) -> None:
@@ -187,6 +210,34 @@ def test_command_without_its_extra_says_what_to_install(installed: Path) -> None
     assert done.returncode != 0
     assert "vae_fast[train]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_bench_runs_from_an_installed_copy(wheel: Path, tmp_path: Path) -> None:
+    """Outside the checkout, and whatever the settings of the project that it is installed in."""
+    requires = metadata.PathDistribution(zipfile.Path(wheel, next(_dist_info(wheel)))).metadata.get_all(
+        "Requires-Dist"
+    )
+    train = [re.match(r"[\w-]+", r)[0] for r in requires if 'extra == "train"' in r]  # type: ignore[index]
+    interpreter = environment(tmp_path / "venv", wheel, also=[*train, "pytest", "pytest-benchmark"])
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    bench = (interpreter.parent / "vae-fast", "bench")
+    only = ("--only", "test_likelihood and laplace and bfloat16")
+    said = run(*bench, "--quick", *only, cwd=tmp_path)
+    assert "1 ran, and every provider was right" in said
+    code = "from vae_fast_benchmarks import settings; print(settings.PACKAGE); print(settings.RECORDS)"
+    package, records = run(interpreter, "-c", code, cwd=tmp_path).split()
+    assert Path(package).is_relative_to(tmp_path / "venv")
+    assert Path(records) == tmp_path / "benchmarks" / "results"
+
+
+def test_an_editable_install_has_the_checkouts_benchmarks(unpacked: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(unpacked, tmp_path / "source")
+    tools = ("setuptools", "pybind11")
+    interpreter = environment(
+        tmp_path / "venv", "--no-build-isolation", "--editable", source, also=tools, VAE_FAST_CPU="0"
+    )
+    said = python(interpreter, "from vae_fast_benchmarks import settings; print(settings.RECORDS)")
+    assert Path(said.strip()) == source / "benchmarks" / "results"
 
 
 def test_installs_without_a_compiler(wheel_without_compiler: Path, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from .bench.command import bench
-
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
     add_completion=False,
@@ -284,7 +282,24 @@ def doctor() -> int:
     return run_doctor()
 
 
-app.command(short_help="Measure against eager PyTorch, torch.compile and JAX.")(bench)
+# Every option, --help too, goes on to the benchmarks, which are a package of their own.
+@app.command(
+    short_help="Measure against eager PyTorch, torch.compile and JAX.",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> int:
+    try:
+        import vae_fast_benchmarks
+    except ModuleNotFoundError as error:
+        if error.name != "vae_fast_benchmarks":
+            raise
+        from ..training.errors import TrainingError
+
+        raise TrainingError(
+            "vae_fast_benchmarks is not installed: reinstall vae_fast, or run python -m benchmarks in a checkout"
+        ) from None
+    return vae_fast_benchmarks.main(context.args, context.command_path)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

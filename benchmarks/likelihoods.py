@@ -20,18 +20,17 @@ EPS = 1e-8  # of scvi-tools
 
 
 @dataclass(frozen=True)
-class Member:
+class Likelihood:
     """One likelihood and its sizes."""
 
-    large: tuple[int, ...]
-    small: tuple[int, ...]
-    tiny: tuple[int, ...]
     make: Callable[[tuple[int, ...], torch.Generator], tuple[Tensor, ...]]  # target, parameters
     eager: Expression
-    libraries: dict[str, tuple[str, Callable[[], Expression]]] = field(
-        default_factory=dict
-    )  # module, expression
-    jax: bool = False  # likelihood_jax has it
+    # by name: module, and what gives the expression
+    libraries: dict[str, tuple[str, Callable[[], Expression]]] = field(default_factory=dict)
+    large: tuple[int, ...] = (4096, 784)
+    small: tuple[int, ...] = (128, 784)
+    tiny: tuple[int, ...] = (32, 24)
+    jax: bool = False  # likelihoods_jax has it
     tolerance: float = 1e-5  # of what others write, relative to the largest value; ours have 1e-5
     upcasts: bool = False  # its lines go wrong in bfloat16, so that it takes float32 first
 
@@ -143,12 +142,12 @@ def laplace_distribution() -> Expression:
     )
 
 
-def scvi(name: str) -> Callable[[], Expression]:
+def scvi(name: str) -> dict[str, tuple[str, Callable[[], Expression]]]:
     def load() -> Expression:
         log_prob = getattr(importlib.import_module("scvi.distributions._negative_binomial"), name)
         return lambda target, *params: -log_prob(target, *params).sum(-1)
 
-    return load
+    return {"scvi-tools": ("scvi", load)}
 
 
 def grey(*others: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Any:
@@ -194,15 +193,11 @@ def mixture(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor,
     return levels, torch.randn((batch, 100, *pixels), generator=generator) / 2
 
 
-MEMBERS = {
-    "bernoulli": Member((16384, 784), (128, 784), (32, 24), grey(normal), bernoulli, jax=True),
-    "continuous_bernoulli": Member(
-        (4096, 784), (128, 784), (32, 24), grey(normal), continuous_bernoulli, tolerance=1e-2, upcasts=True
-    ),
-    "gaussian": Member(
-        (4096, 784),
-        (128, 784),
-        (32, 24),
+SINGLE_CELL: dict[str, Any] = {"large": (1024, 4000), "small": (128, 512), "tolerance": 1e-4}
+LIKELIHOODS = {
+    "bernoulli": Likelihood(grey(normal), bernoulli, large=(16384, 784), jax=True),
+    "continuous_bernoulli": Likelihood(grey(normal), continuous_bernoulli, tolerance=1e-2, upcasts=True),
+    "gaussian": Likelihood(
         grey(normal, normal),
         gaussian,
         {
@@ -211,47 +206,28 @@ MEMBERS = {
         },
         jax=True,
     ),
-    "laplace": Member(
-        (4096, 784),
-        (128, 784),
-        (32, 24),
-        grey(normal, normal),
-        laplace,
-        {"torch.distributions": ("torch", laplace_distribution)},
-        jax=True,
+    "laplace": Likelihood(
+        grey(normal, normal), laplace, {"torch.distributions": ("torch", laplace_distribution)}, jax=True
     ),
-    "discretized_logistic": Member(
-        (4096, 784), (128, 784), (32, 24), grey(normal, log_scale), discretized_logistic, tolerance=1e-2
-    ),
-    "discretized_logistic_mixture": Member(
-        (64, 3, 32, 32),
-        (4, 3, 32, 32),
-        (2, 3, 4, 4),
+    "discretized_logistic": Likelihood(grey(normal, log_scale), discretized_logistic, tolerance=1e-2),
+    "discretized_logistic_mixture": Likelihood(
         mixture,
         discretized_logistic_mixture,
+        large=(64, 3, 32, 32),
+        small=(4, 3, 32, 32),
+        tiny=(2, 3, 4, 4),
         tolerance=1e-2,
         upcasts=True,
     ),
-    "poisson": Member((4096, 784), (128, 784), (32, 24), expression_counts(1), poisson, jax=True),
-    "negative_binomial": Member(
-        (1024, 4000),
-        (128, 512),
-        (32, 24),
-        expression_counts(2),
-        negative_binomial,
-        {"scvi-tools": ("scvi", scvi("log_nb_positive"))},
-        jax=True,
-        tolerance=1e-4,
+    "poisson": Likelihood(expression_counts(1), poisson, jax=True),
+    "negative_binomial": Likelihood(
+        expression_counts(2), negative_binomial, scvi("log_nb_positive"), **SINGLE_CELL, jax=True
     ),
-    "zero_inflated_negative_binomial": Member(
-        (1024, 4000),
-        (128, 512),
-        (32, 24),
-        expression_counts(3),
-        zero_inflated_negative_binomial,
-        {"scvi-tools": ("scvi", scvi("log_zinb_positive"))},
-        tolerance=1e-4,
+    "zero_inflated_negative_binomial": Likelihood(
+        expression_counts(3), zero_inflated_negative_binomial, scvi("log_zinb_positive"), **SINGLE_CELL
     ),
-    "multinomial": Member((4096, 20000), (128, 2000), (32, 24), items, multinomial, jax=True),
-    "categorical": Member((64, 64, 10000), (8, 16, 1000), (4, 3, 24), tokens, categorical, jax=True),
+    "multinomial": Likelihood(items, multinomial, large=(4096, 20000), small=(128, 2000), jax=True),
+    "categorical": Likelihood(
+        tokens, categorical, large=(64, 64, 10000), small=(8, 16, 1000), tiny=(4, 3, 24), jax=True
+    ),
 }

@@ -17,14 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import vae_fast
+from vae_fast.training.errors import TrainingError
 
-from ...training.errors import TrainingError
+from . import settings
+from .machine import describe_conditions, folder_of
 from .records import load, load_files, newest
+from .settings import PACKAGE
 from .verdict import verdict
-
-CHECKOUT = Path(vae_fast.__file__).parents[1]
-BENCHMARKS = CHECKOUT / "benchmarks"
 
 
 def run_benchmarks(allocators: list[str], *, quick: bool, only: str | None, out: Path | None) -> int:
@@ -36,16 +35,13 @@ def run_benchmarks(allocators: list[str], *, quick: bool, only: str | None, out:
             "Each provider has a process of its own and they take turns: minutes. Leave the machine idle."
         )
     if out is None and not quick:
-        out = _results_folder()
-    environment = os.environ | {
-        "VAE_FAST_BENCH_QUICK": "1" if quick else "0",
-        "VAE_FAST_BENCH_COMMAND": _command(allocators, only),
-    }
+        out = folder_of(describe_conditions())
+    told = {"quick": int(quick), "command": _command(allocators, only)}
     if out is not None:
-        environment["VAE_FAST_BENCH_RESULTS"] = str(out.resolve())
+        told["results"] = out.resolve()
     since, done = time.time(), 0
     for allocator in allocators:
-        done += _run_suite(console, environment | {"VAE_FAST_BENCH_ALLOCATOR": allocator}, only, allocator)
+        done += _run_suite(console, told | {"allocator": allocator}, only)
     if quick:
         console.print(f"{done} ran, and every provider was right; nothing was timed (--quick)")
         return 0
@@ -62,18 +58,13 @@ def run_benchmarks(allocators: list[str], *, quick: bool, only: str | None, out:
 def run_report(folder: Path | None) -> int:
     from .markdown import write_report
 
-    folder = folder or newest(BENCHMARKS / "results")
-    docs = (CHECKOUT if BENCHMARKS.is_dir() else Path()) / "docs" / "benchmarks"
-    for path in write_report(list(load(folder).values()), docs):
+    folder = folder or newest(settings.RECORDS)
+    for path in write_report(list(load(folder).values()), settings.DOCS):
         print(_shown(path))
     return 0
 
 
 def _check(allocators: list[str]) -> None:
-    if not (BENCHMARKS / "harness.py").exists():
-        raise TrainingError(
-            "the benchmarks are in no wheel: clone the repository and pip install -e '.[train,bench]' there"
-        )
     for module in ("pytest", "pytest_benchmark"):
         if util.find_spec(module) is None:
             raise TrainingError(
@@ -90,18 +81,6 @@ def _is_glibc() -> bool:
         return False
 
 
-def _results_folder() -> Path:
-    """What the benchmarks would choose, chosen once for all runs of this command."""
-    code = "import report; print(report.results_folder(report.describe_conditions()))"
-    environment = {k: v for k, v in os.environ.items() if k != "VAE_FAST_BENCH_RESULTS"}
-    command = [sys.executable, "-c", code]
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=True
-    )
-    return Path(done.stdout.strip().splitlines()[-1])
-
-
 def _command(allocators: list[str], only: str | None) -> str:
     allocator = "both" if len(allocators) == 2 else allocators[0]
     options = ([f"--allocator {allocator}"] if allocator != "default" else []) + (
@@ -110,22 +89,16 @@ def _command(allocators: list[str], only: str | None) -> str:
     return " ".join(["vae-fast bench", *options])
 
 
-def _run_suite(console: Console, environment: dict[str, str], only: str | None, allocator: str) -> int:
+def _run_suite(console: Console, told: dict[str, Any], only: str | None) -> int:
     """Runs all benchmarks that `only` matches; their number. TrainingError for the first that failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(BENCHMARKS),
-        "--benchmark-disable",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", str(PACKAGE), "--benchmark-disable", "-q"]
+    # No setting of a project that the package happens to be installed in, and nothing written beside it.
+    command += ["-c", os.devnull, "--rootdir", str(PACKAGE), "--confcutdir", str(PACKAGE)]
+    command += ["-o", "python_files=bench_*.py", "-p", "no:cacheprovider"]
     command += ["-k", only] if only else []
     # Redrawn once a second at most: the bar shares the machine with what is measured.
     bar = Progress(
-        TextColumn(f"{allocator} allocator"),
+        TextColumn(f"{told['allocator']} allocator"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -139,8 +112,8 @@ def _run_suite(console: Console, environment: dict[str, str], only: str | None, 
         events.touch()
         process = subprocess.Popen(
             command,
-            cwd=CHECKOUT,
-            env=environment | {"VAE_FAST_BENCH_EVENTS": str(events)},
+            cwd=PACKAGE.parent,
+            env=settings.environment(**told, events=events),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .records import OURS, Case, Record, Timing
+from .records import Case, Record
+from .timing import OURS
 
 # Okabe and Ito's colours, which the colour-blind tell apart; light and dark also in grey.
 STYLES = {  # colour, marker
@@ -61,8 +62,12 @@ def _save(path: Path, record: Record, cases: list[Case], draw: Callable[[Any, li
     plt.close(figure)
 
 
+def _times_slower(case: Case) -> list[tuple[str, float]]:
+    return [(name, t.times_slower_than(case.timings[OURS])[1]) for name, t in case.others.items()]
+
+
 def _speedup(axes: Any, cases: list[Case]) -> None:
-    _dots(axes, cases, lambda case: [(t, t.times_slower_than(case.timings[OURS])[1]) for t in case.others])
+    _dots(axes, cases, _times_slower)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("provider's time over vae_fast's (right of 1: vae_fast is faster)")
     _scale(axes, "{:g}×")
@@ -73,9 +78,8 @@ def _batches(axes: Any, cases: list[Case]) -> None:
 
     series: dict[str, list[tuple[int, float]]] = {}
     for case in sorted(cases, key=lambda case: case.parameters["batch"]):
-        for timing in case.others:
-            point = case.parameters["batch"], timing.times_slower_than(case.timings[OURS])[1]
-            series.setdefault(timing.provider, []).append(point)
+        for name, factor in _times_slower(case):
+            series.setdefault(name, []).append((case.parameters["batch"], factor))
     for name, (colour, marker) in _styles(series).items():
         axes.plot(*zip(*series[name], strict=True), marker, linestyle="-", color=colour, label=name)
     axes.axhline(1, color="black", linewidth=1)
@@ -89,17 +93,21 @@ def _batches(axes: Any, cases: list[Case]) -> None:
 
 
 def _floor(axes: Any, cases: list[Case]) -> None:
-    _dots(axes, cases, lambda c: [(t, (c.floor or 0) / t.median) for t in (*c.others, c.timings[OURS])])
+    _dots(
+        axes,
+        cases,
+        lambda c: [(n, (c.floor or 0) / t.median) for n, t in (c.others | {OURS: c.timings[OURS]}).items()],
+    )
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("fraction of the speed of a copy of the fewest bytes (1: as fast as memory)")
     _scale(axes, "{:g}")
 
 
-def _dots(axes: Any, cases: list[Case], points: Callable[[Case], list[tuple[Timing, float]]]) -> None:
+def _dots(axes: Any, cases: list[Case], points: Callable[[Case], list[tuple[str, float]]]) -> None:
     series: dict[str, list[tuple[float, int]]] = {}
     for y, case in enumerate(cases):
-        for timing, x in points(case):
-            series.setdefault(timing.provider, []).append((x, y))
+        for name, x in points(case):
+            series.setdefault(name, []).append((x, y))
     for name, style in _styles(series).items():
         axes.plot(
             *zip(*series[name], strict=True),
@@ -126,7 +134,7 @@ def _scale(axes: Any, form: str) -> None:
 
 
 def _memory(axes: Any, cases: list[Case]) -> None:
-    _dots(axes, cases, lambda c: [(t, (t.peak_bytes or 0) / 1e6) for t in c.timings.values() if t.peak_bytes])
+    _dots(axes, cases, lambda c: [(n, t.peak_bytes / 1e6) for n, t in c.timings.items() if t.peak_bytes])
     axes.set_xlabel("peak memory of one step above its inputs, MB")
     _scale(axes, "{:g}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .records import OURS, Case, Record, Timing
+from .records import Case, Record
+from .timing import OURS, Timing
 from .verdict import MARGIN, meet, times, verdict
 
 PARTS = (
@@ -101,7 +102,7 @@ def memory_table(record: Record) -> list[str]:
 
 
 def _providers(record: Record) -> list[str]:
-    return list(dict.fromkeys(t.provider for case in record.cases for t in case.timings.values()))
+    return list(dict.fromkeys(name for case in record.cases for name in case.timings))
 
 
 def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -111,7 +112,7 @@ def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _factors(case: Case, others: list[str]) -> list[str]:
     met = [
-        meet(case.title, case.ours, case.timings[name]) if case.ours and name in case.timings else None
+        meet(case.title, case.ours, name, case.timings[name]) if case.ours and name in case.timings else None
         for name in others
     ]
     return [times(m.factor) + MARKS[m.result] if m else "" for m in met]

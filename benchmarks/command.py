@@ -1,4 +1,4 @@
-"""The options of `vae-fast bench`."""
+"""The command and its options. What it does is imported when it runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Annotated
 
 import typer
 
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 
 class AllocatorChoice(StrEnum):
     default = "default"
@@ -15,6 +22,7 @@ class AllocatorChoice(StrEnum):
     both = "both"
 
 
+@app.command()
 def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes, each provider once: is it right? Nothing is timed.")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from likelihood_members import EPS
+from .likelihoods import EPS
 
 
 def bernoulli(target: Any, logits: Any) -> Any:  # as optax.sigmoid_binary_cross_entropy

@@ -7,7 +7,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import MACHINE, Case, Record, RecordError, Timing, load
+from .records import MACHINE, Case, Record, RecordError, load
+from .timing import Timing
 from .verdict import MARGIN, times
 
 
@@ -47,8 +48,8 @@ def changes(before: Record, after: Record) -> list[Change]:
 
 
 def _drift(before: Case, after: Case) -> float | None:
-    old = {t.provider: t for t in before.others}
-    factors = [t.median / old[t.provider].median for t in after.others if t.provider in old]
+    old = before.others
+    factors = [t.median / old[name].median for name, t in after.others.items() if name in old]
     return math.exp(statistics.mean(math.log(f) for f in factors)) if factors else None
 
 

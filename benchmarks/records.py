@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...training.errors import TrainingError
+from vae_fast.training.errors import TrainingError
 
-OURS = "vae_fast"
+from .timing import OURS, Timing
+
 MACHINE = ("device", "threads", "isa")  # only times from the same of these can be compared
 
 
@@ -20,33 +20,12 @@ class RecordError(TrainingError):
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One provider's time for one case, in seconds."""
-
-    provider: str
-    median: float
-    low: float  # the quartiles of all timed steps
-    high: float
-    rounds: tuple[float, ...]  # median of each round; in a round, all providers ran one after the other
-    peak_bytes: int | None = None
-
-    def times_slower_than(self, other: Timing) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile of the quotient, over the rounds."""
-        quotients = [mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True)]
-        if len(quotients) == 1:
-            return quotients[0], quotients[0], quotients[0]
-        low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
-        return low, median, high
-
-
-@dataclass(frozen=True)
 class Case:
     title: str
-    timings: Mapping[str, Timing]
+    timings: Mapping[str, Timing]  # by provider
     floor: float | None  # seconds: the fewest bytes over the bandwidth of a copy
-    noise_floor: float | None = (
-        None  # seconds: the random numbers alone, as vae_fast makes them in the caches
-    )
+    # seconds: the random numbers alone, as vae_fast makes them in the caches
+    noise_floor: float | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Case] = field(default_factory=dict)  # forward alone, backward alone
 
@@ -55,9 +34,9 @@ class Case:
         return self.timings.get(OURS)
 
     @property
-    def others(self) -> list[Timing]:
+    def others(self) -> dict[str, Timing]:
         """Those who do without vae_fast."""
-        return [t for name, t in self.timings.items() if OURS not in name]
+        return {name: t for name, t in self.timings.items() if OURS not in name}
 
 
 @dataclass(frozen=True)
@@ -134,11 +113,11 @@ def _read(file: Path) -> Record:
         raw = json.loads(file.read_text())
         return Record(
             conditions=raw["conditions"],
-            meaning=raw["allocator"]["meaning"],
+            meaning=raw["allocator"],
             time=raw["machine"]["time"],
             commits=(raw["machine"]["commit"],),
             command=raw["command"],
-            versions=raw["versions"],
+            versions=raw["process"]["versions"],
             cases=tuple(_case(c) for c in raw["comparisons"]),
         )
     except OSError as error:
@@ -148,29 +127,14 @@ def _read(file: Path) -> Record:
 
 
 def _case(raw: Any) -> Case:
-    timed = [p for p in raw["providers"] if "skipped" not in p]
-    whole = _timed(raw["title"], raw, timed)
+    timed = {p["provider"]: p for p in raw["providers"] if "skipped" not in p}
     parts = {
-        name: _timed(
-            f"{raw['title']}, {name} alone",
-            floors,
-            [{"provider": p["provider"], **p["parts"][name]} for p in timed],
-        )
-        for name, floors in raw.get("parts", {}).items()
+        name: _timed(f"{raw['title']}, {name} alone", floors, {n: p["parts"][name] for n, p in timed.items()})
+        for name, floors in raw["parts"].items()
     }
-    return replace(whole, parameters=raw["case"], parts=parts)
+    return replace(_timed(raw["title"], raw, timed), parameters=raw["case"], parts=parts)
 
 
-def _timed(title: str, floors: Any, timed: Any) -> Case:
-    timings = (
-        Timing(
-            p["provider"],
-            p["median_s"],
-            low=p["quartiles_s"][0],
-            high=p["quartiles_s"][1],
-            rounds=tuple(statistics.median(r) for r in p["rounds_s"]),
-            peak_bytes=p.get("peak_bytes"),
-        )
-        for p in timed
-    )
-    return Case(title, {t.provider: t for t in timings}, floors["floor_s"], floors.get("noise_floor_s"))
+def _timed(title: str, floors: Any, timed: Mapping[str, Any]) -> Case:
+    timings = {provider: Timing.read(raw) for provider, raw in timed.items()}
+    return Case(title, timings, floors["floor_s"], floors["noise_floor_s"])

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .records import Case, Record, Timing
+from .records import Case, Record
+from .timing import Timing
 
 MARGIN = 0.05  # a difference of less is called a tie: it is not what the same code repeats from run to run
 
@@ -21,7 +22,7 @@ class Meeting:
     result: str  # "wins", "ties", "loses": what vae_fast does
 
 
-def meet(title: str, ours: Timing, other: Timing) -> Meeting:
+def meet(title: str, ours: Timing, provider: str, other: Timing) -> Meeting:
     """Beyond the margin, and in at least three rounds of four: or else a tie."""
     low, factor, high = other.times_slower_than(ours)
     result = "ties"
@@ -29,11 +30,13 @@ def meet(title: str, ours: Timing, other: Timing) -> Meeting:
         result = "wins"
     elif factor <= 1 / (1 + MARGIN) and high < 1:
         result = "loses"
-    return Meeting(title, other.provider, factor, result)
+    return Meeting(title, provider, factor, result)
 
 
 def meetings(cases: Iterable[Case]) -> list[Meeting]:
-    return [meet(case.title, case.ours, other) for case in cases if case.ours for other in case.others]
+    return [
+        meet(case.title, case.ours, *other) for case in cases if case.ours for other in case.others.items()
+    ]
 
 
 def verdict(record: Record) -> list[str]:
