@@ -14,8 +14,8 @@ from torch import Tensor
 
 import vae_fast
 from conftest import needs_native
-from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
+from vae_fast.likelihoods import gaussian
 
 from . import cases, edges, truth
 from .judge import Truth, judge
@@ -136,8 +136,8 @@ def test_one_wrong_instruction_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_forgotten_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, total = ordinary("gaussian"), reference.likelihood.total
-    monkeypatch.setattr(reference.likelihood, "total", lambda terms, mask, weight: total(terms, None, weight))
+    table, total = ordinary("gaussian"), gaussian.total
+    monkeypatch.setattr(gaussian, "total", lambda terms, mask, weight: total(terms, None, weight))
     with vae_fast.backend("reference"), pytest.raises(pytest.fail.Exception, match="nll"):
         check(Engine("reference", F32), table, ["masked"])
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_class_type, check_target_type
+from ..likelihoods.categorical import IGNORED
 from ..ops._common import are_real
-from ..ops.categorical import IGNORED
 from .checks import warn
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..likelihoods.categorical import IGNORED
 from . import _common
 from .op import Args, Gradients, Op
-
-IGNORED = -100
 
 
 def categorical(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..backends.contract import FakeBackend
+from ..likelihoods import LIKELIHOODS, Parameter, Spec
+from ..likelihoods.spec import largest_log
 from . import _common
 
 CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
-CATEGORICAL = ("categorical", "multinomial")
-# How many of the likelihood's parameters, from the first on, come out of the layer as logarithms.
-LOGARITHMS = {"poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 2}
-LOG_LARGEST = 88.7  # of a theta that float32 holds; with more a negative binomial is Poisson's all the same
+
 
 Gradients = list[Tensor | None]
 
@@ -48,6 +47,15 @@ class Inputs(NamedTuple):
         return cls._make([*args[: len(single)], args[len(single) :]])
 
     @property
+    def spec(self) -> Spec:
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def heads(self) -> tuple[Parameter, ...]:
+        """The parameters that the layer makes, in the order of its outputs."""
+        return self.spec.heads(len(self.fixed_params))
+
+    @property
     def grad_inputs(self) -> tuple[Tensor | None, ...]:
         """What gradients are for; everything that follows is in this order."""
         return self.hidden, self.weight, self.bias, self.library, *self.fixed_params
@@ -71,7 +79,7 @@ def run_chunks(
         else:
             grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
     if backend is not FakeBackend:
-        run = _categorical if inputs.likelihood in CATEGORICAL else _elementwise
+        run = _categorical if inputs.spec.op == "categorical" else _elementwise
         if inputs.sample_weight is not None:
             grad_nll = grad_nll * inputs.sample_weight
         run(_Layer(backend, inputs, grads), inputs, nll, grad_nll)
@@ -93,7 +101,7 @@ class _Layer:
         self.step = max(1, -(-size // count))
         self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         # Links are taken in float32.
-        self.linked = inputs.likelihood in LOGARITHMS
+        self.linked = any(head.is_log for head in inputs.heads)
         wide = torch.float32 if self.linked else dtype
         self.grad_buffer = None
         if any(g is not None for g in grads):
@@ -131,8 +139,10 @@ class _Layer:
 
 def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
     likelihood, target, library, backend = inputs.likelihood, inputs.target, inputs.library, layer.backend
-    features = math.prod(target.shape[1:])
-    logs = features * (LOGARITHMS.get(likelihood, len(inputs.fixed_params)) - len(inputs.fixed_params))
+    spec, features = inputs.spec, math.prod(target.shape[1:])
+    columns = [
+        (head, slice(i * features, (i + 1) * features)) for i, head in enumerate(inputs.heads) if head.is_log
+    ]
     share = None  # softmax of the first head
     if library is not None:
         share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
@@ -140,18 +150,18 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     for rows, outputs, grad_outputs in layer.chunks():
         x = target[rows]
         size = x.shape[0]
-        means = outputs[:, :features]
-        outputs[:, features:logs].clamp_(max=LOG_LARGEST).exp_()
-        if share is None or library is None:
-            means[:, :logs].exp_()
-        else:
-            torch.softmax(means, -1, out=share[:size])
-            torch.mul(share[:size], library[rows, None], out=means)
+        for i, (head, at) in enumerate(columns):
+            param = outputs[:, at]
+            if i == 0 and share is not None and library is not None:
+                torch.softmax(param, -1, out=share[:size])
+                torch.mul(share[:size], library[rows, None], out=param)
+            else:
+                (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
         fixed_params = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.fixed_params]
         mask = inputs.mask
         if mask is not None:
             mask = (mask[rows] if has_rows(mask, target) else mask).expand_as(x)
-        params = order_parameters(
+        params = spec.in_order(
             outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in fixed_params]
         )
         if nll is not None:
@@ -164,9 +174,8 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
         heads = grad_outputs.view(size, -1, *x.shape[1:])
-        backend.likelihood_backward(
-            likelihood, params, x, mask, None, grad_nll[rows], grads=order_parameters(heads.unbind(1), sums)
-        )
+        grads = spec.in_order(heads.unbind(1), sums)
+        backend.likelihood_backward(likelihood, params, x, mask, None, grad_nll[rows], grads=grads)
         for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
             if grad is not None and part is not None:
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
@@ -176,9 +185,10 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                     grad[rows] = part
         if grad_library is not None and share is not None:
             grad_library[rows] = (grad_outputs[:, :features] * share[:size]).sum(-1)
-        grad_outputs[:, :logs].mul_(outputs[:, :logs])
-        if logs and mask is not None:  # 0 times a mean or theta that overflowed
-            heads[:, : logs // features].masked_fill_(~mask.unsqueeze(1), 0)
+        for _, at in columns:
+            grad_outputs[:, at].mul_(outputs[:, at])
+            if mask is not None:  # 0 times a parameter that overflowed
+                grad_outputs[:, at].masked_fill_(~mask.reshape(size, features), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
             total = grad_outputs[:, :features].sum(-1, keepdim=True)
             grad_outputs[:, :features].addcmul_(share[:size], total, value=-1)
@@ -204,11 +214,6 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             )
             if masked is not None:
                 grad_outputs.masked_fill_(masked[rows], 0)
-
-
-def order_parameters(heads: Sequence[Any], fixed_params: Sequence[Any]) -> tuple[Any, ...]:
-    """The likelihood's parameters in order: a fixed one is the second."""
-    return (*heads[:1], *fixed_params, *heads[1:])
 
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backends import reference
 from ..checks import check_counters
+from ..likelihoods import LIKELIHOODS
 from . import _common
 from .noise import binarize
 from .op import Args, Gradients, Op
@@ -32,7 +33,7 @@ def likelihood(
         first, *others = params
         if rng_state is not None:
             target = binarize(target, rng_state)
-        return getattr(reference, f"{likelihood}_nll")(first, target, *others, mask=mask)
+        return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask)
     nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, *params)
     return nll
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..backends import reference
 from ..backends.contract import FakeBackend
+from ..likelihoods import LIKELIHOODS
 from . import _common
 from .chunks import Inputs, run_chunks
 from .op import Args, Gradients, Op
@@ -47,11 +48,10 @@ def linear_likelihood(
     tensors = (weight, bias, target, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
     if backend is reference or (target.requires_grad and grad_enabled):
-        function = getattr(reference, f"linear_{likelihood}_nll")
-        options = {"mask": mask, "sample_weight": sample_weight}
-        if library is not None:
-            options["library"] = library
-        return function(hidden, weight, bias, target, *fixed_params, **options)
+        return reference.linear_nll(
+            LIKELIHOODS[likelihood], hidden, weight, bias, target, *fixed_params,
+            library=library, mask=mask, sample_weight=sample_weight,
+        )  # fmt: skip
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     speculate = grad_enabled and device == "cpu" and dtype is not torch.float16

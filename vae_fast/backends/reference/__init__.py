@@ -1,7 +1,16 @@
 """Every op as a few lines of plain, differentiable PyTorch: the definition of truth (`vae_fast.reference`)."""
 
-from .categorical import categorical_nll, multinomial_nll
-from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
+from ...likelihoods.bernoulli import bernoulli_nll_from_probs
+from ...likelihoods.categorical import categorical_nll
+from ...likelihoods.continuous_bernoulli import continuous_bernoulli_nll
+from ...likelihoods.discretized_logistic import discretized_logistic_nll
+from ...likelihoods.discretized_logistic_mixture import discretized_logistic_mixture_nll
+from ...likelihoods.gaussian import gaussian_nll
+from ...likelihoods.laplace import laplace_nll
+from ...likelihoods.multinomial import multinomial_nll
+from ...likelihoods.negative_binomial import negative_binomial_nll
+from ...likelihoods.poisson import poisson_nll
+from ...likelihoods.zero_inflated_negative_binomial import zero_inflated_negative_binomial_nll
 from .kernels import (
     categorical_backward,
     categorical_forward,
@@ -14,15 +23,7 @@ from .kernels import (
     noise_fill,
 )
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
-from .likelihood import (
-    bernoulli_nll,
-    bernoulli_nll_from_probs,
-    bernoulli_probs_nll,
-    continuous_bernoulli_nll,
-    discretized_logistic_nll,
-    gaussian_nll,
-    laplace_nll,
-)
+from .likelihood import bernoulli_nll
 from .linear_likelihood import (
     linear_bernoulli_nll,
     linear_categorical_nll,
@@ -32,16 +33,15 @@ from .linear_likelihood import (
     linear_laplace_nll,
     linear_multinomial_nll,
     linear_negative_binomial_nll,
+    linear_nll,
     linear_poisson_nll,
     linear_zero_inflated_negative_binomial_nll,
 )
-from .mixture import discretized_logistic_mixture_nll
 from .rng import binarize, draw_rng_state, noise, philox
 
 __all__ = [
     "bernoulli_nll",
     "bernoulli_nll_from_probs",
-    "bernoulli_probs_nll",
     "binarize",
     "categorical_backward",
     "categorical_forward",
@@ -65,6 +65,7 @@ __all__ = [
     "linear_laplace_nll",
     "linear_multinomial_nll",
     "linear_negative_binomial_nll",
+    "linear_nll",
     "linear_poisson_nll",
     "linear_zero_inflated_negative_binomial_nll",
     "mixture_backward",

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...likelihoods import LIKELIHOODS
+from ...likelihoods import discretized_logistic_mixture as mixture
+from ...likelihoods.categorical import IGNORED, categorical_nll
+from ...likelihoods.multinomial import multinomial_nll
+from ...likelihoods.numerics import read, times_exp, upcast, widest
 from ..contract import Clamp, Prior
-from . import categorical, counts, latent, mixture
-from . import likelihood as elementwise
+from . import latent
 from .rng import binarize
 from .rng import noise as draw_noise
 
@@ -54,7 +58,7 @@ def latent_backward(
     grad_logvar: Tensor | None,
     grad_prior: tuple[Tensor | None, Tensor | None] | None,
 ) -> None:
-    m, raw, *p = latent.upcast(mu, logvar, *(prior or ()))
+    m, raw, *p = upcast(mu, logvar, *(prior or ()))
     lv = raw if clamp is None else raw.clamp(*clamp)
     d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(m)
     if grad_z is not None:  # dz/dmu = 1, dz/dlogvar = eps exp(logvar / 2) / 2
@@ -63,15 +67,15 @@ def latent_backward(
             assert rng_state is not None
             noise = draw_noise(mu.shape, rng_state, num_samples=draws, dtype=m.dtype)
         g = grad_z.to(m.dtype)
-        slope = latent.times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
+        slope = times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
         d_mu = d_mu + (g if draws is None else g.sum(0))
         d_logvar = d_logvar + (slope if draws is None else slope.sum(0))
     if grad_kl is not None:
         g = grad_kl.to(m.dtype).view(-1, *(1,) * (mu.ndim - 1))
         mp, lvp = p or (torch.zeros_like(m), torch.zeros_like(m))
         up = latent.half_expm1(lv - lvp)
-        scaled = latent.times_exp(m - mp, -0.5 * lvp)
-        slope = latent.times_exp(scaled, -0.5 * lvp)
+        scaled = times_exp(m - mp, -0.5 * lvp)
+        slope = times_exp(scaled, -0.5 * lvp)
         d_mu = d_mu + g * slope
         d_logvar = d_logvar + g * up
         if grad_prior is not None:
@@ -98,8 +102,7 @@ def likelihood_forward(
     if rng_state is not None:
         target = binarize(target, rng_state)
     first, *others = params
-    family = counts if likelihood in counts.DERIVATIVES else elementwise
-    nll.copy_(getattr(family, f"{likelihood}_nll")(first, target, *others, mask=mask))
+    nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask))
 
 
 def likelihood_backward(
@@ -114,34 +117,34 @@ def likelihood_backward(
 ) -> None:
     if rng_state is not None:
         target = binarize(target, rng_state)
-    whole = likelihood in counts.DERIVATIVES
-    derivatives = (counts if whole else elementwise).DERIVATIVES[likelihood]
-    x, *p = elementwise.read(target, *params, mask=mask, dtype=torch.float64, counts=whole)
+    spec = LIKELIHOODS[likelihood]
+    assert spec.derivatives is not None
+    x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
     g = _per_row(grad_nll, target.ndim).to(x.dtype)
-    for out, slope in zip(grads, derivatives(x, *p), strict=True):
+    for out, slope in zip(grads, spec.derivatives(x, *p), strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
 
 
 def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
     """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
-    wide = logits.to(latent.widest(logits))
+    wide = logits.to(widest(logits))
     largest = wide.max(-1).values
     log_sum = torch.log(torch.exp(wide - largest[..., None]).sum(-1))
     lse.copy_(largest + log_sum)
     rows, x = logits.flatten(0, 1), target.flatten(0, 1)
     if target.ndim == logits.ndim:
         total.copy_(target.to(total.dtype).sum(-1))
-        nll.copy_(categorical.multinomial_nll(rows, x).view(nll.shape))
+        nll.copy_(multinomial_nll(rows, x).view(nll.shape))
     else:
-        total.copy_(target != categorical.IGNORED)
-        nll.copy_(categorical.categorical_nll(rows, x).view(nll.shape))
+        total.copy_(target != IGNORED)
+        nll.copy_(categorical_nll(rows, x).view(nll.shape))
     total.mul_(torch.exp((lse - largest) - log_sum))  # makes up for lse's rounding
 
 
 def categorical_backward(
     logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
-    wide = latent.widest(logits)
+    wide = widest(logits)
     share = total[..., None] * torch.exp(logits.to(wide) - lse[..., None])
     g = grad_nll[..., None]
     if target.ndim == logits.ndim:
@@ -150,7 +153,7 @@ def categorical_backward(
     index, classes = target.long()[..., None], logits.shape[-1]
     hit = (index == torch.arange(classes, device=logits.device)).to(wide)
     known = torch.where((index >= 0) & (index < classes), 1.0, torch.nan)
-    grad_logits.copy_(torch.where(index == categorical.IGNORED, 0.0, g * (share - hit) * known))
+    grad_logits.copy_(torch.where(index == IGNORED, 0.0, g * (share - hit) * known))
 
 
 def mixture_forward(

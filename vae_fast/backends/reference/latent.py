@@ -7,52 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from ...likelihoods.numerics import half_square, per_sample, times_exp, upcast
 from .rng import draw_rng_state
 from .rng import noise as draw_noise
 
 Prior = tuple[Tensor, Tensor]
 Clamp = tuple[float | None, float | None]
-
-
-def arithmetic_dtype(*inputs: object) -> torch.dtype:
-    """float64 if one of the tensors is, else float32."""
-    double = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in inputs)
-    return torch.float64 if double else torch.float32
-
-
-def widest(like: Tensor) -> torch.dtype:
-    """float64, for steps that leave float32 though their result does not; float32 on Apple's GPU, which has no more."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
-
-
-def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype of the arithmetic."""
-    dtype = arithmetic_dtype(*tensors)
-    return tuple(t.to(dtype) for t in tensors)
-
-
-def per_sample(x: Tensor) -> Tensor:
-    """Sum over all dims but the first."""
-    return x.sum(dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x
-
-
-def times_exp(d: Tensor, x: Tensor) -> Tensor:
-    """d exp(x), wherever it fits though exp(x) may not: in factors. 0 for d = 0, but NaN where x is infinite too."""
-    limit = 0.98 * math.log(torch.finfo(x.dtype).max)
-    infinite = x.isinf()
-    x, beyond = torch.where(infinite, 0.0, x), torch.where(infinite, x, 0.0)
-    rest = x.detach()
-    for _ in range(3):
-        part = rest.clamp(-limit, limit)
-        d, rest = d * torch.exp(part), rest - part
-    return (
-        d * torch.exp(x - x.detach()) * torch.exp(beyond)
-    )  # by 1, whose slope makes the slope by x the product
-
-
-def half_square(d: Tensor, logvar: Tensor) -> Tensor:
-    """d^2 exp(-logvar) / 2, of two factors that have slopes of their own: that of their square is twice as large."""
-    return 0.5 * times_exp(d, -0.5 * logvar) * times_exp(d, -0.5 * logvar)
 
 
 def half_expm1(x: Tensor) -> Tensor:

@@ -11,18 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .categorical import categorical_nll, multinomial_nll
-from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
-from .latent import upcast
-from .likelihood import (
-    bernoulli_nll,
-    continuous_bernoulli_nll,
-    discretized_logistic_nll,
-    gaussian_nll,
-    laplace_nll,
-)
+from ...likelihoods import LIKELIHOODS
+from ...likelihoods.numerics import upcast
+from ...likelihoods.spec import Parameter, Spec, largest_log
 
-Given = Tensor | float | None
+Value = Tensor | float | None
+
+
+def linear_nll(
+    spec: Spec,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *fixed: Value,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """The likelihood's nll where a linear layer makes its parameters, but for those that are given or fixed."""
+    if spec.op == "categorical":
+        return spec.nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)
+    outputs = parameters(hidden, weight, bias, target)
+    made, values = iter(outputs), iter(fixed)
+    params: list[Value] = []
+    for i, parameter in enumerate(spec.parameters):
+        value = next(values, None) if parameter.may_be_fixed else None
+        if parameter.may_be_fixed and len(outputs) < len(spec.parameters):
+            params.append(parameter.default if value is None else value)
+        elif i == 0 and library is not None:
+            params.append(library_share(next(made), library, mask))
+        else:
+            params.append(linked(parameter, next(made), mask))
+    first, *others = params
+    return spec.nll(first, target, *others, mask=mask, weight=sample_weight)
 
 
 def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
@@ -31,29 +53,27 @@ def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
     return [head.view(target.shape) for head in heads]
 
 
-def kept(outputs: Tensor, mask: Tensor | None) -> Tensor:
-    """The outputs in the dtype of the arithmetic, 0 where the mask leaves them out: their exp may overflow."""
+def linked(parameter: Parameter, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The parameter that the layer's outputs stand for. What the mask leaves out is 0 first: its exp may overflow."""
+    if not parameter.is_log:
+        return outputs
     (outputs,) = upcast(outputs)
-    return outputs if mask is None else torch.where(mask, outputs, 0.0)
+    if mask is not None:
+        outputs = torch.where(mask, outputs, 0.0)
+    if parameter.is_bounded:
+        largest = largest_log(outputs.dtype)
+        outputs = torch.where(outputs > largest, largest, outputs)
+    return torch.exp(outputs)
 
 
-def mean_of(outputs: Tensor, library: Tensor | None, mask: Tensor | None) -> Tensor:
-    """exp of the outputs, or the library's size times their softmax over all features."""
-    if library is None:
-        return torch.exp(kept(outputs, mask))
+def library_share(outputs: Tensor, library: Tensor, mask: Tensor | None) -> Tensor:
+    """The library's size times the softmax of the outputs over all features."""
     (outputs,) = upcast(outputs)
     share = torch.softmax(outputs.flatten(1), -1).view_as(outputs)
     sizes = library.view(-1, *(1,) * (outputs.ndim - 1))
     if mask is not None:  # a sample that is left out altogether may have any size
         sizes = torch.where(mask.expand_as(outputs).flatten(1).any(1).view_as(sizes), sizes, 0.0)
     return sizes * share
-
-
-def theta_of(outputs: Tensor, mask: Tensor | None) -> Tensor:
-    """exp of the outputs, bounded to what the dtype holds: the negative binomial is Poisson's long before."""
-    outputs = kept(outputs, mask)
-    largest = math.log(torch.finfo(outputs.dtype).max) - 0.01
-    return torch.exp(torch.where(outputs > largest, largest, outputs))
 
 
 def linear_bernoulli_nll(
@@ -65,8 +85,9 @@ def linear_bernoulli_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (logits,) = parameters(hidden, weight, bias, target)
-    return bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["bernoulli"], hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )
 
 
 def linear_continuous_bernoulli_nll(
@@ -78,8 +99,15 @@ def linear_continuous_bernoulli_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (logits,) = parameters(hidden, weight, bias, target)
-    return continuous_bernoulli_nll(logits, target, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["continuous_bernoulli"],
+        hidden,
+        weight,
+        bias,
+        target,
+        mask=mask,
+        sample_weight=sample_weight,
+    )
 
 
 def linear_gaussian_nll(
@@ -87,13 +115,14 @@ def linear_gaussian_nll(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    logvar: Given = None,
+    logvar: Value = None,
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    mean, *own = parameters(hidden, weight, bias, target)
-    return gaussian_nll(mean, target, own[0] if own else logvar, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["gaussian"], hidden, weight, bias, target, logvar, mask=mask, sample_weight=sample_weight
+    )
 
 
 def linear_laplace_nll(
@@ -101,13 +130,21 @@ def linear_laplace_nll(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_scale: Given = None,
+    log_scale: Value = None,
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    location, *own = parameters(hidden, weight, bias, target)
-    return laplace_nll(location, target, own[0] if own else log_scale, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["laplace"],
+        hidden,
+        weight,
+        bias,
+        target,
+        log_scale,
+        mask=mask,
+        sample_weight=sample_weight,
+    )
 
 
 def linear_discretized_logistic_nll(
@@ -115,19 +152,20 @@ def linear_discretized_logistic_nll(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_scale: Given = None,
+    log_scale: Value = None,
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    mean, *own = parameters(hidden, weight, bias, target)
-    scale = own[0] if own else log_scale
-    return discretized_logistic_nll(
-        mean,
+    return linear_nll(
+        LIKELIHOODS["discretized_logistic"],
+        hidden,
+        weight,
+        bias,
         target,
-        scale or 0.0 if not isinstance(scale, Tensor) else scale,
+        log_scale,
         mask=mask,
-        weight=sample_weight,
+        sample_weight=sample_weight,
     )
 
 
@@ -141,8 +179,16 @@ def linear_poisson_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    (rate,) = parameters(hidden, weight, bias, target)
-    return poisson_nll(mean_of(rate, library, mask), target, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["poisson"],
+        hidden,
+        weight,
+        bias,
+        target,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )
 
 
 def linear_negative_binomial_nll(
@@ -156,9 +202,17 @@ def linear_negative_binomial_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    rate, *own = parameters(hidden, weight, bias, target)
-    theta = theta_of(own[0], mask) if theta is None else theta
-    return negative_binomial_nll(mean_of(rate, library, mask), target, theta, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["negative_binomial"],
+        hidden,
+        weight,
+        bias,
+        target,
+        theta,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )
 
 
 def linear_zero_inflated_negative_binomial_nll(
@@ -172,10 +226,16 @@ def linear_zero_inflated_negative_binomial_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    rate, *own, dropout_logits = parameters(hidden, weight, bias, target)
-    theta = theta_of(own[0], mask) if theta is None else theta
-    return zero_inflated_negative_binomial_nll(
-        mean_of(rate, library, mask), target, theta, dropout_logits, mask=mask, weight=sample_weight
+    return linear_nll(
+        LIKELIHOODS["zero_inflated_negative_binomial"],
+        hidden,
+        weight,
+        bias,
+        target,
+        theta,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
     )
 
 
@@ -188,7 +248,9 @@ def linear_categorical_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    return categorical_nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["categorical"], hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )
 
 
 def linear_multinomial_nll(
@@ -200,4 +262,6 @@ def linear_multinomial_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    return multinomial_nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)
+    return linear_nll(
+        LIKELIHOODS["multinomial"], hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )

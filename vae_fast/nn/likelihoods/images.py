@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import functional
-from ...backends.reference.likelihood import LEAST_LOG_SCALE
 from ...checks import check_bool
+from ...likelihoods.discretized_logistic import LEAST_LOG_SCALE
 from ...rng import binarize as draw_bits
 from .base import Library, Likelihood, Params, Spread, deviations, uniform
 

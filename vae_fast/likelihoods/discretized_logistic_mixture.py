@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .latent import arithmetic_dtype, per_sample, widest
-from .likelihood import d_discretized_logistic, discretized_logistic, read
+from .discretized_logistic import d_discretized_logistic, discretized_logistic
+from .numerics import arithmetic_dtype, per_sample, read, widest
+from .spec import Parameter, Spec
 
 
 def unpack(params: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -76,3 +77,13 @@ def derivatives(params: Tensor, target: Tensor) -> Tensor:
         by_k = torch.stack((of_green * red, of_blue * red, of_blue * green), 1)
         parts.append(by_k * tanh(coefficients)[1])
     return torch.cat((prior - posterior, torch.stack(parts, 2).flatten(1, 3)), 1)
+
+
+DISCRETIZED_LOGISTIC_MIXTURE = Spec(
+    "discretized_logistic_mixture",
+    (Parameter("params"),),
+    support="unit",
+    nll=discretized_logistic_mixture_nll,
+    op="mixture",
+    source='Salimans et al., "PixelCNN++", 2017',
+)

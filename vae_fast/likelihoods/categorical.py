@@ -1,0 +1,38 @@
+"""One of several classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import arithmetic_dtype, per_sample, widest
+from .spec import Parameter, Spec
+
+IGNORED = -100  # as in torch
+
+
+def categorical_nll(
+    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log_softmax(l)[x], 0 where x is -100, NaN where there is no class x."""
+    el = logits.to(widest(logits))
+    index, classes = target.long(), logits.shape[-1]
+    counted = index != IGNORED
+    if mask is not None:
+        counted = counted & mask
+    el = torch.where(counted[..., None], el, 0.0)  # what is left out may be NaN, and learns nothing
+    known = (index >= 0) & (index < classes)
+    log_p = torch.log_softmax(el, -1).gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
+    nll = -log_p * torch.where(known, 1.0, torch.nan)
+    nll = per_sample(torch.where(counted, nll, 0.0)).to(arithmetic_dtype(logits))
+    return nll if weight is None else nll * weight
+
+
+CATEGORICAL = Spec(
+    "categorical",
+    (Parameter("logits"),),
+    support="classes",
+    nll=categorical_nll,
+    op="categorical",
+    source='Bowman et al., "Generating sentences from a continuous space", 2016',
+)

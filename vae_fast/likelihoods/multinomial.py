@@ -1,0 +1,35 @@
+"""Counts of classes, but for the multinomial coefficient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .numerics import arithmetic_dtype, per_sample, widest
+from .spec import Parameter, Spec
+
+
+def multinomial_nll(
+    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-sum x log_softmax(l); a class that is not counted adds 0, be its logit -inf."""
+    el, x = (t.to(widest(logits)) for t in (logits, target))
+    if mask is not None:
+        el, x = (torch.where(mask[..., None], v, 0.0) for v in (el, x))
+    half = 0.5 * el - 0.5 * el.detach().max(-1, keepdim=True).values  # twice of it might not fit
+    log_sum = torch.logsumexp(2 * half, -1)
+    counted = 2 * (x * half.masked_fill((x == 0) & (half == -math.inf), 0)).sum(-1)
+    nll = per_sample(x.sum(-1) * log_sum - counted).to(arithmetic_dtype(logits, target))
+    return nll if weight is None else nll * weight
+
+
+MULTINOMIAL = Spec(
+    "multinomial",
+    (Parameter("logits"),),
+    support="counts",
+    nll=multinomial_nll,
+    op="categorical",
+    source='Liang et al., "Variational autoencoders for collaborative filtering", 2018',
+)
