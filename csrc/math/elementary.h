@@ -1,6 +1,6 @@
 // exp, expm1, log1p and their kin in float32: branch-free polynomials, so that a lane never waits for another and every
-// engine gets the same bits from the same instructions. Coefficients are minimax fits (Remez, 40 digits), the errors
-// quoted are those of the polynomial alone.
+// engine gets the same bits from the same instructions. The coefficients are made by
+// scripts/fit_polynomials.py; the errors beside them are those of the polynomial alone.
 #pragma once
 
 #include <limits>
@@ -35,11 +35,16 @@ template <int kStep, class F> VAE_FAST_FN Reduced<F> reduce(F x) {
   constexpr float step = kStep < 0 ? -kStep : kStep;
   const F r = fma(k, splat<F>(-step * kLn2Low), fma(k, splat<F>(-step * kLn2High), kStep < 0 ? -x : x));
   const F square = r * r;
-  F q;  // (expm1(r) - r) / r²; exp(r) to 3e-9 and to 1e-8 relative
-  if constexpr (step == 2) q = polynomial(r, square, 0.5f, 0.1666667014360428f, 0.04166664928197861f, 0.00833277314901352f,
-                                          0.001388945383951068f, 0.00020074357453268021f, 2.487877600702923e-05f);
-  else q = polynomial(r, square, 0.5f, 0.1666657626628876f, 0.04166685417294502f, 0.008363259956240654f,
-                      0.0013901334023103118f);
+  F q;
+  if constexpr (step == 2) {
+    // fit_polynomials.py exp_wide: (exp(r) - 1 - r)/r², |r| <= 1.002·ln 2; 1.1e-08 relative
+    q = polynomial(r, square, 0.5f, 0.1666667014360428f, 0.04166664928197861f, 0.00833277314901352f,
+                   0.001388945383951068f, 0.00020074357453268021f, 2.487877600702923e-05f);
+  } else {
+    // fit_polynomials.py exp_near: (exp(r) - 1 - r)/r², |r| <= 0.501·ln 2; 1.4e-07 relative
+    q = polynomial(r, square, 0.5f, 0.1666657626628876f, 0.04166685417294502f, 0.008363259956240654f,
+                   0.0013901334023103118f);
+  }
   return {k, bit_cast<u32_of<F>>(shifted), fma(square, q, r), square * q};
 }
 
@@ -124,8 +129,9 @@ template <bool kNear = false, class F> VAE_FAST_FN ScaledSquare<F> scaled_square
           select(far, times_exp(far_root, h), near.slope)};
 }
 
-// log(1 + e) for e in [0, 1], to 5e-9 relative.
+// log(1 + e) for e in [0, 1].
 template <class F> VAE_FAST_FN F log1p_unit(F e) {
+  // fit_polynomials.py log1p: log(1 + e)/e, 0 <= e <= 1; 3.0e-08 relative
   return e * polynomial(e, e * e, 1.0f, -0.4999990165233612f, 0.3332996368408203f, -0.24954134225845337f,
                         0.1967593878507614f, -0.15305592119693756f, 0.10603654384613037f, -0.05695952847599983f,
                         0.019851459190249443f, -0.003244024468585849f);
