@@ -8,6 +8,8 @@ VAE_FAST_NAMESPACE_BEGIN
 template <class F> struct NormalPair { F first, second; };
 
 // u1 = (w0 + 1/2)·2^-32, u2 = w1·2^-32, r = sqrt(-2 ln u1);  first = r·cos(2π u2), second = r·sin(2π u2)
+// Error of normal_first: w0 in words, w1 in words; 2.3e-6 absolute, 2.4e-6 without FMA
+// Error of normal_second: w0 in words, w1 in words; 2.3e-6 absolute, 2.4e-6 without FMA
 template <class F> VAE_FAST_FN NormalPair<F> box_muller(u32_of<F> w0, u32_of<F> w1) {
   // As a signed number w0 measures the distance to the nearer end of (0, 1), so u1 near 1 keeps all its digits:
   // u1 = 1 + y with y < 0 for w0 >= 2^31, else u1 = y = 2^k·(1 + f) with -1/2 <= f < 0.
