@@ -6,6 +6,7 @@
 
 A fit minimises the largest weighted error over equally spaced points of its range, or Chebyshev's (Remez, "Sur la
 détermination des polynômes d'approximation de degré donné", 1934, on a grid), then rounds the coefficients to float32.
+float64 is enough: it moves a coefficient by an eighth, at most, of what would round it to another float32.
 
 The largest error stated is that of the rounded coefficients in exact arithmetic: FITS below is the only list of ranges,
 forms and degrees, and the comment `fit_polynomials.py NAME: ...` above the coefficients is checked against it.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mpmath import mp, mpf
@@ -31,7 +33,7 @@ TINY = mpf("1e-15")  # in place of 0, where the functions below are limits
 mp.dps = 60  # of which a function that cancels loses 40 at TINY
 
 Function = Callable[[mpf], mpf]
-Array = np.ndarray  # of np.longdouble
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -167,23 +169,6 @@ FITS = {
 }  # fmt: skip
 
 
-def to_longdouble(values: list[mpf]) -> Array:
-    return np.array([np.longdouble(mp.nstr(v, 24)) for v in values])
-
-
-def solve(matrix: Array, right: Array) -> Array:
-    """Gauss's elimination, as numpy's own knows no long double."""
-    rows, n = np.column_stack([matrix, right]), len(right)
-    for i in range(n):
-        pivot = i + int(np.argmax(abs(rows[i:, i])))
-        rows[[i, pivot]] = rows[[pivot, i]]
-        rows[i + 1 :] -= np.outer(rows[i + 1 :, i] / rows[i, i], rows[i])
-    x = np.zeros(n, np.longdouble)
-    for i in reversed(range(n)):
-        x[i] = (rows[i, n] - rows[i, i + 1 : n] @ x[i + 1 :]) / rows[i, i]
-    return x
-
-
 def minimax(x: Array, y: Array, weight: Array, degree: int) -> Array:
     """The coefficients of the polynomial whose largest weighted distance from y is least: Remez's exchange."""
     n = degree + 1
@@ -193,7 +178,7 @@ def minimax(x: Array, y: Array, weight: Array, degree: int) -> Array:
     for _ in range(50):
         signs = (-1.0) ** np.arange(n + 1)
         weighted = basis[extrema] * weight[extrema, None]
-        c = solve(np.column_stack([weighted, signs]), y[extrema] * weight[extrema])[:n]
+        c = np.linalg.solve(np.column_stack([weighted, signs]), y[extrema] * weight[extrema])[:n]
         error = (y - basis @ c) * weight
         arcs = np.split(np.arange(len(x)), np.flatnonzero(np.diff(error > 0)) + 1)
         found = np.array([arc[np.argmax(abs(error[arc]))] for arc in arcs])
@@ -215,15 +200,14 @@ def fit(name: str) -> tuple[list[float], float]:
     share = [(1 - mp.cos(mp.pi * i / n)) / 2 if f.chebyshev else mpf(i) / n for i in range(n + 1)]
     points = [f.low + (f.high - f.low) * s for s in share]
     points = [f.variable(x) or TINY for x in points]
-    values = [f.function(x) for x in points]
-    x, y, weight = to_longdouble(points), to_longdouble(values), np.ones(n + 1, np.longdouble)
+    x, y, weight = np.array(points, float), np.array([f.function(x) for x in points], float), np.ones(n + 1)
     if f.weight is not None:
-        weight = to_longdouble([abs(f.weight(p)) for p in points])
+        weight = np.array([abs(f.weight(x)) for x in points], float)
     elif f.unit == "relative":
         weight = 1 / np.abs(y)
     rounded = minimax(x, y, weight, f.degree).astype(np.float32)
-    error = (y - sum(c * x**i for i, c in enumerate(rounded.astype(np.longdouble)))) * weight
-    return [float(c) for c in rounded], float(abs(error).max())
+    error = (y - np.polynomial.polynomial.polyval(x, rounded.astype(float))) * weight
+    return rounded.tolist(), float(abs(error).max())
 
 
 def comment(name: str) -> str:

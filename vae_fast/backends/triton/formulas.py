@@ -120,7 +120,7 @@ def scaled_square(d, logvar):
 
 @triton.jit
 def log1p(t):
-    """log(1 + t) for 0 <= t <= 1, to 2^-24 relative."""
+    """log(1 + t) for 0 <= t <= 1."""
     # fit_polynomials.py log1p_8: log(1 + e)/e, 0 <= e <= 1; 6.5e-08 relative
     p = 0.07822591066360474 + t * (-0.02950521558523178 + t * 0.005232688970863819)
     p = 0.19106005132198334 + t * (-0.13663241267204285 + t * p)
