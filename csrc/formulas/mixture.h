@@ -26,7 +26,7 @@ template <class F> struct Tanh { F value, slope; };
 template <class F> VAE_FAST_FN Tanh<F> tanh(F x) {
   const F one = splat<F>(1.0f), size = absolute(x), square = x * x;
   const F e = exp_nonpositive(splat<F>(-2.0f) * size), half = divide(one, one + e);
-  // (tanh(x) - x) / x³ for x² <= 0.4
+  // fit_polynomials.py tanh: (tanh(x) - x)/x³ of x², |x| <= 5/8; 8.6e-09 relative to tanh
   const F q = polynomial(square, square * square, -0.333332819422f, 0.133314422036f, -0.0537397155531f, 0.0206390887954f,
                          -0.00570498872745f);
   const F value = select(size < splat<F>(0.625f), fma(size * square, q, size), fma(splat<F>(-2.0f) * e, half, one));

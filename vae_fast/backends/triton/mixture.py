@@ -32,7 +32,7 @@ def _tanh(x, EXACT: tl.constexpr):
     z = x * x
     e = exp(-2.0 * size, EXACT)
     d = divide(2.0, 1.0 + e)
-    # (tanh x - x) / x^3 for x^2 <= 0.4
+    # fit_polynomials.py tanh: (tanh(x) - x)/x³ of x², |x| <= 5/8; 8.6e-09 relative to tanh
     near = -0.333332819422 + z * (
         0.133314422036 + z * (-0.0537397155531 + z * (0.0206390887954 - 0.00570498872745 * z))
     )
