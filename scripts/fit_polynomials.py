@@ -220,7 +220,7 @@ def differences() -> Iterator[str]:
     """What is wrong in the sources. In C++ the coefficients follow the comment in order; Triton's Horner statements
     come highest powers first."""
     missing = set(FITS)
-    for path in sorted([*ROOT.glob("csrc/**/*"), *ROOT.glob("vae_fast/backends/triton/*.py")]):
+    for path in sorted([*ROOT.glob("csrc/**/*"), *ROOT.glob("vae_fast/backends/triton/**/*.py")]):
         if path.suffix not in (".h", ".cpp", ".cu", ".py"):
             continue
         text, where = path.read_text(), path.relative_to(ROOT)

@@ -14,6 +14,7 @@ import pytest
 from conftest import needs_native
 from vae_fast.backends import contract, reference
 from vae_fast.backends.native import cpu, cuda, engine
+from vae_fast.likelihoods import ELEMENTWISE
 from vae_fast.ops import _common
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -76,3 +77,9 @@ def test_tables_of_the_extension() -> None:
     assert cpu.likelihoods == {name: place for place, (name, _) in enumerate(rows)}
     assert cpu.of_counts == {name for name, counts in rows if counts == "true"}
     assert len(set(cpu.extension.dtypes.values())) == len(cpu.extension.dtypes)
+
+
+@needs_native
+def test_the_extension_has_the_likelihoods_of_the_list() -> None:
+    assert set(cpu.likelihoods) == set(ELEMENTWISE)
+    assert cpu.of_counts == {name for name, spec in ELEMENTWISE.items() if spec.is_counts}

@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from conftest import HANG  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
+from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -35,16 +36,7 @@ TARGETS = {
 # 5.3 TB/s, 600 to 800 ns) over the number of multiprocessors (108, 132, 304).
 IN_FLIGHT = {"sm_80": 12 * 1024, "sm_90": 25 * 1024, "gfx942": 14 * 1024}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-PARAMETERS = {
-    "bernoulli": 1,
-    "continuous_bernoulli": 1,
-    "gaussian": 2,
-    "laplace": 2,
-    "discretized_logistic": 2,
-    "poisson": 1,
-    "negative_binomial": 2,
-    "zero_inflated_negative_binomial": 3,
-}
+PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
 STATE = torch.empty(2, dtype=torch.int64, device="meta")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 

@@ -25,6 +25,7 @@ from test_triton_interpreter import (
     state,
     states,
 )
+from vae_fast.likelihoods import ELEMENTWISE
 
 if INTERPRETED:
     import mpmath
@@ -35,9 +36,8 @@ if INTERPRETED:
     from vae_fast.backends.triton import categorical, launch, layout
     from vae_fast.backends.triton import mixture as module
 
-IMAGES = ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-PARAMETERS = dict(zip((*IMAGES, *COUNTS), (1, 1, 2, 2, 2, 1, 2, 3), strict=True))
+COUNTS = {name for name, spec in ELEMENTWISE.items() if spec.is_counts}
+PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
 TARGETS = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.bfloat16)
 
 
@@ -46,6 +46,8 @@ def parameters(likelihood: str, *shape: int, dtype: torch.dtype = torch.float32)
     params = [normal(*shape, seed=s) for s in range(PARAMETERS[likelihood])]
     if likelihood in COUNTS:
         params[:2] = [p.exp() * 3 for p in params[:2]]
+    if likelihood == "bernoulli_probs":
+        params = [p.sigmoid() for p in params]
     return tuple(p.to(dtype) for p in params)
 
 

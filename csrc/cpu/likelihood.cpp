@@ -3,7 +3,7 @@
 // again for the scaling by grad_nll) and hold N elements more until backward. Compiled once per instruction set.
 #include <type_traits>
 
-#include "../formulas/likelihood.h"
+#include "../formulas/likelihoods.h"
 #include "blocks/blocks.h"
 #include "blocks/noise.h"
 #include "isa_kernels.h"

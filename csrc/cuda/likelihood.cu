@@ -5,7 +5,7 @@
 // written. Recomputing reads 2N in each pass and writes N: as many bytes, N elements less held until backward, and no
 // work for a forward pass without gradients. (For a mean-reduced loss a gradient scaled in the forward pass would save
 // 2N of 5N, but what arrives from above is only known in the backward pass.)
-#include "../formulas/likelihood.h"
+#include "../formulas/likelihoods.h"
 #include "noise.h"
 #include "reduce.h"
 

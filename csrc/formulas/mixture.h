@@ -4,7 +4,7 @@
 // `load(p)` gives the pixel's parameter p; t[c] = 2x - 1 is its target.
 #pragma once
 
-#include "logistic.h"
+#include "likelihoods/discretized_logistic.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.backends.native import cpu, cuda
+from vae_fast.likelihoods import ELEMENTWISE
 
 from .emulated import DTYPES, HAS_CPU, STATE, close, double, launches_once, same, schedule
 from .layouts import BF16, BOOL, F16, F32, INTEGERS, LAYOUTS, LONG, SHAPES, U8, poisoned, tensor, values
 
 __all__ = ["schedule"]
-PARAMETERS = {
-    "bernoulli": 1, "gaussian": 2, "continuous_bernoulli": 1, "laplace": 2, "discretized_logistic": 2,
-    "poisson": 1, "negative_binomial": 2, "zero_inflated_negative_binomial": 3, "bernoulli_probs": 1,
-}  # fmt: skip
-assert list(PARAMETERS) == list(cuda.likelihoods)
+PARAMETERS = {name: len(ELEMENTWISE[name].parameters) for name in cuda.likelihoods}
 
 
 def make_target(shape: Sequence[int], likelihood: str, dtype: torch.dtype, layout: str) -> Tensor:

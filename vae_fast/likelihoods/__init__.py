@@ -30,5 +30,7 @@ LIKELIHOODS: dict[str, Spec] = {
         ZERO_INFLATED_NEGATIVE_BINOMIAL,
     )
 }
+# Those of the op `likelihood`: a number and its parameters have a term of their own.
+ELEMENTWISE = {name: spec for name, spec in LIKELIHOODS.items() if spec.op == "likelihood"}
 
-__all__ = ["LIKELIHOODS", "Parameter", "Spec"]
+__all__ = ["ELEMENTWISE", "LIKELIHOODS", "Parameter", "Spec"]

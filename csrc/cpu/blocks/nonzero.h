@@ -2,7 +2,7 @@
 // block are collected into full vectors, and the zeros are left where they are.
 #pragma once
 
-#include "../../formulas/counts.h"
+#include "../../formulas/likelihoods/counts.h"
 #include "../simd/vector_pair.h"
 #include "../../api/tensor_view.h"
 

@@ -18,13 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...likelihoods.categorical import IGNORED
 from . import layout
 from .formulas import exp, factors
 from .launch import Job, Key, Spec, cached, key, run, specs
 from .layout import Plan, Strides, elementwise_plan, exact
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf, from which l - m would be NaN
-_IGNORED = tl.constexpr(-100)
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ of memory held in between, and with a forward pass that costs half as much again
 mean over the batch changes nothing: grad_nll is then one number (stride 0), but still known only later. What would
 be fewer, 3 N s, is a forward pass that is told grad_nll; the fused head (linear_likelihood) can do so.
 
-The grids and loops do not know which likelihood they compute: each is a pair of functions in `members` or `counts`.
+The grids and loops do not know which likelihood they compute: each is a pair of functions in `likelihoods`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import counts, members
 from .launch import Job, Key, cached, key, run, specs
 from .layout import constants, describe, exact, pair, row_sum_plan
+from .likelihoods import LIKELIHOODS
 from .noise import uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load
-
-IMAGES = (
-    "bernoulli", "bernoulli_probs", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic",
-)  # fmt: skip
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
-# nll, gradients, and whether a uint8 target counts 255ths
-LIKELIHOODS = {
-    name: (getattr(module, f"{name}_nll"), getattr(module, f"{name}_grads"), module is members)
-    for module, names in ((members, IMAGES), (counts, COUNTS))
-    for name in names
-}
 
 
 @triton.jit

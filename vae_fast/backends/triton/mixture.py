@@ -18,7 +18,7 @@ from . import layout
 from .formulas import divide, exp
 from .launch import Job, Key, Spec, cached, key, run, specs
 from .layout import exact
-from .members import discretized_logistic_nll, discretized_logistic_slopes
+from .likelihoods.discretized_logistic import discretized_logistic_nll, discretized_logistic_slopes
 from .sums import add_up, outputs
 
 THREADS = 128

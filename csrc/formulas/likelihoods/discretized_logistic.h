@@ -1,8 +1,8 @@
 // The discretized logistic: the mass that a logistic distribution puts on one of 256 levels, as in PixelCNN++ (Salimans
-// et al., 2017), NVAE and VDVAE. Element by element as a member of the op `likelihood`; a part of mixture.h.
+// et al., 2017), NVAE and VDVAE. Element by element in the op `likelihood`; a part of mixture.h.
 #pragma once
 
-#include "../math/special.h"
+#include "../../math/special.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 

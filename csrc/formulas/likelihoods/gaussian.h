@@ -1,0 +1,25 @@
+// A normal variable.
+#pragma once
+
+#include "../../math/special.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+// p(x) = N(x; mean, exp logvar)
+struct Gaussian {
+  static constexpr int parameters = 2;
+  static constexpr float far = kFarLogvar;
+
+  template <bool kNear = false, class F> static VAE_FAST_FN F nll(const F* p, F x) {
+    const ScaledSquare<F> s = scaled_square<kNear>(p[0] - x, p[1]);
+    return fma(s.half, s.root, fma(splat<F>(0.5f), p[1], splat<F>(0.5f * kLog2Pi)));
+  }
+
+  template <bool kNear = false, class F> static VAE_FAST_FN void gradient(const F* p, F x, F* by) {
+    const ScaledSquare<F> s = scaled_square<kNear>(p[0] - x, p[1]);
+    by[0] = s.slope;
+    by[1] = fma(-s.half, s.root, splat<F>(0.5f));
+  }
+};
+
+VAE_FAST_NAMESPACE_END

@@ -1,0 +1,20 @@
+"""A normal variable."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..formulas import scaled_square
+
+
+@triton.jit
+def gaussian_nll(mean, lv, _r, x, EXACT: tl.constexpr):
+    square, _ = scaled_square(mean - x, lv)
+    return 0.5 * lv + 0.9189385332046727 + square  # log(2 pi) / 2
+
+
+@triton.jit
+def gaussian_grads(mean, lv, _r, x, g, EXACT: tl.constexpr):
+    square, slope = scaled_square(mean - x, lv)
+    return g * slope, g * (0.5 - square), 0.0
