@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contract import Clamp, Prior
+from ..contract import Clamp, Prior, Rows
 from . import categorical, counts, latent, mixture
 from . import likelihood as elementwise
 from .rng import binarize
@@ -28,14 +28,13 @@ def latent_forward(
     *,
     z: Tensor | None,
     kl: Tensor | None,
+    rows: Rows | None = None,
 ) -> None:
     limits = None if clamp is None else (clamp[0], clamp[1])
     if z is not None:
-        draws = z.shape[0] if z.ndim > mu.ndim else None
-        sample = latent.reparameterize(
-            mu, logvar, num_samples=draws, clamp=limits, rng_state=rng_state, noise=noise
-        )
-        z.copy_(sample)
+        if noise is None:
+            noise = _drawn(z, mu, logvar, rng_state, rows)
+        z.copy_(latent.reparameterize(mu, logvar, clamp=limits, noise=noise))
     if kl is not None:
         kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits))
 
@@ -53,6 +52,7 @@ def latent_backward(
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
     grad_prior: tuple[Tensor | None, Tensor | None] | None,
+    rows: Rows | None = None,
 ) -> None:
     m, raw, *p = latent.upcast(mu, logvar, *(prior or ()))
     lv = raw if clamp is None else raw.clamp(*clamp)
@@ -60,8 +60,7 @@ def latent_backward(
     if grad_z is not None:  # dz/dmu = 1, dz/dlogvar = eps exp(logvar / 2) / 2
         draws = grad_z.shape[0] if grad_z.ndim > mu.ndim else None
         if noise is None:
-            assert rng_state is not None
-            noise = draw_noise(mu.shape, rng_state, num_samples=draws, dtype=m.dtype)
+            noise = _drawn(grad_z, mu, logvar, rng_state, rows)
         g = grad_z.to(m.dtype)
         slope = latent.times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
         d_mu = d_mu + (g if draws is None else g.sum(0))
@@ -94,9 +93,10 @@ def likelihood_forward(
     rng_state: Tensor | None,
     *,
     nll: Tensor,
+    rows: Rows | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state)
+        target = binarize(target, rng_state, rows=rows)
     first, *others = params
     family = counts if likelihood in counts.DERIVATIVES else elementwise
     nll.copy_(getattr(family, f"{likelihood}_nll")(first, target, *others, mask=mask))
@@ -111,9 +111,10 @@ def likelihood_backward(
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
+    rows: Rows | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state)
+        target = binarize(target, rng_state, rows=rows)
     whole = likelihood in counts.DERIVATIVES
     derivatives = (counts if whole else elementwise).DERIVATIVES[likelihood]
     x, *p = elementwise.read(target, *params, mask=mask, dtype=torch.float64, counts=whole)
@@ -175,8 +176,16 @@ def mixture_backward(
     grad_params.copy_(grad if mask is None else torch.where(mask[:, None], grad, 0.0))
 
 
-def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
-    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype))
+def noise_fill(eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
+    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype, rows=rows))
+
+
+def _drawn(sample: Tensor, mu: Tensor, logvar: Tensor, rng_state: Tensor | None, rows: Rows | None) -> Tensor:
+    """The noise of z, or of its gradient."""
+    assert rng_state is not None
+    draws = sample.shape[0] if sample.ndim > mu.ndim else None
+    dtype = latent.arithmetic_dtype(mu, logvar)
+    return draw_noise(mu.shape, rng_state, num_samples=draws, dtype=dtype, rows=rows)
 
 
 def _fill(out: Tensor | None, grad: Tensor) -> None:
