@@ -34,6 +34,7 @@ FLAGS = [
     "-O3",
     "-fPIC",
     "-fvisibility=hidden",
+    "-DNDEBUG",  # else pybind11 asks for the GIL at every reference it counts
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",

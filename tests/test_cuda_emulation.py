@@ -56,6 +56,13 @@ DEFECTS = {
         "noise",
         "test_noise and odd_address",
     ),
+    "a part of a batch with the noise of the first part": (
+        "cuda/noise.h",
+        "noise.row_offset + row",
+        "row",
+        "noise",
+        "test_noise_of_a_part_of_a_batch",
+    ),
     "wrong lane": (
         "cuda/reduce.h",
         "value, offset);",

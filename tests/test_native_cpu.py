@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise_rows
 from conftest import HANG, assert_same_bits_for_threads, bits, needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
@@ -239,6 +240,23 @@ def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> 
         every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)
     ]
     assert results[0] == results[1]
+
+
+def check_rows() -> None:
+    noise_rows.check_noise(cpu, LOW)
+    noise_rows.check_latent(cpu, LOW)
+    noise_rows.check_likelihood(cpu)
+
+
+def test_a_part_of_a_batch_has_its_noise(engine: ModuleType) -> None:
+    check_rows()
+
+
+def test_a_part_of_a_batch_has_its_noise_on_avx512(
+    monkeypatch: pytest.MonkeyPatch, emulated: ModuleType
+) -> None:
+    monkeypatch.setattr(cpu, "extension", emulated)
+    check_rows()
 
 
 @pytest.mark.parametrize("shape", [(3, 50_000), (4_001, 33)], ids=["few long", "many short"])

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise_rows
 import vae_fast
 from conftest import DTYPES, assert_same_bits_for_threads, needs_native, state
+from vae_fast import backends
 from vae_fast.backends import reference
+from vae_fast.backends.contract import Rows
+from vae_fast.checks import check_counters
 
 KNOWN = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -88,6 +92,50 @@ def test_contract(backend: str, seed: int, offset: int, shape: tuple[int, ...]) 
         assert (single.double() - want).abs().max() <= 4e-6
         assert torch.equal(vae_fast.noise(shape, rng_state), single[0])
         assert torch.equal(vae_fast.noise(shape, rng_state, num_samples=1), single[:1])
+
+
+@pytest.mark.parametrize(
+    "rows", [Rows(0, 3), Rows(4, 11), Rows(1, 2**31), Rows(2**31 - 2, 3), Rows(2**32 - 7, 4)], ids=str
+)
+def test_rows_are_the_contract(backend: str, rows: Rows) -> None:
+    """Element by element in double precision: sample b of draw k has row k * per_draw + offset + b, up to the last row
+    of all; with one state per sample, row k."""
+    kernels, shape, zero = backends.serving("noise", state().device.type), (2, 3, 5), torch.zeros(3, 5)
+    many = torch.tensor([[7, 8], [-9, 10], [11, -12]])
+    for rng_state in (state(), many):
+        place = (lambda k, b: k * rows.per_draw + rows.offset + b) if rng_state.ndim == 1 else lambda k, b: k
+        seeds = rng_state.expand(3, 2).tolist()
+        values = [
+            eps_of_integers(j, place(k, b), *seeds[b]) for k in range(2) for b in range(3) for j in range(5)
+        ]
+        want = torch.tensor(values, dtype=torch.float64).view(shape)
+        eps, z, grad = (torch.full(s, math.nan) for s in (shape, shape, (3, 5)))
+        kernels.noise_fill(eps, rng_state, rows=rows)
+        assert (eps.double() - want).abs().max() <= 4e-6
+        args = (zero, zero, None, rng_state, None, None)
+        kernels.latent_forward(*args, z=z, kl=None, rows=rows)
+        assert torch.equal(z, eps)
+        kernels.latent_backward(
+            torch.ones(shape), None, *args, grad_mu=None, grad_logvar=grad, grad_prior=None, rows=rows
+        )
+        torch.testing.assert_close(2 * grad, eps.sum(0))
+
+
+def test_a_part_of_a_batch_has_its_noise() -> None:
+    noise_rows.check_noise(reference, (*DTYPES,), brief=True)
+    noise_rows.check_latent(reference, brief=True)
+    noise_rows.check_likelihood(reference, brief=True)
+
+
+def test_rows_that_do_not_fit() -> None:
+    """The last row of the last draw is below 2**32."""
+    for rows, draws in ((Rows(2**32 - 5, 5), None), (Rows(2**32 - 25, 10), 3), (Rows(0, 2**32 - 5), 2)):
+        check_counters("mu", (5, 4), draws, rows)
+        for wrong in (rows._replace(offset=rows.offset + 1), Rows(-1, 5), Rows(0, -1)):
+            with pytest.raises(ValueError, match=r"^mu has the rows -?\d+ to -?\d+ of the noise"):
+                check_counters("mu", (5, 4), draws, wrong)
+    with pytest.raises(ValueError, match="mu has the rows 7 to 4294967296 of the noise"):
+        check_counters("mu", (5, 4), 2, Rows(7, 2**32 - 11))
 
 
 def test_accuracy_over_many(backend: str) -> None:

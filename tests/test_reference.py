@@ -39,13 +39,11 @@ def normal(mu: Tensor, logvar: Tensor) -> Independent:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_has_its_twin(name: str) -> None:
-    public, plain = getattr(vae_fast, name), getattr(reference, name)
-    assert inspect.signature(public).parameters.keys() == inspect.signature(plain).parameters.keys()
-    for a, b in zip(
-        inspect.signature(public).parameters.values(),
-        inspect.signature(plain).parameters.values(),
-        strict=True,
-    ):
+    public, plain = (dict(inspect.signature(getattr(m, name)).parameters) for m in (vae_fast, reference))
+    if name in ("binarize", "noise"):  # of a part of a batch, which no public function has
+        assert plain.pop("rows").default is None
+    assert public.keys() == plain.keys()
+    for a, b in zip(public.values(), plain.values(), strict=True):
         assert (a.kind, a.default) == (b.kind, b.default)
 
 

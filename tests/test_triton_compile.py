@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from conftest import HANG  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
+from vae_fast.backends.contract import Rows  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
 
@@ -445,6 +446,40 @@ class TestInstructions:
         each = (counts[0] - counts[1]) / 8
         print(f"{what} in {dtype}: {each} instructions an element")
         assert 0.8 * limit < each <= limit
+
+    def test_one_kernel_for_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None is compiled, and no launch prepared, for a place in the noise: 0, 1, what 16 divides, beyond int32."""
+        found: list[tuple[launch.Job, Any]] = []
+
+        def start(job: launch.Job, arguments: Sequence[Any]) -> None:
+            found.append((job, launch.compile_for(job, arguments)))
+
+        monkeypatch.setattr(triton.runtime.driver, "_active", Driver("sm_90"))
+        monkeypatch.setattr(launch, "start", start)
+        launch.forget()
+        mu, logvar, z, grad = tensors(4, 100, 64)
+        (draws,) = tensors(1, 3, 100, 64)
+        args = (mu, logvar, None, STATE, None, None)
+        for call in (
+            lambda rows: kernels.noise_fill(draws, STATE, rows=rows),
+            lambda rows: kernels.latent_forward(*args, z=draws, kl=floats(100), rows=rows),
+            lambda rows: kernels.latent_backward(
+                draws, None, *args, grad_mu=grad, grad_logvar=z, grad_prior=None, rows=rows
+            ),
+            lambda rows: kernels.likelihood_forward(
+                "bernoulli", (mu,), z, None, STATE, nll=floats(100), rows=rows
+            ),
+            lambda rows: kernels.likelihood_backward(
+                "bernoulli", (mu,), z, None, STATE, floats(100), grads=(grad,), rows=rows
+            ),
+        ):
+            found.clear()
+            for place in (0, 1, 16, 2**31 - 1, 2**31, 2**32 - 512):
+                call(Rows(place, 512))
+                call(Rows(7, place))
+            call(None)
+            assert len(found) == 13 and len({(id(job), id(compiled)) for job, compiled in found}) == 1
+        launch.forget()
 
     def test_philox_takes_one_multiply_a_product(self, compiled: Compile) -> None:
         """Two 32x32 bit products a round, each one IMAD.WIDE; the first rounds fold into scalars."""

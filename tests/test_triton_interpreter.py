@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise_rows
 from conftest import HANG
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -284,6 +285,22 @@ class TestNoise:
         kernels.noise_fill(eps, state(-1, 2**63 - 1))
         reference.noise_fill(truth, state(-1, 2**63 - 1))
         assert_close("eps", eps, truth, extra=4e-6)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="")
+class TestRows:
+    """A part of a batch has its noise."""
+
+    __test__ = INTERPRETED
+
+    def test_noise(self) -> None:
+        noise_rows.check_noise(kernels, brief=True)
+
+    def test_latent(self) -> None:
+        noise_rows.check_latent(kernels, brief=True)
+
+    def test_likelihood(self) -> None:
+        noise_rows.check_likelihood(kernels, brief=True)
 
 
 def layouts() -> dict[str, tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from .backends.contract import Rows
 from .backends.reference import draw_rng_state
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -216,7 +217,9 @@ def check_num_samples(num_samples: int) -> int:
     return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
-def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
+def check_counters(
+    name: str, shape: Sequence[int], num_samples: int | None, rows: Rows | None = None
+) -> None:
     """The noise counts elements of a sample and rows in 32 bits each (four elements a count).
 
     While a graph is traced nothing is compared: it would not take larger batches than this one. The library op looks
@@ -224,12 +227,21 @@ def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> 
     """
     if is_compiling():
         return
-    rows = shape[0] * (num_samples or 1)
     size = math.prod(shape[1:])
     if size >= 2**34:
         raise ValueError(f"{name} has {size} elements per sample, the noise takes fewer than 2**34")
-    if rows >= 2**32:
-        raise ValueError(f"{name} has {rows} samples (draws included), the noise takes fewer than 2**32")
+    if rows is None:
+        samples = shape[0] * (num_samples or 1)
+        if samples >= 2**32:
+            raise ValueError(
+                f"{name} has {samples} samples (draws included), the noise takes fewer than 2**32"
+            )
+        return
+    end = ((num_samples or 1) - 1) * rows.per_draw + rows.offset + shape[0]
+    if rows.offset < 0 or rows.per_draw < 0 or end > 2**32:
+        raise ValueError(
+            f"{name} has the rows {rows.offset} to {end - 1} of the noise (draws included), it has 0 to 2**32 - 1"
+        )
 
 
 def check_parameter(

@@ -16,11 +16,13 @@ struct Tiling {
 
 struct Task { std::int64_t group, segment, row_begin, row_end, column_begin, column_end; };
 
+// Sample b of draw k has row k · rows_per_draw + row_offset + b of the noise; with a state per sample, row k. A row is a
+// 32-bit counter: what is beyond wraps.
 struct Noise {
   View given;  // the caller's own eps, or
   const std::int64_t* rng_state = nullptr;
   bool state_per_sample = false;
-  std::int64_t batch = 0;
+  std::int64_t row_offset = 0, rows_per_draw = 0;
 };
 
 // A per-sample result: value[row · stride], or partial[row · column_segments + segment] where several tasks share a row.

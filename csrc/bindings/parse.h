@@ -91,8 +91,15 @@ inline Gradient gradient_of(const py::object& tensor, const Shape& shape) {
   return g;
 }
 
-inline Noise noise_of(std::uintptr_t rng_state, bool per_sample, const py::object& given, const Shape& shape) {
-  return {view_of(given, shape), reinterpret_cast<const std::int64_t*>(rng_state), per_sample, shape.rows};
+// rows: (offset, per draw), None for the batch's own, (0, batch).
+inline Noise noise_of(std::uintptr_t rng_state, bool per_sample, const py::object& rows, const py::object& given, const Shape& shape) {
+  Noise noise{view_of(given, shape), reinterpret_cast<const std::int64_t*>(rng_state), per_sample, 0, shape.rows};
+  if (!rows.is_none()) {
+    const py::tuple pair = rows.cast<py::tuple>();
+    noise.row_offset = pair[0].cast<std::int64_t>();
+    noise.rows_per_draw = pair[1].cast<std::int64_t>();
+  }
+  return noise;
 }
 
 inline Clamp clamp_of(const py::object& bounds) {
@@ -125,9 +132,9 @@ Args latent_of(const Shape& shape, std::int64_t draws, const py::object& mu, con
 template <class Engine>
 void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
                     const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
-                    const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
+                    const py::object& rows, const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
   const Shape shape(sizes);
-  const Noise noise = noise_of(rng_state, state_per_sample, given, shape);
+  const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
   auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.z = view_of(z, shape);
   a.kl = row_sum_of(kl);
@@ -137,12 +144,12 @@ void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_
 template <class Engine>
 void latent_backward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& grad_z, const py::object& grad_kl,
                      const py::object& mu, const py::object& logvar, const py::object& prior_mu, const py::object& prior_logvar,
-                     std::uintptr_t rng_state, bool state_per_sample, const py::object& given, const py::object& bounds,
-                     const py::object& grad_mu, const py::object& grad_logvar, const py::object& grad_prior_mu,
-                     const py::object& grad_prior_logvar) {
+                     std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& given,
+                     const py::object& bounds, const py::object& grad_mu, const py::object& grad_logvar,
+                     const py::object& grad_prior_mu, const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
   const RowSum from_kl = row_sum_of(grad_kl);
-  const Noise noise = noise_of(rng_state, state_per_sample, given, shape);
+  const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
   auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.grad_z = view_of(grad_z, shape);
   a.grad_kl = from_kl.value;
@@ -156,10 +163,10 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
 
 template <class Engine>
 void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, bool state_per_sample,
-                const py::object& eps) {
+                const py::object& rows, const py::object& eps) {
   const Shape shape(sizes);
   auto a = of_shape<NoiseFill>(shape);
-  a.noise = noise_of(rng_state, state_per_sample, py::none(), shape);
+  a.noise = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
   a.draws = draws;
   a.eps = view_of(eps, shape);
   Engine(where).run(a);
@@ -167,21 +174,22 @@ void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t dr
 
 template <class Engine>
 void likelihood_forward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
-                        const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& nll) {
+                        const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& nll) {
   const Shape shape(sizes);
   auto a = of_shape<LikelihoodForward>(shape);
   a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
-  a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
+  a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
   a.nll = row_sum_of(nll);
   Engine(where).run(a);
 }
 
 template <class Engine>
 void likelihood_backward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
-                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& grad_nll, const py::tuple& gradients) {
+                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows,
+                         const py::object& grad_nll, const py::tuple& gradients) {
   const Shape shape(sizes);
   const RowSum from_nll = row_sum_of(grad_nll);
   auto a = of_shape<LikelihoodBackward>(shape);
@@ -192,7 +200,7 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int li
   }
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
-  a.binarization = noise_of(rng_state, state_per_sample, py::none(), shape);
+  a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
   a.grad_nll = from_nll.value;
   a.grad_nll_stride = from_nll.stride;
   Engine(where).run(a);

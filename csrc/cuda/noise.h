@@ -19,6 +19,10 @@ VAE_FAST_DEVICE RngState state_of(const Noise& noise, std::int64_t row) {
   return RngState::from(state[0], state[1]);
 }
 
+VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, std::int64_t draw, std::int64_t row) {
+  return static_cast<std::uint32_t>(noise.state_per_sample ? draw : draw * noise.rows_per_draw + noise.row_offset + row);
+}
+
 // The normals of one draw of a chunk: from the caller's own noise, or made here, four a Philox call.
 template <class A>
 VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int64_t draw, std::int64_t row, std::int64_t column,
@@ -27,7 +31,7 @@ VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int
     load<A>(noise.given, row * noise.given.row_stride + draw * noise.given.draw_stride, column, count, eps);
     return;
   }
-  const std::uint32_t counter_row = static_cast<std::uint32_t>(noise.state_per_sample ? draw : draw * noise.batch + row);
+  const std::uint32_t counter_row = counter_row_of(noise, draw, row);
   const std::uint32_t group = static_cast<std::uint32_t>(column >> 2);
 #pragma unroll
   for (int g = 0; g < A::size / 4; ++g) {
@@ -41,7 +45,7 @@ VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int
 template <class A>
 VAE_FAST_DEVICE void binarize(const Noise& noise, std::int64_t row, std::int64_t column, float (&x)[A::size]) {
   const RngState state = state_of(noise, row).for_target();
-  const std::uint32_t counter_row = static_cast<std::uint32_t>(noise.state_per_sample ? 0 : row);
+  const std::uint32_t counter_row = counter_row_of(noise, 0, row);
 #pragma unroll
   for (int g = 0; g < A::size / 4; ++g) {
     const Words w = state.words(static_cast<std::uint32_t>(column >> 2) + g, counter_row);

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise_rows
 from vae_fast import reference
 from vae_fast.backends.native import cpu, cuda
 
@@ -47,6 +48,10 @@ def test_noise(dtype: torch.dtype, layout: str, per_sample: bool) -> None:
             other = torch.empty((k, *shape))
             cpu.noise_fill(other, state)
             assert torch.equal(exact, other)
+
+
+def test_noise_of_a_part_of_a_batch() -> None:
+    noise_rows.check_noise(cuda, DTYPES)
 
 
 # ---- latent ----
@@ -159,6 +164,11 @@ def test_clamp(prior: str | None) -> None:
     for shape in ((4, 7), (3, 16), (1, 4999)):
         latent(shape, (F32, F32), "dense", clamp=(-0.5, 0.25), prior=prior)
         latent(shape, (BF16, BF16), "packed", clamp=(-0.5, 0.25), prior=prior)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_latent_of_a_part_of_a_batch(dtype: torch.dtype) -> None:
+    noise_rows.check_latent(cuda, (dtype,), brief=dtype is F16)
 
 
 def test_nan_and_infinity_stay_where_they_are() -> None:

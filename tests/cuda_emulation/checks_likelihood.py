@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import noise_rows
 from vae_fast import reference
 from vae_fast.backends.native import cpu, cuda
 from vae_fast.likelihoods import ELEMENTWISE
@@ -155,6 +156,11 @@ def test_binarization(target: torch.dtype) -> None:
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="does not binarize"):
         cuda.likelihood_forward("gaussian", (x, x), x, None, STATE, nll=torch.empty(2))
+
+
+@pytest.mark.parametrize("target", [F32, BF16, U8])
+def test_bits_of_a_part_of_a_batch(target: torch.dtype) -> None:
+    noise_rows.check_likelihood(cuda, (target,), brief=target is BF16)
 
 
 @pytest.mark.parametrize("second", ["per_feature", "constant"])

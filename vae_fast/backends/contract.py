@@ -6,7 +6,7 @@ Kernels fill outputs that `ops` allocated. A gradient's own shape says what it i
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,8 +14,22 @@ Prior = tuple[Tensor, Tensor] | None
 Clamp = tuple[float, float] | None
 
 
+class Rows(NamedTuple):
+    """Where the samples of a batch lie in the noise: sample b of draw k has row k * per_draw + offset + b.
+
+    A part of a larger batch takes its own part of that batch's noise: `offset` is where the part begins, `per_draw` the
+    size of the larger batch. A row is a 32-bit counter (`checks.check_counters`).
+    """
+
+    offset: int
+    per_draw: int
+
+
 class Kernels(Protocol):
-    """Shapes: mu (batch, ...), draws (num_samples, batch, ...) or (batch, ...), kl and nll (batch,)."""
+    """Shapes: mu (batch, ...), draws (num_samples, batch, ...) or (batch, ...), kl and nll (batch,).
+
+    rows: None is a batch of its own, Rows(0, batch). With one rng_state per sample the row is k, whatever `rows` says.
+    """
 
     def latent_forward(
         self,
@@ -28,6 +42,7 @@ class Kernels(Protocol):
         *,
         z: Tensor | None,
         kl: Tensor | None,
+        rows: Rows | None = None,
     ) -> None:
         """z = mu + exp(logvar / 2) eps, and KL(N(mu, exp logvar) || prior)."""
 
@@ -45,9 +60,10 @@ class Kernels(Protocol):
         grad_mu: Tensor | None,
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
+        rows: Rows | None = None,
     ) -> None: ...
 
-    def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
+    def noise_fill(self, eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
         """eps (num_samples, batch, ...)"""
 
     def likelihood_forward(
@@ -59,6 +75,7 @@ class Kernels(Protocol):
         rng_state: Tensor | None,
         *,
         nll: Tensor,
+        rows: Rows | None = None,
     ) -> None:
         """params, target and mask of one shape, by strides of 0 where they broadcast. With rng_state the target is
         binarized: 1 with the probability that it is."""
@@ -73,6 +90,7 @@ class Kernels(Protocol):
         grad_nll: Tensor,
         *,
         grads: tuple[Tensor | None, ...],
+        rows: Rows | None = None,
     ) -> None: ...
 
     def categorical_forward(

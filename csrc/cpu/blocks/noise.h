@@ -112,9 +112,10 @@ inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Bl
       fill<Kind>(RngState::from(own[0], own[1]), group, row, groups, out + r * padded, prefetcher);
     }
   } else {
+    const std::int64_t first = draw * noise.rows_per_draw + noise.row_offset + block.row;
     for (std::int64_t r = 0; r < block.rows; ++r) {
       for (std::int64_t g = 0; g < groups; ++g) group[r * groups + g] = block.column / 4 + g;
-      for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = draw * noise.batch + block.row + r;
+      for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = first + r;
     }
     fill<Kind>(RngState::from(state[0], state[1]), group, row, total, out, prefetcher);
   }

@@ -14,7 +14,7 @@ import torch  # before the extensions: its OpenMP runtime is the one to share
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..contract import KERNELS, Clamp, Prior
+from ..contract import KERNELS, Clamp, Prior, Rows
 
 _View = tuple[int, int, tuple[int, ...]] | None
 
@@ -98,6 +98,7 @@ class Engine:
         *,
         z: Tensor | None,
         kl: Tensor | None,
+        rows: Rows | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
@@ -112,6 +113,7 @@ class Engine:
             view(prior_logvar),
             state,
             per_sample,
+            rows,
             view(noise),
             clamp,
             view(z),
@@ -132,6 +134,7 @@ class Engine:
         grad_mu: Tensor | None,
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
+        rows: Rows | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
@@ -149,6 +152,7 @@ class Engine:
             view(prior_logvar),
             state,
             per_sample,
+            rows,
             view(noise),
             clamp,
             view(grad_mu),
@@ -157,10 +161,10 @@ class Engine:
             view(grad_prior_logvar),
         )
 
-    def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
+    def noise_fill(self, eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
         _alive, state, per_sample = _state(rng_state)
         self.extension.noise_fill(
-            self.where(eps), eps.shape[1:], eps.shape[0], state, per_sample, self._view(eps)
+            self.where(eps), eps.shape[1:], eps.shape[0], state, per_sample, rows, self._view(eps)
         )
 
     def likelihood_forward(
@@ -172,6 +176,7 @@ class Engine:
         rng_state: Tensor | None,
         *,
         nll: Tensor,
+        rows: Rows | None = None,
     ) -> None:
         view = self._view
         _alive, state, per_sample = _state(rng_state)
@@ -184,6 +189,7 @@ class Engine:
             view(mask),
             state,
             per_sample,
+            rows,
             view(nll),
         )
 
@@ -197,6 +203,7 @@ class Engine:
         grad_nll: Tensor,
         *,
         grads: tuple[Tensor | None, ...],
+        rows: Rows | None = None,
     ) -> None:
         view = self._view
         _alive, state, per_sample = _state(rng_state)
@@ -209,6 +216,7 @@ class Engine:
             view(mask),
             state,
             per_sample,
+            rows,
             view(grad_nll),
             tuple(map(view, grads)),
         )

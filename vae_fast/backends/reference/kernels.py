@@ -15,8 +15,8 @@ from ...likelihoods import LIKELIHOODS
 from ...likelihoods import discretized_logistic_mixture as mixture
 from ...likelihoods.categorical import IGNORED, categorical_nll
 from ...likelihoods.multinomial import multinomial_nll
-from ...likelihoods.numerics import read, times_exp, upcast, widest
-from ..contract import Clamp, Prior
+from ...likelihoods.numerics import arithmetic_dtype, read, times_exp, upcast, widest
+from ..contract import Clamp, Prior, Rows
 from . import latent
 from .rng import binarize
 from .rng import noise as draw_noise
@@ -32,14 +32,13 @@ def latent_forward(
     *,
     z: Tensor | None,
     kl: Tensor | None,
+    rows: Rows | None = None,
 ) -> None:
     limits = None if clamp is None else (clamp[0], clamp[1])
     if z is not None:
-        draws = z.shape[0] if z.ndim > mu.ndim else None
-        sample = latent.reparameterize(
-            mu, logvar, num_samples=draws, clamp=limits, rng_state=rng_state, noise=noise
-        )
-        z.copy_(sample)
+        if noise is None:
+            noise = _drawn(z, mu, logvar, rng_state, rows)
+        z.copy_(latent.reparameterize(mu, logvar, clamp=limits, noise=noise))
     if kl is not None:
         kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits))
 
@@ -57,6 +56,7 @@ def latent_backward(
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
     grad_prior: tuple[Tensor | None, Tensor | None] | None,
+    rows: Rows | None = None,
 ) -> None:
     m, raw, *p = upcast(mu, logvar, *(prior or ()))
     lv = raw if clamp is None else raw.clamp(*clamp)
@@ -64,8 +64,7 @@ def latent_backward(
     if grad_z is not None:  # dz/dmu = 1, dz/dlogvar = eps exp(logvar / 2) / 2
         draws = grad_z.shape[0] if grad_z.ndim > mu.ndim else None
         if noise is None:
-            assert rng_state is not None
-            noise = draw_noise(mu.shape, rng_state, num_samples=draws, dtype=m.dtype)
+            noise = _drawn(grad_z, mu, logvar, rng_state, rows)
         g = grad_z.to(m.dtype)
         slope = times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
         d_mu = d_mu + (g if draws is None else g.sum(0))
@@ -98,9 +97,10 @@ def likelihood_forward(
     rng_state: Tensor | None,
     *,
     nll: Tensor,
+    rows: Rows | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state)
+        target = binarize(target, rng_state, rows=rows)
     first, *others = params
     nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask))
 
@@ -114,9 +114,10 @@ def likelihood_backward(
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
+    rows: Rows | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state)
+        target = binarize(target, rng_state, rows=rows)
     spec = LIKELIHOODS[likelihood]
     assert spec.derivatives is not None
     x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
@@ -178,8 +179,16 @@ def mixture_backward(
     grad_params.copy_(grad if mask is None else torch.where(mask[:, None], grad, 0.0))
 
 
-def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
-    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype))
+def noise_fill(eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
+    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype, rows=rows))
+
+
+def _drawn(sample: Tensor, mu: Tensor, logvar: Tensor, rng_state: Tensor | None, rows: Rows | None) -> Tensor:
+    """The noise of z, or of its gradient."""
+    assert rng_state is not None
+    draws = sample.shape[0] if sample.ndim > mu.ndim else None
+    dtype = arithmetic_dtype(mu, logvar)
+    return draw_noise(mu.shape, rng_state, num_samples=draws, dtype=dtype, rows=rows)
 
 
 def _fill(out: Tensor | None, grad: Tensor) -> None:

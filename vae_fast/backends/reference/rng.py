@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..contract import Rows
+
 _MASK = 0xFFFFFFFF
 _BITS = 0x80000000
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -41,7 +43,9 @@ def draw_rng_state(device: torch.device, generator: torch.Generator | None = Non
     return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)
 
 
-def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
+def _words(
+    rng_state: Tensor, draws: int, batch: int, size: int, rows: Rows | None, stream: int = 0
+) -> tuple[Tensor, ...]:
     """The four words of every group of four elements: (draws, batch, groups) each."""
 
     def count(n: int) -> Tensor:
@@ -49,7 +53,8 @@ def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0
 
     group = count((size + 3) // 4)
     if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
-        row = count(draws * batch).view(draws, batch, 1)
+        row_offset, rows_per_draw = rows or (0, batch)
+        row = (count(draws)[:, None] * rows_per_draw + row_offset + count(batch))[..., None]
         seed, offset = rng_state[0], rng_state[1]
     else:  # one state per sample: the row is the draw
         row = count(draws).view(draws, 1, 1)
@@ -65,13 +70,15 @@ def noise(
     num_samples: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
-    """Standard normal noise of `shape` (batch, ...), or (num_samples, batch, ...), as a function of rng_state."""
+    """Standard normal noise of `shape` (batch, ...), or (num_samples, batch, ...), as a function of rng_state and of
+    where the batch's rows lie in the noise."""
     shape = tuple(shape)
     if device is not None:
         rng_state = rng_state.to(device)
     draws, batch, size = num_samples or 1, shape[0], math.prod(shape[1:])
-    words = _words(rng_state, draws, batch, size)
+    words = _words(rng_state, draws, batch, size, rows)
 
     w0, w1, w2, w3 = (w.to(torch.float64) for w in words)
     pairs = []
@@ -85,7 +92,7 @@ def noise(
     return eps.reshape(shape if num_samples is None else (draws, *shape))
 
 
-def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
+def binarize(x: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> Tensor:
     """1 with probability x, else 0: u < x, where u is the upper 24 bits of element j's word j mod 4.
 
     The counter's top bit tells these words from those of the noise. uint8 counts 255ths; NaN stays NaN.
@@ -94,7 +101,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     if x.dtype == torch.uint8:
         grey = grey / 255
     size = math.prod(x.shape[1:])
-    words = torch.stack(_words(rng_state, 1, x.shape[0], size, stream=_BITS), -1)
+    words = torch.stack(_words(rng_state, 1, x.shape[0], size, rows, stream=_BITS), -1)
     u = (words[0].flatten(1)[:, :size] >> 8).to(torch.float32) * 2.0**-24
     bits = torch.where(grey.isnan(), grey, (u.reshape(x.shape) < grey).to(grey.dtype))
     return bits.to(x.dtype) if x.dtype.is_floating_point else bits

@@ -18,21 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Clamp
+from ..contract import Clamp, Rows
 from .formulas import clamp as clamped
 from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
 from .layout import constants, describe, draw_steps, elementwise_plan, exact, lead, pair, row_sum_plan
-from .noise import normals, read_state
+from .noise import normals, read_state, row_words
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load, locate, read, step_of, store, write
 
 Pair = tuple[Tensor | None, Tensor | None]
 
 
-@triton.jit(do_not_specialize=["rows", "parts", "draws"])
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts", "draws"])
 def _forward(
-    mu, logvar, mu_p, logvar_p, noise, z, rng, kl,
+    mu, logvar, mu_p, logvar_p, noise, z, rng, kl, row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, rng_s, kl_s, noise_draw, z_draw,
     lo, hi, rows, n, sizes, draws, parts,
     DRAWS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
@@ -74,7 +74,9 @@ def _forward(
                 live = draw < draws
                 at = (row, cols, inside & live, mask & live)
                 if noise is None:
-                    eps = normals(state, rng_s, draw, row, rows, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+                    eps = normals(
+                        state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+                    )  # fmt: skip
                 else:
                     eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
                 write(z + (z_at + step_of(draw, z_draw, VEC)), m + first * eps * second, at)
@@ -84,9 +86,10 @@ def _forward(
         tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside & first_draw)
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts"])
 def _backward(
     mu, logvar, mu_p, logvar_p, noise, grad_z, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
+    row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
     rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, parts,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
@@ -121,7 +124,10 @@ def _backward(
                 d_mu += g
                 if grad_logvar is not None:
                     if noise is None:
-                        eps = normals(state, rng_s, draw, row, rows, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+                        eps = normals(
+                            state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes,
+                            PAIR, SWAP, ROWS, COLS,
+                        )  # fmt: skip
                     else:
                         eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
                     d_lv += g * eps
@@ -211,6 +217,7 @@ def latent_forward(
     *,
     z: Tensor | None,
     kl: Tensor | None,
+    rows: Rows | None = None,
 ) -> None:
     """Fills z (batch, ...) or (draws, batch, ...) and kl (batch,), either of which may be None."""
     if z is not None and z.numel() == 0:
@@ -224,7 +231,7 @@ def latent_forward(
     inputs = (mu, logvar, *(prior or (None, None)), noise, z, rng_state)
     job = _forward_job(mu.device, clamp and (clamp[0], clamp[1]), *map(key, inputs), key(kl))
     (out,) = outputs(job, (kl,), mu)
-    run(job, mu, *inputs, out)
+    run(job, mu, *inputs, out, *row_words(rows, mu.shape[0]))
     add_up(out, kl)
 
 
@@ -241,6 +248,7 @@ def latent_backward(
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
     grad_prior: Pair | None,
+    rows: Rows | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller gradient of the prior is a sum (see `sums`)."""
     grads_p = grad_prior or (None, None)
@@ -258,6 +266,6 @@ def latent_backward(
     inputs = (mu, logvar, *(prior or (None, None)), noise, grad_z, rng_state, grad_kl, grad_mu, grad_logvar)
     job = _backward_job(mu.device, clamp and (clamp[0], clamp[1]), *map(key, inputs), *map(key, grads_p))
     outs = outputs(job, grads_p, mu)
-    run(job, mu, *inputs, *outs)
+    run(job, mu, *inputs, *outs, *row_words(rows, mu.shape[0]))
     for out, g in zip(outs, grads_p, strict=True):
         add_up(out, g, job.order)

@@ -59,7 +59,8 @@ def specs(*keys: Key) -> list[Spec | None]:
 
 
 class Job:
-    """A launch that is ready but for its tensors, which are a kernel's first arguments. `rest` are the others."""
+    """A launch that is ready but for the kernel's first arguments: its tensors, then numbers that differ from call to
+    call. `rest` are the others."""
 
     def __init__(self, kernel: Any, grid: Sequence[int], threads: int, rest: Sequence[Any]) -> None:
         self.kernel = kernel
@@ -73,22 +74,22 @@ class Job:
         self.compiled: Any = None
 
 
-def run(job: Job, on: Tensor, *tensors: Tensor | None) -> None:
+def run(job: Job, on: Tensor, *arguments: Tensor | int | None) -> None:
     """Launches on the device of `on` and its current stream."""
     if not on.is_cuda or on.get_device() == torch.cuda.current_device():
-        start(job, tensors)
+        start(job, arguments)
     else:
         with torch.cuda.device(on.device):
-            start(job, tensors)
+            start(job, arguments)
 
 
-def start(job: Job, tensors: Sequence[Tensor | None]) -> None:
+def start(job: Job, arguments: Sequence[Tensor | int | None]) -> None:
     if job.compiled is None:
-        job.compiled = job.kernel if INTERPRETED else compile_for(job, tensors)
-    job.compiled[job.grid](*tensors, *job.rest)
+        job.compiled = job.kernel if INTERPRETED else compile_for(job, arguments)
+    job.compiled[job.grid](*arguments, *job.rest)
 
 
-def compile_for(job: Job, tensors: Sequence[Tensor | None]) -> Any:
+def compile_for(job: Job, arguments: Sequence[Tensor | int | None]) -> Any:
     """Compiles for the current device, or finds it in Triton's cache."""
     warp = triton.runtime.driver.active.get_current_target().warp_size
-    return job.kernel.warmup(*tensors, *job.rest, grid=job.grid, num_warps=max(1, job.threads // warp))
+    return job.kernel.warmup(*arguments, *job.rest, grid=job.grid, num_warps=max(1, job.threads // warp))

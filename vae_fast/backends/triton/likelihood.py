@@ -19,17 +19,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..contract import Rows
 from .launch import Job, Key, cached, key, run, specs
 from .layout import constants, describe, exact, pair, row_sum_plan
 from .likelihoods import LIKELIHOODS
-from .noise import uniforms
+from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load
 
 
 @triton.jit
 def _inputs(
-    target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+    target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
     at, start, n, sizes, LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -46,7 +47,7 @@ def _inputs(
         level = x * (1.0 / 255.0)
         x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
     if rng is not None:
-        u = uniforms(rng, rng_s, at[0], at[2], start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        u = uniforms(rng, rng_s, at[0], row_offset, at[2], start, n, sizes, PAIR, SWAP, ROWS, COLS)
         x = tl.where(x == x, tl.where(u < x, 1.0, 0.0), x)  # NaN stays NaN
     counted = at[3]
     if kept is not None:
@@ -54,9 +55,9 @@ def _inputs(
     return p, q, r, x, counted
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
 def _forward(
-    target, first, second, third, kept, rng, nll,
+    target, first, second, third, kept, rng, nll, row_offset,
     target_s, first_s, second_s, third_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
     NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -71,16 +72,16 @@ def _forward(
         place, cols = elements(start, n, sizes, SWAP, COLS)
         at = (row, cols, inside, inside & (place < n // VEC * VEC))
         p, q, r, x, counted = _inputs(
-            target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+            target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
             at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
         total += tl.where(counted, NLL(p, q, r, x, EXACT), 0.0)
     tl.store(nll + (row * nll_s[0] + part * nll_s[1]), tl.sum(total, axis=1)[:, None], mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
 def _backward(
-    target, first, second, third, kept, rng, grad_nll, grad_first, grad_second, grad_third,
+    target, first, second, third, kept, rng, grad_nll, grad_first, grad_second, grad_third, row_offset,
     target_s, first_s, second_s, third_s, kept_s, grad_first_s, grad_second_s, grad_third_s, rng_s, grad_nll_s,
     rows, n, sizes, parts,
     GRADS: tl.constexpr, LEVELS: tl.constexpr,
@@ -99,7 +100,7 @@ def _backward(
         inside = row < rows
         at = (row, cols, inside, inside & (place < n // VEC * VEC))
         p, q, r, x, counted = _inputs(
-            target, first, second, third, kept, rng, target_s, first_s, second_s, third_s, kept_s, rng_s,
+            target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
             at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
         g = tl.load(grad_nll + row * grad_nll_s[0], mask=inside, other=0)
@@ -166,6 +167,7 @@ def likelihood_forward(
     rng_state: Tensor | None,
     *,
     nll: Tensor,
+    rows: Rows | None = None,
 ) -> None:
     """Fills nll (batch,). Every parameter and the mask have the target's shape (stride 0 where they are broadcast).
     Given an rng_state, the target is the probability of a 1, and the bits drawn from it count."""
@@ -175,7 +177,7 @@ def likelihood_forward(
     inputs = (target, *_three(params), mask, rng_state)
     job = _forward_job(target.device, likelihood, *map(key, inputs), key(nll))
     (out,) = outputs(job, (nll,), target)
-    run(job, target, *inputs, out)
+    run(job, target, *inputs, out, row_words(rows, target.shape[0])[0])
     add_up(out, nll)
 
 
@@ -188,6 +190,7 @@ def likelihood_backward(
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
+    rows: Rows | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller one is a sum (see `sums`)."""
     grads = _three(grads)
@@ -200,6 +203,6 @@ def likelihood_backward(
     inputs = (target, *_three(params), mask, rng_state, grad_nll)
     job = _backward_job(target.device, likelihood, *map(key, inputs), *map(key, grads))
     outs = outputs(job, grads, target)
-    run(job, target, *inputs, *outs)
+    run(job, target, *inputs, *outs, row_words(rows, target.shape[0])[0])
     for out, g in zip(outs, grads, strict=True):
         add_up(out, g, job.order)

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..contract import Rows
 from .formulas import log2
 from .launch import Job, Key, Spec, cached, key, run
 from .layout import constants, describe, draw_steps, elementwise_plan, pair
@@ -130,14 +131,20 @@ def _spread(
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLS))
 
 
+def row_words(rows: Rows | None, batch: int) -> tuple[int, int]:
+    """A kernel's row_offset and rows_per_draw: 32 bits each, as int32, so that one compiled kernel serves them all."""
+    offset, per_draw = rows or (0, batch)
+    return (offset + 2**31) % 2**32 - 2**31, (per_draw + 2**31) % 2**32 - 2**31
+
+
 @triton.jit
 def normals(
-    state, rng_s, draw, row, rows, start, n, sizes,
+    state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The noise of the samples `row`, draw by draw."""
     if len(rng_s) == 1:
-        word = (row + draw * rows).to(tl.uint32)
+        word = (row + (draw * rows_per_draw + row_offset)).to(tl.uint32)
     else:
         word = draw.to(tl.uint32)
     return _spread(_four, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
@@ -145,13 +152,13 @@ def normals(
 
 @triton.jit
 def uniforms(
-    rng, rng_s, row, inside, start, n, sizes,
+    rng, rng_s, row, row_offset, inside, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """What binarization compares with: words of counters that noise never has (the offset's top bit is flipped)."""
     k0, k1, o0, o1 = read_state(rng, rng_s, row, inside)
     if len(rng_s) == 1:
-        word = row.to(tl.uint32)
+        word = (row + row_offset).to(tl.uint32)
     else:
         word = tl.zeros((ROWS, 1), tl.uint32)
     return _spread(
@@ -159,9 +166,10 @@ def uniforms(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "parts", "draws"])
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts", "draws"])
 def _fill(
-    eps, rng, eps_s, eps_draw, rng_s, rows, n, sizes, draws, parts, DRAWS: tl.constexpr, PAIR: tl.constexpr,
+    eps, rng, row_offset, rows_per_draw, eps_s, eps_draw, rng_s, rows, n, sizes, draws, parts,
+    DRAWS: tl.constexpr, PAIR: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -174,7 +182,9 @@ def _fill(
     where = locate((row, cols, inside, mask), sizes, eps_s, VEC)
     for i in range(DRAWS):
         draw = tl.program_id(1).to(tl.int64) * DRAWS + i
-        x = normals(state, rng_s, draw, row, rows, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        x = normals(
+            state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+        )  # fmt: skip
         live = draw < draws
         write(eps + (where + step_of(draw, eps_draw, VEC)), x, (row, cols, inside & live, mask & live))
 
@@ -202,7 +212,8 @@ def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
     return Job(_fill, (plan.programs, triton.cdiv(draws, each)), plan.threads, (*rest, *constants(at, plan)))
 
 
-def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
+def noise_fill(eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
     """Writes the noise of `rng_state` into eps (draws, batch, ...)."""
     if eps.numel():
-        run(_job(eps.device, key(eps), key(rng_state)), eps, eps, rng_state)
+        words = row_words(rows, eps.shape[1])
+        run(_job(eps.device, key(eps), key(rng_state)), eps, eps, rng_state, *words)
