@@ -1,9 +1,6 @@
 """What users call: argument checks, then the op. Wrong input raises before any kernel runs."""
 
-from .categorical import categorical_nll, multinomial_nll
-from .counts import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
-from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
-from .likelihood import (
+from .bernoulli import (
     bernoulli_nll,
     bernoulli_nll_from_probs,
     continuous_bernoulli_nll,
@@ -11,6 +8,9 @@ from .likelihood import (
     gaussian_nll,
     laplace_nll,
 )
+from .categorical import categorical_nll, multinomial_nll
+from .discretized_logistic_mixture import discretized_logistic_mixture_nll
+from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .linear_likelihood import (
     linear_bernoulli_nll,
     linear_categorical_nll,
@@ -23,7 +23,7 @@ from .linear_likelihood import (
     linear_poisson_nll,
     linear_zero_inflated_negative_binomial_nll,
 )
-from .mixture import discretized_logistic_mixture_nll
+from .negative_binomial import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
 
 __all__ = [
     "bernoulli_nll",
