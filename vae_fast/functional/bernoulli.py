@@ -1,19 +1,15 @@
-"""-log p(x | z) of images and other numbers, element by element."""
+"""-log p(x | z) of independent Bernoulli variables: binary images, grey values as probabilities."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..checks import (
-    check_mask,
-    check_parameter,
-    check_target,
-    check_tensor,
-    check_weight,
-    resolve_bits_state,
-)
+from ..checks import check_mask, check_target, check_tensor, check_weight, resolve_bits_state
 from ..ops.likelihood import likelihood
+from ..ops.linear_likelihood import linear_likelihood
+from ._elementwise import elementwise_nll
+from ._layer import check_layer
 
 
 def bernoulli_nll(
@@ -89,149 +85,46 @@ def bernoulli_nll_from_probs(
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
     """
-    check_tensor("probs", probs)
-    check_target(target, "probs", probs)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("bernoulli_probs", target, probs, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, probs)
+    return elementwise_nll("bernoulli_probs", "probs", probs, target, mask, weight)
 
 
-def continuous_bernoulli_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """-log p(target | logits) of independent continuous Bernoulli variables on [0, 1], per sample.
-
-        nll = sum max(l, 0) - x l + log(1 + exp(-|l|)) - log C,   C = l / tanh(l / 2), and 2 at l = 0
-
-    Accurate around l = 0 (probability 1/2), where C is 0/0. p is a density: nll may be negative. Arguments, returns
-    and errors as in `bernoulli_nll`.
-
-    Source: Loaiza-Ganem & Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational
-    autoencoders", 2019.
-    """
-    check_tensor("logits", logits)
-    check_target(target, "logits", logits)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("continuous_bernoulli", target, logits, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
-
-
-def gaussian_nll(
-    mean: Tensor,
+def linear_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     target: Tensor,
-    logvar: Tensor | float | None = None,
     *,
     mask: Tensor | None = None,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """-log p(target | N(mean, exp logvar)) of independent normal variables, per sample.
+    """`bernoulli_nll` of the logits that a linear layer makes: l = hidden weight^T + bias.
 
-        nll = sum (log(2 pi) + logvar + (x - mean)^2 exp(-logvar)) / 2
-
-    The sum runs over all dims but the first. NaN and infinities propagate.
+    The layer and the likelihood run over some rows at a time, forward and back, so that neither the logits nor their
+    gradient ever exist as (batch, features): memory of one chunk instead. Gradients of weight and bias are summed in
+    float32. Where the gradient of the result is the same for all samples by its strides (after nll.mean() or
+    nll.sum()), everything is computed once, in the forward pass; where it differs, backward makes the chunks again.
+    Under autocast the matrix products are in autocast's dtype, as in F.linear, and the likelihood in float32.
 
     Args:
-        mean: (batch, ...), float32, bfloat16, float16 or float64, any strides.
-        target: x in mean's shape: float, uint8 (255ths), bool or integers; see `bernoulli_nll`.
-        logvar: the natural log of the variance. None is unit variance, a number one for all. A tensor may be a
-            learned scalar (), one value per feature (mean's shape without batch), or anything that broadcasts to
-            mean; it is never expanded in memory, and its gradient is summed in the kernel.
-        mask, weight: as in `bernoulli_nll`.
-
-    Returns:
-        nll: (batch,), in nats, constant included; float32 (float64 if an input is).
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not match.
-
-    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.2.
-    """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    logvar = check_parameter("logvar", logvar, "mean", mean, optional=True)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("gaussian", target, mean, logvar, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, mean)
-
-
-def laplace_nll(
-    location: Tensor,
-    target: Tensor,
-    log_scale: Tensor | float | None = None,
-    *,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """-log p(target | Laplace(location, exp log_scale)) of independent Laplace variables, per sample.
-
-        nll = sum log 2 + s + |x - location| exp(-s)
-
-    With log_scale None (a scale of 1) it is the L1 distance, and a constant; the slope at x = location is 0.
-
-    Args:
-        location: (batch, ...), float32, bfloat16, float16 or float64, any strides.
-        target: x in location's shape: float, uint8 (255ths), bool or integers; see `bernoulli_nll`.
-        log_scale: s, the natural log of the scale: None, a number, or a tensor that broadcasts to location, as the
-            logvar of `gaussian_nll`.
-        mask, weight: as in `bernoulli_nll`.
-
-    Returns:
-        nll: (batch,), in nats, constant included; float32 (float64 if an input is).
-
-    Raises:
-        TypeError, ValueError: as `gaussian_nll`.
-
-    Source: Rombach et al., "High-resolution image synthesis with latent diffusion models", 2022, whose first stage
-    minimises it with one learned log-scale for all.
-    """
-    check_tensor("location", location)
-    check_target(target, "location", location)
-    log_scale = check_parameter("log_scale", log_scale, "location", location, optional=True)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("laplace", target, location, log_scale, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, location)
-
-
-def discretized_logistic_nll(
-    mean: Tensor,
-    target: Tensor,
-    log_scale: Tensor | float,
-    *,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """-log P(target) of images in 256 levels under a logistic distribution cut into levels, per sample.
-
-        t = 2 x - 1,  h = 1/255,  b = (t - mean + h) exp(-s),  a = (t - mean - h) exp(-s)
-        nll = sum -log(sigmoid(b) - sigmoid(a)), the lowest level -log sigmoid(b), the highest -log(1 - sigmoid(a))
-
-    The difference is exact in the tails, where peers put 1e-12 or the density in its place.
-
-    Args:
-        mean: (batch, ...), in the units of t: black is -1, white is 1.
-        target: x in mean's shape, uint8 (255ths), or float in [0, 1]: multiples of 1/255.
-        log_scale: s, the natural log of the scale, in the units of t: a number or a tensor that broadcasts to mean.
-            Taken as -7 where it is less, as in PixelCNN++: the gradient is 1 at the bound, 0 below.
-        mask, weight: as in `bernoulli_nll`.
+        hidden: (batch, H), the layer's input: float32, bfloat16, float16 or float64.
+        weight: (features, H), the layer's weight.
+        bias: (features,) or None.
+        target: x, (batch, features), or (batch, ...) with as many elements, in the order of weight's rows; dtypes as
+            in `bernoulli_nll`.
+        mask: bool, broadcastable to target: False leaves the element out.
+        sample_weight: (batch,), a factor for every sample.
 
     Returns:
         nll: (batch,), in nats; float32 (float64 if an input is).
 
     Raises:
-        TypeError, ValueError: as `gaussian_nll`.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not match.
 
-    Source: Kingma et al., "Improved variational inference with inverse autoregressive flow", 2016; Salimans et al.,
-    "PixelCNN++", 2017, section 2.1.
+    Source: as `bernoulli_nll`; chunks and gradients in forward as in Hsu et al., "Liger Kernel: Efficient Triton
+    Kernels for LLM Training", 2024.
     """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    log_scale = check_parameter("log_scale", log_scale, "mean", mean)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("discretized_logistic", target, mean, log_scale, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, mean)
+    check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
+    return linear_likelihood(
+        "bernoulli", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )

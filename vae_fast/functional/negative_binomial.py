@@ -1,45 +1,12 @@
-"""-log p(x | z) of counts: single cells, words, events."""
+"""-log p(x | z) of counts: independent negative binomial variables."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_mask, check_parameter, check_target, check_tensor, check_weight
-from ..ops.likelihood import likelihood
-
-
-def poisson_nll(
-    mean: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """-log p(target | mean) of independent Poisson variables, per sample.
-
-        nll = sum mu - x log mu + log x!,   mu = mean + 1e-8
-
-    The sum runs over all dims but the first. The 1e-8, as in scvi-tools, keeps a mean of 0 finite. Accurate where mu
-    and x are large and nearly equal, and the textbook form cancels.
-
-    Args:
-        mean: (batch, ...), at least 0, float32, bfloat16, float16 or float64, any strides.
-        target: x in mean's shape, counts: float, uint8 (the number itself, not 255ths), bool, int16, int32 or int64.
-        mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
-            where its target or parameter is NaN or infinite.
-        weight: (batch,), a factor for each sample's nll.
-
-    Returns:
-        nll: (batch,), in nats, the constant log x! included; float32 (float64 if an input is).
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not match.
-
-    Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools).
-    """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("poisson", target, mean, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, mean)
+from ..ops.linear_likelihood import linear_likelihood
+from ._elementwise import elementwise_nll
+from ._layer import check_fixed_param, check_layer, check_per_sample
 
 
 def negative_binomial_nll(
@@ -75,46 +42,38 @@ def negative_binomial_nll(
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools,
     log_nb_positive).
     """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    theta = check_parameter("theta", theta, "mean", mean)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("negative_binomial", target, mean, theta, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, mean)
+    return elementwise_nll("negative_binomial", "mean", mean, target, mask, weight, theta=theta)
 
 
-def zero_inflated_negative_binomial_nll(
-    mean: Tensor,
+def linear_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     target: Tensor,
-    theta: Tensor | float,
-    dropout_logits: Tensor | float,
+    theta: Tensor | float | None = None,
     *,
+    library: Tensor | None = None,
     mask: Tensor | None = None,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """-log p(target) of a negative binomial whose counts drop out, that is become 0, with some probability.
+    """`negative_binomial_nll` of a mean whose logarithm is linear in hidden, as in scvi-tools.
 
-        p(x) = sigmoid(dropout_logits) [x = 0] + sigmoid(-dropout_logits) NB(x; mean, theta)
-
-    Args:
-        mean, target, theta, mask, weight: as in `negative_binomial_nll`.
-        dropout_logits: the logit of dropping out: a number, or a tensor that broadcasts to mean.
-
-    Returns:
-        nll: (batch,), in nats, constants included; float32 (float64 if an input is).
-
-    Raises:
-        TypeError, ValueError: as `negative_binomial_nll`.
-
-    Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools,
-    log_zinb_positive).
+    weight is (features, H), and theta a number or a tensor that broadcasts to target ((features,): one per gene), with
+    gradient; or weight is (2 features, H), the rows of the mean and then those of log theta, and theta None.
+    The mean and `library` as in `linear_poisson_nll`. Other arguments, memory and errors as `linear_bernoulli_nll`;
+    formula and source as `negative_binomial_nll`.
     """
-    check_tensor("mean", mean)
-    check_target(target, "mean", mean)
-    theta = check_parameter("theta", theta, "mean", mean)
-    dropout_logits = check_parameter("dropout_logits", dropout_logits, "mean", mean)
-    if mask is not None:
-        check_mask(mask, target)
-    nll = likelihood("zero_inflated_negative_binomial", target, mean, theta, dropout_logits, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, mean)
+    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
+    fixed_params = check_fixed_param("theta", theta, target, heads == 1)
+    check_per_sample("library", library, target)
+    return linear_likelihood(
+        "negative_binomial",
+        hidden,
+        weight,
+        bias,
+        target,
+        *fixed_params,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )
