@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from .base import Likelihood, Params
-from .classes import Categorical, Multinomial
-from .continuous import Gaussian, Laplace
-from .counts import Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from .images import Bernoulli, ContinuousBernoulli, DiscretizedLogistic
-from .mixture import DiscretizedLogisticMixture
+from .base_counts import Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from .discretized_logistic import Bernoulli, ContinuousBernoulli, DiscretizedLogistic
+from .discretized_logistic_mixture import DiscretizedLogisticMixture
+from .gaussian import Gaussian, Laplace
+from .multinomial import Categorical, Multinomial
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,

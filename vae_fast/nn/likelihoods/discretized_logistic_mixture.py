@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import functional
 from ...checks import number_of
 from .base import Library, Likelihood, Params, uniform
-from .images import cut_logistic_mean, draw_logistic, levels, unit
+from .discretized_logistic import cut_logistic_mean, draw_logistic, levels, unit
 
 Read = Callable[[Tensor, Tensor], Tensor]  # mean and log-scale -> a value in [-1, 1]
 
