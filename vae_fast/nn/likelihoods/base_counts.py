@@ -1,25 +1,25 @@
-"""Likelihoods of counts: x holds whole numbers of at least 0, in any dtype (uint8 too: the number itself)."""
+"""Likelihoods of counts: x holds whole numbers of at least 0, in any dtype (uint8: the number itself)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ... import functional
-from .base import Library, Likelihood, Params, Spread, as_numbers, check_library
+from ...checks import number_of
+from .base import Library, Likelihood, Params
 
 LINKS = ("softmax", "exp", "softplus")
 
 
 class Counts(Likelihood):
-    """How the decoder's first output y becomes the mean of the counts, `link`:
+    """A likelihood of counts. `link` makes their mean from the decoder's first output y:
 
-    "softmax"    library softmax(y), over all but the batch: y says which share of a sample's counts falls to each
-                 feature. The library is the sample's own number of counts, sum x, as in scvi-tools (Lopez et al.,
-                 2018); where there is no x (`VAE.generate`), `library`.
+    "softmax"    library softmax(y), over all dims but the batch: y says which share of a sample's counts falls to each
+                 feature. The library size is the sample's number of counts, sum x, as in scvi-tools (Lopez et al.,
+                 2018). Without an x (`VAE.generate`) it is the option `library`.
     "exp"        exp(y)
     "softplus"   log(1 + exp(y))
     """
@@ -40,14 +40,14 @@ class Counts(Likelihood):
         return as_numbers(x, dtype)
 
     def library(self, x: Tensor) -> Tensor | None:
-        """sum x of each sample, shape (batch,)."""
+        """The library size: sum x of each sample, shape (batch,)."""
         if self.link != "softmax":
             return None
         total = x.flatten(1).sum(1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
         return total if total.is_floating_point() else total.float()
 
     def rate(self, output: Tensor, library: Library) -> Tensor:
-        """The mean of the counts, without the zeros that a dropout adds."""
+        """The mean of the counts before any dropout."""
         if self.link == "softmax":
             library = self.default_library if library is None else library
             if isinstance(library, Tensor) and library.ndim:
@@ -57,103 +57,19 @@ class Counts(Likelihood):
             raise ValueError(f'library is of link="softmax", {self} has another')
         return output.exp() if self.link == "exp" else F.softplus(output)
 
-
-class Poisson(Counts):
-    """The decoder gives the mean by way of `link`."""
-
-    def extra_repr(self) -> str:
-        return f"link={self.link!r}"
-
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.poisson_nll(self.rate(params[0], self.library(x)), x)
-
-    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        return functional.linear_poisson_nll(hidden, weight, bias, x, library=self.library(x))
-
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return self.rate(params[0], library)
 
-    def sample(
-        self, params: Params, generator: torch.Generator | None = None, library: Library = None
-    ) -> Tensor:
-        return torch.poisson(self.rate(params[0], library), generator)
+
+def check_library(library: float) -> float:
+    number = number_of(library)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"library is {library!r}, it takes a number above 0")
+    return float(number)
 
 
-class NegativeBinomial(Spread, Counts):
-    """Variance mean + mean^2 / theta. The decoder gives the mean by way of `link`; the inverse dispersion theta is
-    "feature" (one for each, scvi-tools' dispersion="gene"; `features` where the decoder does not tell x's shape),
-    "learned" (one for all), a number, or "decoder" (mean and theta, scvi-tools' "gene-cell"). What is learned is
-    `log_theta`; the decoder's theta is the exponential of what it gives.
-
-    Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools).
-    """
-
-    option, parameter = "theta", "log_theta"
-
-    def __init__(
-        self,
-        theta: float | str = "feature",
-        features: int | Sequence[int] | None = None,
-        link: str = "softmax",
-        library: float = 1e4,
-    ) -> None:
-        super().__init__(theta, features, link=link, library=library)
-
-    def extra_repr(self) -> str:
-        return f"theta={self._value!r}, link={self.link!r}"
-
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.negative_binomial_nll(
-            self.rate(params[0], self.library(x)), x, self.theta_of(params)
-        )
-
-    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        fixed = self.fixed()
-        theta = fixed if fixed is None else torch.as_tensor(fixed, device=x.device).exp()
-        return functional.linear_negative_binomial_nll(
-            hidden, weight, bias, x, theta, library=self.library(x)
-        )
-
-    def mean(self, params: Params, library: Library = None) -> Tensor:
-        return self.rate(params[0], library)
-
-    def sample(
-        self, params: Params, generator: torch.Generator | None = None, library: Library = None
-    ) -> Tensor:
-        mean = self.rate(params[0], library)
-        theta = self.theta_of(params).expand_as(mean)
-        gamma = torch._standard_gamma(theta, generator=generator)  # of mean theta
-        return torch.poisson(gamma * (mean / theta), generator)
-
-    def theta_of(self, params: Params) -> Tensor:
-        return torch.as_tensor(self.spread(params), device=params[0].device).exp()
-
-
-class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """A negative binomial count, or 0 with probability sigmoid(dropout logit). The decoder gives mean, theta (if it is
-    "decoder") and dropout logits, in this order; theta, `link` and `library` as NegativeBinomial.
-
-    Source: as there.
-    """
-
-    num_parameters = 2
-
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        mean = self.rate(params[0], self.library(x))
-        return functional.zero_inflated_negative_binomial_nll(mean, x, self.theta_of(params), params[-1])
-
-    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        fixed = self.fixed()
-        theta = fixed if fixed is None else torch.as_tensor(fixed, device=x.device).exp()
-        return functional.linear_zero_inflated_negative_binomial_nll(
-            hidden, weight, bias, x, theta, library=self.library(x)
-        )
-
-    def mean(self, params: Params, library: Library = None) -> Tensor:
-        return super().mean(params, library) * torch.sigmoid(-params[-1])
-
-    def sample(
-        self, params: Params, generator: torch.Generator | None = None, library: Library = None
-    ) -> Tensor:
-        counts = super().sample(params, generator, library)
-        return counts * torch.bernoulli(torch.sigmoid(-params[-1]), generator=generator)
+def as_numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Counts in `dtype`. Without one, floats stay as they are and other dtypes become torch's default."""
+    if dtype is None:
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x.to(dtype)

@@ -1,4 +1,4 @@
-"""The discretized mixture of logistics of PixelCNN++."""
+"""The likelihood of images in 256 levels of PixelCNN++: a mixture of discretized logistics."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class DiscretizedLogisticMixture(Likelihood):
     Source: Salimans et al., "PixelCNN++", 2017; NVAE and VDVAE use it.
     """
 
+    name = "discretized_logistic_mixture"
     support = "unit"
 
     def __init__(self, components: int = 10) -> None:

@@ -1,80 +1,24 @@
-"""Likelihoods over classes: one of them for each position, or how often each occurs."""
+"""The likelihood of how often each class occurs."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ... import functional
-from ...checks import number_of
-from .base import Library, Likelihood, Params, as_numbers, check_library, uniform
-
-
-class Categorical(Likelihood):
-    """x (batch, ...) holds class numbers (text, labels; -100 is left out, as in torch), and the decoder gives logits
-    (batch, ..., classes). `classes`, if given, is checked against the decoder.
-    """
-
-    support = "classes"
-    over_classes = True
-
-    def __init__(self, classes: int | None = None) -> None:
-        super().__init__()
-        number = number_of(classes)
-        self.classes = number if isinstance(number, int) else None
-        if classes is not None and (self.classes is None or self.classes < 1):
-            raise ValueError(f"classes is {classes!r}, it takes a number of at least 1")
-
-    def extra_repr(self) -> str:
-        return "" if self.classes is None else f"classes={self.classes}"
-
-    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        if self.classes is None:
-            raise ValueError("classes is not given: the decoder's shape depends on it")
-        return (*shape, self.classes)
-
-    def data_shape(self, params: Params) -> tuple[int, ...]:
-        *shape, classes = params[0].shape[1:] or (0,)
-        if self.classes not in (None, classes):
-            raise ValueError(
-                f"decoder returned {classes} numbers along the last dim, {self} takes {self.classes}"
-            )
-        return tuple(shape)
-
-    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """x as nn.Embedding takes it; for an encoder that takes numbers, in its `dtype`."""
-        if dtype is not None:
-            return x.to(dtype)
-        return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
-
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.categorical_nll(params[0], x)
-
-    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        return functional.linear_categorical_nll(hidden, weight, bias, x)
-
-    def mean(self, params: Params, library: Library = None) -> Tensor:
-        """The probabilities (batch, ..., classes): the mean of x with ones and zeros for each class."""
-        return params[0].softmax(-1)
-
-    def sample(
-        self, params: Params, generator: torch.Generator | None = None, library: Library = None
-    ) -> Tensor:
-        """Class numbers (batch, ...)."""
-        gumbel = -torch.log(-torch.log(uniform(params[0], generator)))
-        return (params[0] + gumbel).argmax(-1)
+from .base import Library, Likelihood, Params
+from .base_counts import as_numbers, check_library
 
 
 class Multinomial(Likelihood):
-    """x (batch, ..., classes) counts how often each class occurs; the decoder gives logits of this shape, softmax over
-    the last dim. The multinomial coefficient, which no parameter changes, is left out of the NLL. Where there is no x
+    """x (batch, ..., classes) counts how often each class occurs. The decoder gives logits of this shape, softmax over
+    the last dim. The NLL leaves out the multinomial coefficient, which no parameter changes. Without an x
     (`VAE.generate`) the number of draws is `library`.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", 2018.
     """
 
+    name = "multinomial"
     support = "counts"
     over_classes = True
 
@@ -97,7 +41,7 @@ class Multinomial(Likelihood):
         return functional.linear_multinomial_nll(hidden, weight, bias, x)
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
-        """library softmax(logits); the probabilities themselves where library is 1."""
+        """library softmax(logits): the probabilities where library is 1."""
         return params[0].softmax(-1) * self._draws(params, library).unsqueeze(-1)
 
     def sample(
