@@ -1,11 +1,13 @@
-"""-log p(x | z) of classes and of counts of classes: tokens, items."""
+"""-log p(x | z) of a class at every position: tokens, labels."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_classes, check_logits, check_mask, check_target, check_weight
+from ..checks import check_classes, check_logits, check_mask, check_weight
 from ..ops.categorical import categorical
+from ..ops.linear_likelihood import linear_likelihood
+from ._layer import check_class_layer
 
 
 def categorical_nll(
@@ -43,35 +45,21 @@ def categorical_nll(
     return nll if weight is None else nll * check_weight(weight, logits)
 
 
-def multinomial_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+def linear_categorical_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """-log p(target | softmax(logits)) of counts for every class, per sample, but for the multinomial coefficient.
+    """`categorical_nll` of the logits hidden weight^T + bias: a text decoder's output layer.
 
-        nll = -sum x log_softmax(l) = sum n logsumexp(l) - sum x l,   n = sum of x over classes
-
-    The coefficient log(n! / (x1! x2! ...)) does not depend on the logits and is left out, as in Mult-VAE. The softmax
-    is over the last dim, the sum over all positions of a sample.
-
-    Args:
-        logits: l, (batch, ..., classes), float32, bfloat16, float16 or float64, any strides.
-        target: x in logits' shape, counts: float, uint8 (the number itself), bool, int16, int32 or int64.
-        mask: bool, broadcastable to logits' shape without classes. False leaves the position out: it adds nothing
-            and its gradient is 0, whatever is there.
-        weight: (batch,), a factor for each sample's nll.
-
-    Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is).
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not match.
-
-    Source: Liang et al., "Variational autoencoders for collaborative filtering", 2018.
+    hidden is (batch, ..., H), weight (classes, H), target (batch, ...) holds classes, mask broadcasts to target.
+    Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `categorical_nll`.
     """
-    check_logits(logits)
-    check_target(target, "logits", logits)
-    if mask is not None:
-        check_mask(mask, target, "the positions of target", target.shape[:-1])
-    nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    check_class_layer(hidden, weight, bias, target, mask, sample_weight, counts=False)
+    return linear_likelihood(
+        "categorical", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )

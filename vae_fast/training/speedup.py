@@ -105,10 +105,10 @@ def plain_nll(likelihood: likelihoods.Likelihood, params: likelihoods.Params, x:
     if isinstance(likelihood, likelihoods.ContinuousBernoulli):
         return -D.ContinuousBernoulli(logits=first, validate_args=False).log_prob(x)
     if isinstance(likelihood, likelihoods.Gaussian):
-        logvar = torch.as_tensor(likelihood.spread(params), device=x.device)
+        logvar = torch.as_tensor(likelihood.log_dispersion(params), device=x.device)
         return 0.5 * (math.log(2 * math.pi) + logvar + (x - first).pow(2) * torch.exp(-logvar))
     if isinstance(likelihood, likelihoods.Laplace):
-        scale = torch.as_tensor(likelihood.spread(params), device=x.device).exp()
+        scale = torch.as_tensor(likelihood.log_dispersion(params), device=x.device).exp()
         return -D.Laplace(first, scale, validate_args=False).log_prob(x)
     if isinstance(likelihood, likelihoods.Poisson):
         return -D.Poisson(likelihood.rate(first, likelihood.library(x)), validate_args=False).log_prob(x)

@@ -7,25 +7,33 @@ from collections.abc import Iterable
 from typing import Any
 
 from .base import Likelihood, Params
-from .classes import Categorical, Multinomial
-from .continuous import Gaussian, Laplace
-from .counts import Counts, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from .images import Bernoulli, ContinuousBernoulli, DiscretizedLogistic
-from .mixture import DiscretizedLogisticMixture
+from .base_counts import Counts
+from .bernoulli import Bernoulli
+from .categorical import Categorical
+from .continuous_bernoulli import ContinuousBernoulli
+from .discretized_logistic import DiscretizedLogistic
+from .discretized_logistic_mixture import DiscretizedLogisticMixture
+from .gaussian import Gaussian
+from .laplace import Laplace
+from .multinomial import Multinomial
+from .negative_binomial import NegativeBinomial
+from .poisson import Poisson
+from .zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    "bernoulli": Bernoulli,
-    "continuous_bernoulli": ContinuousBernoulli,
-    "gaussian": Gaussian,
-    "laplace": Laplace,
-    "discretized_logistic": DiscretizedLogistic,
-    "discretized_logistic_mixture": DiscretizedLogisticMixture,
-    "categorical": Categorical,
-    "multinomial": Multinomial,
-    "poisson": Poisson,
-    "negative_binomial": NegativeBinomial,
-    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
-}
+_ALL: tuple[type[Likelihood], ...] = (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    Laplace,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Categorical,
+    Multinomial,
+    Poisson,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
+LIKELIHOODS = {likelihood.name: likelihood for likelihood in _ALL}
 
 __all__ = [
     "LIKELIHOODS",

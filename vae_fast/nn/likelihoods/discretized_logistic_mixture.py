@@ -1,4 +1,4 @@
-"""The discretized mixture of logistics of PixelCNN++."""
+"""The likelihood of images in 256 levels of PixelCNN++: a mixture of discretized logistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import functional
 from ...checks import number_of
 from .base import Library, Likelihood, Params, uniform
-from .images import cut_logistic_mean, draw_logistic, levels, unit
+from .discretized_logistic import cut_logistic_mean, draw_logistic, levels, unit
 
 Read = Callable[[Tensor, Tensor], Tensor]  # mean and log-scale -> a value in [-1, 1]
 
@@ -25,6 +25,7 @@ class DiscretizedLogisticMixture(Likelihood):
     Source: Salimans et al., "PixelCNN++", 2017; NVAE and VDVAE use it.
     """
 
+    name = "discretized_logistic_mixture"
     support = "unit"
 
     def __init__(self, components: int = 10) -> None:

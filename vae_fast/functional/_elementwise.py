@@ -1,0 +1,31 @@
+"""The body that likelihoods with one distribution per element share: checks, then the op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checks import check_mask, check_parameter, check_target, check_tensor, check_weight
+from ..ops.likelihood import likelihood
+
+
+def elementwise_nll(
+    op_name: str,
+    param_name: str,
+    param: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    optional: bool = False,
+    **others: Tensor | float | None,
+) -> Tensor:
+    """The nll that the op calls `op_name`. `param` has target's shape, the `others` broadcast to it (`optional`: None
+    is 0). An error names them as here."""
+    check_tensor(param_name, param)
+    check_target(target, param_name, param)
+    params = [param]
+    for name, other in others.items():
+        params.append(check_parameter(name, other, param_name, param, optional))
+    if mask is not None:
+        check_mask(mask, target)
+    nll = likelihood(op_name, target, *params, mask=mask)
+    return nll if weight is None else nll * check_weight(weight, param)

@@ -1,0 +1,130 @@
+"""-log p(x | z) of independent Bernoulli variables: binary images, grey values as probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import check_mask, check_target, check_tensor, check_weight, resolve_bits_state
+from ..ops.likelihood import likelihood
+from ..ops.linear_likelihood import linear_likelihood
+from ._elementwise import elementwise_nll
+from ._layer import check_layer
+
+
+def bernoulli_nll(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    binarize: bool = False,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """-log p(target | logits) of independent Bernoulli variables, per sample.
+
+        nll = sum max(l, 0) - x l + log(1 + exp(-|l|))
+
+    The sum runs over all dims but the first. NaN and infinities propagate.
+
+    Args:
+        logits: l, (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        target: x in logits' shape, read as it is: float (grey values between 0 and 1 give the usual cross-entropy),
+            uint8 (255ths), bool, int16, int32 or int64. A target that requires grad is served by the plain PyTorch
+            of `vae_fast.reference`.
+        binarize: take 1 with probability x, else 0, for every element anew: dynamic binarization (Burda et al.,
+            2016), drawn as the target is read. `vae_fast.binarize` gives the same bits; NaN stays NaN.
+        mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
+            where its target or parameter is NaN or infinite.
+        weight: (batch,), a factor for each sample's nll.
+        generator: where the bits come from, on logits' device; by default torch's own generator of that device.
+        rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the bits. The same
+            rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if an input is). 0 for samples without elements.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not match.
+
+    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
+    """
+    check_tensor("logits", logits)
+    check_target(target, "logits", logits)
+    if mask is not None:
+        check_mask(mask, target)
+    if binarize or rng_state is not None or generator is not None:
+        rng_state = resolve_bits_state(target, binarize, generator, rng_state)
+    nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
+    return nll if weight is None else nll * check_weight(weight, logits)
+
+
+def bernoulli_nll_from_probs(
+    probs: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """-log p(target | probs) of independent Bernoulli variables, per sample: torch's `binary_cross_entropy`.
+
+        nll = -sum x max(log p, -100) + (1 - x) max(log(1 - p), -100)
+
+    For decoders that end in a sigmoid. `bernoulli_nll` of the logits is more exact: where p rounds to 0 or 1 the
+    numbers that are held, here and in torch, are all that is left of it. The gradient is torch's as well,
+    (p - x) / max(p (1 - p), 1e-12). NaN where p or x is not in [0, 1], where torch raises on the CPU.
+
+    Args:
+        probs: p, (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        target: x in probs' shape, as in `bernoulli_nll`.
+        mask, weight: as in `bernoulli_nll`.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if an input is).
+
+    Raises:
+        TypeError, ValueError: as `bernoulli_nll`.
+
+    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
+    """
+    return elementwise_nll("bernoulli_probs", "probs", probs, target, mask, weight)
+
+
+def linear_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """`bernoulli_nll` of the logits that a linear layer makes: l = hidden weight^T + bias.
+
+    The layer and the likelihood run over some rows at a time, forward and back, so that neither the logits nor their
+    gradient ever exist as (batch, features): memory of one chunk instead. Gradients of weight and bias are summed in
+    float32. Where the gradient of the result is the same for all samples by its strides (after nll.mean() or
+    nll.sum()), everything is computed once, in the forward pass; where it differs, backward makes the chunks again.
+    Under autocast the matrix products are in autocast's dtype, as in F.linear, and the likelihood in float32.
+
+    Args:
+        hidden: (batch, H), the layer's input: float32, bfloat16, float16 or float64.
+        weight: (features, H), the layer's weight.
+        bias: (features,) or None.
+        target: x, (batch, features), or (batch, ...) with as many elements, in the order of weight's rows; dtypes as
+            in `bernoulli_nll`.
+        mask: bool, broadcastable to target: False leaves the element out.
+        sample_weight: (batch,), a factor for every sample.
+
+    Returns:
+        nll: (batch,), in nats; float32 (float64 if an input is).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not match.
+
+    Source: as `bernoulli_nll`; chunks and gradients in forward as in Hsu et al., "Liger Kernel: Efficient Triton
+    Kernels for LLM Training", 2024.
+    """
+    check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
+    return linear_likelihood(
+        "bernoulli", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+    )

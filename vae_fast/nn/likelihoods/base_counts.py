@@ -1,0 +1,75 @@
+"""Likelihoods of counts: x holds whole numbers of at least 0, in any dtype (uint8: the number itself)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...checks import number_of
+from .base import Library, Likelihood, Params
+
+LINKS = ("softmax", "exp", "softplus")
+
+
+class Counts(Likelihood):
+    """A likelihood of counts. `link` makes their mean from the decoder's first output y:
+
+    "softmax"    library softmax(y), over all dims but the batch: y says which share of a sample's counts falls to each
+                 feature. The library size is the sample's number of counts, sum x, as in scvi-tools (Lopez et al.,
+                 2018). Without an x (`VAE.generate`) it is the option `library`.
+    "exp"        exp(y)
+    "softplus"   log(1 + exp(y))
+    """
+
+    support = "counts"
+
+    def __init__(self, link: str = "softmax", library: float = 1e4) -> None:
+        super().__init__()
+        if link not in LINKS:
+            raise ValueError(f"link is {link!r}, it takes one of {', '.join(LINKS)}")
+        self.link, self.default_library = link, check_library(library)
+
+    @property
+    def has_linear_nll(self) -> bool:
+        return self.link != "softplus"
+
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return as_numbers(x, dtype)
+
+    def library(self, x: Tensor) -> Tensor | None:
+        """The library size: sum x of each sample, shape (batch,)."""
+        if self.link != "softmax":
+            return None
+        total = x.flatten(1).sum(1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
+        return total if total.is_floating_point() else total.float()
+
+    def rate(self, output: Tensor, library: Library) -> Tensor:
+        """The mean of the counts before any dropout."""
+        if self.link == "softmax":
+            library = self.default_library if library is None else library
+            if isinstance(library, Tensor) and library.ndim:
+                library = library.unsqueeze(1)
+            return (output.flatten(1).softmax(1) * library).view_as(output)
+        if library is not None:
+            raise ValueError(f'library is of link="softmax", {self} has another')
+        return output.exp() if self.link == "exp" else F.softplus(output)
+
+    def mean(self, params: Params, library: Library = None) -> Tensor:
+        return self.rate(params[0], library)
+
+
+def check_library(library: float) -> float:
+    number = number_of(library)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"library is {library!r}, it takes a number above 0")
+    return float(number)
+
+
+def as_numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Counts in `dtype`. Without one, floats stay as they are and other dtypes become torch's default."""
+    if dtype is None:
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x.to(dtype)

@@ -1,0 +1,68 @@
+"""The likelihood of a class at every position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import functional
+from ...checks import number_of
+from .base import Library, Likelihood, Params, uniform
+
+
+class Categorical(Likelihood):
+    """x (batch, ...) holds class numbers: text, labels; -100 is left out, as in torch. The decoder gives logits
+    (batch, ..., classes). `classes`, if given, is checked against the decoder.
+    """
+
+    name = "categorical"
+    support = "classes"
+    over_classes = True
+
+    def __init__(self, classes: int | None = None) -> None:
+        super().__init__()
+        number = number_of(classes)
+        self.classes = number if isinstance(number, int) else None
+        if classes is not None and (self.classes is None or self.classes < 1):
+            raise ValueError(f"classes is {classes!r}, it takes a number of at least 1")
+
+    def extra_repr(self) -> str:
+        return "" if self.classes is None else f"classes={self.classes}"
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if self.classes is None:
+            raise ValueError("classes is not given: the decoder's shape depends on it")
+        return (*shape, self.classes)
+
+    def data_shape(self, params: Params) -> tuple[int, ...]:
+        *shape, classes = params[0].shape[1:] or (0,)
+        if self.classes not in (None, classes):
+            raise ValueError(
+                f"decoder returned {classes} numbers along the last dim, {self} takes {self.classes}"
+            )
+        return tuple(shape)
+
+    def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x in `dtype` for an encoder that takes numbers. Without a dtype, x as nn.Embedding takes it."""
+        if dtype is not None:
+            return x.to(dtype)
+        return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
+
+    def nll(self, params: Params, x: Tensor) -> Tensor:
+        return functional.categorical_nll(params[0], x)
+
+    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return functional.linear_categorical_nll(hidden, weight, bias, x)
+
+    def mean(self, params: Params, library: Library = None) -> Tensor:
+        """The probabilities (batch, ..., classes): the mean of x with ones and zeros for each class."""
+        return params[0].softmax(-1)
+
+    def sample(
+        self, params: Params, generator: torch.Generator | None = None, library: Library = None
+    ) -> Tensor:
+        """Class numbers (batch, ...)."""
+        gumbel = -torch.log(-torch.log(uniform(params[0], generator)))
+        return (params[0] + gumbel).argmax(-1)

@@ -1,0 +1,30 @@
+"""The likelihood of counts with variance equal to the mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import functional
+from .base import Library, Params
+from .base_counts import Counts
+
+
+class Poisson(Counts):
+    """The decoder gives the mean of the counts through `link`."""
+
+    name = "poisson"
+
+    def extra_repr(self) -> str:
+        return f"link={self.link!r}"
+
+    def nll(self, params: Params, x: Tensor) -> Tensor:
+        return functional.poisson_nll(self.rate(params[0], self.library(x)), x)
+
+    def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return functional.linear_poisson_nll(hidden, weight, bias, x, library=self.library(x))
+
+    def sample(
+        self, params: Params, generator: torch.Generator | None = None, library: Library = None
+    ) -> Tensor:
+        return torch.poisson(self.rate(params[0], library), generator)
