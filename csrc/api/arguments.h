@@ -65,7 +65,7 @@ struct NoiseFill {
   View eps;
 };
 
-constexpr int kMaxParameters = 3;
+constexpr int kMaxParameters = 5;  // of a likelihood
 
 // mask: false leaves an element out, whatever its target is. binarization: where its rng_state is given, the target is
 // 1 with probability `target`, else 0.

@@ -148,13 +148,21 @@ void check_binarization(const Noise& binarization, int likelihood) {
   });
 }
 
+// The first kMaxParameters + 2 views: parameters, target, mask.
+template <class Arguments> void list_inputs(const Arguments& a, const View** views) {
+  for (int p = 0; p < kMaxParameters; ++p) views[p] = &a.parameters[p];
+  views[kMaxParameters] = &a.target;
+  views[kMaxParameters + 1] = &a.mask;
+}
+
 }  // namespace
 
 void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   check_binarization(a.binarization, a.likelihood);
   if (rows == 0) return;
-  const View* const views[] = {&a.parameters[0], &a.parameters[1], &a.parameters[2], &a.target, &a.mask};
+  const View* views[kMaxParameters + 2];
+  list_inputs(a, views);
   const AccessKind kind = choose_access(views, rows, columns, 1, may_be_wide(a.likelihood));
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
@@ -167,11 +175,13 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
 void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   check_binarization(a.binarization, a.likelihood);
-  Gradient* const summed[] = {&a.gradients[0], &a.gradients[1], &a.gradients[2]};
+  Gradient* summed[kMaxParameters];
+  for (int p = 0; p < kMaxParameters; ++p) summed[p] = &a.gradients[p];
   const bool sums = any_sum(summed);
   if (rows * columns == 0 && !sums) return;
-  const View* const views[] = {&a.parameters[0], &a.parameters[1], &a.parameters[2], &a.target, &a.mask,
-                               per_element(a.gradients[0]), per_element(a.gradients[1]), per_element(a.gradients[2])};
+  const View* views[2 * kMaxParameters + 2];
+  list_inputs(a, views);
+  for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 2 + p] = per_element(a.gradients[p]);
   const AccessKind kind = choose_access(views, rows, columns, 1, !sums && may_be_wide(a.likelihood));
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);

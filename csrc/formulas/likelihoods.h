@@ -9,5 +9,6 @@
 #include "likelihoods/gaussian.h"
 #include "likelihoods/laplace.h"
 #include "likelihoods/negative_binomial.h"
+#include "likelihoods/negative_binomial_mixture.h"
 #include "likelihoods/poisson.h"
 #include "likelihoods/zero_inflated_negative_binomial.h"
