@@ -86,6 +86,13 @@ def zero_inflated_negative_binomial(mean: Tensor, x: Tensor, theta: Tensor, pi: 
     return -torch.where(x < EPS, zero, more)
 
 
+def negative_binomial_mixture(
+    m: Tensor, x: Tensor, m_2: Tensor, theta: Tensor, logits: Tensor, theta_2: Tensor
+) -> Tensor:
+    first, second = negative_binomial(m, x, theta), negative_binomial(m_2, x, theta_2)
+    return -torch.logaddexp(F.logsigmoid(logits) - first, F.logsigmoid(-logits) - second)
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """How to write it, what its parameters may be, and whether its target counts."""
@@ -119,6 +126,12 @@ LIKELIHOODS = {
     "negative_binomial": Likelihood(negative_binomial, (lambda n: (2 * n).exp(), torch.exp), counts=True),
     "zero_inflated_negative_binomial": Likelihood(
         zero_inflated_negative_binomial, (lambda n: (2 * n).exp(), torch.exp, identity), counts=True
+    ),
+    "negative_binomial_mixture": Likelihood(
+        negative_binomial_mixture,
+        # Means near the counts: P(component | x) is exp of a difference, and rounded as its large terms are.
+        (lambda n: (2 + n / 2).exp(), lambda n: (2 + n / 2).exp(), torch.exp, identity, torch.exp),
+        counts=True,
     ),
 }
 WITH_OTHERS = [name for name, likelihood in LIKELIHOODS.items() if len(likelihood.params) > 1]

@@ -45,6 +45,7 @@ def both(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 nb, zinb = reference.negative_binomial_nll, reference.zero_inflated_negative_binomial_nll
+nb_mixture = reference.negative_binomial_mixture_nll
 CASES: dict[str, Case] = {
     "bernoulli": ("bernoulli", 1, GREY, {}, reference.bernoulli_nll),
     "continuous bernoulli": ("continuous_bernoulli", 1, GREY, {}, reference.continuous_bernoulli_nll),
@@ -119,6 +120,38 @@ CASES: dict[str, Case] = {
         COUNTS,
         {"library": LIBRARY},
         lambda o, x, library: zinb(share(o, library), x, halves(o)[1].exp(), halves(o)[2]),
+    ),
+    "nb mixture": (
+        "negative_binomial_mixture",
+        3,
+        COUNTS,
+        {"theta": THETA},
+        lambda o, x, theta: nb_mixture(halves(o)[0].exp(), x, halves(o)[1].exp(), theta, halves(o)[2]),
+    ),
+    "nb mixture, two thetas": (
+        "negative_binomial_mixture",
+        3,
+        COUNTS,
+        {"theta": THETA, "theta_2": 3 * THETA},
+        lambda o, x, theta, theta_2: nb_mixture(
+            halves(o)[0].exp(), x, halves(o)[1].exp(), theta, halves(o)[2], theta_2
+        ),
+    ),
+    "nb mixture, five heads": (
+        "negative_binomial_mixture",
+        5,
+        COUNTS,
+        {},
+        lambda o, x: nb_mixture(
+            o[:, :FEATURES].exp(),
+            x,
+            *(
+                f(part)
+                for f, part in zip(
+                    (torch.exp, torch.exp, lambda p: p, torch.exp), o.split(FEATURES, 1)[1:], strict=True
+                )
+            ),
+        ),
     ),
     "multinomial": ("multinomial", 1, COUNTS, {}, reference.multinomial_nll),
     "categorical": ("categorical", 1, WORDS, {}, reference.categorical_nll),

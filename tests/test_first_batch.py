@@ -27,7 +27,13 @@ from vae_fast.nn import LIKELIHOODS, VAE, Likelihood, MLPDecoder, MLPEncoder, fi
 Options = dict[str, Any]
 UNIT = ["bernoulli", "continuous_bernoulli", "discretized_logistic", "discretized_logistic_mixture"]
 REAL = ["gaussian", "laplace"]
-COUNTS = ["poisson", "negative_binomial", "zero_inflated_negative_binomial", "multinomial"]
+COUNTS = [
+    "poisson",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "negative_binomial_mixture",
+    "multinomial",
+]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -41,6 +47,7 @@ def make(name: str = "bernoulli", options: Options | None = None, **kwargs: Any)
     shape, n = {
         "discretized_logistic_mixture": ((30, 2, 3), 1),
         "zero_inflated_negative_binomial": ((6,), 2),
+        "negative_binomial_mixture": ((6,), 3),
     }.get(name, ((6,), 1))
     if "decoder" in (options or {}).values():
         n = 2

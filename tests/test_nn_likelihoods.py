@@ -57,6 +57,8 @@ OPTIONS: list[tuple[str, Options, bool]] = [
     ("negative_binomial", {"theta": "decoder", "link": "exp"}, True),
     ("zero_inflated_negative_binomial", {"theta": 2.0}, True),
     ("zero_inflated_negative_binomial", {"theta": "decoder"}, True),
+    ("negative_binomial_mixture", {}, True),
+    ("negative_binomial_mixture", {"theta": 2.0, "link": "softplus"}, False),
 ]
 IDS = ["-".join([name, *map(str, options.values())]) for name, options, _ in OPTIONS]
 FUSED = [(name, options) for name, options, fused in OPTIONS if fused]
@@ -552,6 +554,7 @@ TRAINED: dict[str, tuple[Options, Callable[[], np.ndarray]]] = {
     "poisson": ({}, lambda: cells(0.0)),
     "negative_binomial": ({}, lambda: cells(0.0)),
     "zero_inflated_negative_binomial": ({}, lambda: cells(0.3)),
+    "negative_binomial_mixture": ({}, lambda: cells(0.0)),
 }
 
 

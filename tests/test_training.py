@@ -337,7 +337,13 @@ def test_pictures_of_a_model(tmp_path: Path) -> None:
     [
         {"likelihood": name}
         for name in nn.LIKELIHOODS
-        if name not in ("categorical", "discretized_logistic_mixture", "zero_inflated_negative_binomial")
+        if name
+        not in (
+            "categorical",
+            "discretized_logistic_mixture",
+            "zero_inflated_negative_binomial",
+            "negative_binomial_mixture",
+        )
     ]
     + [{"likelihood": "gaussian", "variance": "decoder"}],
     ids=str,

@@ -10,6 +10,7 @@ from .laplace import laplace_nll, linear_laplace_nll
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .multinomial import linear_multinomial_nll, multinomial_nll
 from .negative_binomial import linear_negative_binomial_nll, negative_binomial_nll
+from .negative_binomial_mixture import linear_negative_binomial_mixture_nll, negative_binomial_mixture_nll
 from .poisson import linear_poisson_nll, poisson_nll
 from .zero_inflated_negative_binomial import (
     linear_zero_inflated_negative_binomial_nll,
@@ -33,10 +34,12 @@ __all__ = [
     "linear_gaussian_nll",
     "linear_laplace_nll",
     "linear_multinomial_nll",
+    "linear_negative_binomial_mixture_nll",
     "linear_negative_binomial_nll",
     "linear_poisson_nll",
     "linear_zero_inflated_negative_binomial_nll",
     "multinomial_nll",
+    "negative_binomial_mixture_nll",
     "negative_binomial_nll",
     "poisson_nll",
     "reparameterize",

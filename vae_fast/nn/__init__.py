@@ -13,6 +13,7 @@ from .likelihoods import (
     Likelihood,
     Multinomial,
     NegativeBinomial,
+    NegativeBinomialMixture,
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "MLPEncoder",
     "Multinomial",
     "NegativeBinomial",
+    "NegativeBinomialMixture",
     "Poisson",
     "VAEOutput",
     "ZeroInflatedNegativeBinomial",

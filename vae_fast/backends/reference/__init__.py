@@ -9,6 +9,7 @@ from ...likelihoods.gaussian import gaussian_nll
 from ...likelihoods.laplace import laplace_nll
 from ...likelihoods.multinomial import multinomial_nll
 from ...likelihoods.negative_binomial import negative_binomial_nll
+from ...likelihoods.negative_binomial_mixture import negative_binomial_mixture_nll
 from ...likelihoods.poisson import poisson_nll
 from ...likelihoods.zero_inflated_negative_binomial import zero_inflated_negative_binomial_nll
 from .kernels import (
@@ -32,6 +33,7 @@ from .linear_likelihood import (
     linear_gaussian_nll,
     linear_laplace_nll,
     linear_multinomial_nll,
+    linear_negative_binomial_mixture_nll,
     linear_negative_binomial_nll,
     linear_nll,
     linear_poisson_nll,
@@ -64,6 +66,7 @@ __all__ = [
     "linear_gaussian_nll",
     "linear_laplace_nll",
     "linear_multinomial_nll",
+    "linear_negative_binomial_mixture_nll",
     "linear_negative_binomial_nll",
     "linear_nll",
     "linear_poisson_nll",
@@ -71,6 +74,7 @@ __all__ = [
     "mixture_backward",
     "mixture_forward",
     "multinomial_nll",
+    "negative_binomial_mixture_nll",
     "negative_binomial_nll",
     "noise",
     "noise_fill",

@@ -239,6 +239,24 @@ def linear_zero_inflated_negative_binomial_nll(
     )
 
 
+def linear_negative_binomial_mixture_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Value = None,
+    theta_2: Value = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    theta_2 = theta if theta_2 is None else theta_2
+    return linear_nll(
+        LIKELIHOODS["negative_binomial_mixture"], hidden, weight, bias, target, theta, theta_2,
+        mask=mask, sample_weight=sample_weight,
+    )  # fmt: skip
+
+
 def linear_categorical_nll(
     hidden: Tensor,
     weight: Tensor,

@@ -17,6 +17,7 @@ from .gaussian import Gaussian
 from .laplace import Laplace
 from .multinomial import Multinomial
 from .negative_binomial import NegativeBinomial
+from .negative_binomial_mixture import NegativeBinomialMixture
 from .poisson import Poisson
 from .zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
 
@@ -32,6 +33,7 @@ _ALL: tuple[type[Likelihood], ...] = (
     Poisson,
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,
+    NegativeBinomialMixture,
 )
 LIKELIHOODS = {likelihood.name: likelihood for likelihood in _ALL}
 
@@ -48,6 +50,7 @@ __all__ = [
     "Likelihood",
     "Multinomial",
     "NegativeBinomial",
+    "NegativeBinomialMixture",
     "Params",
     "Poisson",
     "ZeroInflatedNegativeBinomial",
