@@ -6,7 +6,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from ..nn import LIKELIHOODS
@@ -26,7 +25,9 @@ class Architecture(StrEnum):
 
 
 # Those that a model of images or counts has: classes take a decoder of their own.
-_LIKELIHOODS = click.Choice([name for name in LIKELIHOODS if name != "categorical"])
+_LIKELIHOODS = {name: name for name in LIKELIHOODS if name != "categorical"}
+LikelihoodName = StrEnum("LikelihoodName", _LIKELIHOODS)  # type: ignore[misc]
+_BERNOULLI = LikelihoodName("bernoulli")
 
 
 class Link(StrEnum):
@@ -132,7 +133,7 @@ def train(
         ),
     ] = None,
     latent: Annotated[int, typer.Option(min=1, help="Size of z.")] = 20,
-    likelihood: Annotated[str, typer.Option(click_type=_LIKELIHOODS, help="p(x given z).")] = "bernoulli",
+    likelihood: Annotated[LikelihoodName, typer.Option(help="p(x given z).")] = _BERNOULLI,
     variance: Annotated[
         Any,
         typer.Option(
@@ -208,7 +209,7 @@ def train(
         "architecture": architecture.value,
         "hidden": hidden,
         "latent": latent,
-        "likelihood": likelihood,
+        "likelihood": likelihood.value,
         "variance": variance,
         "scale": scale,
         "theta": theta,
