@@ -69,8 +69,12 @@ def test_the_extensions_register_the_same_kernels() -> None:
 
 
 def test_an_extension_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was left behind by an older checkout, say: it has no tables, or other kernels."""
-    for stale in (SimpleNamespace(), SimpleNamespace(kernels=[*contract.KERNELS[:-1], "other"])):
+    """One that was left behind by an older checkout, say: it has no tables, or other kernels or likelihoods."""
+    for stale in (
+        SimpleNamespace(),
+        SimpleNamespace(kernels=[*contract.KERNELS[:-1], "other"], likelihoods=dict.fromkeys(ELEMENTWISE, 0)),
+        SimpleNamespace(kernels=list(contract.KERNELS), likelihoods={"gaussian": 0}),
+    ):
         monkeypatch.setitem(sys.modules, "vae_fast.backends.native._cpu", stale)
         loaded = engine.CpuEngine()
         assert loaded.extension is None and loaded.details() == {}

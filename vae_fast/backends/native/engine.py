@@ -14,6 +14,7 @@ import torch  # before the extensions: its OpenMP runtime is the one to share
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from ...likelihoods import ELEMENTWISE
 from ..contract import KERNELS, Clamp, Prior, Rows
 
 _View = tuple[int, int, tuple[int, ...]] | None
@@ -26,7 +27,8 @@ def _load(name: str, what_helps: str) -> tuple[Any, str | None]:
         extension = importlib.import_module(full_name)
     except ImportError as error:
         return None, f"the extension {full_name} is not built or does not load ({error}); {what_helps}"
-    if tuple(getattr(extension, "kernels", ())) != KERNELS:
+    tables = getattr(extension, "kernels", ()), getattr(extension, "likelihoods", ())
+    if tuple(tables[0]) != KERNELS or set(tables[1]) != set(ELEMENTWISE):
         return None, f"the extension {full_name} was built from other sources; {what_helps}"
     return extension, None
 
