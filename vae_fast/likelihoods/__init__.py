@@ -9,6 +9,7 @@ from .gaussian import GAUSSIAN
 from .laplace import LAPLACE
 from .multinomial import MULTINOMIAL
 from .negative_binomial import NEGATIVE_BINOMIAL
+from .negative_binomial_mixture import NEGATIVE_BINOMIAL_MIXTURE
 from .poisson import POISSON
 from .spec import Parameter, Spec
 from .zero_inflated_negative_binomial import ZERO_INFLATED_NEGATIVE_BINOMIAL
@@ -28,6 +29,7 @@ LIKELIHOODS: dict[str, Spec] = {
         POISSON,
         NEGATIVE_BINOMIAL,
         ZERO_INFLATED_NEGATIVE_BINOMIAL,
+        NEGATIVE_BINOMIAL_MIXTURE,
     )
 }
 # Those of the op `likelihood`: a number and its parameters have a term of their own.
