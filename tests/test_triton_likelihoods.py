@@ -38,14 +38,16 @@ if INTERPRETED:
 
 COUNTS = {name for name, spec in ELEMENTWISE.items() if spec.is_counts}
 PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
+MIXTURE = "negative_binomial_mixture"
 TARGETS = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.bfloat16)
 
 
 def parameters(likelihood: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """A mean first, what scales it next; positive for counts."""
+    """A mean first, what scales it next; those of counts are positive unless they are logits."""
     params = [normal(*shape, seed=s) for s in range(PARAMETERS[likelihood])]
     if likelihood in COUNTS:
-        params[:2] = [p.exp() * 3 for p in params[:2]]
+        specs = ELEMENTWISE[likelihood].parameters
+        params = [p.exp() * 3 if spec.is_log else p for p, spec in zip(params, specs, strict=True)]
     if likelihood == "bernoulli_probs":
         params = [p.sigmoid() for p in params]
     return tuple(p.to(dtype) for p in params)
@@ -76,8 +78,10 @@ def check(likelihood: str, params, x: Tensor, mask=None, rng_state=None, kinds=N
     true = [filled(k, torch.float64) for k in kinds]
     kernels.likelihood_backward(likelihood, params, x, mask, rng_state, grad_nll, grads=grads)
     reference.likelihood_backward(likelihood, wide, exact, mask, rng_state, grad_nll.double(), grads=true)
+    # A component's share has the errors of both values.
+    terms = 4 if likelihood == MIXTURE else 2
     for got, want in zip(grads, true, strict=True):
-        assert_close("grad", got, want, terms=2 if got.shape == x.shape else 8)
+        assert_close("grad", got, want, terms=terms if got.shape == x.shape else 4 * terms)
 
 
 def each(likelihood: str, params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -174,12 +178,13 @@ class TestMembers:
 
     @pytest.mark.parametrize("likelihood", PARAMETERS)
     def test_nan_stays(self, likelihood: str) -> None:
-        params, x = parameters(likelihood, 5, 3), target(likelihood, 5, 3)
+        rows = 2 + PARAMETERS[likelihood]
+        params, x = parameters(likelihood, rows, 3), target(likelihood, rows, 3)
         for i, t in enumerate((x, *params)):
             t[i, 1] = NAN
-        nll = filled((5,))
+        nll = filled((rows,))
         kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
-        assert nll.isnan().tolist() == [i < 1 + len(params) for i in range(5)]
+        assert nll.isnan().tolist() == [True] * (rows - 1) + [False]
 
     def test_clamped_log_scale(self) -> None:
         """Gradient 1 at the bound, 0 below it."""
@@ -197,14 +202,14 @@ class TestMembers:
 class TestMask:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("likelihood", ["zero_inflated_negative_binomial", "gaussian"])
+    @pytest.mark.parametrize("likelihood", [MIXTURE, "zero_inflated_negative_binomial", "gaussian"])
     def test_nothing_comes_from_where_it_is_false(self, likelihood: str) -> None:
         """Not even of NaN and infinity, and also not into sums."""
         shape = (5, 4, 6)
         params, x = parameters(likelihood, *shape), target(likelihood, *shape)
         mask = normal(*shape, seed=9) > 0
         for i, t in enumerate((x, *params)):
-            t[~mask] = (NAN, float("inf"), -float("inf"), NAN)[i]
+            t[~mask] = (NAN, float("inf"), -float("inf"))[i % 3]
         check(likelihood, params, x, mask)
         one = torch.ones(())
         wide = [one, params[0][0], *params[2:]][: len(params)]
@@ -216,7 +221,7 @@ class TestMask:
             [*params[:1], clean[1], *params[2:]],
             x,
             mask,
-            kinds=[shape, (4, 6), shape][: len(params)],
+            kinds=[shape, (4, 6), *[shape] * (len(params) - 2)],
         )
 
     def test_broadcast_masks(self) -> None:
@@ -227,20 +232,20 @@ class TestMask:
         last = [t.to(memory_format=torch.channels_last) for t in (x, *params)]
         check("gaussian", last[1:], last[0], (x > 0.4).to(memory_format=torch.channels_last))
 
-    def test_three_parameters_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def test_mixed_shapes_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
         plans.setattr(layout, "LONG", 256)
         plans.setattr(layout, "TILE", 128)
         plans.setattr(layout, "MANY", 2)
         assert layout.row_sum_plan(3, 300).parts > 1 and layout.column_sum_plan(3, 300).steps > 1
-        shape, likelihood = (3, 300), "zero_inflated_negative_binomial"
-        mean, theta, p = parameters(likelihood, *shape)
+        shape = (3, 300)
+        mean_1, mean_2, theta, logits, theta_2 = parameters(MIXTURE, *shape)
         check(
-            likelihood,
-            (mean, theta[0], p[0, 0]),
-            target(likelihood, *shape),
+            MIXTURE,
+            (mean_1, mean_2[0], theta[0], logits[0, 0], theta_2[0, 0]),
+            target(MIXTURE, *shape),
             normal(*shape) > 0,
             None,
-            [shape, (300,), ()],
+            [shape, (300,), (300,), (), ()],
         )
 
 

@@ -16,6 +16,7 @@ from . import (
     gaussian,
     laplace,
     negative_binomial,
+    negative_binomial_mixture,
     poisson,
     zero_inflated_negative_binomial,
 )
@@ -27,6 +28,7 @@ _MODULES = (
     gaussian,
     laplace,
     negative_binomial,
+    negative_binomial_mixture,
     poisson,
     zero_inflated_negative_binomial,
 )
