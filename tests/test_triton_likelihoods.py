@@ -26,6 +26,7 @@ from test_triton_interpreter import (
     states,
 )
 from vae_fast.likelihoods import ELEMENTWISE
+from vae_fast.likelihoods.negative_binomial import negative_binomial
 
 if INTERPRETED:
     import mpmath
@@ -134,6 +135,10 @@ class TestMembers:
                 "zero_inflated_negative_binomial",
                 ([0.0, 3.0], [1e-3, 0.3, 36.0], [1e-3, 1.0, 1e4], [-100.0, -2.0, 0.0, 1.5, 30.0]),
             ),
+            (
+                MIXTURE,
+                ([0.0, 3.0], [1e-3, 0.3, 36.0], [0.3, 12.0], [1e-3, 1.0, 1e8], [-2.0, 0.0, 30.0], [0.2, 1e4]),
+            ),
         ],
         ids=lambda v: v if isinstance(v, str) else "",
     )
@@ -175,6 +180,34 @@ class TestMembers:
                 # the sum of what has to cancel: the deviance's part and Stirling's
                 scale = abs(slope) + ((c - m) / (t + m)) ** 2 + c / (t * (t + c))
                 assert abs(by_theta[i].item() - slope) <= 2e-6 * scale, (c, m, t)
+
+    def test_mixture_at_every_corner(self) -> None:
+        """One component out of reach, both alike, and a logit that decides."""
+        inf = float("inf")
+        x, *params = grid(
+            [0.0, 1.0, 3.0, 2000.0],
+            [0.0, 0.3, 36.0, 1e30],
+            [0.0, 0.5, 1500.0, 1e30],
+            [1e-2, 1.0, 1e8],
+            [-inf, -100.0, -2.0, 0.0, 1.5, 30.0, 100.0, inf],
+            [1e-2, 5.0, 1e8],
+        )
+        nll, grads = each(MIXTURE, params, x)
+        count, *wide = (t.double()[:, None] for t in (x, *params))
+        truth = filled(nll.shape, torch.float64)
+        reference.likelihood_forward(MIXTURE, wide, count, None, None, nll=truth)
+        torch.testing.assert_close(nll, truth, rtol=5e-7, atol=1e-7)
+        true = [filled(count.shape, torch.float64) for _ in params]
+        reference.likelihood_backward(MIXTURE, wide, count, None, None, torch.ones_like(truth), grads=true)
+        # P(component | x) is off by the errors of both values.
+        mean_1, mean_2, theta, logits, theta_2 = wide
+        first, second = negative_binomial(count, mean_1, theta), negative_binomial(count, mean_2, theta_2)
+        share, rest = torch.sigmoid(logits + second - first), torch.sigmoid(first - second - logits)
+        by_mean_1, by_mean_2, by_theta, _, by_theta_2 = true
+        moved = rest * by_mean_1, share * by_mean_2, rest * by_theta, share * rest, share * by_theta_2
+        for got, want, by_share in zip(grads, true, moved, strict=True):
+            allowed = 1e-6 + 3e-6 * want.abs() + 2.0**-22 * (first + second) * by_share.abs()
+            assert ((got[:, None] - want).abs() <= allowed).all()
 
     @pytest.mark.parametrize("likelihood", PARAMETERS)
     def test_nan_stays(self, likelihood: str) -> None:

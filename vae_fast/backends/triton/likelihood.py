@@ -37,7 +37,7 @@ def _inputs(
     """The parameters, the target, and which elements count."""
     params = ()
     for i in tl.static_range(len(parameters)):
-        params += (load(parameters[i], parameters_s[i], at, sizes, VEC),)
+        params += (load(parameters[i], parameters_s[i], at, sizes, VEC),)  # type: ignore[assignment]
     x = load(target, target_s, at, sizes, VEC)
     if LEVELS and target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
         level = x * (1.0 / 255.0)
@@ -59,11 +59,12 @@ def _counted_only(slopes, counted, kept):
     else:
         masked = ()
         for i in tl.static_range(len(slopes)):
-            masked += (tl.where(counted, slopes[i], 0.0),)
+            masked += (tl.where(counted, slopes[i], 0.0),)  # type: ignore[assignment]
         return masked
 
 
-# Kernels say `parameters`: an argument `params` is overwritten by a variable of Triton's dispatch (3.6).
+# Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
+# function of a tuple that holds None, not even len(grads).
 @triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
 def _forward(
     target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
@@ -99,8 +100,8 @@ def _backward(
     start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
     place, cols = elements(start, n, sizes, SWAP, COLS)
     sums = ()
-    for i in tl.static_range(len(grads)):
-        sums += (zeros(KINDS[i], ROWS, COLS),)
+    for i in tl.static_range(len(KINDS)):
+        sums += (zeros(KINDS[i], ROWS, COLS),)  # type: ignore[assignment]
     for step in range(STEPS):
         row = ((pid // parts).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = row < rows
@@ -112,10 +113,10 @@ def _backward(
         g = tl.load(grad_nll + row * grad_nll_s[0], mask=inside, other=0)
         slopes = _counted_only(GRADS(params, x, g, EXACT), counted, kept)
         added = ()
-        for i in tl.static_range(len(grads)):
-            added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)
+        for i in tl.static_range(len(KINDS)):
+            added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
         sums = added
-    for i in tl.static_range(len(grads)):
+    for i in tl.static_range(len(KINDS)):
         keep(KINDS[i], sums[i], grads[i], pid, parts, place, cols, n)
 
 
