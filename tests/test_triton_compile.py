@@ -219,7 +219,11 @@ class TestDense:
                 ("sm_90", likelihood, torch.bfloat16)
                 for likelihood in ("continuous_bernoulli", "discretized_logistic")
             ),
-            *((target, "zero_inflated_negative_binomial", torch.float32) for target in ("sm_80", "gfx942")),
+            *(
+                (target, likelihood, torch.float32)
+                for likelihood in ("zero_inflated_negative_binomial", "negative_binomial_mixture")
+                for target in ("sm_80", "gfx942")
+            ),
             *((target, "gaussian", dtype) for target in TARGETS for dtype in DTYPES),
         ],
         ids=str,
@@ -355,7 +359,8 @@ class TestOtherShapes:
             logvar = floats(*shape).expand(x.shape)
             grad = torch.zeros(shape if shape != (3, 1, 1) else x.shape)
             args = ("gaussian", (mean, logvar), x, None, None, floats(500))
-            compiled(target, kernels.likelihood_backward, *args, grads=(mean, grad))
+            for grads in ((mean, grad), (mean, None), (None, grad)):
+                compiled(target, kernels.likelihood_backward, *args, grads=grads)
 
     def test_masks_and_bits(self, compiled: Compile, target: str) -> None:
         """A mask per pixel, and bits drawn from grey levels."""

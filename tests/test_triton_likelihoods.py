@@ -26,6 +26,7 @@ from test_triton_interpreter import (
     states,
 )
 from vae_fast.likelihoods import ELEMENTWISE
+from vae_fast.likelihoods.negative_binomial import negative_binomial
 
 if INTERPRETED:
     import mpmath
@@ -38,14 +39,16 @@ if INTERPRETED:
 
 COUNTS = {name for name, spec in ELEMENTWISE.items() if spec.is_counts}
 PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
+MIXTURE = "negative_binomial_mixture"
 TARGETS = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.bfloat16)
 
 
 def parameters(likelihood: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """A mean first, what scales it next; positive for counts."""
+    """A mean first, what scales it next; those of counts are positive unless they are logits."""
     params = [normal(*shape, seed=s) for s in range(PARAMETERS[likelihood])]
     if likelihood in COUNTS:
-        params[:2] = [p.exp() * 3 for p in params[:2]]
+        specs = ELEMENTWISE[likelihood].parameters
+        params = [p.exp() * 3 if spec.is_log else p for p, spec in zip(params, specs, strict=True)]
     if likelihood == "bernoulli_probs":
         params = [p.sigmoid() for p in params]
     return tuple(p.to(dtype) for p in params)
@@ -76,8 +79,10 @@ def check(likelihood: str, params, x: Tensor, mask=None, rng_state=None, kinds=N
     true = [filled(k, torch.float64) for k in kinds]
     kernels.likelihood_backward(likelihood, params, x, mask, rng_state, grad_nll, grads=grads)
     reference.likelihood_backward(likelihood, wide, exact, mask, rng_state, grad_nll.double(), grads=true)
+    # A component's share has the errors of both values.
+    terms = 4 if likelihood == MIXTURE else 2
     for got, want in zip(grads, true, strict=True):
-        assert_close("grad", got, want, terms=2 if got.shape == x.shape else 8)
+        assert_close("grad", got, want, terms=terms if got.shape == x.shape else 4 * terms)
 
 
 def each(likelihood: str, params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -130,6 +135,10 @@ class TestMembers:
                 "zero_inflated_negative_binomial",
                 ([0.0, 3.0], [1e-3, 0.3, 36.0], [1e-3, 1.0, 1e4], [-100.0, -2.0, 0.0, 1.5, 30.0]),
             ),
+            (
+                MIXTURE,
+                ([0.0, 3.0], [1e-3, 0.3, 36.0], [0.3, 12.0], [1e-3, 1.0, 1e8], [-2.0, 0.0, 30.0], [0.2, 1e4]),
+            ),
         ],
         ids=lambda v: v if isinstance(v, str) else "",
     )
@@ -172,14 +181,43 @@ class TestMembers:
                 scale = abs(slope) + ((c - m) / (t + m)) ** 2 + c / (t * (t + c))
                 assert abs(by_theta[i].item() - slope) <= 2e-6 * scale, (c, m, t)
 
+    def test_mixture_at_every_corner(self) -> None:
+        """One component out of reach, both alike, and a logit that decides."""
+        inf = float("inf")
+        x, *params = grid(
+            [0.0, 1.0, 3.0, 2000.0],
+            [0.0, 0.3, 36.0, 1e30],
+            [0.0, 0.5, 1500.0, 1e30],
+            [1e-2, 1.0, 1e8],
+            [-inf, -100.0, -2.0, 0.0, 1.5, 30.0, 100.0, inf],
+            [1e-2, 5.0, 1e8],
+        )
+        nll, grads = each(MIXTURE, params, x)
+        count, *wide = (t.double()[:, None] for t in (x, *params))
+        truth = filled(nll.shape, torch.float64)
+        reference.likelihood_forward(MIXTURE, wide, count, None, None, nll=truth)
+        torch.testing.assert_close(nll, truth, rtol=5e-7, atol=1e-7)
+        true = [filled(count.shape, torch.float64) for _ in params]
+        reference.likelihood_backward(MIXTURE, wide, count, None, None, torch.ones_like(truth), grads=true)
+        # P(component | x) is off by the errors of both values.
+        mean_1, mean_2, theta, logits, theta_2 = wide
+        first, second = negative_binomial(count, mean_1, theta), negative_binomial(count, mean_2, theta_2)
+        share, rest = torch.sigmoid(logits + second - first), torch.sigmoid(first - second - logits)
+        by_mean_1, by_mean_2, by_theta, _, by_theta_2 = true
+        moved = rest * by_mean_1, share * by_mean_2, rest * by_theta, share * rest, share * by_theta_2
+        for got, want, by_share in zip(grads, true, moved, strict=True):
+            allowed = 1e-6 + 3e-6 * want.abs() + 2.0**-22 * (first + second) * by_share.abs()
+            assert ((got[:, None] - want).abs() <= allowed).all()
+
     @pytest.mark.parametrize("likelihood", PARAMETERS)
     def test_nan_stays(self, likelihood: str) -> None:
-        params, x = parameters(likelihood, 5, 3), target(likelihood, 5, 3)
+        rows = 2 + PARAMETERS[likelihood]
+        params, x = parameters(likelihood, rows, 3), target(likelihood, rows, 3)
         for i, t in enumerate((x, *params)):
             t[i, 1] = NAN
-        nll = filled((5,))
+        nll = filled((rows,))
         kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
-        assert nll.isnan().tolist() == [i < 1 + len(params) for i in range(5)]
+        assert nll.isnan().tolist() == [True] * (rows - 1) + [False]
 
     def test_clamped_log_scale(self) -> None:
         """Gradient 1 at the bound, 0 below it."""
@@ -197,14 +235,14 @@ class TestMembers:
 class TestMask:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("likelihood", ["zero_inflated_negative_binomial", "gaussian"])
+    @pytest.mark.parametrize("likelihood", [MIXTURE, "zero_inflated_negative_binomial", "gaussian"])
     def test_nothing_comes_from_where_it_is_false(self, likelihood: str) -> None:
         """Not even of NaN and infinity, and also not into sums."""
         shape = (5, 4, 6)
         params, x = parameters(likelihood, *shape), target(likelihood, *shape)
         mask = normal(*shape, seed=9) > 0
         for i, t in enumerate((x, *params)):
-            t[~mask] = (NAN, float("inf"), -float("inf"), NAN)[i]
+            t[~mask] = (NAN, float("inf"), -float("inf"))[i % 3]
         check(likelihood, params, x, mask)
         one = torch.ones(())
         wide = [one, params[0][0], *params[2:]][: len(params)]
@@ -216,7 +254,7 @@ class TestMask:
             [*params[:1], clean[1], *params[2:]],
             x,
             mask,
-            kinds=[shape, (4, 6), shape][: len(params)],
+            kinds=[shape, (4, 6), *[shape] * (len(params) - 2)],
         )
 
     def test_broadcast_masks(self) -> None:
@@ -227,20 +265,20 @@ class TestMask:
         last = [t.to(memory_format=torch.channels_last) for t in (x, *params)]
         check("gaussian", last[1:], last[0], (x > 0.4).to(memory_format=torch.channels_last))
 
-    def test_three_parameters_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def test_mixed_shapes_in_two_stages(self, plans: pytest.MonkeyPatch) -> None:  # noqa: F811
         plans.setattr(layout, "LONG", 256)
         plans.setattr(layout, "TILE", 128)
         plans.setattr(layout, "MANY", 2)
         assert layout.row_sum_plan(3, 300).parts > 1 and layout.column_sum_plan(3, 300).steps > 1
-        shape, likelihood = (3, 300), "zero_inflated_negative_binomial"
-        mean, theta, p = parameters(likelihood, *shape)
+        shape = (3, 300)
+        mean_1, mean_2, theta, logits, theta_2 = parameters(MIXTURE, *shape)
         check(
-            likelihood,
-            (mean, theta[0], p[0, 0]),
-            target(likelihood, *shape),
+            MIXTURE,
+            (mean_1, mean_2[0], theta[0], logits[0, 0], theta_2[0, 0]),
+            target(MIXTURE, *shape),
             normal(*shape) > 0,
             None,
-            [shape, (300,), ()],
+            [shape, (300,), (300,), (), ()],
         )
 
 

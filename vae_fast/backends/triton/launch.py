@@ -45,6 +45,7 @@ class Spec(NamedTuple):
 
 
 Key = tuple[Any, ...] | None  # a Spec as a plain tuple, which is quicker to make
+Argument = Tensor | int | None | tuple[Tensor | None, ...]
 
 
 def key(x: Tensor | None) -> Key:
@@ -74,7 +75,7 @@ class Job:
         self.compiled: Any = None
 
 
-def run(job: Job, on: Tensor, *arguments: Tensor | int | None) -> None:
+def run(job: Job, on: Tensor, *arguments: Argument) -> None:
     """Launches on the device of `on` and its current stream."""
     if not on.is_cuda or on.get_device() == torch.cuda.current_device():
         start(job, arguments)
@@ -83,13 +84,13 @@ def run(job: Job, on: Tensor, *arguments: Tensor | int | None) -> None:
             start(job, arguments)
 
 
-def start(job: Job, arguments: Sequence[Tensor | int | None]) -> None:
+def start(job: Job, arguments: Sequence[Argument]) -> None:
     if job.compiled is None:
         job.compiled = job.kernel if INTERPRETED else compile_for(job, arguments)
     job.compiled[job.grid](*arguments, *job.rest)
 
 
-def compile_for(job: Job, arguments: Sequence[Tensor | int | None]) -> Any:
+def compile_for(job: Job, arguments: Sequence[Argument]) -> Any:
     """Compiles for the current device, or finds it in Triton's cache."""
     warp = triton.runtime.driver.active.get_current_target().warp_size
     return job.kernel.warmup(*arguments, *job.rest, grid=job.grid, num_warps=max(1, job.threads // warp))

@@ -30,18 +30,14 @@ from .tile import elements, load
 
 @triton.jit
 def _inputs(
-    target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
-    at, start, n, sizes, LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
+    target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+    LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Three parameters, the target, and which elements count."""
-    p = load(first, first_s, at, sizes, VEC)
-    q = p
-    r = p
-    if second is not None:
-        q = load(second, second_s, at, sizes, VEC)
-    if third is not None:
-        r = load(third, third_s, at, sizes, VEC)
+    """The parameters, the target, and which elements count."""
+    params = ()
+    for i in tl.static_range(len(parameters)):
+        params += (load(parameters[i], parameters_s[i], at, sizes, VEC),)  # type: ignore[assignment]
     x = load(target, target_s, at, sizes, VEC)
     if LEVELS and target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
         level = x * (1.0 / 255.0)
@@ -52,13 +48,26 @@ def _inputs(
     counted = at[3]
     if kept is not None:
         counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
-    return p, q, r, x, counted
+    return params, x, counted
 
 
+@triton.jit
+def _counted_only(slopes, counted, kept):
+    """Without a mask `add` and `store` leave out what does not count."""
+    if kept is None:
+        return slopes
+    else:
+        masked = ()
+        for i in tl.static_range(len(slopes)):
+            masked += (tl.where(counted, slopes[i], 0.0),)  # type: ignore[assignment]
+        return masked
+
+
+# Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
+# function of a tuple that holds None, not even len(grads).
 @triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
 def _forward(
-    target, first, second, third, kept, rng, nll, row_offset,
-    target_s, first_s, second_s, third_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
+    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
     NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -71,92 +80,90 @@ def _forward(
         start = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS
         place, cols = elements(start, n, sizes, SWAP, COLS)
         at = (row, cols, inside, inside & (place < n // VEC * VEC))
-        p, q, r, x, counted = _inputs(
-            target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
-            at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
+        params, x, counted = _inputs(
+            target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+            LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
-        total += tl.where(counted, NLL(p, q, r, x, EXACT), 0.0)
+        total += tl.where(counted, NLL(params, x, EXACT), 0.0)
     tl.store(nll + (row * nll_s[0] + part * nll_s[1]), tl.sum(total, axis=1)[:, None], mask=inside)
 
 
 @triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
 def _backward(
-    target, first, second, third, kept, rng, grad_nll, grad_first, grad_second, grad_third, row_offset,
-    target_s, first_s, second_s, third_s, kept_s, grad_first_s, grad_second_s, grad_third_s, rng_s, grad_nll_s,
-    rows, n, sizes, parts,
-    GRADS: tl.constexpr, LEVELS: tl.constexpr,
-    SUM_FIRST: tl.constexpr, SUM_SECOND: tl.constexpr, SUM_THIRD: tl.constexpr,
+    target, parameters, kept, rng, grad_nll, grads, row_offset,
+    target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes, parts,
+    GRADS: tl.constexpr, LEVELS: tl.constexpr, KINDS: tl.constexpr,
     STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
     place, cols = elements(start, n, sizes, SWAP, COLS)
-    sum_first = zeros(SUM_FIRST, ROWS, COLS)
-    sum_second = zeros(SUM_SECOND, ROWS, COLS)
-    sum_third = zeros(SUM_THIRD, ROWS, COLS)
+    sums = ()
+    for i in tl.static_range(len(KINDS)):
+        sums += (zeros(KINDS[i], ROWS, COLS),)  # type: ignore[assignment]
     for step in range(STEPS):
         row = ((pid // parts).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = row < rows
         at = (row, cols, inside, inside & (place < n // VEC * VEC))
-        p, q, r, x, counted = _inputs(
-            target, first, second, third, kept, rng, row_offset, target_s, first_s, second_s, third_s, kept_s, rng_s,
-            at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
+        params, x, counted = _inputs(
+            target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+            LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
         g = tl.load(grad_nll + row * grad_nll_s[0], mask=inside, other=0)
-        d_first, d_second, d_third = GRADS(p, q, r, x, g, EXACT)
-        if kept is not None:
-            d_first = tl.where(counted, d_first, 0.0)
-            d_second = tl.where(counted, d_second, 0.0)
-            d_third = tl.where(counted, d_third, 0.0)
-        sum_first = add(SUM_FIRST, sum_first, d_first, grad_first, grad_first_s, at, sizes, VEC)
-        sum_second = add(SUM_SECOND, sum_second, d_second, grad_second, grad_second_s, at, sizes, VEC)
-        sum_third = add(SUM_THIRD, sum_third, d_third, grad_third, grad_third_s, at, sizes, VEC)
-    keep(SUM_FIRST, sum_first, grad_first, pid, parts, place, cols, n)
-    keep(SUM_SECOND, sum_second, grad_second, pid, parts, place, cols, n)
-    keep(SUM_THIRD, sum_third, grad_third, pid, parts, place, cols, n)
+        slopes = _counted_only(GRADS(params, x, g, EXACT), counted, kept)
+        added = ()
+        for i in tl.static_range(len(KINDS)):
+            added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
+        sums = added
+    for i in tl.static_range(len(KINDS)):
+        keep(KINDS[i], sums[i], grads[i], pid, parts, place, cols, n)
 
 
 @cached
-def _forward_job(device: torch.device, likelihood: str, *keys: Key) -> Job:
-    target, *params, kept, rng, nll = specs(*keys)
-    assert target is not None and params[0] is not None and nll is not None
+def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...], *keys: Key) -> Job:
+    given = [p for p in specs(*params) if p is not None]
+    target, kept, rng, nll = specs(*keys)
+    assert target is not None and nll is not None
     rows = target.shape[0]
-    tensors = [x and x.strides for x in (target, *params, kept)]
+    tensors = [x and x.strides for x in (target, *given, kept)]
     at = describe(target.shape, *tensors, free=rng is None)  # bits are drawn in row-major order
+    target_s, *params_s, kept_s = at.strides
     plan = row_sum_plan(rows, at.n)
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
     value, _, levels = LIKELIHOODS[likelihood]
     job = Job(
         _forward, (plan.programs,), plan.threads,
-        (*at.strides, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts, value, levels, plan.steps,
-         exact(params[0]), rng is not None and pair(at, target, *params), *constants(at, plan)),
+        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts,
+         value, levels, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
+         *constants(at, plan)),
     )  # fmt: skip
     job.scratch = [None if plan.parts == 1 else (plan.parts, rows)]
     return job
 
 
 @cached
-def _backward_job(device: torch.device, likelihood: str, *keys: Key) -> Job:
-    target, first, second, third, kept, rng, grad_nll, *grads = specs(*keys)
-    assert target is not None and first is not None and grad_nll is not None
+def _backward_job(
+    device: torch.device, likelihood: str, params: tuple[Key, ...], grads: tuple[Key, ...], *keys: Key
+) -> Job:
+    given, wanted = [p for p in specs(*params) if p is not None], specs(*grads)
+    target, kept, rng, grad_nll = specs(*keys)
+    assert target is not None and grad_nll is not None
     shape = target.shape
-    inputs = [x and x.strides for x in (target, first, second, third, kept)]
-    at = describe(shape, *inputs, *(strides(g, shape) for g in grads), free=rng is None)
-    plan, scratch = plan_gradients(grads, shape, at.n)
+    inputs = [x and x.strides for x in (target, *given, kept)]
+    at = describe(shape, *inputs, *(strides(g, shape) for g in wanted), free=rng is None)
+    target_s, *params_s = at.strides[: 1 + len(given)]
+    kept_s, *grads_s = at.strides[1 + len(given) :]
+    plan, scratch = plan_gradients(wanted, shape, at.n)
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides, rng.strides if rng else (), grad_nll.strides, shape[0], at.n, at.sizes, plan.parts,
-         slopes, levels, *(kind(g, shape) for g in grads), plan.steps, exact(first),
-         rng is not None and pair(at, target, first, second, third), *constants(at, plan)),
+        (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (), grad_nll.strides, shape[0],
+         at.n, at.sizes, plan.parts, slopes, levels, tuple(kind(g, shape) for g in wanted), plan.steps,
+         exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
     return job
-
-
-def _three(items: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [*items, None, None][:3]
 
 
 def likelihood_forward(
@@ -174,10 +181,10 @@ def likelihood_forward(
     if target.numel() == 0:
         nll.zero_()
         return
-    inputs = (target, *_three(params), mask, rng_state)
-    job = _forward_job(target.device, likelihood, *map(key, inputs), key(nll))
+    tensors = (target, mask, rng_state, nll)
+    job = _forward_job(target.device, likelihood, tuple(map(key, params)), *map(key, tensors))
     (out,) = outputs(job, (nll,), target)
-    run(job, target, *inputs, out, row_words(rows, target.shape[0])[0])
+    run(job, target, target, tuple(params), mask, rng_state, out, row_words(rows, target.shape[0])[0])
     add_up(out, nll)
 
 
@@ -193,16 +200,16 @@ def likelihood_backward(
     rows: Rows | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller one is a sum (see `sums`)."""
-    grads = _three(grads)
     if target.numel() == 0:
         for g in grads:
             if g is not None:
                 g.zero_()
     if target.numel() == 0 or all(g is None for g in grads):
         return
-    inputs = (target, *_three(params), mask, rng_state, grad_nll)
-    job = _backward_job(target.device, likelihood, *map(key, inputs), *map(key, grads))
+    keys = tuple(map(key, params)), tuple(map(key, grads))
+    job = _backward_job(target.device, likelihood, *keys, *map(key, (target, mask, rng_state, grad_nll)))
     outs = outputs(job, grads, target)
-    run(job, target, *inputs, *outs, row_words(rows, target.shape[0])[0])
+    place = row_words(rows, target.shape[0])[0]
+    run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs), place)
     for out, g in zip(outs, grads, strict=True):
         add_up(out, g, job.order)

@@ -101,10 +101,10 @@ def _component(params, step, k, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.co
 
 @triton.jit
 def _log_p(mean, s, x, CHANNELS: tl.constexpr, EXACT: tl.constexpr):
-    nll = discretized_logistic_nll(mean[0], s[0], s[0], x[0], EXACT)
+    nll = discretized_logistic_nll((mean[0], s[0]), x[0], EXACT)
     if CHANNELS == 3:
-        nll += discretized_logistic_nll(mean[1], s[1], s[1], x[1], EXACT)
-        nll += discretized_logistic_nll(mean[2], s[2], s[2], x[2], EXACT)
+        nll += discretized_logistic_nll((mean[1], s[1]), x[1], EXACT)
+        nll += discretized_logistic_nll((mean[2], s[2]), x[2], EXACT)
     return -nll
 
 

@@ -1,7 +1,7 @@
 """The op `likelihood`, element by element: of each likelihood a pair of functions, -log p(x) and its derivatives.
 
-NAME_nll(p, q, r, x, EXACT)         p, q, r: the parameters, of which a likelihood reads as many as it has
-NAME_grads(p, q, r, x, g, EXACT)    g times the derivatives by p, q, r; 0.0 by those that it does not have
+NAME_nll(params, x, EXACT)         params: a tuple of as many parameters as the likelihood's Spec has, in its order
+NAME_grads(params, x, g, EXACT)    g times the derivatives by them: as long a tuple
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from . import (
     gaussian,
     laplace,
     negative_binomial,
+    negative_binomial_mixture,
     poisson,
     zero_inflated_negative_binomial,
 )
@@ -27,6 +28,7 @@ _MODULES = (
     gaussian,
     laplace,
     negative_binomial,
+    negative_binomial_mixture,
     poisson,
     zero_inflated_negative_binomial,
 )

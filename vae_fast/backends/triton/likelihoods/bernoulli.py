@@ -9,16 +9,18 @@ from ..formulas import divide, exp, log, log1p
 
 
 @triton.jit
-def bernoulli_nll(el, _q, _r, x, EXACT: tl.constexpr):
+def bernoulli_nll(params, x, EXACT: tl.constexpr):
+    (el,) = params
     return linear(el, x) + log1p(exp(-tl.abs(el), EXACT))
 
 
 @triton.jit
-def bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
+def bernoulli_grads(params, x, g, EXACT: tl.constexpr):
+    (el,) = params
     # sigmoid(l) - x, from the side on which it does not cancel
     t = exp(-tl.abs(el), EXACT)
     s = divide(t, 1.0 + t)
-    return g * tl.where(el > 0, (1.0 - x) - s, s - x), 0.0, 0.0
+    return (g * tl.where(el > 0, (1.0 - x) - s, s - x),)
 
 
 @triton.jit
@@ -28,7 +30,8 @@ def linear(el, x):
 
 
 @triton.jit
-def bernoulli_probs_nll(p, _q, _r, x, EXACT: tl.constexpr):
+def bernoulli_probs_nll(params, x, EXACT: tl.constexpr):
+    (p,) = params
     # log of the larger of p and 1 - p is -log(1 + smaller / larger)
     q = 1.0 - p
     high = p > 0.5
@@ -39,9 +42,10 @@ def bernoulli_probs_nll(p, _q, _r, x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def bernoulli_probs_grads(p, _q, _r, x, g, EXACT: tl.constexpr):
+def bernoulli_probs_grads(params, x, g, EXACT: tl.constexpr):
+    (p,) = params
     slope = divide(p - x, tl.maximum(p * (1.0 - p), 1e-12))
-    return g * tl.where(_are_probabilities(p, x), slope, float("nan")), 0.0, 0.0
+    return (g * tl.where(_are_probabilities(p, x), slope, float("nan")),)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from .bernoulli import linear
 
 
 @triton.jit
-def continuous_bernoulli_nll(el, _q, _r, x, EXACT: tl.constexpr):
+def continuous_bernoulli_nll(params, x, EXACT: tl.constexpr):
+    (el,) = params
     # (1/2 - x) l + log(sinh(l/2) / (l/2)) around 0, where the other form has 0/0
     a = tl.abs(el)
     z = a * a
@@ -22,7 +23,8 @@ def continuous_bernoulli_nll(el, _q, _r, x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def continuous_bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
+def continuous_bernoulli_grads(params, x, g, EXACT: tl.constexpr):
+    (el,) = params
     # m(l) - x with m(l) = 1 / (1 - exp(-l)) - 1/l, of which m(-l) = 1 - m(l)
     a = tl.abs(el)
     z = a * a
@@ -32,4 +34,4 @@ def continuous_bernoulli_grads(el, _q, _r, x, g, EXACT: tl.constexpr):
     t = exp(-a, EXACT)
     less = divide(1.0, tl.minimum(a, 8.507059173023462e37)) - divide(t, 1.0 - t)  # 2^126
     far = tl.where(el > 0, (1.0 - x) - less, less - x)
-    return g * tl.where(a < 2.0, (0.5 - x) + near, far), 0.0, 0.0
+    return (g * tl.where(a < 2.0, (0.5 - x) + near, far),)

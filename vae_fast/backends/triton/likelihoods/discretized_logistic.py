@@ -12,7 +12,8 @@ _LEAST_LOG_SCALE = tl.constexpr(spec.LEAST_LOG_SCALE)
 
 
 @triton.jit
-def discretized_logistic_nll(mean, s, _r, x, EXACT: tl.constexpr):
+def discretized_logistic_nll(params, x, EXACT: tl.constexpr):
+    mean, s = params
     # The mass between the edges a < b is sigmoid(b) sigmoid(-a) (1 - exp(a - b)), of which nothing cancels.
     t, s, inv, b, a = edges(mean, s, x, EXACT)
     low = softplus(-b, EXACT)
@@ -29,9 +30,10 @@ def discretized_logistic_nll(mean, s, _r, x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def discretized_logistic_grads(mean, s, _r, x, g, EXACT: tl.constexpr):
+def discretized_logistic_grads(params, x, g, EXACT: tl.constexpr):
+    mean, s = params
     by_mean, by_s = discretized_logistic_slopes(mean, s, x, EXACT)
-    return g * by_mean, g * by_s, 0.0
+    return g * by_mean, g * by_s
 
 
 @triton.jit

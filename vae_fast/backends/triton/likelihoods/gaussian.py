@@ -9,12 +9,14 @@ from ..formulas import scaled_square
 
 
 @triton.jit
-def gaussian_nll(mean, lv, _r, x, EXACT: tl.constexpr):
+def gaussian_nll(params, x, EXACT: tl.constexpr):
+    mean, lv = params
     square, _ = scaled_square(mean - x, lv)
     return 0.5 * lv + 0.9189385332046727 + square  # log(2 pi) / 2
 
 
 @triton.jit
-def gaussian_grads(mean, lv, _r, x, g, EXACT: tl.constexpr):
+def gaussian_grads(params, x, g, EXACT: tl.constexpr):
+    mean, lv = params
     square, slope = scaled_square(mean - x, lv)
-    return g * slope, g * (0.5 - square), 0.0
+    return g * slope, g * (0.5 - square)

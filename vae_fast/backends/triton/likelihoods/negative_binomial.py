@@ -21,14 +21,16 @@ from .counts import (
 
 
 @triton.jit
-def negative_binomial_nll(mean, theta, _r, x, EXACT: tl.constexpr):
+def negative_binomial_nll(params, x, EXACT: tl.constexpr):
+    mean, theta = params
     return count_nll(count_terms(mean, theta, x))
 
 
 @triton.jit
-def negative_binomial_grads(mean, theta, _r, x, g, EXACT: tl.constexpr):
+def negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
+    mean, theta = params
     by_mean, by_theta = count_grads(count_terms(mean, theta, x))
-    return g * by_mean, g * by_theta, 0.0
+    return g * by_mean, g * by_theta
 
 
 @triton.jit

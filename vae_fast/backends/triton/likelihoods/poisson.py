@@ -10,7 +10,8 @@ from .counts import EPS, LARGEST, NOTHING, excess, growth_of_infinite, in_domain
 
 
 @triton.jit
-def poisson_nll(mean, _q, _r, x, EXACT: tl.constexpr):
+def poisson_nll(params, x, EXACT: tl.constexpr):
+    (mean,) = params
     # x log(x / mu) - (x - mu), and log x! without Stirling's large terms
     none = tl.abs(x) < NOTHING
     x = tl.where(none, 1.0, x)
@@ -26,11 +27,12 @@ def poisson_nll(mean, _q, _r, x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def poisson_grads(mean, _q, _r, x, g, EXACT: tl.constexpr):
+def poisson_grads(params, x, g, EXACT: tl.constexpr):
+    (mean,) = params
     none = tl.abs(x) < NOTHING
     mu = in_domain(mean + EPS)
     x = tl.where(none | (x >= 0), x, float("nan"))
     _, scale = unit_of(mu)  # a divisor of the middle of the range
     slope = divide(scale * mu - scale * x, scale * mu)
     slope = tl.where(mean > LARGEST, 1.0 + (x - x), slope)
-    return g * tl.where(none, tl.where(mu >= 0, 1.0, float("nan")), slope), 0.0, 0.0
+    return (g * tl.where(none, tl.where(mu >= 0, 1.0, float("nan")), slope),)

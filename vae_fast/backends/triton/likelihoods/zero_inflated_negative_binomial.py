@@ -11,7 +11,8 @@ from .negative_binomial import count_grads, count_nll, count_terms
 
 
 @triton.jit
-def zero_inflated_negative_binomial_nll(mean, theta, p, x, EXACT: tl.constexpr):
+def zero_inflated_negative_binomial_nll(params, x, EXACT: tl.constexpr):
+    mean, theta, p = params
     nb = count_nll(count_terms(mean, theta, x))
     # -log(sigmoid(p) + sigmoid(-p) exp(-nb)): from 1 where that is near, else the difference of two softplus
     q = sigmoid(-p, True) * -expm1(-nb)
@@ -23,7 +24,8 @@ def zero_inflated_negative_binomial_nll(mean, theta, p, x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def zero_inflated_negative_binomial_grads(mean, theta, p, x, g, EXACT: tl.constexpr):
+def zero_inflated_negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
+    mean, theta, p = params
     none = tl.abs(x) < NOTHING
     terms = count_terms(mean, theta, x)
     by_mean, by_theta = count_grads(terms)
