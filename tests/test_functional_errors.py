@@ -7,6 +7,7 @@ import torch
 
 import vae_fast
 from conftest import state
+from vae_fast import backends
 
 X = torch.zeros(8, 4)
 ONE = torch.zeros(8)
@@ -310,6 +311,30 @@ CASES = [
 def test_bad_input(call, error, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+ARGUMENTS = {
+    "categorical_nll": (X, ONE.long()),
+    "discretized_logistic_mixture_nll": (torch.zeros(8, 3, 2), torch.zeros(8, 1, 2)),
+    "discretized_logistic_nll": (X, X, 0.0),
+    "negative_binomial_nll": (X, X, 1.0),
+    "zero_inflated_negative_binomial_nll": (X, X, 1.0, 0.0),
+}
+WEIGHTED = [name for name in vae_fast.__all__ if "_nll" in name and not name.startswith("linear_")]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_wrong_weight_raises_before_a_kernel_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "serving", lambda op, device_type: pytest.fail(f"{op} runs"))
+    with pytest.raises(ValueError, match=r"weight .*\(7,\)"):
+        getattr(vae_fast, name)(*ARGUMENTS.get(name, (X, X)), weight=ONE[:7])
+
+
+def test_bits_are_drawn_after_the_weight_is_checked() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"weight .*\(7,\)"):
+        vae_fast.bernoulli_nll(X, X, binarize=True, weight=ONE[:7])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_functions_take_keywords_only() -> None:

@@ -270,8 +270,8 @@ def check_mask(
     check_device("mask", mask, "target", target)
 
 
-def check_weight(weight: Tensor, other: Tensor) -> Tensor:
-    """The weight of each sample, as it was given."""
+def check_weight(weight: Tensor, other: Tensor) -> None:
+    """Of each sample."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight is {type(weight).__name__}, it takes a tensor (batch,)")
     if weight.dtype not in _DTYPES:
@@ -279,7 +279,6 @@ def check_weight(weight: Tensor, other: Tensor) -> Tensor:
     if weight.shape != other.shape[:1]:
         raise ValueError(f"weight has shape {_of(weight)}, it takes (batch,) = ({other.shape[0]},)")
     check_device("weight", weight, "target", other)
-    return weight
 
 
 def resolve_bits_state(

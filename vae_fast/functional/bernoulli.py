@@ -55,10 +55,12 @@ def bernoulli_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target)
+    if weight is not None:
+        check_weight(weight, logits)
     if binarize or rng_state is not None or generator is not None:
         rng_state = resolve_bits_state(target, binarize, generator, rng_state)
     nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def bernoulli_nll_from_probs(

@@ -41,8 +41,10 @@ def categorical_nll(
     check_classes(target, logits)
     if mask is not None:
         check_mask(mask, target)
+    if weight is not None:
+        check_weight(weight, logits)
     nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def linear_categorical_nll(

@@ -40,8 +40,10 @@ def multinomial_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
+    if weight is not None:
+        check_weight(weight, logits)
     nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def linear_multinomial_nll(
