@@ -109,7 +109,9 @@ def test_resume_is_as_never_interrupted(data: Path, capsys: Capture) -> None:
     for file in ("model.safetensors", "config.json", "samples.png"):
         assert (whole / file).read_bytes() == (parts / file).read_bytes(), file
     assert cli.run(["train", "--resume", "--out", str(parts), "--latent", "9"]) == 1
-    assert capsys.readouterr().err == f"vae-fast: --latent is 9, the run in {parts} has 3\n"
+    assert (
+        capsys.readouterr().err == f"vae-fast: expected --latent to be 3 like the run in {parts}, but got 9\n"
+    )
 
 
 def test_flat_data_is_read_as_images(tmp_path: Path) -> None:
@@ -258,10 +260,14 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "scale": (_train("--likelihood", "laplace", "--scale", "big"), "big", 2),
     "binarize of gaussian": (_train("--likelihood", "gaussian", "--binarize"), "does not take binarize", 1),
     "link": (_train("--likelihood", "poisson", "--link", "log"), "log", 2),
-    "negative counts": (_negative, "poisson likelihood takes counts", 1),
+    "negative counts": (
+        _negative,
+        "expected counts, whole numbers of at least 0, for the poisson likelihood",
+        1,
+    ),
     "variance of bernoulli": (_train("--variance", "2"), "does not take variance", 1),
     "likelihood": (_train("--likelihood", "cauchy"), "cauchy", 2),
-    "learning rate": (_train("--lr", "0"), "lr is 0.0", 1),
+    "learning rate": (_train("--lr", "0"), "expected lr to be a finite number above 0, but got 0.0", 1),
     "no data": (lambda folder: ["train", "--data", str(folder / "nothing")], "no such file", 1),
     "bad data": (_nan, "NaN or infinite", 1),
     "shape": (_train("--shape", "7,7"), "cannot be read as", 1),
@@ -298,32 +304,62 @@ HUGE = str(2**63)
 OUT_OF_RANGE: dict[tuple[str, ...], str] = {
     ("--seed", str(2**64)): "18446744073709551615",
     ("--seed", "-1"): "--seed",
-    ("--lr", "-1"): "lr is -1.0, it takes a finite number above 0",
-    ("--lr", "nan"): "lr is nan, it takes a finite number above 0",
-    ("--lr", "inf"): "lr is inf, it takes a finite number above 0",
-    ("--lr", "1e-400"): "lr is 0.0, it takes a finite number above 0",
+    ("--lr", "-1"): "expected lr to be a finite number above 0, but got -1.0",
+    ("--lr", "nan"): "expected lr to be a finite number above 0, but got nan",
+    ("--lr", "inf"): "expected lr to be a finite number above 0, but got inf",
+    ("--lr", "1e-400"): "expected lr to be a finite number above 0, but got 0.0",
     ("--beta", "-1"): "--beta",
     ("--beta", "nan"): "beta",
-    ("--beta", "inf"): "beta is inf, it takes a number from 0 to 1e+38",
-    ("--beta", "1e300"): "beta is 1e+300, it takes a number from 0 to 1e+38",
-    ("--clamp", "nan,1"): "clamp is (nan, 1.0), it takes lo <= hi",
-    ("--clamp", "1,0"): "clamp is (1.0, 0.0), it takes lo <= hi",
-    ("--hidden", "0"): "hidden is (0,), it takes sizes of 1 to 2147483647",
-    ("--hidden", "4,-4"): "hidden is (4, -4), it takes sizes of 1 to 2147483647",
-    ("--hidden", HUGE): f"hidden is ({HUGE},), it takes sizes of 1 to 2147483647",
-    ("--shape", "-6,-5"): "shape is (-6, -5), it takes sizes of 1 to 2147483647",
-    ("--latent", HUGE): f"latent is {HUGE}, it takes 1 to 2147483647",
-    ("--batch-size", HUGE): f"batch_size is {HUGE}, it takes 1 to 2147483647",
-    ("--epochs", HUGE): f"epochs is {HUGE}, it takes 1 to 2147483647",
-    ("--evaluate-every", HUGE): f"evaluate_every is {HUGE}, it takes 1 to 2147483647",
-    ("--num-samples", HUGE): f"num_samples is {HUGE}, it takes 1 to 2147483647",
-    ("--num-samples", "1000000000"): "batch_size times num_samples is 16000000000, the noise takes fewer",
-    ("--likelihood", "discretized_logistic_mixture", "--components", HUGE): f"components is {HUGE}",
-    ("--likelihood", "gaussian", "--variance", "0"): "variance is 0.0, it takes a number from 1e-38",
-    ("--likelihood", "gaussian", "--variance", "inf"): "variance is inf, it takes a number from 1e-38",
-    ("--likelihood", "gaussian", "--variance", "1e-320"): "variance is 1e-320, it takes a number from 1e-38",
-    ("--likelihood", "laplace", "--scale", "nan"): "scale is nan, it takes a number from 1e-38",
-    ("--likelihood", "negative_binomial", "--theta", "-1"): "theta is -1.0, it takes a number from 1e-38",
+    ("--beta", "inf"): "expected beta to be a number from 0 to 1e+38, but got inf",
+    ("--beta", "1e300"): "expected beta to be a number from 0 to 1e+38, but got 1e+300",
+    ("--clamp", "nan,1"): "expected clamp to have lo <= hi, but got (nan, 1.0)",
+    ("--clamp", "1,0"): "expected clamp to have lo <= hi, but got (1.0, 0.0)",
+    ("--hidden", "0"): "expected hidden to have sizes from 1 to 2147483647, but got (0,)",
+    ("--hidden", "4,-4"): "expected hidden to have sizes from 1 to 2147483647, but got (4, -4)",
+    ("--hidden", HUGE): f"expected hidden to have sizes from 1 to 2147483647, but got ({HUGE},)",
+    ("--shape", "-6,-5"): "expected shape to have sizes from 1 to 2147483647, but got (-6, -5)",
+    ("--latent", HUGE): f"expected latent to be from 1 to 2147483647, but got {HUGE}",
+    ("--batch-size", HUGE): f"expected batch_size to be from 1 to 2147483647, but got {HUGE}",
+    ("--epochs", HUGE): f"expected epochs to be from 1 to 2147483647, but got {HUGE}",
+    ("--evaluate-every", HUGE): f"expected evaluate_every to be from 1 to 2147483647, but got {HUGE}",
+    ("--num-samples", HUGE): f"expected num_samples to be from 1 to 2147483647, but got {HUGE}",
+    ("--num-samples", "1000000000"): "fewer than 2**32 for the noise, but got 16000000000",
+    (
+        "--likelihood",
+        "discretized_logistic_mixture",
+        "--components",
+        HUGE,
+    ): f"expected components to be from 1 to 2147483647, but got {HUGE}",
+    (
+        "--likelihood",
+        "gaussian",
+        "--variance",
+        "0",
+    ): "expected variance to be a number from 1e-38 to 1e+38, but got 0.0",
+    (
+        "--likelihood",
+        "gaussian",
+        "--variance",
+        "inf",
+    ): "expected variance to be a number from 1e-38 to 1e+38, but got inf",
+    (
+        "--likelihood",
+        "gaussian",
+        "--variance",
+        "1e-320",
+    ): "expected variance to be a number from 1e-38 to 1e+38, but got 1e-320",
+    (
+        "--likelihood",
+        "laplace",
+        "--scale",
+        "nan",
+    ): "expected scale to be a number from 1e-38 to 1e+38, but got nan",
+    (
+        "--likelihood",
+        "negative_binomial",
+        "--theta",
+        "-1",
+    ): "expected theta to be a number from 1e-38 to 1e+38, but got -1.0",
 }
 GENERATE_OUT_OF_RANGE: dict[tuple[str, ...], str] = {
     ("-n", "0"): "-n",
@@ -389,7 +425,7 @@ def test_as_many_reconstructions_as_there_are(n: str | None, rows: int, run: Pat
 
 def test_more_reconstructions_than_data(run: Path, capsys: Capture) -> None:
     assert cli.run(["reconstruct", str(run), "-n", "100"]) == 1
-    assert "has 8 samples, -n is 100" in capsys.readouterr().err
+    assert "expected -n to be at most 8, the samples of the test part, but got 100" in capsys.readouterr().err
 
 
 def test_data_of_another_shape(run: Path, capsys: Capture) -> None:

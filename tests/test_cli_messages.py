@@ -65,7 +65,7 @@ ADVICE: dict[str, tuple[Callable[[], None], list[str], str, list[str]]] = {
     "kind of output": (
         _trained,
         ["generate", "--out", "a.jpeg"],
-        "--out is a.jpeg, it takes a name that ends in .png or .npy",
+        "expected --out to be a name that ends in .png or .npy, but got a.jpeg",
         ["generate", "--out", "a.PNG"],
     ),
     "counts": (
@@ -77,7 +77,7 @@ ADVICE: dict[str, tuple[Callable[[], None], list[str], str, list[str]]] = {
     "too many for a picture": (
         _trained,
         ["generate", "-n", "200000"],
-        "-n is 200000, a picture takes 19531: give --out a name that ends in .npy for more",
+        "expected -n to be at most 19531 for a picture, but got 200000: give --out a name that ends in .npy for more",
         ["generate", "-n", "200000", "--out", "a.npy"],
     ),
     "no data named": (
@@ -89,7 +89,7 @@ ADVICE: dict[str, tuple[Callable[[], None], list[str], str, list[str]]] = {
     "too few to reconstruct": (
         _trained,
         ["reconstruct", "-n", "9"],
-        "tiny: the test part has 8 samples, -n is 9",
+        "tiny: expected -n to be at most 8, the samples of the test part, but got 9",
         ["reconstruct", "-n", "8"],
     ),
     "batch": (
@@ -138,7 +138,9 @@ def test_largest_picture_that_is_allowed(capsys: Capture) -> None:
     np.savez("many.npz", train=np.load("tiny.npy"), test=np.zeros((20_000, 6, 5), np.uint8))
     _trained()
     assert cli.run(["reconstruct", "--data", "many.npz", "-n", "20000"]) == 1
-    found = re.search(r"-n is 20000, a picture takes (\d+): give --out", capsys.readouterr().err)
+    found = re.search(
+        r"expected -n to be at most (\d+) for a picture, but got 20000: give --out", capsys.readouterr().err
+    )
     assert found
     run("reconstruct", "--data", "many.npz", "-n", found[1])
 

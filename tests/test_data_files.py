@@ -90,10 +90,10 @@ def test_labels_are_no_samples(tmp_path: Path) -> None:
         DataError, match=r"no images and no train-images-idx3-ubyte \(train-labels-idx1-ubyte\)"
     ):
         load(source)
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte: holds labels"):
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte: expected images, but got labels"):
         load(str(tmp_path / "train-labels-idx1-ubyte"))
     folder(tmp_path, MNIST)
-    with pytest.raises(DataError, match=r"holds labels, .*, train-images-idx3-ubyte$"):
+    with pytest.raises(DataError, match=r"got labels: .*, train-images-idx3-ubyte$"):
         load(str(tmp_path / "train-labels-idx1-ubyte"))
 
 
@@ -105,7 +105,7 @@ def test_of_several_sets_one_is_given(tmp_path: Path) -> None:
         for part in ("train", "test")
     ]
     folder(tmp_path, {name: TRAIN if "train" in name else TEST for name in names})
-    with pytest.raises(DataError, match="holds 2 sets") as caught:
+    with pytest.raises(DataError, match="expected one set, but got 2") as caught:
         load(str(tmp_path))
     named = re.findall(r"emnist\S+ubyte", str(caught.value))
     assert len(named) == 2
@@ -165,7 +165,7 @@ def test_npz_keys(tmp_path: Path, keys: str) -> None:
 def test_npz_keys_that_do_not_tell(tmp_path: Path, keys: str) -> None:
     np.savez(tmp_path / "a.npz", **dict.fromkeys(keys.split(), np.ones((5, 4))))
     with pytest.raises(
-        DataError, match=f"holds {keys.replace(' ', ', ')}; it takes one array, or train and test"
+        DataError, match=f"expected one array, or train and test, but got {keys.replace(' ', ', ')}"
     ):
         load(str(tmp_path / "a.npz"))
 

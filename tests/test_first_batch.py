@@ -86,8 +86,8 @@ REFUSED: list[Case] = [
     ("categorical", [-1], torch.int64, ValueError, "class numbers from 0 to 4.*from -1"),
     ("categorical", [255], torch.uint8, ValueError, "class numbers from 0 to 4"),
     ("categorical", [-100, -99], torch.int32, ValueError, "from -100"),
-    ("categorical", [1], torch.float32, TypeError, "torch.float32.*class numbers"),
-    ("categorical", [1], torch.bool, TypeError, "torch.bool.*class numbers"),
+    ("categorical", [1], torch.float32, TypeError, "class numbers.*torch.float32"),
+    ("categorical", [1], torch.bool, TypeError, "class numbers.*torch.bool"),
 ]
 
 
@@ -112,7 +112,7 @@ def assert_not_looked_at(model: VAE, x: Tensor) -> None:
     try:
         model(x, rng_state=state())
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        assert not re.search("expected x|x holds|x has dtype", str(error))  # noqa: PT017
+        assert not re.search("expected x", str(error))  # noqa: PT017
 
 
 @pytest.mark.parametrize(("name", "values", "dtype", "error", "match"), REFUSED[:: len(REFUSED) // 6])
@@ -125,7 +125,7 @@ def test_does_not_look(name: str, values: list[float], dtype: torch.dtype, error
 
 
 def assert_looks(model: nn.Module, x: Tensor) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"expected x|x holds|x has dtype"):
+    with pytest.raises((TypeError, ValueError), match=r"expected x"):
         model(x)
 
 

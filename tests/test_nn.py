@@ -411,7 +411,7 @@ def test_shapes_are_named(
 
 @pytest.mark.parametrize(("own", "given"), [("meta", "cpu"), ("cpu", "meta")])
 def test_another_device_is_named(own: str, given: str) -> None:
-    match = f"x is on {given}, the encoder's parameters are on {own}; the encoder says: "
+    match = f"expected x to be on {own} like the encoder's parameters, but got {given}; the encoder says: "
     with pytest.raises(ValueError, match=match):
         make().to(own).encode(batch().to(given))
 
@@ -501,15 +501,40 @@ def _decoder(x: Tensor) -> tuple[Tensor, ...]:
 ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("name", lambda: make("bernouli"), ValueError, "'bernouli'"),
     ("option", lambda: VAE(nn.Identity(), nn.Identity(), variance=1.0), TypeError, "variance"),
-    ("zero", lambda: Gaussian(0.0), ValueError, "variance is 0.0"),
-    ("nan", lambda: Gaussian(math.nan), ValueError, "variance is nan"),
+    (
+        "zero",
+        lambda: Gaussian(0.0),
+        ValueError,
+        'expected variance to be a finite number above 0, "learned", "feature" or "decoder", but got 0.0',
+    ),
+    (
+        "nan",
+        lambda: Gaussian(math.nan),
+        ValueError,
+        'expected variance to be a finite number above 0, "learned", "feature" or "decoder", but got nan',
+    ),
     ("word", lambda: Gaussian("lerned"), ValueError, "'lerned'"),
     ("module", lambda: VAE(nn.Identity(), nn.Identity(), Gaussian(), variance=2.0), TypeError, "variance"),
-    ("outputs", lambda: Gaussian("decoder").split(_decoder(torch.ones(2, 2))), ValueError, "3 tensors"),
+    (
+        "outputs",
+        lambda: Gaussian("decoder").split(_decoder(torch.ones(2, 2))),
+        ValueError,
+        r"expected decoder to return 2 tensors for Gaussian\(variance='decoder'\), but got 3",
+    ),
     ("odd", lambda: Gaussian("decoder").split(torch.ones(2, 3)), ValueError, r"shape \(2, 3\)"),
     ("latent", lambda: VAE(nn.Identity(), nn.Linear(2, 2)).generate(1), ValueError, "latent_shape"),
-    ("x", lambda: make()(torch.rand(5, 2, 6)), ValueError, r"x has shape \(5, 2, 6\).*\(4, 3\)"),
-    ("image", lambda: ConvEncoder((784,), (4,), 2), ValueError, r"shape is \(784,\)"),
+    (
+        "x",
+        lambda: make()(torch.rand(5, 2, 6)),
+        ValueError,
+        r"expected x to have shape \(batch, 4, 3\) .* Bernoulli\(\) of \(4, 3\) .*, but got \(5, 2, 6\)",
+    ),
+    (
+        "image",
+        lambda: ConvEncoder((784,), (4,), 2),
+        ValueError,
+        r"expected shape to be \(height, width\) or \(channels, height, width\), but got \(784,\)",
+    ),
     (
         "prior",
         lambda: make(prior=None),
@@ -541,29 +566,109 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("beta bool", lambda: make(beta=True), TypeError, "but got True"),
     ("beta tensor", lambda: make(beta=torch.tensor(-1.0)), ValueError, "but got -1.0"),
     ("beta list", lambda: make(beta=[1.0]), TypeError, "expected beta to be a number"),
-    ("draws", lambda: make(num_samples=0), ValueError, "num_samples is 0"),
-    ("draws float", lambda: make(num_samples=2.0), TypeError, "num_samples is float"),
-    ("draws bool", lambda: make(num_samples=True), TypeError, "num_samples is bool"),
-    ("draws of elbo", lambda: make().elbo(batch(), num_samples=0), ValueError, "num_samples is 0"),
-    ("clamp", lambda: make(clamp=(5, -5)), ValueError, r"clamp is \(5.0, -5.0\)"),
-    ("clamp nan", lambda: make(clamp=(math.nan, 1)), ValueError, "clamp is "),
-    ("clamp one", lambda: make(clamp=3), TypeError, "clamp is 3"),
-    ("clamp str", lambda: make(clamp=("-1", "1")), TypeError, "clamp is "),
-    ("clamp word", lambda: make(clamp="12"), TypeError, "clamp is '12'"),
+    ("draws", lambda: make(num_samples=0), ValueError, "expected num_samples to be at least 1, but got 0"),
+    (
+        "draws float",
+        lambda: make(num_samples=2.0),
+        TypeError,
+        "expected num_samples to be an int, but got float",
+    ),
+    (
+        "draws bool",
+        lambda: make(num_samples=True),
+        TypeError,
+        "expected num_samples to be an int, but got bool",
+    ),
+    (
+        "draws of elbo",
+        lambda: make().elbo(batch(), num_samples=0),
+        ValueError,
+        "expected num_samples to be at least 1, but got 0",
+    ),
+    (
+        "clamp",
+        lambda: make(clamp=(5, -5)),
+        ValueError,
+        r"expected clamp to have lo <= hi, but got \(5.0, -5.0\)",
+    ),
+    (
+        "clamp nan",
+        lambda: make(clamp=(math.nan, 1)),
+        ValueError,
+        r"expected clamp to have lo <= hi, but got \(nan, 1.0\)",
+    ),
+    (
+        "clamp one",
+        lambda: make(clamp=3),
+        TypeError,
+        r"expected clamp to be a pair of numbers \(lo, hi\), but got 3",
+    ),
+    (
+        "clamp str",
+        lambda: make(clamp=("-1", "1")),
+        TypeError,
+        r"expected clamp to be a pair of numbers \(lo, hi\), but got \('-1', '1'\)",
+    ),
+    (
+        "clamp word",
+        lambda: make(clamp="12"),
+        TypeError,
+        r"expected clamp to be a pair of numbers \(lo, hi\), but got '12'",
+    ),
     ("latent word", lambda: make(latent_shape="3"), TypeError, "expected latent_shape to be an int"),
     ("latent float", lambda: make(latent_shape=(3.5,)), TypeError, "latent_shape .* got 3.5"),
-    ("fused", lambda: make(fused_head=1), ValueError, "fused_head is 1"),
+    (
+        "fused",
+        lambda: make(fused_head=1),
+        ValueError,
+        'expected fused_head to be True, False or "auto", but got 1',
+    ),
     ("validate", lambda: make(validate=1), TypeError, "expected validate to be a bool, but got 1"),
     ("validate set", lambda: setattr(make(), "validate", "no"), TypeError, "expected validate to be a bool"),
     ("binarize", lambda: make("bernoulli", {"binarize": "yes"}), TypeError, "expected binarize to be a bool"),
-    ("None", lambda: make("gaussian", {"variance": None}), ValueError, "variance is None, it takes a number"),
-    ("pair", lambda: make("gaussian", {"variance": (1, 2)}), ValueError, r"variance is \(1, 2\)"),
-    ("minus", lambda: make("gaussian", {"variance": torch.tensor(-1.0)}), ValueError, "variance is -1.0"),
+    (
+        "None",
+        lambda: make("gaussian", {"variance": None}),
+        ValueError,
+        'expected variance to be a finite number above 0, "learned", "feature" or "decoder", but got None',
+    ),
+    (
+        "pair",
+        lambda: make("gaussian", {"variance": (1, 2)}),
+        ValueError,
+        r'expected variance to be a finite number above 0, "learned", "feature" or "decoder", but got \(1, 2\)',
+    ),
+    (
+        "minus",
+        lambda: make("gaussian", {"variance": torch.tensor(-1.0)}),
+        ValueError,
+        'expected variance to be a finite number above 0, "learned", "feature" or "decoder", but got -1.0',
+    ),
     ("features", lambda: Gaussian("feature", features="12"), TypeError, "expected features to be an int"),
-    ("library", lambda: Poisson(library="3"), ValueError, "library is '3'"),
-    ("link", lambda: Poisson(link=None), ValueError, "link is None"),
-    ("list", lambda: make(["bernoulli"]), ValueError, "likelihood is "),
-    ("class", lambda: make(Bernoulli), ValueError, "likelihood is "),
+    (
+        "library",
+        lambda: Poisson(library="3"),
+        ValueError,
+        "expected library to be a finite number above 0, but got '3'",
+    ),
+    (
+        "link",
+        lambda: Poisson(link=None),
+        ValueError,
+        "expected link to be one of softmax, exp, softplus, but got None",
+    ),
+    (
+        "list",
+        lambda: make(["bernoulli"]),
+        ValueError,
+        r"expected likelihood to be one of bernoulli, .*, but got \['bernoulli'\]",
+    ),
+    (
+        "class",
+        lambda: make(Bernoulli),
+        ValueError,
+        "expected likelihood to be one of bernoulli, .*, but got <class '.*Bernoulli'>",
+    ),
     (
         "encoder",
         lambda: VAE(None, nn.Linear(3, 12)),
@@ -585,9 +690,14 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         TypeError,
         r"expected latent to be an int, but got \(3, 4\)",
     ),
-    ("numpy x", lambda: make()(batch().numpy()), TypeError, "x is ndarray, it takes a tensor"),
-    ("list x", lambda: make().encode([batch()]), TypeError, "x is list, it takes a tensor"),
-    ("rng_state", lambda: make()(batch(), rng_state=5), TypeError, "rng_state is int"),
+    ("numpy x", lambda: make()(batch().numpy()), TypeError, "expected x to be a tensor, but got ndarray"),
+    ("list x", lambda: make().encode([batch()]), TypeError, "expected x to be a tensor, but got list"),
+    (
+        "rng_state",
+        lambda: make()(batch(), rng_state=5),
+        TypeError,
+        "expected rng_state to be an int64 tensor, but got int",
+    ),
 ]
 
 
@@ -634,7 +744,7 @@ def test_functions_take_numbers_of_numpy() -> None:
     assert vae_fast.reparameterize_kl(mu, mu, num_samples=np.int64(2))[0].shape == (2, 3, 4)
     assert vae_fast.reparameterize_kl_packed(mu, dim=np.int64(-1))[0].shape == (3, 2)
     assert torch.equal(vae_fast.gaussian_nll(mu, mu, np.float32(0.5)), vae_fast.gaussian_nll(mu, mu, 0.5))
-    with pytest.raises(TypeError, match="clamp is"):
+    with pytest.raises(TypeError, match="expected clamp to be a pair of numbers"):
         vae_fast.reparameterize_kl(mu, mu, clamp=("-1", "1"))
 
 

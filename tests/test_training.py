@@ -233,26 +233,26 @@ def test_divergence_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> Non
 
 
 BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
-    ({"epochs": 0}, "epochs is 0"),
-    ({"batch_size": 0}, "batch_size is 0"),
-    ({"latent": -1}, "latent is -1"),
-    ({"hidden": (4, 0)}, "hidden is"),
-    ({"hidden": ()}, "hidden is"),
-    ({"lr": 0.0}, "lr is 0.0"),
-    ({"lr": math.nan}, "lr is nan"),
-    ({"beta": -1.0}, "beta is -1.0"),
-    ({"seed": -1}, "seed is -1"),
-    ({"seed": 2**64}, "seed is 18446744073709551616, it takes 0 to"),
-    ({"latent": 2**31}, "latent is 2147483648, it takes 1 to"),
-    ({"lr": math.inf}, "lr is inf, it takes a finite number"),
-    ({"beta": math.inf}, "beta is inf, it takes a number from 0 to"),
+    ({"epochs": 0}, "expected epochs to be .* got 0"),
+    ({"batch_size": 0}, "expected batch_size to be .* got 0"),
+    ({"latent": -1}, "expected latent to be .* got -1"),
+    ({"hidden": (4, 0)}, r"expected hidden to have .* got \(4, 0\)"),
+    ({"hidden": ()}, r"expected hidden to have .* got \(\)"),
+    ({"lr": 0.0}, "expected lr to be .* got 0.0"),
+    ({"lr": math.nan}, "expected lr to be .* got nan"),
+    ({"beta": -1.0}, "expected beta to be .* got -1.0"),
+    ({"seed": -1}, "expected seed to be .* got -1"),
+    ({"seed": 2**64}, "expected seed to be from 0 to .* got 18446744073709551616"),
+    ({"latent": 2**31}, "expected latent to be from 1 to .* got 2147483648"),
+    ({"lr": math.inf}, "expected lr to be a finite number .* got inf"),
+    ({"beta": math.inf}, "expected beta to be a number from 0 to .* got inf"),
     ({"batch_size": 2**31 - 1, "num_samples": 3}, r"fewer than 2\*\*32"),
-    ({"mixed_precision": "fp8"}, "mixed_precision is fp8"),
-    ({"architecture": "rnn"}, "architecture is 'rnn'"),
-    ({"likelihood": "cauchy"}, "likelihood is 'cauchy'"),
+    ({"mixed_precision": "fp8"}, "expected mixed_precision to be .* got fp8"),
+    ({"architecture": "rnn"}, "expected architecture to be one of .* got 'rnn'"),
+    ({"likelihood": "cauchy"}, "expected likelihood to be one of .* got 'cauchy'"),
     ({"variance": 1.0}, "does not take variance"),
-    ({"likelihood": "gaussian", "variance": -1.0}, "variance is -1.0"),
-    ({"clamp": (3.0, -3.0)}, "clamp is"),
+    ({"likelihood": "gaussian", "variance": -1.0}, "expected variance to be .* got -1.0"),
+    ({"clamp": (3.0, -3.0)}, r"expected clamp to have lo <= hi, but got \(3.0, -3.0\)"),
 ]
 
 
@@ -265,7 +265,7 @@ def test_bad_recipe_is_one_line(changes: dict[str, Any], match: str) -> None:
 
 def test_convolutions_take_images_alone() -> None:
     flat = blobs().reshaped((36,))
-    with pytest.raises(TrainingError, match=r"shape is \(36,\)"):
+    with pytest.raises(TrainingError, match=r"expected shape to be .* got \(36,\)"):
         Trainer(replace(TINY, architecture="conv", hidden=(4,)), flat)
 
 
@@ -273,7 +273,7 @@ def test_convolutions_take_images_alone() -> None:
 def test_bernoulli_takes_0_to_1(scale: float) -> None:
     dataset = floats(blobs())
     outside = replace(dataset, test=dataset.test * scale)
-    with pytest.raises(DataError, match="bernoulli likelihood takes 0 to 1"):
+    with pytest.raises(DataError, match=r"expected values from 0 to 1 .* for the bernoulli likelihood"):
         Trainer(TINY, outside)
     Trainer(replace(TINY, likelihood="gaussian"), outside)
 

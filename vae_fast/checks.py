@@ -1,4 +1,4 @@
-"""Checks of the public functions' arguments. Each error names the argument, what it got and what it takes."""
+"""Checks of the public functions' arguments. Each error names the argument, what it takes and what it got."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from torch.compiler import is_compiling
 from .backends.contract import Rows
 from .backends.reference import draw_rng_state
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-_TARGETS = (*_DTYPES, torch.bool, *_INTEGERS)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_TARGETS = (*FLOATS, torch.bool, *_CLASSES)
 
 
-def _of(tensor: Tensor) -> tuple[int, ...]:
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """As an error shows it."""
     return tuple(tensor.shape)
+
+
+def any_of(dtypes: Sequence[torch.dtype]) -> str:
+    """float32, bfloat16 or float16"""
+    *most, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{', '.join(most)} or {last}"
 
 
 def python_value(value: Any) -> Any:
@@ -63,88 +70,101 @@ def check_sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     return (check_int(name, value),)
 
 
-def check_tensor(name: str, tensor: Tensor) -> None:
+def check_is_tensor(name: str, tensor: Any, what: str = "a tensor") -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}, it takes a tensor")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
+        raise TypeError(f"expected {name} to be {what}, but got {type(tensor).__name__}")
+
+
+def _check_dense(name: str, tensor: Any, dtypes: Sequence[torch.dtype], what: str = "") -> None:
+    check_is_tensor(name, tensor)
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"expected {name} to have dtype {any_of(dtypes)}{what}, but got {tensor.dtype}")
     if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
+        raise TypeError(f"expected {name} to be a dense tensor, but got layout {tensor.layout}")
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    _check_dense(name, tensor, FLOATS)
     if tensor.ndim == 0:
-        raise ValueError(f"{name} has shape (), it takes (batch, ...)")
+        raise ValueError(f"expected {name} to have shape (batch, ...), but got ()")
 
 
 def check_dim(moments: Tensor, dim: int) -> None:
     ndim = moments.ndim
     if ndim == 1:
         raise ValueError(
-            f"moments has shape {_of(moments)}, it takes (batch, ...) with mu and logvar along dim"
+            "expected moments to have shape (batch, ...) with mu and logvar along dim, "
+            f"but got {shape_of(moments)}"
         )
     if not isinstance(dim, (int, numbers.Integral)):
-        raise TypeError(f"dim is {type(dim).__name__}, it takes an int")
+        raise TypeError(f"expected dim to be an int, but got {type(dim).__name__}")
     if not -ndim < dim < ndim or dim == 0:
         takes = "1 or -1" if ndim == 2 else f"1 to {ndim - 1} or -{ndim - 1} to -1"
-        raise ValueError(f"dim is {dim}, moments of shape {_of(moments)} takes {takes}")
+        raise ValueError(
+            f"expected dim to be {takes} for moments of shape {shape_of(moments)}, but got {dim}"
+        )
 
 
 def check_pair(mu: Tensor, logvar: Tensor) -> None:
     check_tensor("mu", mu)
     check_tensor("logvar", logvar)
-    if mu.shape != logvar.shape:
-        raise ValueError(f"logvar has shape {_of(logvar)}, mu has {_of(mu)}")
+    check_shape("logvar", logvar, "mu", mu.shape)
     check_device("logvar", logvar, "mu", mu)
 
 
-def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_shape(name: str, tensor: Tensor, other_name: str, shape: Sequence[int]) -> None:
+    """Whether it has the `shape` of the other."""
+    if tensor.shape != shape:
+        raise ValueError(
+            f"expected {name} to have shape {tuple(shape)} like {other_name}, but got {shape_of(tensor)}"
+        )
+
+
+def check_device(name: str, tensor: Tensor | torch.Generator, other_name: str, other: Tensor) -> None:
     if tensor.device != other.device:
-        raise ValueError(f"{name} is on {tensor.device}, {other_name} is on {other.device}")
+        raise ValueError(
+            f"expected {name} to be on {other.device} like {other_name}, but got {tensor.device}"
+        )
 
 
 def check_target(target: Tensor, other_name: str, other: Tensor) -> None:
     check_target_type("target", target)
-    if target.shape != other.shape:
-        raise ValueError(f"target has shape {_of(target)}, {other_name} has {_of(other)}")
+    check_shape("target", target, other_name, other.shape)
     check_device("target", target, other_name, other)
 
 
 def check_target_type(name: str, target: Tensor) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{name} is {type(target).__name__}, it takes a tensor")
-    if target.dtype not in _TARGETS:
-        raise TypeError(
-            f"{name} has dtype {target.dtype}, it takes a float dtype, uint8, bool, int16, int32 or int64"
-        )
-    if target.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {target.layout}, it takes a dense tensor")
+    _check_dense(name, target, _TARGETS)
 
 
 def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}, it takes a tensor")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, it takes float32, bfloat16, float16 or float64")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {tensor.layout}, it takes a dense tensor")
+    _check_dense(name, tensor, FLOATS)
     if tensor.ndim != other.ndim or tensor.shape != other.shape:
-        _check_broadcast_to(name, tensor, f"{other_name}'s", other.shape)
+        _check_broadcast_to(name, tensor, other_name, other.shape)
     check_device(name, tensor, other_name, other)
 
 
-def _check_broadcast_to(name: str, tensor: Tensor, whose: str, full: Sequence[int]) -> None:
+def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:
     shape = tensor.shape
     if len(shape) > len(full) or any(
         n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
     ):
-        raise ValueError(f"{name} has shape {_of(tensor)}, which does not broadcast to {whose} {tuple(full)}")
+        raise ValueError(
+            f"expected {name} to broadcast to the shape {tuple(full)} of {other_name}, but got {shape_of(tensor)}"
+        )
 
 
 def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
     if prior is None:
         return None
     if not isinstance(prior, (tuple, list)):
-        raise TypeError(f"prior is {type(prior).__name__}, it takes a pair of tensors (mu_p, logvar_p)")
+        raise TypeError(
+            f"expected prior to be a pair of tensors (mu_p, logvar_p), but got {type(prior).__name__}"
+        )
     if len(prior) != 2:
-        raise TypeError(f"prior has {len(prior)} element(s), it takes a pair of tensors (mu_p, logvar_p)")
+        raise TypeError(
+            f"expected prior to be a pair of tensors (mu_p, logvar_p), but got {len(prior)} element(s)"
+        )
     prior_mu, prior_logvar = prior
     check_broadcast("prior mu", prior_mu, "mu", mu)
     check_broadcast("prior logvar", prior_logvar, "mu", mu)
@@ -160,9 +180,9 @@ def check_clamp(clamp: Sequence[float] | None) -> tuple[float, float] | None:
             raise TypeError
         lo, hi = float(lo), float(hi)
     except (TypeError, ValueError):
-        raise TypeError(f"clamp is {clamp!r}, it takes a pair of numbers (lo, hi)") from None
+        raise TypeError(f"expected clamp to be a pair of numbers (lo, hi), but got {clamp!r}") from None
     if not lo <= hi:
-        raise ValueError(f"clamp is ({lo}, {hi}), it takes lo <= hi")
+        raise ValueError(f"expected clamp to have lo <= hi, but got ({lo}, {hi})")
     return lo, hi
 
 
@@ -178,14 +198,18 @@ def resolve_rng_state(
     if num_samples is not None:
         check_num_samples(num_samples)
     if (noise is not None) + (rng_state is not None) + (generator is not None) > 1:
-        raise ValueError("the noise comes from at most one of noise, rng_state and generator")
+        sources = {"noise": noise, "rng_state": rng_state, "generator": generator}
+        given = " and ".join(name for name, source in sources.items() if source is not None)
+        raise ValueError(
+            f"expected the noise to come from at most one of noise, rng_state and generator, but got {given}"
+        )
     if noise is not None:
         check_tensor("noise", noise)
-        expected = shape if num_samples is None else (num_samples, *shape)
-        if noise.shape != expected:
-            raise ValueError(f"noise has shape {_of(noise)}, z has {tuple(expected)}")
+        check_shape("noise", noise, "z", shape if num_samples is None else (num_samples, *shape))
         if noise.requires_grad:
-            raise ValueError("noise requires grad, it takes a constant (noise.detach(), say)")
+            raise ValueError(
+                "expected noise to be a constant (noise.detach(), say), but got a tensor that requires grad"
+            )
         check_device("noise", noise, "mu", mu)
         return None
     if not is_compiling() and mu.numel() * (num_samples or 1) >= 2**32:
@@ -198,22 +222,21 @@ def resolve_rng_state(
 
 
 def check_rng_state(rng_state: Tensor, batch: int) -> None:
-    if not isinstance(rng_state, Tensor):
-        raise TypeError(f"rng_state is {type(rng_state).__name__}, it takes an int64 tensor")
+    check_is_tensor("rng_state", rng_state, "an int64 tensor")
     if rng_state.dtype != torch.int64:
-        raise TypeError(f"rng_state has dtype {rng_state.dtype}, it takes torch.int64")
+        raise TypeError(f"expected rng_state to have dtype int64, but got {rng_state.dtype}")
     if rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
         raise ValueError(
-            f"rng_state has shape {tuple(rng_state.shape)}, it takes (2,) or (batch, 2) = ({batch}, 2)"
+            f"expected rng_state to have shape (2,) or (batch, 2) = ({batch}, 2), but got {shape_of(rng_state)}"
         )
 
 
 def check_num_samples(num_samples: int) -> int:
     """It, as a Python int."""
     if not isinstance(num_samples, (int, numbers.Integral, torch.SymInt)) or isinstance(num_samples, bool):
-        raise TypeError(f"num_samples is {type(num_samples).__name__}, it takes an int")
+        raise TypeError(f"expected num_samples to be an int, but got {type(num_samples).__name__}")
     if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, it takes at least 1")
+        raise ValueError(f"expected num_samples to be at least 1, but got {num_samples}")
     return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
@@ -229,18 +252,21 @@ def check_counters(
         return
     size = math.prod(shape[1:])
     if size >= 2**34:
-        raise ValueError(f"{name} has {size} elements per sample, the noise takes fewer than 2**34")
+        raise ValueError(
+            f"expected {name} to have fewer than 2**34 elements per sample for the noise, but got {size}"
+        )
     if rows is None:
         samples = shape[0] * (num_samples or 1)
         if samples >= 2**32:
             raise ValueError(
-                f"{name} has {samples} samples (draws included), the noise takes fewer than 2**32"
+                f"expected {name} to have fewer than 2**32 samples (draws included) for the noise, but got {samples}"
             )
         return
     end = ((num_samples or 1) - 1) * rows.per_draw + rows.offset + shape[0]
     if rows.offset < 0 or rows.per_draw < 0 or end > 2**32:
         raise ValueError(
-            f"{name} has the rows {rows.offset} to {end - 1} of the noise (draws included), it has 0 to 2**32 - 1"
+            f"expected {name} to have rows of the noise (draws included) from 0 to 2**32 - 1, "
+            f"but got {rows.offset} to {end - 1}"
         )
 
 
@@ -255,31 +281,31 @@ def check_parameter(
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
         return torch.full((), parameter or 0.0, dtype=dtype, device=other.device)
     takes = "a tensor, a number or None" if optional else "a tensor or a number"
-    raise TypeError(f"{name} is {type(parameter).__name__}, it takes {takes}")
+    raise TypeError(f"expected {name} to be {takes}, but got {type(parameter).__name__}")
 
 
 def check_mask(
-    mask: Tensor, target: Tensor, whose: str = "target's", shape: Sequence[int] | None = None
+    mask: Tensor, target: Tensor, other_name: str = "target", shape: Sequence[int] | None = None
 ) -> None:
     """Of the elements of target, or of what it has in `shape`."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask is {type(mask).__name__}, it takes a bool tensor")
+    check_is_tensor("mask", mask, "a bool tensor")
     if mask.dtype is not torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}, it takes torch.bool")
-    _check_broadcast_to("mask", mask, whose, target.shape if shape is None else shape)
+        raise TypeError(f"expected mask to have dtype bool, but got {mask.dtype}")
+    _check_broadcast_to("mask", mask, other_name, target.shape if shape is None else shape)
     check_device("mask", mask, "target", target)
 
 
-def check_weight(weight: Tensor, other: Tensor) -> Tensor:
-    """The weight of each sample, as it was given."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight is {type(weight).__name__}, it takes a tensor (batch,)")
-    if weight.dtype not in _DTYPES:
-        raise TypeError(f"weight has dtype {weight.dtype}, it takes float32, bfloat16, float16 or float64")
-    if weight.shape != other.shape[:1]:
-        raise ValueError(f"weight has shape {_of(weight)}, it takes (batch,) = ({other.shape[0]},)")
-    check_device("weight", weight, "target", other)
-    return weight
+def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
+    """Of a number for each sample of target, if it is given."""
+    if tensor is None:
+        return
+    check_is_tensor(name, tensor, "a tensor (batch,)")
+    _check_dense(name, tensor, FLOATS)
+    if tensor.shape != target.shape[:1]:
+        raise ValueError(
+            f"expected {name} to have shape (batch,) = ({target.shape[0]},), but got {shape_of(tensor)}"
+        )
+    check_device(name, tensor, "target", target)
 
 
 def resolve_bits_state(
@@ -287,13 +313,18 @@ def resolve_bits_state(
 ) -> Tensor:
     """Checks where the bits of a target come from, and returns the rng_state to use."""
     if not isinstance(binarize, bool):
-        raise TypeError(f"binarize is {type(binarize).__name__}, it takes a bool")
+        raise TypeError(f"expected binarize to be a bool, but got {type(binarize).__name__}")
     if not binarize:
         raise ValueError("rng_state and generator take binarize=True: without it nothing is drawn")
     if rng_state is not None and generator is not None:
-        raise ValueError("the bits come from at most one of rng_state and generator")
+        raise ValueError(
+            "expected the bits to come from at most one of rng_state and generator, but got both"
+        )
     if target.requires_grad:
-        raise ValueError("target requires grad, binarize takes a constant (target.detach(), say)")
+        raise ValueError(
+            "expected target to be a constant (target.detach(), say) for binarize, "
+            "but got a tensor that requires grad"
+        )
     check_counters("target", target.shape, None)
     if rng_state is not None:
         check_rng_state(rng_state, target.shape[0])
@@ -307,9 +338,8 @@ def check_generator(
 ) -> torch.Generator | None:
     if generator is not None:
         if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator is {type(generator).__name__}, it takes a torch.Generator")
-        if generator.device != other.device:
-            raise ValueError(f"generator is on {generator.device}, {other_name} is on {other.device}")
+            raise TypeError(f"expected generator to be a torch.Generator, but got {type(generator).__name__}")
+        check_device("generator", generator, other_name, other)
     return generator
 
 
@@ -318,23 +348,21 @@ def check_logits(logits: Tensor) -> None:
     check_tensor("logits", logits)
     if logits.ndim < 2 or logits.shape[-1] == 0:
         raise ValueError(
-            f"logits has shape {_of(logits)}, it takes (batch, ..., classes), at least one class"
+            f"expected logits to have shape (batch, ..., classes) with at least one class, but got {shape_of(logits)}"
         )
 
 
 def check_class_type(name: str, target: Tensor) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{name} is {type(target).__name__}, it takes a tensor")
-    if target.dtype not in _INTEGERS:
-        raise TypeError(
-            f"{name} has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
-        )
+    _check_dense(name, target, _CLASSES, " (class numbers)")
 
 
 def check_classes(target: Tensor, logits: Tensor) -> None:
     check_class_type("target", target)
     if target.shape != logits.shape[:-1]:
-        raise ValueError(f"target has shape {_of(target)}, logits of {_of(logits)} take {_of(logits)[:-1]}")
+        raise ValueError(
+            f"expected target to have shape {shape_of(logits)[:-1]} for logits of shape {shape_of(logits)}, "
+            f"but got {shape_of(target)}"
+        )
     check_device("target", target, "logits", logits)
 
 
@@ -342,15 +370,19 @@ def check_mixture(params: Tensor, target: Tensor) -> None:
     check_tensor("params", params)
     check_target_type("target", target)
     if params.ndim < 2:
-        raise ValueError(f"params has shape {_of(params)}, it takes (batch, P, ...)")
+        raise ValueError(f"expected params to have shape (batch, P, ...), but got {shape_of(params)}")
     channels = target.shape[1] if target.ndim > 1 else 0
     expected = (params.shape[0], channels, *params.shape[2:])
     if channels not in (1, 3) or target.shape != expected:
         takes = ", ".join(map(str, (params.shape[0], "1 or 3", *params.shape[2:])))
-        raise ValueError(f"target has shape {_of(target)}, params of {_of(params)} takes ({takes})")
+        raise ValueError(
+            f"expected target to have shape ({takes}) for params of shape {shape_of(params)}, "
+            f"but got {shape_of(target)}"
+        )
     each = 3 if channels == 1 else 10
     if params.shape[1] < each or params.shape[1] % each:
         raise ValueError(
-            f"params has shape {_of(params)}, target of {channels} channel(s) takes a multiple of {each} along dim 1"
+            f"expected params to have a multiple of {each} along dim 1 for target of {channels} channel(s), "
+            f"but got shape {shape_of(params)}"
         )
     check_device("target", target, "params", params)

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from .backends.reference import draw_rng_state
-from .checks import check_counters, check_device, check_num_samples, check_rng_state, check_target_type
+from .checks import (
+    FLOATS,
+    any_of,
+    check_counters,
+    check_device,
+    check_num_samples,
+    check_rng_state,
+    check_target_type,
+)
 from .ops import noise as noise_op
 
 __all__ = ["binarize", "draw_rng_state", "noise"]
@@ -50,16 +58,16 @@ def noise(
     Source: Philox4x32-10 (Salmon et al., SC 2011) and Box & Muller (1958).
     """
     if not isinstance(shape, Sequence):
-        raise TypeError(f"shape is {type(shape).__name__}, it takes a sequence of ints")
+        raise TypeError(f"expected shape to be a sequence of ints, but got {type(shape).__name__}")
     shape = tuple(shape)
     if not shape:
-        raise ValueError("shape is (), it takes (batch, ...)")
+        raise ValueError("expected shape to be (batch, ...), but got ()")
     if any(n < 0 for n in shape):
-        raise ValueError(f"shape is {shape}, it takes sizes of at least 0")
+        raise ValueError(f"expected shape to have sizes of at least 0, but got {shape}")
     if num_samples is not None:
         check_num_samples(num_samples)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
-        raise TypeError(f"dtype is {dtype}, it takes float32, bfloat16, float16 or float64")
+        raise TypeError(f"expected dtype to be {any_of(FLOATS)}, but got {dtype}")
     check_rng_state(rng_state, shape[0])
     check_counters("shape", shape, num_samples)
     if device is not None:
@@ -82,7 +90,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     """
     check_target_type("x", x)
     if x.ndim == 0:
-        raise ValueError("x has shape (), it takes (batch, ...)")
+        raise ValueError("expected x to have shape (batch, ...), but got ()")
     check_rng_state(rng_state, x.shape[0])
     check_device("rng_state", rng_state, "x", x)
     check_counters("x", x.shape, None)

@@ -113,7 +113,7 @@ def _load(op: str, device_type: str) -> Any:
 def _require(name: str) -> None:
     if name not in _HOMES:
         what = "VAE_FAST_BACKEND" if name == os.environ.get("VAE_FAST_BACKEND") else "backend"
-        raise ValueError(f"{what} is {name!r}, it takes one of {', '.join(_HOMES)} or auto")
+        raise ValueError(f"expected {what} to be one of {', '.join(_HOMES)} or auto, but got {name!r}")
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is not available: {reason}")

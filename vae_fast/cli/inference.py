@@ -42,7 +42,9 @@ def run_reconstruct(
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if n is not None and len(dataset.test) < n:
-        raise DataError(f"{dataset.name}: the test part has {len(dataset.test)} samples, -n is {n}")
+        raise DataError(
+            f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
+        )
     x = dataset.test[: n or SHOWN].to(next(model.parameters()).device)
     if _is_picture(out):
         _check_picture(model, len(x), tiles=2, columns=12)
@@ -64,7 +66,7 @@ def _trained_on(folder: Path) -> str:
 
 def _check_out(out: Path) -> None:
     if out.suffix.lower() not in (".png", ".npy"):
-        raise TrainingError(f"--out is {out}, it takes a name that ends in .png or .npy")
+        raise TrainingError(f"expected --out to be a name that ends in .png or .npy, but got {out}")
 
 
 def _is_picture(out: Path) -> bool:
@@ -82,7 +84,8 @@ def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = 
         most = min(most, columns * (MOST_SIDE // side))
     if n > most // tiles:
         raise TrainingError(
-            f"-n is {n}, a picture takes {most // tiles}: give --out a name that ends in .npy for more"
+            f"expected -n to be at most {most // tiles} for a picture, but got {n}: "
+            "give --out a name that ends in .npy for more"
         )
 
 

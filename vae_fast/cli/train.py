@@ -108,11 +108,14 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
         before = getattr(recipe, name)
         if asked[name] != before:
             raise TrainingError(
-                f"--{name.replace('_', '-')} is {asked[name]}, the run in {folder} has {before}"
+                f"expected --{name.replace('_', '-')} to be {before} like the run in {folder}, but got {asked[name]}"
             )
     recipe = replace(recipe, **{name: asked[name] for name in asked.keys() & _FREE})
     if recipe.epochs < progress.get("epoch", 0):
-        raise TrainingError(f"--epochs is {recipe.epochs}, the run in {folder} has done {progress['epoch']}")
+        raise TrainingError(
+            f"expected --epochs to be at least {progress['epoch']}, which the run in {folder} has done, "
+            f"but got {recipe.epochs}"
+        )
     return recipe
 
 

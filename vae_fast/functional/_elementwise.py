@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_mask, check_parameter, check_target, check_tensor, check_weight
+from ..checks import check_mask, check_parameter, check_per_sample, check_target, check_tensor
 from ..ops.likelihood import likelihood
 
 
@@ -27,5 +27,6 @@ def elementwise_nll(
         params.append(check_parameter(name, other, param_name, param, optional))
     if mask is not None:
         check_mask(mask, target)
+    check_per_sample("weight", weight, param)
     nll = likelihood(op_name, target, *params, mask=mask)
-    return nll if weight is None else nll * check_weight(weight, param)
+    return nll if weight is None else nll * weight

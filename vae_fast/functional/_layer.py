@@ -8,9 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_mask, check_parameter, check_target_type, check_tensor
-
-_CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+from ..checks import (
+    check_class_type,
+    check_device,
+    check_mask,
+    check_parameter,
+    check_per_sample,
+    check_target_type,
+    check_tensor,
+    shape_of,
+)
 
 
 def check_layer(
@@ -25,22 +32,26 @@ def check_layer(
     """The checks of likelihoods with a parameter per element; returns how many parameters the layer makes."""
     _check_linear(hidden, weight, bias)
     if hidden.ndim != 2:
-        raise ValueError(f"hidden has shape {_of(hidden)}, it takes (batch, H)")
+        raise ValueError(f"expected hidden to have shape (batch, H), but got {shape_of(hidden)}")
     check_target_type("target", target)
     check_device("target", target, "hidden", hidden)
     if target.ndim < 2 or target.shape[0] != hidden.shape[0]:
         raise ValueError(
-            f"target has shape {_of(target)}, hidden has {_of(hidden)}: the first dim is the batch"
+            f"expected target to have shape ({hidden.shape[0]}, features, ...) for hidden of shape {shape_of(hidden)}, "
+            f"but got {shape_of(target)}: the first dim is the batch"
         )
     features = math.prod(target.shape[1:])
     if features == 0:
-        raise ValueError(f"target has shape {_of(target)}, it takes at least one element per sample")
+        raise ValueError(
+            f"expected target to have at least one element per sample, but got shape {shape_of(target)}"
+        )
     if all(weight.shape[0] != n * features for n in heads):
         takes = " or ".join(str(n * features) for n in heads)
         raise ValueError(
-            f"weight has shape {_of(weight)}, for target's {features} elements per sample it takes {takes} rows"
+            f"expected weight to have {takes} rows for target's {features} elements per sample, "
+            f"but got shape {shape_of(weight)}"
         )
-    _check_options(target, "target's", target.shape, mask, sample_weight)
+    _check_options(target, "target", target.shape, mask, sample_weight)
     return weight.shape[0] // features
 
 
@@ -55,16 +66,18 @@ def check_class_layer(
 ) -> None:
     """The checks of likelihoods with a softmax over all of the layer's outputs."""
     _check_linear(hidden, weight, bias)
-    check_target_type("target", target)
-    if not counts and target.dtype not in _CLASSES:
-        raise TypeError(
-            f"target has dtype {target.dtype}, it takes class numbers: uint8, int16, int32 or int64"
-        )
+    if counts:
+        check_target_type("target", target)
+    else:
+        check_class_type("target", target)
     check_device("target", target, "hidden", hidden)
     positions = tuple(hidden.shape[:-1])
     expected = (*positions, weight.shape[0]) if counts else positions
     if tuple(target.shape) != expected:
-        raise ValueError(f"target has shape {_of(target)}, hidden and weight ask for {expected}")
+        raise ValueError(
+            f"expected target to have shape {expected} for hidden of shape {shape_of(hidden)} "
+            f"and weight of shape {shape_of(weight)}, but got {shape_of(target)}"
+        )
     _check_options(target, "the positions of target", positions, mask, sample_weight)
 
 
@@ -72,36 +85,34 @@ def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_tensor("hidden", hidden)
     check_tensor("weight", weight)
     if hidden.ndim < 2:
-        raise ValueError(f"hidden has shape {_of(hidden)}, it takes (batch, ..., H)")
+        raise ValueError(f"expected hidden to have shape (batch, ..., H), but got {shape_of(hidden)}")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight has shape {_of(weight)}, it takes (outputs, H) with H = {hidden.shape[-1]}")
+        raise ValueError(
+            f"expected weight to have shape (outputs, H) with H = {hidden.shape[-1]}, but got {shape_of(weight)}"
+        )
     layer = [("weight", weight)]
     if bias is not None:
         check_tensor("bias", bias)
         if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias has shape {_of(bias)}, weight has {_of(weight)}")
+            raise ValueError(
+                f"expected bias to have shape {shape_of(weight)[:1]} for weight of shape {shape_of(weight)}, "
+                f"but got {shape_of(bias)}"
+            )
         layer.append(("bias", bias))
     for name, tensor in layer:
         check_device(name, tensor, "hidden", hidden)
         if tensor.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
-            raise TypeError(f"{name} has dtype {tensor.dtype}, hidden has {hidden.dtype}")
+            raise TypeError(
+                f"expected {name} to have dtype {hidden.dtype} like hidden, but got {tensor.dtype}"
+            )
 
 
 def _check_options(
-    target: Tensor, name: str, shape: Sequence[int], mask: Tensor | None, sample_weight: Tensor | None
+    target: Tensor, masked: str, shape: Sequence[int], mask: Tensor | None, sample_weight: Tensor | None
 ) -> None:
     if mask is not None:
-        check_mask(mask, target, f"{name}'s", shape)
+        check_mask(mask, target, masked, shape)
     check_per_sample("sample_weight", sample_weight, target)
-
-
-def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
-    if tensor is None:
-        return
-    check_tensor(name, tensor)
-    if tensor.shape != target.shape[:1]:
-        raise ValueError(f"{name} has shape {_of(tensor)}, it takes (batch,) = ({target.shape[0]},)")
-    check_device(name, tensor, "target", target)
 
 
 def check_fixed_param(
@@ -113,7 +124,3 @@ def check_fixed_param(
     if value is not None:
         raise ValueError(f"{name} is given, but weight has rows for it: leave one of them out")
     return ()
-
-
-def _of(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_mask, check_target, check_tensor, check_weight, resolve_bits_state
+from ..checks import check_mask, check_per_sample, check_target, check_tensor, resolve_bits_state
 from ..ops.likelihood import likelihood
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
@@ -55,10 +55,11 @@ def bernoulli_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target)
+    check_per_sample("weight", weight, logits)
     if binarize or rng_state is not None or generator is not None:
         rng_state = resolve_bits_state(target, binarize, generator, rng_state)
     nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def bernoulli_nll_from_probs(

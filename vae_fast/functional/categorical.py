@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_classes, check_logits, check_mask, check_weight
+from ..checks import check_classes, check_logits, check_mask, check_per_sample
 from ..ops.categorical import categorical
 from ..ops.linear_likelihood import linear_likelihood
 from ._layer import check_class_layer
@@ -41,8 +41,9 @@ def categorical_nll(
     check_classes(target, logits)
     if mask is not None:
         check_mask(mask, target)
+    check_per_sample("weight", weight, logits)
     nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def linear_categorical_nll(

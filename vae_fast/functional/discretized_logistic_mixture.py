@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_mask, check_mixture, check_weight
+from ..checks import check_mask, check_mixture, check_per_sample
 from ..ops.mixture import mixture
 
 
@@ -42,5 +42,6 @@ def discretized_logistic_mixture_nll(
     check_mixture(params, target)
     if mask is not None:
         check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
+    check_per_sample("weight", weight, params)
     nll = mixture(params, target, mask)
-    return nll if weight is None else nll * check_weight(weight, params)
+    return nll if weight is None else nll * weight

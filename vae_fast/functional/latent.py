@@ -12,6 +12,7 @@ from ..checks import (
     check_prior,
     check_tensor,
     resolve_rng_state,
+    shape_of,
 )
 from ..ops.latent import latent
 
@@ -102,7 +103,9 @@ def reparameterize_kl_packed(
     check_tensor("moments", moments)
     check_dim(moments, dim)
     if moments.shape[dim] % 2:
-        raise ValueError(f"moments has shape {tuple(moments.shape)}, it takes an even size along dim {dim}")
+        raise ValueError(
+            f"expected moments to have an even size along dim {dim}, but got shape {shape_of(moments)}"
+        )
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_logits, check_mask, check_target, check_weight
+from ..checks import check_logits, check_mask, check_per_sample, check_target
 from ..ops.categorical import categorical
 from ..ops.linear_likelihood import linear_likelihood
 from ._layer import check_class_layer
@@ -40,8 +40,9 @@ def multinomial_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
+    check_per_sample("weight", weight, logits)
     nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * check_weight(weight, logits)
+    return nll if weight is None else nll * weight
 
 
 def linear_multinomial_nll(

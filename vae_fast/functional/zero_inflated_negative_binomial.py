@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..checks import check_per_sample
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
-from ._layer import check_fixed_param, check_layer, check_per_sample
+from ._layer import check_fixed_param, check_layer
 
 
 def zero_inflated_negative_binomial_nll(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import number_of
+from ..checks import check_is_tensor, number_of, shape_of
 
 
 def check_beta(beta: Any) -> Any:
@@ -25,13 +25,10 @@ def check_beta(beta: Any) -> Any:
 
 def check_batch(name: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
     """Raises for a single sample of `shape`, which some networks take for a batch of something else."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}, it takes a tensor")
+    check_is_tensor(name, tensor)
     if tensor.ndim == 0 or (shape is not None and tensor.ndim == len(shape) and tensor.shape == shape):
         hint = f"; {name}.unsqueeze(0) is a batch of one" if tensor.ndim else ""
-        raise ValueError(
-            f"expected {name} to have shape {batch_of(shape)}, but got {tuple(tensor.shape)}{hint}"
-        )
+        raise ValueError(f"expected {name} to have shape {batch_of(shape)}, but got {shape_of(tensor)}{hint}")
 
 
 def warn(message: str) -> None:

@@ -63,9 +63,8 @@ def _check_numbers(x: Tensor, likelihood: Likelihood) -> None:
     lo, hi, differ = _look(x, lambda part: part != x[:1])
     unit = likelihood.support == "unit"
     if not (math.isfinite(lo) and math.isfinite(hi)):
-        raise ValueError(
-            f"x holds NaN or infinite values, {likelihood} takes {'0 to 1' if unit else 'numbers'}"
-        )
+        takes = "lie between 0 and 1" if unit else "hold finite numbers"
+        raise ValueError(f"expected x to {takes} for {likelihood}, but got NaN or infinite values")
     if x.dtype is torch.uint8:
         if hi == 1:
             warn(

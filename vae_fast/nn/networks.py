@@ -79,7 +79,7 @@ def _image(shape: Sequence[int]) -> tuple[int, int, int]:
         return 1, shape[0], shape[1]
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
-    raise ValueError(f"shape is {shape}, it takes (height, width) or (channels, height, width)")
+    raise ValueError(f"expected shape to be (height, width) or (channels, height, width), but got {shape}")
 
 
 def _halvings(height: int, width: int, times: int) -> list[tuple[int, int]]:

@@ -216,7 +216,7 @@ class VAE(nn.Module):
         """What is likely to be wrong with x if the encoder fails."""
         parameter = next(self.encoder.parameters(), x) if isinstance(self.encoder, nn.Module) else x
         if parameter.device != x.device:
-            return f"x is on {x.device}, the encoder's parameters are on {parameter.device}"
+            return f"expected x to be on {parameter.device} like the encoder's parameters, but got {x.device}"
         if self.data_shape is not None and self.data_shape != x.shape[1:]:
             expected = batch_of(self.data_shape)
             return f"expected x to have shape {expected} as the decoder's output, but got {tuple(x.shape)}"
@@ -263,7 +263,8 @@ class VAE(nn.Module):
         shape = self.likelihood.data_shape(params)
         if x is not None and shape != x.shape[1:]:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, the decoder's output is {self.likelihood} of {shape} for each sample"
+                f"expected x to have shape {batch_of(shape)} for the decoder's output, {self.likelihood} of {shape} "
+                f"for each sample, but got {tuple(x.shape)}"
             )
         if (
             x is not None and self._classes is None and self._is_first()
@@ -284,22 +285,24 @@ class VAE(nn.Module):
         n = getattr(self.encoder, "in_features", None)
         if isinstance(n, int) and math.prod(shape) != n:
             raise ValueError(
-                f"the decoder's output is {self.likelihood} of {shape}, {math.prod(shape)} numbers for each sample; "
-                f"the encoder takes {n}"
+                f"expected decoder to give {n} numbers for each sample, as many as the encoder takes, "
+                f"but got {self.likelihood} of {shape}, {math.prod(shape)} numbers"
             )
         return shape
 
     def _check_fused_head(self) -> None:
         if not isinstance(self.fused_head, bool) and self.fused_head != "auto":
-            raise ValueError(f'fused_head is {self.fused_head!r}, it takes True, False or "auto"')
+            raise ValueError(f'expected fused_head to be True, False or "auto", but got {self.fused_head!r}')
         if self.fused_head is True:
             if not self.likelihood.has_linear_nll:
-                raise ValueError(f"fused_head is True, {self.likelihood} has none")
+                raise ValueError(
+                    f"expected likelihood to have a fused head for fused_head=True, but got {self.likelihood}"
+                )
             if isinstance(reason := self._head(), str):
                 raise ValueError(
-                    "fused_head is True, it takes a decoder that is an nn.Sequential with an nn.Linear at its end, "
-                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks or parametrizations: "
-                    + reason
+                    "expected decoder to be an nn.Sequential for fused_head=True, with an nn.Linear at its end, "
+                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks or parametrizations, "
+                    f"but {reason}"
                 )
 
     def _head(self) -> int | str:

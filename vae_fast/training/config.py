@@ -44,32 +44,35 @@ class Recipe:
         for name in ("epochs", "batch_size", "latent", "components", "num_samples", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
-                raise TrainingError(f"{name} is {value}, it takes 1 to {MOST}")
+                raise TrainingError(f"expected {name} to be from 1 to {MOST}, but got {value}")
         for name in ("hidden", "shape"):
             sizes = getattr(self, name)
             if sizes is not None and not (sizes and min(sizes) >= 1 and max(sizes) <= MOST):
-                raise TrainingError(f"{name} is {sizes}, it takes sizes of 1 to {MOST}")
+                raise TrainingError(f"expected {name} to have sizes from 1 to {MOST}, but got {sizes}")
         rows = self.batch_size * (self.num_samples or 1)
         if rows >= 2**32:
             raise TrainingError(
-                f"batch_size times num_samples is {rows}, the noise takes fewer than 2**32 draws of z in a batch"
+                "expected batch_size times num_samples, the draws of z in a batch, to be fewer than 2**32 "
+                f"for the noise, but got {rows}"
             )
         if not 0 < self.lr < math.inf:
-            raise TrainingError(f"lr is {self.lr}, it takes a finite number above 0")
+            raise TrainingError(f"expected lr to be a finite number above 0, but got {self.lr}")
         if not 0 <= self.beta <= LARGEST:
-            raise TrainingError(f"beta is {self.beta}, it takes a number from 0 to {LARGEST:g}")
+            raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 1 / LARGEST <= value <= LARGEST:
                 raise TrainingError(
-                    f"{name} is {value}, it takes a number from {1 / LARGEST:g} to {LARGEST:g}"
+                    f"expected {name} to be a number from {1 / LARGEST:g} to {LARGEST:g}, but got {value}"
                 )
         if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
-            raise TrainingError(f"clamp is {self.clamp}, it takes lo <= hi")
+            raise TrainingError(f"expected clamp to have lo <= hi, but got {self.clamp}")
         if not 0 <= self.seed < 2**64:
-            raise TrainingError(f"seed is {self.seed}, it takes 0 to 2**64 - 1")
+            raise TrainingError(f"expected seed to be from 0 to 2**64 - 1, but got {self.seed}")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise TrainingError(f"mixed_precision is {self.mixed_precision}, it takes no, bf16 or fp16")
+            raise TrainingError(
+                f"expected mixed_precision to be no, bf16 or fp16, but got {self.mixed_precision}"
+            )
 
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""

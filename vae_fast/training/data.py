@@ -110,7 +110,8 @@ def load(source: str) -> Dataset:
         test, _ = _checked(source, parts.test)
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
-            f"{source}: train samples have shape {train.shape[1:]}, test samples {test.shape[1:]}"
+            f"{source}: expected test samples to have shape {train.shape[1:]} like train samples, "
+            f"but got {test.shape[1:]}"
         )
     dataset = Dataset(
         name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes)
@@ -129,11 +130,12 @@ def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
         if max(-lo, hi) <= _FAR:
             ways.append("take --likelihood gaussian")
         raise DataError(
-            f"{name}: {span}, the {likelihood} likelihood takes 0 to 1 (uint8: 255ths); {', or '.join(ways)}"
+            f"{name}: expected values from 0 to 1 (uint8: 255ths) for the {likelihood} likelihood, "
+            f"but got {span}; {', or '.join(ways)}"
         )
     if support == "counts" and lo < 0:
         raise DataError(
-            f"{name}: {span}, the {likelihood} likelihood takes counts: whole numbers of at least 0"
+            f"{name}: expected counts, whole numbers of at least 0, for the {likelihood} likelihood, but got {span}"
         )
     warning = None
     if support == "counts" and dataset.has_fractions():
@@ -205,9 +207,7 @@ def _digits() -> Dataset:
 def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n = len(array)
     if n < 2:
-        raise DataError(
-            f"{source}: has {n} sample{'s' * (n != 1)}, it takes 2 at least (one to train, one to test)"
-        )
+        raise DataError(f"{source}: expected at least 2 samples (one to train, one to test), but got {n}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     held_out = min(max(1, n // TEST_FRACTION), MOST_TEST)
     return array[np.sort(order[held_out:])], array[np.sort(order[:held_out])]
@@ -216,11 +216,13 @@ def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed."""
     if array.ndim < 2:
-        raise DataError(f"{source}: has shape {array.shape}, it takes (samples, features) or (samples, ...)")
+        raise DataError(
+            f"{source}: expected shape (samples, features) or (samples, ...), but got {array.shape}"
+        )
     if array.size == 0:
         raise DataError(f"{source}: is empty, its shape is {array.shape}")
     if array.dtype.kind not in "buif":
-        raise DataError(f"{source}: holds {array.dtype}, it takes numbers")
+        raise DataError(f"{source}: expected numbers, but got {array.dtype}")
     notes = []
     if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy

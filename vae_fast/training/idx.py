@@ -44,7 +44,7 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
     trains = [(parts.get("train") or next(iter(parts.values())))[0] for parts in nearest]
     if len(trains) > 1:
         names = listed((str(path.relative_to(folder)) for path in trains), most=9)
-        raise DataError(f"{folder}: holds {len(trains)} sets, it takes one: give one of its files, {names}")
+        raise DataError(f"{folder}: expected one set, but got {len(trains)}: give one of its files, {names}")
     parts = nearest[0]
     unused = [path.name for path in files if all(path not in copies for copies in parts.values())]
     notes = (f"not used: {listed(unused)}",) if unused else ()
@@ -55,7 +55,7 @@ def _read_parts(train: Path, test: Path | None, notes: tuple[str, ...]) -> Parts
     if _holds_labels(train):
         images = train.name.replace("label", "image").replace("idx1", "idx3")
         here = f", {images}" if train.with_name(images).is_file() else ""
-        raise DataError(f"{train}: holds labels, it takes the file of the images{here}")
+        raise DataError(f"{train}: expected images, but got labels: give the file of the images{here}")
     if "emnist" in train.name.lower():
         notes += ("EMNIST's files hold the images transposed: so they stay",)
     return Parts(read(train), None if test is None else read(test), notes)
@@ -80,7 +80,7 @@ def read(path: Path) -> np.ndarray:
     if found != expected:
         state = "truncated" if found < expected else "damaged"
         raise DataError(
-            f"{path}: {state} IDX file, shape {shape} takes {expected} bytes and {found} are here"
+            f"{path}: {state} IDX file, expected {expected} bytes for shape {shape}, but got {found}"
         )
     array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
     return array.astype(dtype.newbyteorder("="))

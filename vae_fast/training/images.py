@@ -89,7 +89,9 @@ def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
         done.update(changes)
         size, first = array.shape[:2], arrays[0].shape[:2]
         if size != first:
-            raise DataError(f"{path}: is {size[1]}x{size[0]}, {paths[0].name} is {first[1]}x{first[0]}")
+            raise DataError(
+                f"{path}: expected {first[1]}x{first[0]} pixels like {paths[0].name}, but got {size[1]}x{size[0]}"
+            )
         if bool(modes[-1]) != bool(modes[0]):
             odd, mode, other = (path, modes[-1], paths[0]) if modes[-1] else (paths[0], modes[0], path)
             raise DataError(

@@ -43,7 +43,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         **options: Any,
     ) -> None:
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture is {architecture!r}, it takes one of {', '.join(ARCHITECTURES)}")
+            raise ValueError(
+                f"expected architecture to be one of {', '.join(ARCHITECTURES)}, but got {architecture!r}"
+            )
         shape, latent = check_sizes("shape", shape), check_int("latent", latent)
         hidden = check_sizes("hidden", DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
         options = {name: python_value(value) for name, value in options.items() if value is not None}

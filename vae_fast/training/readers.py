@@ -61,7 +61,7 @@ def _read_npz(path: Path) -> Parts:
         train, test = _choose(names)
         if train is None:
             raise DataError(
-                f"{path}: holds {', '.join(names) or 'nothing'}; it takes one array, or train and test"
+                f"{path}: expected one array, or train and test, but got {', '.join(names) or 'nothing'}"
             )
         notes = []
         if test is None and part_of(train)[0] in ("test", "valid"):
@@ -97,6 +97,6 @@ def _numpy_errors(path: Path) -> Iterator[None]:
         yield
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
-            raise DataError(f"{path}: holds Python objects, it takes numbers") from None
+            raise DataError(f"{path}: expected numbers, but got Python objects") from None
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise DataError(f"{path}: truncated or damaged ({reason})") from None

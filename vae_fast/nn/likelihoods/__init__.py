@@ -67,7 +67,9 @@ def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
         return likelihood
     if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
         names = ", ".join(LIKELIHOODS)
-        raise ValueError(f"likelihood is {likelihood!r}, it takes one of {names} or a vae_fast.nn.Likelihood")
+        raise ValueError(
+            f"expected likelihood to be one of {names}, or a vae_fast.nn.Likelihood, but got {likelihood!r}"
+        )
     _check_options(likelihood, LIKELIHOODS[likelihood], options)
     return LIKELIHOODS[likelihood](**options)
 

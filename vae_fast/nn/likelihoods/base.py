@@ -34,14 +34,14 @@ class Likelihood(nn.Module, ABC):
         if not isinstance(output, Tensor):
             params = tuple(output)
             if len(params) != n:
-                raise ValueError(f"decoder returned {len(params)} tensors, {self} takes {n}")
+                raise ValueError(f"expected decoder to return {n} tensors for {self}, but got {len(params)}")
             return params
         if n == 1:
             return (output,)
         if output.ndim < 2 or output.shape[1] % n:
             raise ValueError(
-                f"decoder returned shape {tuple(output.shape)}, {self} takes {n} parameters along dim 1: "
-                f"a multiple of {n}"
+                f"expected decoder to return a multiple of {n} along dim 1 for the {n} parameters of {self}, "
+                f"but got shape {tuple(output.shape)}"
             )
         return output.chunk(n, dim=1)
 

@@ -29,7 +29,7 @@ class Counts(Likelihood):
     def __init__(self, link: str = "softmax", library: float = 1e4) -> None:
         super().__init__()
         if link not in LINKS:
-            raise ValueError(f"link is {link!r}, it takes one of {', '.join(LINKS)}")
+            raise ValueError(f"expected link to be one of {', '.join(LINKS)}, but got {link!r}")
         self.link, self.default_library = link, check_library(library)
 
     @property
@@ -54,7 +54,7 @@ class Counts(Likelihood):
                 library = library.unsqueeze(1)
             return (output.flatten(1).softmax(1) * library).view_as(output)
         if library is not None:
-            raise ValueError(f'library is of link="softmax", {self} has another')
+            raise ValueError(f'expected link to be "softmax" for library, but got {self}')
         return output.exp() if self.link == "exp" else F.softplus(output)
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
@@ -64,7 +64,7 @@ class Counts(Likelihood):
 def check_library(library: float) -> float:
     number = number_of(library)
     if number is None or not 0 < number < math.inf:
-        raise ValueError(f"library is {library!r}, it takes a number above 0")
+        raise ValueError(f"expected library to be a finite number above 0, but got {library!r}")
     return float(number)
 
 

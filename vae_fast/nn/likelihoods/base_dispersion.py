@@ -49,10 +49,12 @@ class DispersionLikelihood(Likelihood):
             setattr(self, self.log_dispersion_name, math.log(number))
         else:
             words = '"learned", "feature" or "decoder"'
-            raise ValueError(f"{self.dispersion_name} is {value!r}, it takes a number above 0, {words}")
+            raise ValueError(
+                f"expected {self.dispersion_name} to be a finite number above 0, {words}, but got {value!r}"
+            )
         if features is not None and word != "feature":
             raise ValueError(
-                f'features is of {self.dispersion_name}="feature", {self.dispersion_name} is {value!r}'
+                f'expected {self.dispersion_name} to be "feature" for features, but got {value!r}'
             )
 
     def extra_repr(self) -> str:
@@ -65,11 +67,15 @@ class DispersionLikelihood(Likelihood):
         if learned is None:
             if shape is None:
                 raise ValueError(
-                    f'{self.dispersion_name}="feature" takes features=, x\'s shape: the decoder does not tell it'
+                    f'expected features to be x\'s shape for {self.dispersion_name}="feature", but got None: '
+                    "the decoder does not tell it"
                 )
             setattr(self, self.log_dispersion_name, nn.Parameter(torch.zeros(shape)))
         elif shape is not None and not _broadcasts(learned.shape, shape):
-            raise ValueError(f"features is {tuple(learned.shape)}, the decoder gives x of shape {shape}")
+            raise ValueError(
+                f"expected features to broadcast to the shape {shape} of x that the decoder gives, "
+                f"but got {tuple(learned.shape)}"
+            )
 
     def init_log_dispersion(self, log_value: Tensor) -> None:
         """Sets the learned parameter, if there is one, to `log_value`. Samples that are all alike give -inf: the
@@ -98,7 +104,8 @@ class DispersionLikelihood(Likelihood):
         learned: Tensor | float | None = getattr(self, self.log_dispersion_name)
         if learned is None:
             raise ValueError(
-                f'{self.dispersion_name}="feature" takes features=, or a VAE whose decoder tells x\'s shape'
+                f'expected features to be x\'s shape for {self.dispersion_name}="feature", but got None: '
+                "give it, or use a VAE whose decoder tells it"
             )
         return learned
 

@@ -26,21 +26,21 @@ class Categorical(Likelihood):
         number = number_of(classes)
         self.classes = number if isinstance(number, int) else None
         if classes is not None and (self.classes is None or self.classes < 1):
-            raise ValueError(f"classes is {classes!r}, it takes a number of at least 1")
+            raise ValueError(f"expected classes to be an int of at least 1, but got {classes!r}")
 
     def extra_repr(self) -> str:
         return "" if self.classes is None else f"classes={self.classes}"
 
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         if self.classes is None:
-            raise ValueError("classes is not given: the decoder's shape depends on it")
+            raise ValueError("expected classes to be an int, but got None: the decoder's shape depends on it")
         return (*shape, self.classes)
 
     def data_shape(self, params: Params) -> tuple[int, ...]:
         *shape, classes = params[0].shape[1:] or (0,)
         if self.classes not in (None, classes):
             raise ValueError(
-                f"decoder returned {classes} numbers along the last dim, {self} takes {self.classes}"
+                f"expected decoder to return {self.classes} numbers along the last dim for {self}, but got {classes}"
             )
         return tuple(shape)
 

@@ -32,7 +32,7 @@ class DiscretizedLogisticMixture(Likelihood):
         super().__init__()
         number = number_of(components)
         if not isinstance(number, int) or number < 1:
-            raise ValueError(f"components is {components!r}, it takes a number of at least 1")
+            raise ValueError(f"expected components to be an int of at least 1, but got {components!r}")
         self.components = number
 
     def extra_repr(self) -> str:
@@ -41,7 +41,8 @@ class DiscretizedLogisticMixture(Likelihood):
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         if len(shape) < 2 or shape[0] not in (1, 3):
             raise ValueError(
-                f"x has shape {tuple(shape)}, {self} takes images of 1 or 3 channels (channels, ...)"
+                f"expected x to be images of shape (channels, ...) with 1 or 3 channels for {self}, "
+                f"but got {tuple(shape)}"
             )
         return ((10 if shape[0] == 3 else 3) * self.components, *shape[1:])
 
@@ -50,8 +51,8 @@ class DiscretizedLogisticMixture(Likelihood):
         n, *pixels = params[0].shape[1:] or (0,)
         if n not in (grey, colour):
             raise ValueError(
-                f"decoder returned {n} numbers along dim 1, {self} takes {grey} for grey pixels, "
-                f"{colour} for coloured ones"
+                f"expected decoder to return {grey} numbers for grey pixels or {colour} for coloured ones "
+                f"along dim 1 for {self}, but got {n}"
             )
         return (3 if n == colour else 1, *pixels)
 
