@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-INPUT_SETS = 2  # steps alternate between them, so that no provider sees the very same input twice in a row
+INPUT_SETS = 2  # steps alternate between them, so that no provider sees the same input twice in a row
 
 Prepare = Callable[[int], Callable[[], Any]]  # does what is not timed, returns the call that is
 

@@ -105,7 +105,7 @@ def test_resume_is_as_never_interrupted(data: Path, capsys: Capture) -> None:
     assert cli.run(["train", *options, "--out", str(parts), "--epochs", "2"]) == 0
     capsys.readouterr()
     assert cli.run(["train", "--resume", "--out", str(parts), "--epochs", "5"]) == 0
-    assert "goes on from epoch 2 of 5" in capsys.readouterr().out
+    assert "resumes from epoch 2 of 5" in capsys.readouterr().out
     for file in ("model.safetensors", "config.json", "samples.png"):
         assert (whole / file).read_bytes() == (parts / file).read_bytes(), file
     assert cli.run(["train", "--resume", "--out", str(parts), "--latent", "9"]) == 1

@@ -238,7 +238,7 @@ def test_interrupted_run_goes_on_as_it_says() -> None:
     """The line is pasted into a shell; the folder's name has a space."""
     long = [*TRAIN, "--epochs", "1000000", "--evaluate-every", "9", "--out", "my run"]
     error = interrupted(long, Path("my run") / checkpoint.METRICS)
-    line = r"vae-fast: interrupted; (--resume --out 'my run') goes on from epoch (\d+) of 1000000\n"
+    line = r"vae-fast: interrupted; (--resume --out 'my run') resumes from epoch (\d+) of 1000000\n"
     found = re.fullmatch(line, error)
     assert found, error
     assert epoch_of("my run") == int(found[2])

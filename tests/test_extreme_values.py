@@ -1,6 +1,6 @@
 """Values and gradients, element by element, where parts of a formula leave the float range though the result may not.
 
-The truth is mpmath's, of the very inputs. Each element is a sample of its own.
+The truth is mpmath's, of the rounded inputs. Each element is a sample of its own.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def test_gradcheck() -> None:
 
 @needs_native
 def test_the_gradient_with_the_value_or_after_it() -> None:
-    """Two ways through the kernels: the same value, and the same gradient but for one rounding more."""
+    """Two ways through the kernels: the same value, and the same gradient except one rounding more."""
     for channels, dtype in itertools.product((1, 3), (torch.float32, torch.bfloat16)):
         params, x = make_params(3, channels, 4, 70, dtype=dtype), levels(3, channels, 70)
         for mask in (None, uniform(3, 70) > 0.3):

@@ -282,7 +282,7 @@ def given_to(model: VAE, x: Tensor, **kwargs: Any) -> tuple[Tensor, VAEOutput]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "x"), GIVEN, ids=[f"{n}-{x.dtype}" for n, x in GIVEN])
 def test_encoder_is_given_its_own_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    """And the likelihood the very x."""
+    """And the likelihood is given x itself."""
     torch.manual_seed(0)
     model = VAE(MLPEncoder(12, 8, 3), MLPDecoder(3, 8, x.shape[1:]), name).to(dtype)
     given, output = given_to(model, x)

@@ -489,7 +489,7 @@ STARTED = [
 )
 @pytest.mark.parametrize(("name", "options"), STARTED)
 def test_samples_that_are_alike(name: str, options: Options, x: Tensor) -> None:
-    """Their spread is 0, whose logarithm is no start; training goes on from a finite one and improves."""
+    """Their spread is 0, whose logarithm is no start; training starts from a finite one and improves."""
     torch.manual_seed(0)
     model = VAE(MLPEncoder(12, 8, 3), MLPDecoder(3, 8, 12), name, **options)
     with warnings.catch_warnings(record=True) as caught:

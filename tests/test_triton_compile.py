@@ -1,7 +1,7 @@
 """Every Triton kernel compiled ahead of time for sm_80, sm_90 and gfx942, and its assembly read.
 
 The backend's own functions are called with CPU tensors, and where they would launch, the kernel is compiled instead:
-for the target, with the very specialization and block sizes of a launch. No GPU and no driver is needed.
+for the target, with exactly the specialization and block sizes of a launch. No GPU and no driver is needed.
 """
 
 from __future__ import annotations
@@ -406,7 +406,7 @@ class TestOtherShapes:
         found = compiled(
             target, kernels.latent_forward, mu, logvar, None, STATE, None, None, z=z, kl=floats(2)
         )
-        assert found[0].options["WIDE"] and found[0].loads and found[0].stores
+        assert found[0].options["OFFSETS_64"] and found[0].loads and found[0].stores
 
 
 class TestInstructions:

@@ -43,7 +43,7 @@ def noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The very eps that an op used.
+    """Exactly the noise that an op used.
 
     Args:
         shape: (batch, ...), the shape of mu.
@@ -76,7 +76,7 @@ def noise(
 
 
 def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
-    """The very 0 and 1 that a likelihood with binarize=True and this rng_state used: 1 with probability x.
+    """Exactly the 0 and 1 that a likelihood with binarize=True and this rng_state used: 1 with probability x.
 
     Args:
         x: (batch, ...), the target: float, uint8 (255ths), bool or integers. 0 and less give 0, 1 and more give 1, NaN

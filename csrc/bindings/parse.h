@@ -1,5 +1,5 @@
 // What the native engines' bindings share: from Python's (address, dtype code, strides), None if absent, to the kernels'
-// arguments, and the ops themselves. Nothing of torch.
+// arguments, and the ops themselves. Does not link libtorch.
 #pragma once
 
 #include <pybind11/pybind11.h>

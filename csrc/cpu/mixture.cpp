@@ -54,13 +54,13 @@ class ParameterTile {
       : tensor_(tensor), parameters_(parameters), pixels_(pixels), storage_(new float[2 * parameters * kMixtureBlock]),
         rows_(storage_.get() + parameters * kMixtureBlock), data(storage_.get()) {}
 
-  // Names the block whose memory `fetch` fetches.
+  // Names the block whose memory `prefetch` prefetches.
   void expect(std::int64_t sample, std::int64_t pixel) {
     size_ = tensor_.stride[2] == 1 ? size_of(tensor_.dtype) : 0;
     step_ = size_ * tensor_.stride[1];
     expected_ = tensor_.data + size_ * (sample * tensor_.stride[0] + pixel);
   }
-  template <bool kWrite> VAE_FAST_FN void fetch(int p, std::int64_t i) const {
+  template <bool kWrite> VAE_FAST_FN void prefetch(int p, std::int64_t i) const {
     __builtin_prefetch(expected_ + p * step_ + i * size_, kWrite, 2);
   }
 
@@ -116,7 +116,7 @@ template <int C, class Args> class Pixels {
   }
   void expect(std::int64_t sample, std::int64_t pixel) { parameters_.expect(sample, pixel); }
   VAE_FAST_FN vf32 parameter(int p, std::int64_t i) const {
-    parameters_.fetch<false>(p, i);
+    parameters_.prefetch<false>(p, i);
     return load<vf32>(parameters_.data + p * kMixtureBlock + i);
   }
   // 0 where a pixel is left out.
@@ -177,7 +177,7 @@ template <int C, class Args> void differentiate(const Args& a, const Task& task,
       vf32 t[C];
       pixels.levels(i, count, t);
       const auto load = [&](int p) VAE_FAST_LAMBDA {
-        gradients.fetch<true>(p, i);
+        gradients.prefetch<true>(p, i);
         return pixels.parameter(p, i);
       };
       const auto put = [&](int p, vf32 value) VAE_FAST_LAMBDA {

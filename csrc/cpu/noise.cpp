@@ -24,7 +24,7 @@ void noise_fill(const NoiseFill& a, const Task& task) {
 
 void noise_words(const std::int64_t* rng_state, std::int64_t group, std::int64_t row, std::int64_t count,
                  std::uint32_t* words) {
-  const Spread state(RngState::from(rng_state[0], rng_state[1]));
+  const BroadcastState state(RngState::from(rng_state[0], rng_state[1]));
   for (std::int64_t i = 0; i < count; i += kStep) {
     std::uint64_t groups[kStep], rows[kStep];
     for (int s = 0; s < kStep; ++s) groups[s] = static_cast<std::uint32_t>(group + i + s), rows[s] = row;

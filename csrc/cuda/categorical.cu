@@ -158,7 +158,7 @@ categorical_forward(const __grid_constant__ Forward a, const __grid_constant__ G
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
       const std::int64_t column = chunk * A::size;
       const int count = count_of<A>(grid, column);
-      const Raw<A> raw = fetch<A>(a.logits, position.in(a.logits), column, count);
+      const Raw<A> raw = load_raw<A>(a.logits, position.in(a.logits), column, count);
       float logits[A::size], target[A::size];
       if constexpr (kCounts) load<A, Content::targets>(a.target, position.in(a.target), column, count, target);
       unpack<A>(a.logits, raw, logits);
@@ -199,7 +199,7 @@ categorical_backward(const __grid_constant__ Backward a, const __grid_constant__
   for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
     const std::int64_t column = chunk * A::size;
     const int count = count_of<A>(grid, column);
-    const Raw<A> raw = fetch<A>(a.logits, position.in(a.logits), column, count);
+    const Raw<A> raw = load_raw<A>(a.logits, position.in(a.logits), column, count);
     float logits[A::size], target[A::size];
     if constexpr (kCounts) load<A, Content::targets>(a.target, position.in(a.target), column, count, target);
     unpack<A>(a.logits, raw, logits);

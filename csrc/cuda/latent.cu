@@ -22,11 +22,11 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
       const std::int64_t column = column_of<A::size>(grid, chunk);
       const int count = count_of<A>(grid, column);
-      const Raw<A> raw_mu = fetch<A>(a.mu, row * a.mu.row_stride, column, count);
-      const Raw<A> raw_logvar = fetch<A>(a.logvar, row * a.logvar.row_stride, column, count);
+      const Raw<A> raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+      const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
       float prior_mu[A::size], prior_logvar[A::size];
       if constexpr (kHasPrior) {
-        const Raw<A> raw = fetch<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
+        const Raw<A> raw = load_raw<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
         load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
         unpack<A>(a.prior_mu, raw, prior_mu);
       }
@@ -71,12 +71,12 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
       const std::int64_t column = column_of<A::size>(grid, chunk);
       const int count = count_of<A>(grid, column);
-      const Raw<A> raw_logvar = fetch<A>(a.logvar, row * a.logvar.row_stride, column, count);
+      const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
 
       // grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
       float by_mu[A::size] = {}, by_logvar[A::size] = {};
       for (std::int64_t draw = 0; a.grad_z && draw < a.draws; ++draw) {
-        const Raw<A> raw = fetch<A>(a.grad_z, row * a.grad_z.row_stride + draw * a.grad_z.draw_stride, column, count);
+        const Raw<A> raw = load_raw<A>(a.grad_z, row * a.grad_z.row_stride + draw * a.grad_z.draw_stride, column, count);
         float grad[A::size], eps[A::size] = {};
         if (a.grad_logvar) normals<A>(a.noise, state, draw, row, column, count, eps);
         unpack<A>(a.grad_z, raw, grad);
@@ -88,12 +88,12 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
       }
 
       Raw<A> raw_mu = {};
-      if (a.grad_kl) raw_mu = fetch<A>(a.mu, row * a.mu.row_stride, column, count);
+      if (a.grad_kl) raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
       float mu[A::size], logvar[A::size], prior_mu[A::size], prior_logvar[A::size];
       unpack<A>(a.mu, raw_mu, mu);
       unpack<A>(a.logvar, raw_logvar, logvar);
       if constexpr (kHasPrior) {
-        const Raw<A> raw = fetch<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
+        const Raw<A> raw = load_raw<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
         load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
         unpack<A>(a.prior_mu, raw, prior_mu);
       }

@@ -37,8 +37,8 @@ VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, std::int64_t row,
   Raw<A> raw[Likelihood::parameters], raw_mask = {};
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p)
-    raw[p] = fetch<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
-  if (a.mask) raw_mask = fetch<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
+    raw[p] = load_raw<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
+  if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
   load<A, Content::targets>(a.target, row * a.target.row_stride, column, count, chunk.target);
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);

@@ -162,7 +162,7 @@ VAE_FAST_DEVICE void load_long(const char* from, std::uint32_t (&word)[4]) {
 
 // Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them.
 template <class A, Content kContent = Content::reals>
-VAE_FAST_DEVICE Raw<A> fetch(const View& v, std::int64_t base, std::int64_t column, int count) {
+VAE_FAST_DEVICE Raw<A> load_raw(const View& v, std::int64_t base, std::int64_t column, int count) {
   constexpr bool bytes = kContent != Content::reals, words = kContent != Content::flags, longs = kContent == Content::targets;
   Raw<A> raw;
   const std::int64_t size = item_size<kContent>(v);
@@ -205,7 +205,7 @@ VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::si
 
 template <class A, Content kContent = Content::reals>
 VAE_FAST_DEVICE void load(const View& v, std::int64_t base, std::int64_t column, int count, float (&out)[A::size]) {
-  unpack<A, kContent>(v, fetch<A, kContent>(v, base, column, count), out);
+  unpack<A, kContent>(v, load_raw<A, kContent>(v, base, column, count), out);
 }
 
 // Bit i: whether element i of the chunk is there and the mask, if any, lets it count.

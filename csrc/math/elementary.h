@@ -65,7 +65,7 @@ template <class F> VAE_FAST_FN F exp(const Reduced<F>& e) { return fma(power(e),
 // Error of exp: x in [-1e30, 88.7228]; 1.5 ulp
 template <class F> VAE_FAST_FN F exp(F x) { return exp(reduce<2>(bounded(x))); }
 
-// exp(x) for x <= 88 and exp(x) - 1 for x <= 0 (NaN passes), where nobody minds that an exp(x) below 2^-126.5 is 0.
+// exp(x) for x <= 88 and exp(x) - 1 for x <= 0 (NaN passes), for callers that accept 0 for an exp(x) below 2^-126.5.
 template <class F> struct Nonpositive { F exp, expm1; };
 
 template <class F> VAE_FAST_FN Nonpositive<F> nonpositive(F x) {

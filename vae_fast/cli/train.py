@@ -182,7 +182,7 @@ def _interrupted(folder: Path, before: int | None, recipe: Recipe) -> str:
     if epoch is None:
         return f"interrupted before the first checkpoint; {_on_disk(folder, before)}"
     way = f"--resume --out {shlex.quote(str(folder))}"
-    return f"interrupted; {way} goes on from epoch {epoch} of {recipe.epochs}"
+    return f"interrupted; {way} resumes from epoch {epoch} of {recipe.epochs}"
 
 
 def _on_disk(folder: Path, before: int | None) -> str:
@@ -234,7 +234,7 @@ def _print_start(console: Console, trainer: Trainer) -> None:
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
     if trainer.epoch:
-        console.print(f"goes on from epoch {trainer.epoch} of {recipe.epochs}")
+        console.print(f"resumes from epoch {trainer.epoch} of {recipe.epochs}")
 
 
 def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str]) -> None:

@@ -13,7 +13,7 @@ from ._layer import check_class_layer
 def multinomial_nll(
     logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """-log p(target | softmax(logits)) of counts for every class, per sample, but for the multinomial coefficient.
+    """-log p(target | softmax(logits)) of counts for every class, per sample, without the multinomial coefficient.
 
         nll = -sum x log_softmax(l) = sum n logsumexp(l) - sum x l,   n = sum of x over classes
 

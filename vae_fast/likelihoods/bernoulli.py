@@ -17,7 +17,7 @@ def bernoulli_nll(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """x log(1 + exp(-l)) + (1 - x) log(1 + exp(l)), of which nothing cancels."""
+    """x log(1 + exp(-l)) + (1 - x) log(1 + exp(l)): terms of one sign."""
     x, el = read(target, logits, mask=mask)
     return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight)
 

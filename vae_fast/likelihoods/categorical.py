@@ -20,7 +20,7 @@ def categorical_nll(
     counted = index != IGNORED
     if mask is not None:
         counted = counted & mask
-    el = torch.where(counted[..., None], el, 0.0)  # what is left out may be NaN, and learns nothing
+    el = torch.where(counted[..., None], el, 0.0)  # an ignored position may hold NaN; its gradient is 0
     known = (index >= 0) & (index < classes)
     log_p = torch.log_softmax(el, -1).gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
     nll = -log_p * torch.where(known, 1.0, torch.nan)

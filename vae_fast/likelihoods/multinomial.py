@@ -1,4 +1,4 @@
-"""Counts of classes, but for the multinomial coefficient."""
+"""Counts of classes, without the multinomial coefficient."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def part_of(name: str) -> tuple[str, str]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """All files below the folder, sorted, but for what systems leave there: ._0.png, .DS_Store, __MACOSX/."""
+    """All files below the folder, sorted, except what systems leave there: ._0.png, .DS_Store, __MACOSX/."""
     files: list[Path] = []
     seen: set[Path] = set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):

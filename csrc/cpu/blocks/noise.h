@@ -19,9 +19,9 @@ constexpr int kSlack = 4 * kStep;      // normals written beyond the wanted ones
 struct alignas(64) NoiseBuffer { float data[kBlock + kSlack]; };
 
 // What all counters of an rng_state share, spread over the lanes.
-struct Spread {
+struct BroadcastState {
   vu64 key0[Philox::rounds], key1[Philox::rounds], offset_lo, offset_hi;
-  VAE_FAST_FN explicit Spread(const RngState& state) {
+  VAE_FAST_FN explicit BroadcastState(const RngState& state) {
     const vu64 zero{};
     for (int round = 0; round < Philox::rounds; ++round) {
       key0[round] = zero + static_cast<std::uint32_t>(state.key0 + round * Philox::weyl0);
@@ -35,7 +35,7 @@ struct Spread {
 // One step of Philox: kStreams vectors of counters, their words in the low halves of the lanes.
 struct Step { vu64 c0[kStreams], c1[kStreams], c2[kStreams], c3[kStreams]; };
 
-VAE_FAST_FN Step philox(const Spread& state, const std::uint64_t* group, const std::uint64_t* row) {
+VAE_FAST_FN Step philox(const BroadcastState& state, const std::uint64_t* group, const std::uint64_t* row) {
   const vu64 zero{}, m0 = zero + Philox::multiplier0, m1 = zero + Philox::multiplier1;
   Step c;
   for (int s = 0; s < kStreams; ++s) {
@@ -44,7 +44,7 @@ VAE_FAST_FN Step philox(const Spread& state, const std::uint64_t* group, const s
     c.c2[s] = state.offset_lo;
     c.c3[s] = state.offset_hi;
   }
-  // The upper halves of the lanes collect rubbish that the multiply ignores.
+  // The lanes' high halves are don't-care: the multiply reads the low ones.
   for (int round = 0; round < Philox::rounds; ++round) {
     for (int s = 0; s < kStreams; ++s) {
       const vu64 product0 = multiply_low_halves(m0, c.c0[s]), product1 = multiply_low_halves(m1, c.c2[s]);
@@ -72,7 +72,7 @@ struct Uniforms {
 // long chains of dependent instructions need others in flight beside them.
 template <class Kind>
 inline void fill(const RngState& state, const std::uint64_t* group, const std::uint64_t* row, std::int64_t count, float* out, Prefetcher& prefetcher) {
-  const Spread spread(Kind::stream(state));
+  const BroadcastState spread(Kind::stream(state));
   for (std::int64_t i = 0; i < count; i += kStep) {
     const Step c = philox(spread, group + i, row + i);
     for (int s = 0; s < kStreams; ++s) {

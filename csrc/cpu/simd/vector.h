@@ -157,7 +157,7 @@ template <class V, class T> VAE_FAST_FN V load(const T* p) {
 }
 template <class V, class T> VAE_FAST_FN void store(T* p, V v) { memcpy(p, &v, sizeof(V)); }
 
-// The first `count` lanes of a vector, 0 in the others; count is kLanes but for the last vector of a run.
+// The first `count` lanes of a vector, 0 in the others; count is kLanes except in the last vector of a run.
 VAE_FAST_FN vi32 first_lanes(int count) {
   vi32 lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;

@@ -29,7 +29,7 @@ def linear_nll(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """The likelihood's nll where a linear layer makes its parameters, but for those that are given or fixed."""
+    """The likelihood's nll where a linear layer makes its parameters, except the fixed ones."""
     if spec.op == "categorical":
         return spec.nll(F.linear(hidden, weight, bias), target, mask=mask, weight=sample_weight)
     outputs = parameters(hidden, weight, bias, target)

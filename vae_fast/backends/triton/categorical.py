@@ -74,7 +74,7 @@ def _finish(
 @triton.jit(do_not_specialize=["rows", "positions", "parts"])
 def _forward(
     logits, target, nll, lse, total, partial, logits_s, target_s, rows, positions, n, parts,
-    INDEX: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
+    INDEX: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, VEC: tl.constexpr, OFFSETS_64: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -89,7 +89,9 @@ def _forward(
     count = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for step in range(STEPS):
-        cols = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS + tl.arange(0, COLS)[None, :]
+        cols = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + step) * COLS + tl.arange(0, COLS)[
+            None, :
+        ]
         mask = inside & (cols < n // VEC * VEC)
         el = tl.load(at + cols * logits_s[2], mask=mask, other=float("-inf")).to(tl.float32)
         far = el - m
@@ -139,12 +141,12 @@ def _merge_parts(
 def _backward(
     logits, target, lse, total, grad_nll, grad_logits,
     logits_s, target_s, grad_nll_s, grad_logits_s, rows, positions, n, parts,
-    INDEX: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
+    INDEX: tl.constexpr, VEC: tl.constexpr, OFFSETS_64: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    cols = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS + tl.arange(0, COLS)[None, :]
+    cols = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS + tl.arange(0, COLS)[None, :]
     inside = row < rows
     mask = inside & (cols < n // VEC * VEC)
     g = tl.load(grad_nll + _rows(row, positions, grad_nll_s, 1), mask=inside, other=0)

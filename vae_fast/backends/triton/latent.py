@@ -36,7 +36,7 @@ def _forward(
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, rng_s, kl_s, noise_draw, z_draw,
     lo, hi, rows, n, sizes, draws, parts,
     DRAWS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
-    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % parts
@@ -47,7 +47,7 @@ def _forward(
     if kl is not None:
         total = tl.zeros((ROWS, COLS), tl.float32)
     for step in range(STEPS):
-        start = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS
+        start = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + step) * COLS
         place, cols = elements(start, n, sizes, SWAP, COLS)
         mask = inside & (place < n // VEC * VEC)
         at = (row, cols, inside, mask)
@@ -94,10 +94,10 @@ def _backward(
     rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, parts,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
     DRAWS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
-    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
+    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
     place, cols = elements(start, n, sizes, SWAP, COLS)
     sum_mu_p = zeros(SUM_MU_P, ROWS, COLS)
     sum_logvar_p = zeros(SUM_LOGVAR_P, ROWS, COLS)

@@ -60,7 +60,7 @@ def specs(*keys: Key) -> list[Spec | None]:
 
 
 class Job:
-    """A launch that is ready but for the kernel's first arguments: its tensors, then numbers that differ from call to
+    """A launch that lacks only the kernel's first arguments: its tensors, then numbers that differ from call to
     call. `rest` are the others."""
 
     def __init__(self, kernel: Any, grid: Sequence[int], threads: int, rest: Sequence[Any]) -> None:

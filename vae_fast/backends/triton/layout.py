@@ -178,5 +178,5 @@ def pair(at: Layout, *tensors: Spec | None) -> bool:
 
 
 def constants(at: Layout, plan: Plan) -> tuple[Any, ...]:
-    """The last arguments of every kernel: VEC, SWAP, WIDE, ROWS, COLS."""
+    """The last arguments of every kernel: VEC, SWAP, OFFSETS_64, ROWS, COLS."""
     return at.vec, at.swap, at.wide, plan.rows, plan.cols

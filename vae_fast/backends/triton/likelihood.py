@@ -69,7 +69,7 @@ def _counted_only(slopes, counted, kept):
 def _forward(
     target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
     NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
-    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % parts
@@ -77,7 +77,7 @@ def _forward(
     inside = row < rows
     total = tl.zeros((ROWS, COLS), tl.float32)
     for step in range(STEPS):
-        start = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + step) * COLS
+        start = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + step) * COLS
         place, cols = elements(start, n, sizes, SWAP, COLS)
         at = (row, cols, inside, inside & (place < n // VEC * VEC))
         params, x, counted = _inputs(
@@ -94,10 +94,10 @@ def _backward(
     target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes, parts,
     GRADS: tl.constexpr, LEVELS: tl.constexpr, KINDS: tl.constexpr,
     STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
-    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
+    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
     place, cols = elements(start, n, sizes, SWAP, COLS)
     sums = ()
     for i in tl.static_range(len(KINDS)):

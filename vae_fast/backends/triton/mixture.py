@@ -41,9 +41,9 @@ def _tanh(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _step(strides, WIDE: tl.constexpr):
+def _step(strides, OFFSETS_64: tl.constexpr):
     """From one parameter to the next."""
-    if WIDE:
+    if OFFSETS_64:
         return tl.cast(strides[1], tl.int64)
     else:
         return strides[1]
@@ -139,7 +139,7 @@ def _sums(params, step, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr,
 @triton.jit(do_not_specialize=["parts"])
 def _forward(  # an argument named params would hide Triton's own
     packed, target, kept, nll, packed_s, target_s, kept_s, nll_s, n, parts,
-    K: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr,
+    K: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, OFFSETS_64: tl.constexpr,
     PIXELS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -147,11 +147,11 @@ def _forward(  # an argument named params would hide Triton's own
     sample = (pid // parts).to(tl.int64)
     total = tl.zeros((PIXELS,), tl.float32)
     for i in range(STEPS):
-        pixel = (part.to(tl.int64 if WIDE else tl.int32) * STEPS + i) * PIXELS + tl.arange(0, PIXELS)
+        pixel = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + i) * PIXELS + tl.arange(0, PIXELS)
         mask = pixel < n
         x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
         at = _pixels(packed, packed_s, sample, pixel)
-        _, s_prior, m, s = _sums(at, _step(packed_s, WIDE), K, x, mask, CHANNELS, EXACT, PIXELS)
+        _, s_prior, m, s = _sums(at, _step(packed_s, OFFSETS_64), K, x, mask, CHANNELS, EXACT, PIXELS)
         value = tl.log(s_prior / s) - m
         if kept is not None:
             mask = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
@@ -167,11 +167,11 @@ def _write(grad, step, which, value, counted, mask):
 @triton.jit(do_not_specialize=["parts"])
 def _backward(
     packed, target, kept, grad_nll, grad_params, packed_s, target_s, kept_s, grad_nll_s, grad_s, n, parts,
-    K: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
+    K: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, OFFSETS_64: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     sample = (pid // parts).to(tl.int64)
-    pixel = (pid % parts).to(tl.int64 if WIDE else tl.int32) * PIXELS + tl.arange(0, PIXELS)
+    pixel = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * PIXELS + tl.arange(0, PIXELS)
     mask = pixel < n
     counted = mask
     if kept is not None:
@@ -180,8 +180,8 @@ def _backward(
     x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
     at = _pixels(packed, packed_s, sample, pixel)
     out = _pixels(grad_params, grad_s, sample, pixel)
-    step = _step(packed_s, WIDE)
-    grad_step = _step(grad_s, WIDE)
+    step = _step(packed_s, OFFSETS_64)
+    grad_step = _step(grad_s, OFFSETS_64)
     largest, s_prior, m, s = _sums(at, step, K, x, mask, CHANNELS, EXACT, PIXELS)
     by_prior = divide(g, s_prior)
     by_s = divide(g, s)

@@ -170,11 +170,11 @@ def uniforms(
 def _fill(
     eps, rng, row_offset, rows_per_draw, eps_s, eps_draw, rng_s, rows, n, sizes, draws, parts,
     DRAWS: tl.constexpr, PAIR: tl.constexpr,
-    VEC: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    start = (pid % parts).to(tl.int64 if WIDE else tl.int32) * COLS
+    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
     place, cols = elements(start, n, sizes, SWAP, COLS)
     inside = row < rows
     mask = inside & (place < n // VEC * VEC)

@@ -14,7 +14,7 @@ _LEAST_LOG_SCALE = tl.constexpr(spec.LEAST_LOG_SCALE)
 @triton.jit
 def discretized_logistic_nll(params, x, EXACT: tl.constexpr):
     mean, s = params
-    # The mass between the edges a < b is sigmoid(b) sigmoid(-a) (1 - exp(a - b)), of which nothing cancels.
+    # The mass between the edges a < b is sigmoid(b) sigmoid(-a) (1 - exp(a - b)): no factor cancels.
     t, s, inv, b, a = edges(mean, s, x, EXACT)
     low = softplus(-b, EXACT)
     high = softplus(a, EXACT)
