@@ -116,6 +116,24 @@ def zero_inflated_negative_binomial(target: Tensor, mean: Tensor, theta: Tensor,
     return -(nothing * (F.softplus(at_zero) - softplus_pi) + (1 - nothing) * above).sum(-1)
 
 
+def negative_binomial_mixture(
+    target: Tensor, mean_1: Tensor, mean_2: Tensor, theta: Tensor, logits: Tensor
+) -> Tensor:
+    """The lines of scvi-tools' log_mixture_nb for one theta."""
+    terms = []
+    for mean in (mean_1, mean_2):
+        log_theta_mu = torch.log(theta + mean + EPS)
+        terms.append(
+            theta * (torch.log(theta + EPS) - log_theta_mu)
+            + target * (torch.log(mean + EPS) - log_theta_mu)
+            + torch.lgamma(target + theta)
+            - torch.lgamma(theta)
+            - torch.lgamma(target + 1)
+        )
+    mixed = torch.logsumexp(torch.stack((terms[0], terms[1] - logits)), 0)
+    return -(mixed - F.softplus(-logits)).sum(-1)
+
+
 def multinomial(target: Tensor, logits: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits, -1)).sum(-1)
 
@@ -150,6 +168,16 @@ def scvi(name: str) -> dict[str, tuple[str, Callable[[], Expression]]]:
     return {"scvi-tools": ("scvi", load)}
 
 
+def scvi_mixture() -> dict[str, tuple[str, Callable[[], Expression]]]:
+    def load() -> Expression:
+        log_prob = importlib.import_module("scvi.distributions._negative_binomial").log_mixture_nb
+        return lambda target, mean_1, mean_2, theta, logits: (
+            -log_prob(target, mean_1, mean_2, theta, None, logits).sum(-1)
+        )
+
+    return {"scvi-tools": ("scvi", load)}
+
+
 def grey(*others: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Any:
     def make(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         return (torch.rand(shape, generator=generator), *(other(shape, generator) for other in others))
@@ -176,6 +204,15 @@ def expression_counts(parameters: int) -> Any:
         return (torch.poisson(rate, generator=generator), mean, theta, dropout)[: parameters + 1]
 
     return make
+
+
+def protein_counts(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """As in CITE-seq: a background of few counts and a foreground of many; one theta per protein."""
+    theta = 0.5 + torch.rand(shape[-1], generator=generator)
+    background, foreground = (s * (0.2 + torch.rand(shape, generator=generator)) for s in (2, 40))
+    logits = torch.randn(shape, generator=generator)
+    rate = torch.where(torch.rand(shape, generator=generator) < torch.sigmoid(logits), background, foreground)
+    return torch.poisson(rate, generator=generator), background, foreground, theta, logits
 
 
 def items(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -225,6 +262,9 @@ LIKELIHOODS = {
     ),
     "zero_inflated_negative_binomial": Likelihood(
         expression_counts(3), zero_inflated_negative_binomial, scvi("log_zinb_positive"), **SINGLE_CELL
+    ),
+    "negative_binomial_mixture": Likelihood(
+        protein_counts, negative_binomial_mixture, scvi_mixture(), **SINGLE_CELL
     ),
     "multinomial": Likelihood(items, multinomial, large=(4096, 20000), small=(128, 2000), jax=True),
     "categorical": Likelihood(
