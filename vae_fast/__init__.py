@@ -4,37 +4,9 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
+from . import functional
 from .backends import backend, info, reference
-from .functional import (
-    bernoulli_nll,
-    bernoulli_nll_from_probs,
-    categorical_nll,
-    continuous_bernoulli_nll,
-    discretized_logistic_mixture_nll,
-    discretized_logistic_nll,
-    gaussian_nll,
-    kl_divergence,
-    laplace_nll,
-    linear_bernoulli_nll,
-    linear_categorical_nll,
-    linear_continuous_bernoulli_nll,
-    linear_discretized_logistic_nll,
-    linear_gaussian_nll,
-    linear_laplace_nll,
-    linear_multinomial_nll,
-    linear_negative_binomial_mixture_nll,
-    linear_negative_binomial_nll,
-    linear_poisson_nll,
-    linear_zero_inflated_negative_binomial_nll,
-    multinomial_nll,
-    negative_binomial_mixture_nll,
-    negative_binomial_nll,
-    poisson_nll,
-    reparameterize,
-    reparameterize_kl,
-    reparameterize_kl_packed,
-    zero_inflated_negative_binomial_nll,
-)
+from .functional import *  # noqa: F403
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
 from .rng import binarize, noise
 
@@ -58,40 +30,13 @@ else:  # hidden from type checkers: with it, they would take any name
 __all__ = [
     "__version__",
     "backend",
-    "bernoulli_nll",
-    "bernoulli_nll_from_probs",
     "binarize",
-    "categorical_nll",
-    "continuous_bernoulli_nll",
-    "discretized_logistic_mixture_nll",
-    "discretized_logistic_nll",
-    "gaussian_nll",
     "info",
-    "kl_divergence",
-    "laplace_nll",
-    "linear_bernoulli_nll",
-    "linear_categorical_nll",
-    "linear_continuous_bernoulli_nll",
-    "linear_discretized_logistic_nll",
-    "linear_gaussian_nll",
-    "linear_laplace_nll",
-    "linear_multinomial_nll",
-    "linear_negative_binomial_mixture_nll",
-    "linear_negative_binomial_nll",
-    "linear_poisson_nll",
-    "linear_zero_inflated_negative_binomial_nll",
-    "multinomial_nll",
-    "negative_binomial_mixture_nll",
-    "negative_binomial_nll",
     "nn",
     "noise",
-    "poisson_nll",
     "reference",
-    "reparameterize",
-    "reparameterize_kl",
-    "reparameterize_kl_packed",
-    "zero_inflated_negative_binomial_nll",
 ]
+__all__ += functional.__all__
 
 
 def __dir__() -> list[str]:

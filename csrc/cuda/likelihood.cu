@@ -14,10 +14,8 @@ namespace {
 
 // Those whose arithmetic hides behind their memory. They have the Wide form, and code for each element of a chunk, all in
 // flight at once; the others keep to one copy of their long code, and wait for arithmetic, not for 16-bit accesses.
-template <class Likelihood> constexpr bool kLight = false;
-template <> constexpr bool kLight<Bernoulli> = true;
-template <> constexpr bool kLight<Gaussian> = true;
-template <> constexpr bool kLight<Laplace> = true;
+template <class Likelihood, class = void> constexpr bool kLight = false;
+template <class Likelihood> constexpr bool kLight<Likelihood, std::void_t<decltype(Likelihood::is_light)>> = Likelihood::is_light;
 template <class Likelihood> constexpr bool kBinarizes = false;
 template <> constexpr bool kBinarizes<Bernoulli> = true;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,12 @@ class Architecture(StrEnum):
 _LIKELIHOODS = {name: name for name in LIKELIHOODS if name != "categorical"}
 LikelihoodName = StrEnum("LikelihoodName", _LIKELIHOODS)  # type: ignore[misc]
 _BERNOULLI = LikelihoodName("bernoulli")
+
+
+def _takers(option: str) -> str:
+    """The likelihoods that take the option, and its default."""
+    found = {name: signature(kind).parameters.get(option) for name, kind in LIKELIHOODS.items()}
+    return " and ".join(f"{name} (default {p.default})" for name, p in found.items() if p is not None)
 
 
 class Link(StrEnum):
@@ -147,7 +154,7 @@ def train(
         typer.Option(
             parser=_spread,
             metavar="S",
-            help="Of laplace (default 1) and discretized_logistic (default learned), as --variance.",
+            help=f"Of {_takers('scale')}, as --variance.",
         ),
     ] = None,
     theta: Annotated[

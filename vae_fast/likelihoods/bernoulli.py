@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linear import linear_nll
 from .numerics import read, total
 from .spec import Parameter, Spec
 
@@ -58,3 +59,15 @@ BERNOULLI_PROBS = Spec(
     derivatives=d_bernoulli_probs,
     source="torch.nn.functional.binary_cross_entropy",
 )
+
+
+def linear_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(BERNOULLI, hidden, weight, bias, target, mask=mask, sample_weight=sample_weight)

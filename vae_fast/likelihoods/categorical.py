@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .linear import linear_nll
 from .numerics import arithmetic_dtype, per_sample, widest
 from .spec import Parameter, Spec
 
@@ -36,3 +37,15 @@ CATEGORICAL = Spec(
     op="categorical",
     source='Bowman et al., "Generating sentences from a continuous space", 2016',
 )
+
+
+def linear_categorical_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(CATEGORICAL, hidden, weight, bias, target, mask=mask, sample_weight=sample_weight)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .linear import linear_nll
 from .numerics import arithmetic_dtype, read, total, widest
 from .spec import Parameter, Spec
 
@@ -55,3 +56,23 @@ CONTINUOUS_BERNOULLI = Spec(
     derivatives=d_continuous_bernoulli,
     source='Loaiza-Ganem and Cunningham, "The continuous Bernoulli", 2019',
 )
+
+
+def linear_continuous_bernoulli_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        CONTINUOUS_BERNOULLI,
+        hidden,
+        weight,
+        bias,
+        target,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linear import Value, linear_nll
 from .numerics import read, times_exp, total
 from .spec import Parameter, Spec
 
@@ -77,3 +78,25 @@ DISCRETIZED_LOGISTIC = Spec(
     derivatives=d_discretized_logistic,
     source='Salimans et al., "PixelCNN++", 2017',
 )
+
+
+def linear_discretized_logistic_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    log_scale: Value = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        DISCRETIZED_LOGISTIC,
+        hidden,
+        weight,
+        bias,
+        target,
+        log_scale,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from .linear import Value, linear_nll
 from .numerics import half_square, read, times_exp, total
 from .spec import Parameter, Spec
 
@@ -36,3 +37,16 @@ GAUSSIAN = Spec(
     derivatives=d_gaussian,
     source='Kingma and Welling, "Auto-encoding variational Bayes", 2014',
 )
+
+
+def linear_gaussian_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logvar: Value = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(GAUSSIAN, hidden, weight, bias, target, logvar, mask=mask, sample_weight=sample_weight)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .linear import Value, linear_nll
 from .numerics import read, times_exp, total
 from .spec import Parameter, Spec
 
@@ -42,3 +43,25 @@ LAPLACE = Spec(
     derivatives=d_laplace,
     source='Rombach et al., "High-resolution image synthesis with latent diffusion models", 2022',
 )
+
+
+def linear_laplace_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    log_scale: Value = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        LAPLACE,
+        hidden,
+        weight,
+        bias,
+        target,
+        log_scale,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

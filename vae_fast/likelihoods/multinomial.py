@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .linear import linear_nll
 from .numerics import arithmetic_dtype, per_sample, widest
 from .spec import Parameter, Spec
 
@@ -33,3 +34,15 @@ MULTINOMIAL = Spec(
     op="categorical",
     source='Liang et al., "Variational autoencoders for collaborative filtering", 2018',
 )
+
+
+def linear_multinomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(MULTINOMIAL, hidden, weight, bias, target, mask=mask, sample_weight=sample_weight)

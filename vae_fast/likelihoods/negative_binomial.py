@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .counts import count_nll, domain, shared_unit
+from .linear import linear_nll
 from .poisson import poisson
 from .spec import Parameter, Spec
 from .special import (
@@ -83,3 +84,27 @@ NEGATIVE_BINOMIAL = Spec(
     takes_library=True,
     source='Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018',
 )
+
+
+def linear_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Tensor | float | None = None,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        NEGATIVE_BINOMIAL,
+        hidden,
+        weight,
+        bias,
+        target,
+        theta,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

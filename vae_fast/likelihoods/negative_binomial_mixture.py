@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import count_nll
+from .linear import Value, linear_nll
 from .negative_binomial import THETA, d_negative_binomial, negative_binomial
 from .spec import Parameter, Spec
 
@@ -77,3 +78,21 @@ NEGATIVE_BINOMIAL_MIXTURE = Spec(
     derivatives=d_negative_binomial_mixture,
     source='Gayoso et al., "Joint probabilistic modeling of single-cell multi-omic data with totalVI", 2021',
 )
+
+
+def linear_negative_binomial_mixture_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Value = None,
+    theta_2: Value = None,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    theta_2 = theta if theta_2 is None else theta_2
+    return linear_nll(
+        NEGATIVE_BINOMIAL_MIXTURE, hidden, weight, bias, target, theta, theta_2,
+        mask=mask, sample_weight=sample_weight,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .counts import count_nll, domain
+from .linear import linear_nll
 from .spec import Parameter, Spec
 from .special import deviance, log_factorial_minus
 
@@ -39,3 +40,25 @@ POISSON = Spec(
     takes_library=True,
     source='Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018',
 )
+
+
+def linear_poisson_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        POISSON,
+        hidden,
+        weight,
+        bias,
+        target,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

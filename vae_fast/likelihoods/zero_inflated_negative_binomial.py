@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import NOTHING, count_nll
+from .linear import linear_nll
 from .negative_binomial import THETA, d_negative_binomial, negative_binomial
 from .spec import Parameter, Spec
 
@@ -60,3 +61,27 @@ ZERO_INFLATED_NEGATIVE_BINOMIAL = Spec(
     takes_library=True,
     source='Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018',
 )
+
+
+def linear_zero_inflated_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    theta: Tensor | float | None = None,
+    *,
+    library: Tensor | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    return linear_nll(
+        ZERO_INFLATED_NEGATIVE_BINOMIAL,
+        hidden,
+        weight,
+        bias,
+        target,
+        theta,
+        library=library,
+        mask=mask,
+        sample_weight=sample_weight,
+    )

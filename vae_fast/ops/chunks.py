@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backends.contract import FakeBackend
-from ..likelihoods import LIKELIHOODS, Parameter, Spec
-from ..likelihoods.spec import largest_log
+from ..likelihoods import LIKELIHOODS
+from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
 
 CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..backends import reference
 from ..backends.contract import FakeBackend
-from ..likelihoods import LIKELIHOODS
+from ..likelihoods import LIKELIHOODS, linear_nll
 from . import _common
 from .chunks import Inputs, run_chunks
 from .op import Args, Gradients, Op
@@ -48,7 +48,7 @@ def linear_likelihood(
     tensors = (weight, bias, target, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
     if backend is reference or (target.requires_grad and grad_enabled):
-        return reference.linear_nll(
+        return linear_nll(
             LIKELIHOODS[likelihood], hidden, weight, bias, target, *fixed_params,
             library=library, mask=mask, sample_weight=sample_weight,
         )  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import nn
+from ..nn.likelihoods.base_dispersion import LocationScale
 from .config import Recipe
 from .data import Dataset
 
 # From these on, training was seen to fail for that reason alone.
-FAR = 10.0  # values under a Gaussian or a Laplace distribution
+FAR = 10.0  # values under a density of a location and a scale
 MANY = 1e9  # counts
 ALIKE = 1e-6  # the range of a value over the samples, of its magnitude or of 1
 FAST = 1e-2  # learning rate
@@ -22,9 +23,10 @@ def explain(recipe: Recipe, dataset: Dataset) -> str:
     parts = [part for part in (dataset.train, dataset.test) if part.is_floating_point()]
     if not all(torch.isfinite(part).all() for part in parts):
         return "the data hold NaN or infinite values, leave those samples out"
-    support = nn.LIKELIHOODS[recipe.likelihood].support
-    spread = {"gaussian": recipe.variance, "laplace": recipe.scale}.get(recipe.likelihood)
-    option = "--variance" if recipe.likelihood == "gaussian" else "--scale"
+    likelihood = nn.LIKELIHOODS[recipe.likelihood]
+    support, spread, option = likelihood.support, None, ""
+    if issubclass(likelihood, LocationScale):
+        spread, option = getattr(recipe, likelihood.dispersion_name), f"--{likelihood.dispersion_name}"
     lo, hi = dataset.limits()
     reasons = []
     if isinstance(spread, str):

@@ -7,22 +7,17 @@ so the plain lines are the fairer peer. They are there for the likelihoods that 
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch import distributions as D
 
 import vae_fast
 
 from .. import backends
-from ..nn import likelihoods
 from ..rng import draw_rng_state
 from .model import HubVAE
 
@@ -69,7 +64,9 @@ def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50)
         std = torch.exp(0.5 * logvar)
         z = mu + torch.randn_like(std) * std
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
-        return z, plain_nll(likelihood, tuple(leaves), target).flatten(1).sum(1) + kl
+        nll = likelihood.plain_nll(tuple(leaves), target)
+        assert nll is not None
+        return z, nll.flatten(1).sum(1) + kl
 
     def step(way: Callable[[], Losses]) -> float:
         for leaf in (moments, *leaves, *learned):
@@ -82,7 +79,7 @@ def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50)
         return time.perf_counter() - start
 
     ways = {"fused": fused, "reference": reference}
-    if plain_nll(likelihood, params, target) is not None:
+    if likelihood.plain_nll(params, target) is not None:
         ways["plain"] = plain
     for way in ways.values():  # warms up
         step(way)
@@ -95,30 +92,6 @@ def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50)
         p.grad = None
     medians = {name: statistics.median(t) for name, t in times.items()}
     return Speed(backends.choose(x.device.type), len(x), medians)
-
-
-def plain_nll(likelihood: likelihoods.Likelihood, params: likelihoods.Params, x: Tensor) -> Any:
-    """The lines that people write, one number for each element; None where torch has none."""
-    first = params[0]
-    if isinstance(likelihood, likelihoods.Bernoulli):
-        return F.binary_cross_entropy_with_logits(first, x, reduction="none")
-    if isinstance(likelihood, likelihoods.ContinuousBernoulli):
-        return -D.ContinuousBernoulli(logits=first, validate_args=False).log_prob(x)
-    if isinstance(likelihood, likelihoods.Gaussian):
-        logvar = torch.as_tensor(likelihood.log_dispersion(params), device=x.device)
-        return 0.5 * (math.log(2 * math.pi) + logvar + (x - first).pow(2) * torch.exp(-logvar))
-    if isinstance(likelihood, likelihoods.Laplace):
-        scale = torch.as_tensor(likelihood.log_dispersion(params), device=x.device).exp()
-        return -D.Laplace(first, scale, validate_args=False).log_prob(x)
-    if isinstance(likelihood, likelihoods.Poisson):
-        return -D.Poisson(likelihood.rate(first, likelihood.library(x)), validate_args=False).log_prob(x)
-    if type(likelihood) is likelihoods.NegativeBinomial:
-        mean, theta = likelihood.rate(first, likelihood.library(x)) + 1e-8, likelihood.theta_of(params)
-        logits = mean.log() - theta.log()
-        return -D.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x)
-    if isinstance(likelihood, likelihoods.Multinomial):
-        return -x * F.log_softmax(first, dim=-1)
-    return None
 
 
 def _wait(device: torch.device) -> None:

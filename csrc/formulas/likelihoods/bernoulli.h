@@ -8,6 +8,7 @@ VAE_FAST_NAMESPACE_BEGIN
 // p(x) = σ(l)^x (1 - σ(l))^(1-x), from the logit l.
 struct Bernoulli {
   static constexpr int parameters = 1;
+  static constexpr bool is_light = true;
 
   // max(l, 0) - x·l, without a fused multiply too.
   template <class F> static VAE_FAST_FN F linear(F l, F x) {

@@ -8,6 +8,7 @@ VAE_FAST_NAMESPACE_BEGIN
 // p(x) = N(x; mean, exp logvar)
 struct Gaussian {
   static constexpr int parameters = 2;
+  static constexpr bool is_light = true;
   static constexpr float far = kFarLogvar;
 
   template <bool kNear = false, class F> static VAE_FAST_FN F nll(const F* p, F x) {

@@ -8,6 +8,7 @@ VAE_FAST_NAMESPACE_BEGIN
 // p(x) = exp(-|x - location| / exp s) / (2·exp s)
 struct Laplace {
   static constexpr int parameters = 2;
+  static constexpr bool is_light = true;
   static constexpr float far = 87.0f;  // beyond, 2^k leaves the exponent's range
 
   // |location - x|·exp(-s) and its derivative by the location.

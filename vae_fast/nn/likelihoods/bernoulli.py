@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import functional
@@ -32,6 +33,9 @@ class Bernoulli(Likelihood):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.bernoulli_nll(params[0], x)
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return F.binary_cross_entropy_with_logits(params[0], x, reduction="none")
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_bernoulli_nll(hidden, weight, bias, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributions as D
 from torch import Tensor
 
 from ... import functional
@@ -20,6 +21,9 @@ class ContinuousBernoulli(Likelihood):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.continuous_bernoulli_nll(params[0], x)
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return -D.ContinuousBernoulli(logits=params[0], validate_args=False).log_prob(x)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_continuous_bernoulli_nll(hidden, weight, bias, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,10 @@ class Gaussian(LocationScale):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.gaussian_nll(params[0], x, self.log_dispersion(params))
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        logvar = torch.as_tensor(self.log_dispersion(params), device=x.device)
+        return 0.5 * (math.log(2 * math.pi) + logvar + (x - params[0]).pow(2) * torch.exp(-logvar))
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_gaussian_nll(hidden, weight, bias, x, self.own_log_dispersion())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributions as D
 from torch import Tensor
 
 from ... import functional
@@ -31,6 +32,10 @@ class Laplace(LocationScale):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.laplace_nll(params[0], x, self.log_dispersion(params))
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        scale = torch.as_tensor(self.log_dispersion(params), device=x.device).exp()
+        return -D.Laplace(params[0], scale, validate_args=False).log_prob(x)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_laplace_nll(hidden, weight, bias, x, self.own_log_dispersion())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import functional
@@ -36,6 +37,9 @@ class Multinomial(Likelihood):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.multinomial_nll(params[0], x)
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return -x * F.log_softmax(params[0], dim=-1)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_multinomial_nll(hidden, weight, bias, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributions as D
 from torch import Tensor
 
 from ... import functional
@@ -45,6 +46,10 @@ class NegativeBinomial(DispersionLikelihood, Counts):
         return functional.negative_binomial_nll(
             self.rate(params[0], self.library(x)), x, self.theta_of(params)
         )
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        mean, theta = self.rate(params[0], self.library(x)) + 1e-8, self.theta_of(params)
+        return -D.NegativeBinomial(theta, logits=mean.log() - theta.log(), validate_args=False).log_prob(x)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_negative_binomial_nll(

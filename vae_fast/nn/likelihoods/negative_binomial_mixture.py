@@ -40,6 +40,9 @@ class NegativeBinomialMixture(NegativeBinomial):
         means = self.rate(mean_1, None), self.rate(mean_2, None)
         return functional.negative_binomial_mixture_nll(means[0], x, means[1], self.theta_of(params), logits)
 
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return None
+
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_negative_binomial_mixture_nll(hidden, weight, bias, x, self.own_theta(x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributions as D
 from torch import Tensor
 
 from ... import functional
@@ -20,6 +21,9 @@ class Poisson(Counts):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.poisson_nll(self.rate(params[0], self.library(x)), x)
+
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return -D.Poisson(self.rate(params[0], self.library(x)), validate_args=False).log_prob(x)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_poisson_nll(hidden, weight, bias, x, library=self.library(x))

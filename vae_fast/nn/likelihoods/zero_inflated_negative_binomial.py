@@ -24,6 +24,9 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         mean = self.rate(params[0], self.library(x))
         return functional.zero_inflated_negative_binomial_nll(mean, x, self.theta_of(params), params[-1])
 
+    def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
+        return None
+
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_zero_inflated_negative_binomial_nll(
             hidden, weight, bias, x, self.own_theta(x), library=self.library(x)

@@ -6,32 +6,13 @@ NAME_grads(params, x, g, EXACT)    g times the derivatives by them: as long a tu
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 from ....likelihoods import ELEMENTWISE
-from . import (
-    bernoulli,
-    continuous_bernoulli,
-    discretized_logistic,
-    gaussian,
-    laplace,
-    negative_binomial,
-    negative_binomial_mixture,
-    poisson,
-    zero_inflated_negative_binomial,
-)
 
-_MODULES = (
-    bernoulli,
-    continuous_bernoulli,
-    discretized_logistic,
-    gaussian,
-    laplace,
-    negative_binomial,
-    negative_binomial_mixture,
-    poisson,
-    zero_inflated_negative_binomial,
-)
+_MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 
 
 def _find(function: str) -> Any:
