@@ -1,4 +1,4 @@
-"""What a comparison says of itself: the table that is printed and the JSON record that is kept."""
+"""A comparison of providers: its printed table and its JSON record."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import needs_native
 from vae_fast.backends import contract, reference
 from vae_fast.backends.native import cpu, cuda, engine
-from vae_fast.likelihoods import ELEMENTWISE
+from vae_fast.likelihoods import ELEMENTWISE, categorical, counts, discretized_logistic
 from vae_fast.ops import _common
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -96,3 +97,23 @@ def test_tables_of_the_extension() -> None:
 def test_the_extension_has_the_likelihoods_of_the_list() -> None:
     assert set(cpu.likelihoods) == set(ELEMENTWISE)
     assert cpu.of_counts == {name for name, spec in ELEMENTWISE.items() if spec.is_counts}
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("api/arguments.h", "kIgnored", categorical.IGNORED),
+        ("formulas/likelihoods/counts.h", "kTiny", counts.EPS),
+        ("formulas/likelihoods/counts.h", "kNothing", counts.NOTHING),
+        ("formulas/likelihoods/discretized_logistic.h", "kMinLogScale", discretized_logistic.LEAST_LOG_SCALE),
+        (
+            "formulas/likelihoods/discretized_logistic.h",
+            "kMaxLogScale",
+            discretized_logistic.NARROW_LOG_SCALE,
+        ),
+    ],
+)
+def test_constants_of_the_formulas(file: str, name: str, value: float) -> None:
+    """The C++ says the numeric rules once more: in float32 they are those of `vae_fast.likelihoods`."""
+    [number] = re.findall(rf"\b{name} = (-?[\d.e-]+)f?;", (CSRC / file).read_text())
+    assert torch.tensor(float(number), dtype=torch.float32) == torch.tensor(value, dtype=torch.float32)

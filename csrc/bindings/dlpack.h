@@ -1,5 +1,5 @@
-// A tensor over memory of ours, handed to Python as a DLPack capsule: the one description of a tensor that every
-// framework reads, so it needs nothing of torch. Layout: https://dmlc.github.io/dlpack/latest/c_api.html (version 0.8).
+// A tensor over the engine's memory, handed to Python as a DLPack capsule. Every framework reads DLPack, so torch is not
+// needed here. Layout: https://dmlc.github.io/dlpack/latest/c_api.html (version 0.8).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -24,7 +24,7 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-// Calls `release(data)` when the last tensor over it is gone.
+// Calls `release(data)` when the last tensor over it is freed.
 inline pybind11::object to_dlpack(void* data, bool bfloat, int bits, std::vector<std::int64_t> shape,
                                   std::vector<std::int64_t> strides, void (*release)(void*)) {
   struct Owner {
@@ -44,7 +44,7 @@ inline pybind11::object to_dlpack(void* data, bool bfloat, int bits, std::vector
     mine->release(self->tensor.data);
     delete mine;
   };
-  // A consumer renames the capsule; under its first name nobody took the tensor.
+  // A consumer renames a capsule when it takes the tensor: one with the original name was never consumed.
   PyObject* capsule = PyCapsule_New(&owner->managed, "dltensor", [](PyObject* self) {
     if (!PyCapsule_IsValid(self, "dltensor")) return;
     auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor"));

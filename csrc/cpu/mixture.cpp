@@ -38,7 +38,8 @@ void transpose(const float* in, std::int64_t in_stride, std::int64_t rows, std::
 // All parameters of some pixels, parameter p of pixel i at data[p·kMixtureBlock + i]. Always a copy: where pixels are
 // adjacent in memory the parameters are often a power of two apart, and fight for the same few lines of the cache.
 //
-// A block's memory is many short runs, which the hardware does not foresee: it is fetched while another block is computed.
+// A block's memory is many short runs, which the hardware prefetcher does not cover: they are prefetched while another
+// block is computed.
 class ParameterTile {
   const View3& tensor_;
   const std::int64_t parameters_, pixels_;

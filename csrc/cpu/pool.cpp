@@ -82,7 +82,7 @@ void pool_free(void* block) {
   const auto entry = p.free.emplace(size, block);
   p.cached += size;
   if (size > p.limit) return p.release(entry);
-  // The sizes that are not asked for any more make room; which they are, nobody knows, so the largest go first.
+  // Which sizes will be requested again is unknown, so the largest blocks are released first.
   while (p.cached > p.limit) {
     auto largest = std::prev(p.free.end());
     if (largest == entry && largest != p.free.begin()) largest = std::prev(largest);
