@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..contract import Rows
-from .launch import Job, Key, cached, key, run, specs
-from .layout import constants, describe, exact, pair, row_sum_plan
+from .launch import Job, Key, Spec, cached, key, run, specs
+from .layout import Plan, constants, describe, exact, pair, row_sum_plan
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
@@ -120,6 +120,12 @@ def _backward(
         keep(KINDS[i], sums[i], grads[i], pid, parts, place, cols, n)
 
 
+def _threads(plan: Plan, params: Sequence[Spec]) -> int:
+    """Four elements a thread instead of eight where a likelihood has many parameters: more would fill the registers.
+    With eight the mixture of negative binomials takes 255 and spills on sm_80 and sm_90."""
+    return plan.threads * (2 if len(params) > 3 else 1)
+
+
 @cached
 def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...], *keys: Key) -> Job:
     given = [p for p in specs(*params) if p is not None]
@@ -133,7 +139,7 @@ def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...],
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
     value, _, levels = LIKELIHOODS[likelihood]
     job = Job(
-        _forward, (plan.programs,), plan.threads,
+        _forward, (plan.programs,), _threads(plan, given),
         (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts,
          value, levels, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
          *constants(at, plan)),
@@ -157,7 +163,7 @@ def _backward_job(
     plan, scratch = plan_gradients(wanted, shape, at.n)
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
-        _backward, (plan.programs,), plan.threads,
+        _backward, (plan.programs,), _threads(plan, given),
         (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (), grad_nll.strides, shape[0],
          at.n, at.sizes, plan.parts, slopes, levels, tuple(kind(g, shape) for g in wanted), plan.steps,
          exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
