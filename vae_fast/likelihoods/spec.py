@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameter:
     """A parameter of p(x | z).
 
@@ -30,7 +31,7 @@ class Parameter:
     default: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
     """A likelihood.
 
@@ -60,18 +61,26 @@ class Spec:
         """Whether a uint8 target holds numbers, not 255ths."""
         return self.support == "counts"
 
+    @cache  # noqa: B019  (Specs live as long as the module)
     def heads(self, num_fixed: int) -> tuple[Parameter, ...]:
         """The parameters that a fused head's layer makes, where the caller gives `num_fixed` others."""
         fixed = [p for p in self.parameters if p.may_be_fixed][:num_fixed]
         return tuple(p for p in self.parameters if p not in fixed)
 
-    def in_order(self, heads: Iterable[Any], fixed: Sequence[Any]) -> tuple[Any, ...]:
+    @cache  # noqa: B019
+    def _order(self, num_fixed: int) -> tuple[int, ...]:
+        """Where each parameter is among those that the layer makes, followed by the fixed ones."""
+        made = self.heads(num_fixed)
+        places = [*made, *(p for p in self.parameters if p not in made)]
+        return tuple(places.index(p) for p in self.parameters)
+
+    def in_order(self, heads: Sequence[Any], fixed: Sequence[Any]) -> tuple[Any, ...]:
         """All parameters: those that the layer makes, and those that are fixed."""
-        made, others = iter(heads), iter(fixed)
-        of_layer = self.heads(len(fixed))
-        return tuple(next(made if p in of_layer else others) for p in self.parameters)
+        values = (*heads, *fixed)
+        return tuple([values[i] for i in self._order(len(fixed))])
 
 
+@cache
 def largest_log(dtype: torch.dtype) -> float:
     """Where the exponential of a bounded parameter is held."""
     return math.log(torch.finfo(dtype).max) - 0.01
