@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 import vae_fast
 from conftest import needs_native, state
+from vae_fast.likelihoods import LIKELIHOODS as SPECS
 from vae_fast.nn import (
     LIKELIHOODS,
     VAE,
@@ -565,6 +566,13 @@ TRAINED: dict[str, tuple[Options, Callable[[], np.ndarray]]] = {
     "zero_inflated_negative_binomial": ({}, lambda: cells(0.3)),
     "negative_binomial_mixture": ({}, lambda: cells(0.0)),
 }
+
+
+def test_supports_are_those_of_the_specs() -> None:
+    assert {name: kind.support for name, kind in LIKELIHOODS.items()} == {
+        name: spec.support for name, spec in SPECS.items() if name in LIKELIHOODS
+    }
+    assert SPECS.keys() - LIKELIHOODS.keys() == {"bernoulli_probs"}
 
 
 class Scaled(nn.Module):

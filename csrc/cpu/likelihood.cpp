@@ -40,6 +40,7 @@ template <class Likelihood, class Pass> VAE_FAST_FN void in_range(Pass pass) {
 }
 
 template <class Likelihood> void forward(const LikelihoodForward& a, const Task& task) {
+  static_assert(Likelihood::parameters <= kMaxParameters, "raise kMaxParameters in api/arguments.h");
   RowSums nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, terms;
