@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +199,8 @@ def test_help_has_every_text_whole(capsys: Capture, monkeypatch: pytest.MonkeyPa
             monkeypatch.setenv("COLUMNS", columns)
             assert cli.run([name, "--help"]) == 0
             shown = _squeezed(capsys.readouterr().out).replace(" ", "")
+            if name == "bench":  # whose texts are the benchmarks' own
+                entry = typer.main.get_command(importlib.import_module("vae_fast_benchmarks.command").app)
             texts = [entry.help, *(option.help for option in entry.params)]
             assert len(texts) > 1 or name == "doctor"
             for text in texts:

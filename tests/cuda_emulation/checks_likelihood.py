@@ -42,7 +42,8 @@ def check(shape: Sequence[int], likelihood: str, dtype: torch.dtype, target: tor
     layouts = (layout, *(second or layout for _ in range(PARAMETERS[likelihood] - 1)))
     params = tuple(tensor(shape, dtype, where, 2 + i) for i, where in enumerate(layouts))
     if likelihood in cuda.of_counts:
-        params = tuple(tensor(shape, dtype, w, 2 + i, positive=i < 2) for i, w in enumerate(layouts))
+        are_logs = [p.is_log for p in ELEMENTWISE[likelihood].parameters]
+        params = tuple(tensor(shape, dtype, w, 2 + i, positive=are_logs[i]) for i, w in enumerate(layouts))
     if likelihood == "bernoulli_probs":
         params[0].sigmoid_()
     kept = None if mask is None else tensor(shape, BOOL, mask, 7)
