@@ -31,7 +31,11 @@ NVCC = shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
 LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
-LIGHT = re.findall(r"kLight<(\w+)> = true", (CSRC / "cuda/likelihood.cu").read_text())
+LIGHT = [
+    name
+    for file in (CSRC / "formulas/likelihoods").glob("*.h")
+    for name in re.findall(r"struct (\w+) \{(?:(?!struct )[^}])*is_light = true;", file.read_text())
+]
 
 
 def expected() -> dict[str, set[str]]:
@@ -188,7 +192,9 @@ def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> No
         registers = numbers.pop("registers")
         print(f"{architecture:7} {readable(name):40} {registers:4} registers")
         assert not any(numbers.values()), (architecture, readable(name), numbers)
-        assert registers <= 128, "two blocks must fit a processor"
+        # Its five sums and two negative binomials leave room for one block (csrc/cuda/likelihood.cu).
+        is_large = readable(name).endswith("NegativeBinomialMixture 1")
+        assert registers <= (255 if is_large else 128), "two blocks must fit a processor"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -525,6 +525,7 @@ ARGUMENTS = {
     "categorical_nll": (X, ONE.long()),
     "discretized_logistic_mixture_nll": (torch.zeros(8, 3, 2), torch.zeros(8, 1, 2)),
     "discretized_logistic_nll": (X, X, 0.0),
+    "negative_binomial_mixture_nll": (X, X, 1.0, 1.0, 0.0),
     "negative_binomial_nll": (X, X, 1.0),
     "zero_inflated_negative_binomial_nll": (X, X, 1.0, 0.0),
 }

@@ -22,6 +22,7 @@ import noise_rows
 from conftest import HANG, assert_same_bits_for_threads, bits, needs_native
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
+from vae_fast.likelihoods import ELEMENTWISE
 
 pytestmark = needs_native
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -174,15 +175,16 @@ def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[by
             results += [bits(t) for t in (z, kl, *grads, *(grad_prior or ()))]
         for (likelihood, code), target_dtype in itertools.product(cpu.likelihoods.items(), cpu.dtypes):
             x = torch.rand(shape, generator=g) * (1.5 if target_dtype.is_floating_point else 255)
-            count = 1 if likelihood in ("bernoulli", "continuous_bernoulli", "poisson") else 2
-            params = (mu, random().expand(shape), random(*shape))[: count + (likelihood.startswith("zero"))]
+            count = len(ELEMENTWISE[likelihood].parameters)
+            params = (mu, random().expand(shape), *(random(*shape) for _ in range(3)))[:count]
             if likelihood in cpu.of_counts:
                 params = tuple(p.abs() for p in params)
             mask = random(*shape) > 0 if code % 2 else None
             state = torch.tensor([7, 8]) if likelihood == "bernoulli" else None
             nll = torch.empty(batch)
             cpu.likelihood_forward(likelihood, params, x.to(target_dtype), mask, state, nll=nll)
-            out = (torch.empty_like(mu), torch.empty(()), torch.empty(shape[1:]))[: len(params)]
+            sums = (torch.empty(shape[1:]) for _ in range(3))
+            out = (torch.empty_like(mu), torch.empty(()), *sums)[: len(params)]
             cpu.likelihood_backward(
                 likelihood, params, x.to(target_dtype), mask, state, random(1).expand(batch), grads=out
             )
