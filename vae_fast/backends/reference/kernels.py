@@ -21,6 +21,18 @@ from . import latent
 from .rng import binarize
 from .rng import noise as draw_noise
 
+__all__ = [
+    "categorical_backward",
+    "categorical_forward",
+    "latent_backward",
+    "latent_forward",
+    "likelihood_backward",
+    "likelihood_forward",
+    "mixture_backward",
+    "mixture_forward",
+    "noise_fill",
+]
+
 
 def latent_forward(
     mu: Tensor,
