@@ -76,7 +76,10 @@ def check_is_tensor(name: str, tensor: Any, what: str = "a tensor") -> None:
 
 
 def _check_dense(name: str, tensor: Any, dtypes: Sequence[torch.dtype], what: str = "") -> None:
-    check_is_tensor(name, tensor)
+    if not isinstance(
+        tensor, Tensor
+    ):  # no call where there is nothing to say: a check takes a tenth of a small op
+        check_is_tensor(name, tensor)
     if tensor.dtype not in dtypes:
         raise TypeError(f"expected {name} to have dtype {any_of(dtypes)}{what}, but got {tensor.dtype}")
     if tensor.layout is not torch.strided:
@@ -128,9 +131,11 @@ def check_device(name: str, tensor: Tensor | torch.Generator, other_name: str, o
 
 
 def check_target(target: Tensor, other_name: str, other: Tensor) -> None:
-    check_target_type("target", target)
-    check_shape("target", target, other_name, other.shape)
-    check_device("target", target, other_name, other)
+    _check_dense("target", target, _TARGETS)
+    if target.shape != other.shape:
+        check_shape("target", target, other_name, other.shape)
+    if target.device != other.device:
+        check_device("target", target, other_name, other)
 
 
 def check_target_type(name: str, target: Tensor) -> None:
@@ -141,7 +146,8 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
     _check_dense(name, tensor, FLOATS)
     if tensor.ndim != other.ndim or tensor.shape != other.shape:
         _check_broadcast_to(name, tensor, other_name, other.shape)
-    check_device(name, tensor, other_name, other)
+    if tensor.device != other.device:
+        check_device(name, tensor, other_name, other)
 
 
 def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ def elementwise_nll(
         params.append(check_parameter(name, other, param_name, param, optional))
     if mask is not None:
         check_mask(mask, target)
-    check_per_sample("weight", weight, param)
+    if weight is not None:
+        check_per_sample("weight", weight, param)
     nll = likelihood(op_name, target, *params, mask=mask)
     return nll if weight is None else nll * weight

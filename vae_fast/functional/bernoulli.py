@@ -55,7 +55,8 @@ def bernoulli_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target)
-    check_per_sample("weight", weight, logits)
+    if weight is not None:
+        check_per_sample("weight", weight, logits)
     if binarize or rng_state is not None or generator is not None:
         rng_state = resolve_bits_state(target, binarize, generator, rng_state)
     nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)

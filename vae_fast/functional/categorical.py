@@ -41,7 +41,8 @@ def categorical_nll(
     check_classes(target, logits)
     if mask is not None:
         check_mask(mask, target)
-    check_per_sample("weight", weight, logits)
+    if weight is not None:
+        check_per_sample("weight", weight, logits)
     nll = categorical(logits, target, mask)
     return nll if weight is None else nll * weight
 

@@ -42,6 +42,7 @@ def discretized_logistic_mixture_nll(
     check_mixture(params, target)
     if mask is not None:
         check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
-    check_per_sample("weight", weight, params)
+    if weight is not None:
+        check_per_sample("weight", weight, params)
     nll = mixture(params, target, mask)
     return nll if weight is None else nll * weight

@@ -40,7 +40,8 @@ def multinomial_nll(
     check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
-    check_per_sample("weight", weight, logits)
+    if weight is not None:
+        check_per_sample("weight", weight, logits)
     nll = categorical(logits, target, mask)
     return nll if weight is None else nll * weight
 

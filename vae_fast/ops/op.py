@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends.contract import FakeBackend
-from ._common import are_real, needs_grad
+from ._common import are_real
 
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
@@ -26,16 +26,7 @@ Args = Sequence[Any]
 Gradients = Sequence[Tensor | None]
 
 
-class Function(torch.autograd.Function):
-    """Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends real
-    tensors only."""
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-
-class _NoSecondDerivative(Function):
+class _NoSecondDerivative(torch.autograd.Function):
     """Passes gradients on, tied to what they depend on, and raises when they are differentiated."""
 
     @staticmethod
@@ -48,11 +39,9 @@ class _NoSecondDerivative(Function):
 
 
 def forbid_double_backward(grads: Gradients, sources: Gradients) -> Gradients:
-    """The gradients; under create_graph=True they refuse to be differentiated instead of being taken as constants."""
-    if torch.is_grad_enabled():
-        refusing: Gradients = _NoSecondDerivative.apply(len(grads), *grads, *sources)
-        return refusing
-    return grads
+    """The gradients, for create_graph=True: they refuse to be differentiated instead of being taken as constants."""
+    refusing: Gradients = _NoSecondDerivative.apply(len(grads), *grads, *sources)
+    return refusing
 
 
 class Op:
@@ -93,14 +82,17 @@ class Op:
         constants = [i for i in range(self.num_single) if i not in tensors]
         learning = [names.index(name) for name in differentiable]
         saved = {argument: place for place, argument in enumerate((*tensors, *constants))}
-        self.num_tensors, self.num_learning = len(tensors), len(learning)
+        self.num_tensors, self.num_learning, self.learning_places = len(tensors), len(learning), learning
         self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
         self.in_order = _items([saved[i] for i in range(self.num_single)])
         # Of each argument, where its gradient is: None stands last.
         self.spread = _items([learning.index(i) if i in learning else -1 for i in range(self.num_single)])
+        self.save, self.saved = self._make_save()
         self._define(schema, self._forward_op)
         if backward is not None:
-            self.function = _make_function(self)
+            # Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends
+            # real tensors only.
+            self.apply = super(torch.autograd.Function, _make_function(self)).apply  # type: ignore[misc]
             outputs = [
                 f"Tensor? grad_{r.name or i}" for i, r in enumerate(parsed.returns[: self.num_outputs])
             ]
@@ -124,8 +116,10 @@ class Op:
                 if self.has_kept
                 else results
             )
-        if needs_grad(*self.learning(args), *args[self.num_single :]):
-            return self.function.apply(backend, *args)
+        if torch.is_grad_enabled():
+            for t in (*self.learning(args), *args[self.num_single :]):
+                if t is not None and t.requires_grad:
+                    return self.apply(backend, *args)
         return self.forward(backend, *args)[0]
 
     def nested(self, args: Args) -> Args:
@@ -135,18 +129,30 @@ class Op:
     def flat(self, args: Args) -> Args:
         return (*args[:-1], *args[-1]) if self.has_list else args
 
-    def save(self, ctx: Any, args: Args, kept: Sequence[Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.constants, ctx.num_saved = self.constants(args), self.num_tensors + len(args) - self.num_single
-        ctx.save_for_backward(*self.tensors(args), *args[self.num_single :], *kept)
+    def _make_save(
+        self,
+    ) -> tuple[Callable[[Any, Args, Sequence[Tensor]], None], Callable[[Any], tuple[Args, Sequence[Tensor]]]]:
+        """What puts (args, kept) on a ctx, and what gets them from there."""
+        tensors, constants, in_order = self.tensors, self.constants, self.in_order
+        has_list, num_single, count = self.has_list, self.num_single, self.num_tensors
 
-    def saved(self, ctx: Any) -> tuple[Args, Sequence[Tensor]]:
-        """args and kept."""
-        saved, count = ctx.saved_tensors, self.num_tensors
-        return (
-            (*self.in_order((*saved[:count], *ctx.constants)), *saved[count : ctx.num_saved]),
-            saved[ctx.num_saved :],
-        )
+        def save(ctx: Any, args: Args, kept: Sequence[Tensor]) -> None:
+            ctx.set_materialize_grads(False)
+            ctx.constants = constants(args)
+            if has_list:
+                ctx.num_saved = count + len(args) - num_single
+                ctx.save_for_backward(*tensors(args), *args[num_single:], *kept)
+            else:
+                ctx.save_for_backward(*tensors(args), *kept)
+
+        def saved(ctx: Any) -> tuple[Args, Sequence[Tensor]]:
+            found = ctx.saved_tensors
+            if not has_list:
+                return in_order((*found[:count], *ctx.constants)), found[count:]
+            end = ctx.num_saved
+            return (*in_order((*found[:count], *ctx.constants)), *found[count:end]), found[end:]
+
+        return save, saved
 
     def call_backward_op(
         self, needs: Sequence[bool], grads: Gradients, args: Args, kept: Sequence[Tensor]
@@ -222,31 +228,43 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(DOUBLE_BACKWARD)
 
 
-def _make_function(op: Op) -> type[Function]:
-    """The autograd Function of eager calls: (backend, *args) -> outputs."""
+def _make_function(op: Op) -> type[torch.autograd.Function]:
+    """The autograd Function of eager calls: (backend, *args) -> outputs. Looks nothing up on `op`: a small call of the
+    kernels takes as long as 40 such look-ups."""
+    run, differentiate, save, saved = op.forward, op.consume or op.backward, op.save, op.saved
+    is_consumed, learning, spread = op.consume is not None, op.learning, op.spread
+    needed = _items([i + 1 for i in op.learning_places])
+    has_list, num_single, num_learning = op.has_list, op.num_single, op.num_learning
+    assert differentiate is not None
 
     def forward(ctx: Any, backend: Any, *args: Any) -> Any:
-        outputs, kept = op.forward(backend, *args)
+        outputs, kept = run(backend, *args)
         ctx.backend = backend
-        if op.consume is None:
-            op.save(ctx, args, kept)
-        else:
-            op.save(ctx, args, ())
-            ctx.kept = kept
+        if is_consumed:
+            ctx.kept, kept = kept, ()
+        save(ctx, args, kept)
         return outputs
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        args, kept = op.saved(ctx)
-        needs = (*op.learning(ctx.needs_input_grad[1:]), *ctx.needs_input_grad[1 + op.num_single :])
+        args, kept = saved(ctx)
+        needs = needed(ctx.needs_input_grad)
+        if has_list:
+            needs += ctx.needs_input_grad[1 + num_single :]
         if not are_real(*grads):
             found: Gradients = op.call_backward_op(needs, grads, args, kept)
-        elif op.consume is None:
-            found = op.backward(ctx.backend, needs, grads, args, kept)  # type: ignore[misc]
         else:
-            kept, ctx.kept = ctx.kept, ()
-            found = op.consume(ctx.backend, needs, grads, args, kept)
-        found = forbid_double_backward(found, (*grads, *op.learning(args), *args[op.num_single :]))
-        return (None, *op.spread((*found[: op.num_learning], None)), *found[op.num_learning :])
+            if is_consumed:
+                kept, ctx.kept = ctx.kept, ()
+            found = differentiate(ctx.backend, needs, grads, args, kept)
+        if torch.is_grad_enabled():
+            found = forbid_double_backward(found, (*grads, *learning(args), *args[num_single:]))
+        if has_list:
+            return (None, *spread((*found[:num_learning], None)), *found[num_learning:])
+        return (None, *spread((*found, None)))
 
     name = op.name.title().replace("_", "")
-    return type(name, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    return type(
+        name,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+    )
