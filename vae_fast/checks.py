@@ -281,7 +281,11 @@ def check_parameter(
 ) -> Tensor:
     """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional."""
     if isinstance(parameter, Tensor):
-        check_broadcast(name, parameter, other_name, other)
+        # Like `other`, which was checked: nothing to broadcast.
+        is_alike = parameter.dtype is other.dtype and parameter.ndim == other.ndim
+        is_alike = is_alike and parameter.shape == other.shape
+        if not (is_alike and parameter.layout is torch.strided and parameter.device == other.device):
+            check_broadcast(name, parameter, other_name, other)
         return parameter
     if isinstance(parameter, (int, float, numbers.Real)) or (optional and parameter is None):
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
