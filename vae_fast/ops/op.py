@@ -109,13 +109,9 @@ class Op:
         """The outputs. Without a backend, those of the library op."""
         if backend is None:
             results = getattr(torch.ops.vae_fast, self.name)(*self.nested(args))
-            return (
-                results[: self.num_outputs]
-                if self.num_outputs > 1
-                else results[0]
-                if self.has_kept
-                else results
-            )
+            if not self.has_kept:
+                return results
+            return results[0] if self.num_outputs == 1 else results[:-1]
         if torch.is_grad_enabled():
             for t in (*self.learning(args), *args[self.num_single :]):
                 if t is not None and t.requires_grad:
