@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _INDUCTOR = f"vae_fast-inductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / _INDUCTOR))
 
-HANG = 3600.0  # seconds, the limit of every wait: for a hang, not for a busy machine
+HANG = 1200.0  # seconds, the limit of every wait: for a hang, not for a busy machine
 NATIVE = backends.unavailable_reason("cpu") is None
 TRITON = os.environ.get("TRITON_INTERPRET") == "1" and backends.unavailable_reason("triton") is None
 needs_native = pytest.mark.skipif(

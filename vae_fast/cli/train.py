@@ -89,7 +89,7 @@ def run_training(
                 progress.stop()
             if trainer.is_main:
                 _print_end(console, trainer, folder, drawn)
-        accelerator.end_training()
+        trainer.close()
 
 
 def new_recipe(options: dict[str, Any]) -> Recipe:

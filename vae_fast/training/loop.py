@@ -73,6 +73,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
         )
+        self._wrapped: Any
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.callbacks = tuple(callbacks)
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
@@ -141,6 +142,16 @@ class Trainer:
         checkpoint.load_state(folder, self.model, self.optimizer)
         if self.accelerator.scaler is not None and progress.get("scaler"):
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+    def close(self) -> None:
+        """Ends the processes' group, at a run's end: nothing can be trained with this any more.
+
+        DistributedDataParallel goes first: freed last, it would free the group and wait for the threads of Gloo while
+        it holds Python's lock, which a thread that frees a tensor just then waits for.
+        """
+        self._wrapped = None
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def sample_batch(self) -> Tensor:
         """A batch as training sees them."""
