@@ -217,6 +217,7 @@ class Build(build_ext):
 
 
 setup(
+    license="MIT",
     packages=[*find_packages(include=["vae_fast", "vae_fast.*"]), "vae_fast_benchmarks"],
     package_dir={"vae_fast_benchmarks": "benchmarks"},
     ext_modules=[

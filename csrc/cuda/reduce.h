@@ -2,7 +2,7 @@
 // last of them to finish. No atomic ever adds floats, so the bits are the same from run to run.
 //
 // The last block takes a ticket to know that it is the last, which saves the second launch that sums of partial sums
-// otherwise cost. A ticket counter wraps back to zero by itself, ready for the next launch.
+// otherwise cost.
 #pragma once
 
 #include "memory.h"
