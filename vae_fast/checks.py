@@ -305,6 +305,13 @@ def check_mask(
     check_device("mask", mask, "target", target)
 
 
+def check_reduction(reduction: str) -> bool:
+    """Whether a loss is wanted of each element, and not of each sample."""
+    if reduction not in ("sample", "none"):
+        raise ValueError(f'expected reduction to be "sample" or "none", but got {reduction!r}')
+    return reduction == "none"
+
+
 def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
     """Of a number for each sample of target, if it is given."""
     if tensor is None:

@@ -25,8 +25,23 @@ struct Noise {
   std::int64_t row_offset = 0, rows_per_draw = 0;
 };
 
-// A per-sample result: value[row · stride], or partial[row · column_segments + segment] where several tasks share a row.
-struct RowSum { float* value = nullptr; std::int64_t stride = 1; double* partial = nullptr; };
+// A loss: of each sample, value[row · stride], or partial[row · column_segments + segment] where several tasks share a
+// row; or of each element.
+struct Loss {
+  float* value = nullptr;
+  std::int64_t stride = 1;
+  double* partial = nullptr;
+  View elements;
+  explicit operator bool() const { return value || elements; }
+};
+
+// The gradient by a loss, likewise.
+struct Upstream {
+  const float* value = nullptr;
+  std::int64_t stride = 0;
+  View elements;
+  explicit operator bool() const { return value || elements; }
+};
 
 // The gradient of a parameter: per element, summed over the batch, or summed over everything. Sums are gathered per
 // row group in `partial` (row_groups x columns, or row_groups x column_segments) and added up in order.
@@ -43,14 +58,13 @@ struct LatentForward {
   std::int64_t draws = 1;
   Clamp clamp;
   View z;
-  RowSum kl;
+  Loss kl;
 };
 
 struct LatentBackward {
   Tiling tiling;
   View grad_z, mu, logvar, prior_mu, prior_logvar;
-  const float* grad_kl = nullptr;
-  std::int64_t grad_kl_stride = 0;
+  Upstream grad_kl;
   Noise noise;
   std::int64_t draws = 1;
   Clamp clamp;
@@ -74,7 +88,7 @@ struct LikelihoodForward {
   int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
-  RowSum nll;
+  Loss nll;
 };
 
 struct LikelihoodBackward {
@@ -82,8 +96,7 @@ struct LikelihoodBackward {
   int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
-  const float* grad_nll = nullptr;
-  std::int64_t grad_nll_stride = 0;
+  Upstream grad_nll;
   Gradient gradients[kMaxParameters];
 };
 
@@ -129,15 +142,14 @@ struct MixtureForward {
   Tiling tiling;
   std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
   View3 parameters, target, mask;  // (batch, channels or parameters, pixels); mask (batch, 1, pixels)
-  RowSum nll;
+  Loss nll;                        // (batch) or (batch, pixels)
   View3 grad_parameters;  // on the CPU, if given: the gradient of the sum of nll, in the same pass
 };
 struct MixtureBackward {
   Tiling tiling;
   std::int64_t batch = 0, channels = 0, components = 0, pixels = 0;
   View3 parameters, target, mask, grad_parameters;
-  const float* grad_nll = nullptr;
-  std::int64_t grad_nll_stride = 0;
+  Upstream grad_nll;
 };
 
 // Every instruction set's kernels; each runs one task.

@@ -70,13 +70,18 @@ inline float* floats_of(const py::object& tensor) {
   return reinterpret_cast<float*>(tensor.cast<py::tuple>()[0].cast<std::uintptr_t>());
 }
 
-inline RowSum row_sum_of(const py::object& tensor) {
-  RowSum sum;
-  if (tensor.is_none()) return sum;
-  const py::tuple parts = tensor.cast<py::tuple>();
-  sum.value = reinterpret_cast<float*>(parts[0].cast<std::uintptr_t>());
-  sum.stride = parts[2].cast<py::tuple>()[0].cast<std::int64_t>();
-  return sum;
+// A Loss or an Upstream: with one dimension the samples', with the shape's the elements'.
+template <class T> T loss_of(const py::object& tensor, const Shape& shape) {
+  T loss;
+  if (tensor.is_none()) return loss;
+  const py::tuple parts = tensor.cast<py::tuple>(), strides = parts[2].cast<py::tuple>();
+  if (strides.size() > 1) {
+    loss.elements = view_of(tensor, shape);
+  } else {
+    loss.value = reinterpret_cast<float*>(parts[0].cast<std::uintptr_t>());
+    loss.stride = strides[0].cast<std::int64_t>();
+  }
+  return loss;
 }
 
 // A summed gradient is dense float32 and has fewer dimensions than the shape: those of a sample, or none.
@@ -140,7 +145,7 @@ void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_
   const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
   auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.z = view_of(z, shape);
-  a.kl = row_sum_of(kl);
+  a.kl = loss_of<Loss>(kl, shape);
   Engine(where).run(a);
 }
 
@@ -151,12 +156,10 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
                      const py::object& bounds, const py::object& grad_mu, const py::object& grad_logvar,
                      const py::object& grad_prior_mu, const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
-  const RowSum from_kl = row_sum_of(grad_kl);
   const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
   auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
   a.grad_z = view_of(grad_z, shape);
-  a.grad_kl = from_kl.value;
-  a.grad_kl_stride = from_kl.stride;
+  a.grad_kl = loss_of<Upstream>(grad_kl, shape);
   a.grad_mu = view_of(grad_mu, shape);
   a.grad_logvar = view_of(grad_logvar, shape);
   a.grad_prior_mu = gradient_of(grad_prior_mu, shape);
@@ -200,7 +203,7 @@ void likelihood_forward(const py::object& where, const py::tuple& sizes, int lik
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
-  a.nll = row_sum_of(nll);
+  a.nll = loss_of<Loss>(nll, shape);
   Engine(where).run(a);
 }
 
@@ -211,7 +214,6 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int li
   check_parameters(likelihood, parameters);
   if (gradients.size() != parameters.size()) throw std::invalid_argument("likelihood: expected a gradient, or None, for each parameter");
   const Shape shape(sizes);
-  const RowSum from_nll = row_sum_of(grad_nll);
   auto a = of_shape<LikelihoodBackward>(shape);
   a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) {
@@ -221,8 +223,7 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, int li
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
-  a.grad_nll = from_nll.value;
-  a.grad_nll_stride = from_nll.stride;
+  a.grad_nll = loss_of<Upstream>(grad_nll, shape);
   Engine(where).run(a);
 }
 
@@ -271,11 +272,13 @@ Args mixture_of(const Shape& shape, const py::object& parameters, const py::obje
   return a;
 }
 
+inline Shape pixels_of(const py::tuple& sizes) { return Shape(py::make_tuple(sizes[0], sizes[3])); }
+
 template <class Engine>
 void mixture_forward(const py::object& where, const py::tuple& sizes, const py::object& parameters, const py::object& target,
                      const py::object& mask, const py::object& nll, const py::object& grad_parameters) {
   auto a = mixture_of<MixtureForward>(Shape(sizes), parameters, target, mask);
-  a.nll = row_sum_of(nll);
+  a.nll = loss_of<Loss>(nll, pixels_of(sizes));
   a.grad_parameters = view3_of(grad_parameters);
   Engine(where).run(a);
 }
@@ -284,9 +287,7 @@ template <class Engine>
 void mixture_backward(const py::object& where, const py::tuple& sizes, const py::object& parameters, const py::object& target,
                       const py::object& mask, const py::object& grad_nll, const py::object& grad_parameters) {
   auto a = mixture_of<MixtureBackward>(Shape(sizes), parameters, target, mask);
-  const RowSum from_nll = row_sum_of(grad_nll);
-  a.grad_nll = from_nll.value;
-  a.grad_nll_stride = from_nll.stride;
+  a.grad_nll = loss_of<Upstream>(grad_nll, pixels_of(sizes));
   a.grad_parameters = view3_of(grad_parameters);
   Engine(where).run(a);
 }

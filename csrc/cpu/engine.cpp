@@ -68,13 +68,13 @@ template <class Args> void run_tasks(const Args& args, std::int64_t elements, in
 
 using Scratch = std::unique_ptr<double[]>;
 
-Scratch prepare(RowSum& sum, const Tiling& t) {
+Scratch prepare(Loss& sum, const Tiling& t) {
   if (!sum.value || t.column_segments == 1) return nullptr;
   Scratch scratch(new double[t.rows * t.column_segments]);
   sum.partial = scratch.get();
   return scratch;
 }
-void finish(const RowSum& sum, const Tiling& t) {
+void finish(const Loss& sum, const Tiling& t) {
   if (!sum.partial) return;
   for (std::int64_t row = 0; row < t.rows; ++row) {
     double total = 0;
@@ -84,7 +84,7 @@ void finish(const RowSum& sum, const Tiling& t) {
 }
 
 // The sums over nothing.
-void zero(const RowSum& sum, std::int64_t rows) {
+void zero(const Loss& sum, std::int64_t rows) {
   for (std::int64_t row = 0; sum.value && row < rows; ++row) sum.value[row * sum.stride] = 0.0f;
 }
 void zero(const Gradient& g, std::int64_t columns) {
@@ -179,6 +179,7 @@ void run(LatentForward a, int threads) {
   if (rows == 0 || columns == 0) return zero(a.kl, rows);
   a.tiling = tile(rows, columns, false);
   advise_huge_pages(a.z, a.tiling, a.draws);
+  advise_huge_pages(a.kl.elements, a.tiling);
   const Scratch kl = prepare(a.kl, a.tiling);
   run_tasks(a, rows * columns * a.draws, threads);
   finish(a.kl, a.tiling);
@@ -208,6 +209,7 @@ void run(LikelihoodForward a, int threads) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return zero(a.nll, rows);
   a.tiling = tile(rows, columns, false);
+  advise_huge_pages(a.nll.elements, a.tiling);
   const Scratch nll = prepare(a.nll, a.tiling);
   run_tasks(a, rows * columns, threads);
   finish(a.nll, a.tiling);

@@ -14,8 +14,8 @@ VAE_FAST_FN vf32 clamped(vf32 logvar, const Clamp& c) { return c.active ? clamp(
 }  // namespace
 
 void latent_forward(const LatentForward& a, const Task& task) {
-  RowSums kl(a.kl, a.tiling, task);
-  const bool wants_kl = a.kl.value != nullptr;
+  Losses kl(a.kl, a.tiling, task);
+  const bool wants_kl = static_cast<bool>(a.kl);
   const bool one_pass = a.z && a.draws == 1;  // else exp(logvar/2) is kept for the draws
   const vf32 half = splat<vf32>(0.5f);
   for_each_block(a.tiling, task, [&](const Block& block) {
@@ -108,11 +108,11 @@ struct DrawSums {
 
 template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBackward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, upstream;
+    Buffer mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer, upstream_buffer;
     Buffer grad_mu_buffer, grad_logvar_buffer, grad_prior_mu_buffer, grad_prior_logvar_buffer;
     DrawSums draws;
     if (kHasZ) draws.gather(a, block);
-    if (kHasKl) spread(a.grad_kl, a.grad_kl_stride, block, upstream);
+    const float* upstream = kHasKl ? read(a.grad_kl, block, upstream_buffer) : nullptr;
     const float* mu = kHasKl ? read(a.mu, block, mu_buffer) : nullptr;
     const float* logvar = read(a.logvar, block, logvar_buffer);
     const float* prior_mu = kHasPrior ? read(a.prior_mu, block, prior_mu_buffer) : nullptr;
@@ -137,7 +137,7 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
           by_logvar = drawn * e.first * e.second;
         }
         if constexpr (kHasKl) {
-          const vf32 g = load<vf32>(upstream.data + i), m = load_partial(mu + i, count);
+          const vf32 g = load_partial(upstream + i, count), m = load_partial(mu + i, count);
           if constexpr (kHasPrior) {
             const vf32 lvp = load_partial(prior_logvar + i, count);
             const PriorDivergence<vf32> d = divergence<near()>(m, lv, load_partial(prior_mu + i, count), lvp);
@@ -170,7 +170,7 @@ template <bool kHasZ, bool kHasKl, bool kHasPrior> void backward(const LatentBac
 }  // namespace
 
 void latent_backward(const LatentBackward& a, const Task& task) {
-  const bool z = static_cast<bool>(a.grad_z), kl = a.grad_kl != nullptr, prior = kl && a.prior_mu;
+  const bool z = static_cast<bool>(a.grad_z), kl = static_cast<bool>(a.grad_kl), prior = kl && a.prior_mu;
   if (z && prior) backward<true, true, true>(a, task);
   else if (z && kl) backward<true, true, false>(a, task);
   else if (z) backward<true, false, false>(a, task);

@@ -41,7 +41,7 @@ template <class Likelihood, class Pass> VAE_FAST_FN void in_range(Pass pass) {
 
 template <class Likelihood> void forward(const LikelihoodForward& a, const Task& task) {
   static_assert(Likelihood::parameters <= kMaxParameters, "raise kMaxParameters in api/arguments.h");
-  RowSums nll(a.nll, a.tiling, task);
+  Losses nll(a.nll, a.tiling, task);
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, terms;
     NoiseBuffer noise_buffer;
@@ -67,7 +67,7 @@ template <class Likelihood> void forward(const LikelihoodForward& a, const Task&
       return nll.add(block, terms.data);
     }
     float sum = 0;
-    const bool one_row = a.tiling.rows_per_block == 1;
+    const bool one_sum = a.tiling.rows_per_block == 1 && !a.nll.elements;
     in_range<Likelihood>([&](auto near) VAE_FAST_LAMBDA {
       vf32 farthest{};
       const auto term = [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
@@ -78,18 +78,18 @@ template <class Likelihood> void forward(const LikelihoodForward& a, const Task&
         else value = Likelihood::nll(at, x);
         return masked(mask, i, count, value);
       };
-      if (one_row) sum = sum_terms(block.columns, term);
+      if (one_sum) sum = sum_terms(block.columns, term);
       else for_each_vector(block.size(), [&](std::int64_t i, int count) { store(terms.data + i, term(i, count)); });
       return farthest;
     });
-    if (one_row) nll.add(block, sum);
+    if (one_sum) nll.add(block, sum);
     else nll.add(block, terms.data);
   });
 }
 
 template <class Likelihood> void backward(const LikelihoodBackward& a, const Task& task) {
   for_each_block(a.tiling, task, [&](const Block& block) {
-    Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, upstream, grad_buffers[Likelihood::parameters];
+    Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, upstream_buffer, grad_buffers[Likelihood::parameters];
     NoiseBuffer noise_buffer;
     const float* parameters[Likelihood::parameters];
     float* grads[Likelihood::parameters];
@@ -99,7 +99,7 @@ template <class Likelihood> void backward(const LikelihoodBackward& a, const Tas
     }
     const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
-    spread(a.grad_nll, a.grad_nll_stride, block, upstream);
+    const float* upstream = read(a.grad_nll, block, upstream_buffer);
     if constexpr (kOfCounts<Likelihood>) {
       const NonzeroIndex counted(target, block.size());
       if (counted.count < block.size())
@@ -107,7 +107,7 @@ template <class Likelihood> void backward(const LikelihoodBackward& a, const Tas
           decltype(f) at[Likelihood::parameters], by[Likelihood::parameters];
           for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_as(parameters[p] + i, count, f);
           Likelihood::gradient_of_zero(at, by);
-          const auto g = load_as(upstream.data + i, count, f);
+          const auto g = load_as(upstream + i, count, f);
           for (int p = 0; p < Likelihood::parameters; ++p) store_as(grads[p] + i, g * by[p], count);
         });
       for_each_two_vectors(counted.count, [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
@@ -115,7 +115,7 @@ template <class Likelihood> void backward(const LikelihoodBackward& a, const Tas
         decltype(f) at[Likelihood::parameters], by[Likelihood::parameters];
         for (int p = 0; p < Likelihood::parameters; ++p) at[p] = gather_as(parameters[p], index, count, f);
         Likelihood::gradient_of_count(at, gather_as(target, index, count, f), by);
-        const auto g = gather_as(upstream.data, index, count, f);
+        const auto g = gather_as(upstream, index, count, f);
         for (int p = 0; p < Likelihood::parameters; ++p) scatter_as(g * by[p], grads[p], index, count);
       });
       for (int p = 0; p < Likelihood::parameters && mask; ++p) apply(mask, block, grads[p]);
@@ -124,7 +124,7 @@ template <class Likelihood> void backward(const LikelihoodBackward& a, const Tas
       for_each_vector(block.size(), [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
         vf32 at[Likelihood::parameters], by[Likelihood::parameters];
         for (int p = 0; p < Likelihood::parameters; ++p) at[p] = load_partial(parameters[p] + i, count);
-        const vf32 x = load_partial(target + i, count), g = load<vf32>(upstream.data + i);
+        const vf32 x = load_partial(target + i, count), g = load_partial(upstream + i, count);
         if constexpr (near()) Likelihood::template gradient<true>(at, x, by), farthest = maximum(absolute(at[1]), farthest);
         else Likelihood::gradient(at, x, by);
         for (int p = 0; p < Likelihood::parameters; ++p) store_partial(grads[p] + i, masked(mask, i, count, g * by[p]), count);

@@ -146,7 +146,7 @@ template <class Expect, class Body> VAE_FAST_FN void for_each_piece(const Task& 
 template <int C> void forward(const MixtureForward& a, const Task& task) {
   Pixels<C, MixtureForward> pixels(a);
   Buffer terms;
-  RowSums nll(a.nll, a.tiling, task);
+  Losses nll(a.nll, a.tiling, task);
   const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };
   for_each_piece(task, expect, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
     pixels.read(sample, pixel, n);
@@ -156,22 +156,22 @@ template <int C> void forward(const MixtureForward& a, const Task& task) {
       const auto load = [&](int p) VAE_FAST_LAMBDA { return pixels.parameter(p, i); };
       store(terms.data + i, pixels.masked(i, count, mixture_nll<C>(t, static_cast<int>(a.components), load)));
     });
-    nll.add(Block{sample, 1, pixel, n}, sum(terms.data, n));
+    nll.add(Block{sample, 1, pixel, n}, terms.data);
   });
 }
 
-// The gradient, for grad_nll as factors of the samples, or of the sum where there are none; and the nll, if it is wanted.
-template <int C, class Args> void differentiate(const Args& a, const Task& task, const float* grad_nll, std::int64_t stride,
-                                                RowSums* nll) {
+// The gradient, for grad_nll as factors, or of the sum where there are none; and the nll, if it is wanted.
+template <int C, class Args> void differentiate(const Args& a, const Task& task, const Upstream& grad_nll, Losses* nll) {
   const int components = static_cast<int>(a.components);
   const MixtureLayout<C> at{components};
   Pixels<C, Args> pixels(a);
   ParameterTile gradients(a.grad_parameters, MixtureLayout<C>::per_component * a.components, a.pixels);
   const std::unique_ptr<MixtureComponent<vf32, C>[]> kept(new MixtureComponent<vf32, C>[components]);
-  Buffer terms;
+  Buffer terms, upstream_buffer;
   const auto expect = [&](std::int64_t sample, std::int64_t pixel) { pixels.expect(sample, pixel); };
   for_each_piece(task, expect, [&](std::int64_t sample, std::int64_t pixel, std::int64_t n) {
-    const vf32 scale = splat<vf32>(grad_nll ? grad_nll[sample * stride] : 1.0f);
+    const Block block{sample, 1, pixel, n};
+    const float* upstream = grad_nll ? read(grad_nll, block, upstream_buffer) : nullptr;
     pixels.read(sample, pixel, n);
     gradients.expect(sample, pixel);
     for_each_vector(n, [&](std::int64_t i, int count) {
@@ -184,6 +184,7 @@ template <int C, class Args> void differentiate(const Args& a, const Task& task,
       const auto put = [&](int p, vf32 value) VAE_FAST_LAMBDA {
         store(gradients.data + p * kMixtureBlock + i, pixels.masked(i, count, value));
       };
+      const vf32 scale = upstream ? load_partial(upstream + i, count) : splat<vf32>(1.0f);
       MixtureSums<vf32> sums(components, load);
       for (int k = 0; k < components; ++k) {
         kept[k] = mixture_component<C, true>(t, at, k, load);
@@ -196,17 +197,17 @@ template <int C, class Args> void differentiate(const Args& a, const Task& task,
       }
       if (nll) store(terms.data + i, pixels.masked(i, count, sums.nll()));
     });
-    if (nll) nll->add(Block{sample, 1, pixel, n}, sum(terms.data, n));
+    if (nll) nll->add(block, terms.data);
     gradients.write(sample, pixel, n);
   });
 }
 
 template <int C> void forward_and_gradient(const MixtureForward& a, const Task& task) {
-  RowSums nll(a.nll, a.tiling, task);
-  differentiate<C>(a, task, nullptr, 0, &nll);
+  Losses nll(a.nll, a.tiling, task);
+  differentiate<C>(a, task, {}, &nll);
 }
 template <int C> void backward(const MixtureBackward& a, const Task& task) {
-  differentiate<C>(a, task, a.grad_nll, a.grad_nll_stride, nullptr);
+  differentiate<C>(a, task, a.grad_nll, nullptr);
 }
 
 }  // namespace

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_mask, check_parameter, check_per_sample, check_target, check_tensor
+from ..checks import (
+    check_mask,
+    check_parameter,
+    check_per_sample,
+    check_reduction,
+    check_target,
+    check_tensor,
+)
+from ..likelihoods.numerics import weighted
 from ..ops.likelihood import likelihood
 
 
@@ -15,6 +23,7 @@ def elementwise_nll(
     target: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
+    reduction: str,
     optional: bool = False,
     **others: Tensor | float | None,
 ) -> Tensor:
@@ -29,5 +38,6 @@ def elementwise_nll(
         check_mask(mask, target)
     if weight is not None:
         check_per_sample("weight", weight, param)
-    nll = likelihood(op_name, target, *params, mask=mask)
-    return nll if weight is None else nll * weight
+    per_element = reduction != "sample" and check_reduction(reduction)
+    nll = likelihood(op_name, target, *params, mask=mask, per_element=per_element)
+    return nll if weight is None else weighted(nll, weight)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_mask, check_per_sample, check_target, check_tensor, resolve_bits_state
+from ..checks import (
+    check_mask,
+    check_per_sample,
+    check_reduction,
+    check_target,
+    check_tensor,
+    resolve_bits_state,
+)
+from ..likelihoods.numerics import weighted
 from ..ops.likelihood import likelihood
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
@@ -19,6 +27,7 @@ def bernoulli_nll(
     binarize: bool = False,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
@@ -59,12 +68,18 @@ def bernoulli_nll(
         check_per_sample("weight", weight, logits)
     if binarize or rng_state is not None or generator is not None:
         rng_state = resolve_bits_state(target, binarize, generator, rng_state)
-    nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state)
-    return nll if weight is None else nll * weight
+    per_element = reduction != "sample" and check_reduction(reduction)
+    nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state, per_element=per_element)
+    return nll if weight is None else weighted(nll, weight)
 
 
 def bernoulli_nll_from_probs(
-    probs: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    probs: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | probs) of independent Bernoulli variables, per sample: torch's `binary_cross_entropy`.
 
@@ -87,7 +102,7 @@ def bernoulli_nll_from_probs(
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
     """
-    return elementwise_nll("bernoulli_probs", "probs", probs, target, mask, weight)
+    return elementwise_nll("bernoulli_probs", "probs", probs, target, mask, weight, reduction)
 
 
 def linear_bernoulli_nll(

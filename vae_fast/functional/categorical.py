@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_classes, check_logits, check_mask, check_per_sample
+from ..checks import check_classes, check_logits, check_mask, check_per_sample, check_reduction
+from ..likelihoods.numerics import weighted
 from ..ops.categorical import categorical
 from ..ops.linear_likelihood import linear_likelihood
 from ._layer import check_class_layer
 
 
 def categorical_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | softmax(logits)) of a class at every position, per sample.
 
@@ -43,8 +49,8 @@ def categorical_nll(
         check_mask(mask, target)
     if weight is not None:
         check_per_sample("weight", weight, logits)
-    nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * weight
+    nll = categorical(logits, target, mask, reduction != "sample" and check_reduction(reduction))
+    return nll if weight is None else weighted(nll, weight)
 
 
 def linear_categorical_nll(

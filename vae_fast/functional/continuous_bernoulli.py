@@ -10,7 +10,12 @@ from ._layer import check_layer
 
 
 def continuous_bernoulli_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | logits) of independent continuous Bernoulli variables on [0, 1], per sample.
 
@@ -22,7 +27,7 @@ def continuous_bernoulli_nll(
     Source: Loaiza-Ganem & Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders", 2019.
     """
-    return elementwise_nll("continuous_bernoulli", "logits", logits, target, mask, weight)
+    return elementwise_nll("continuous_bernoulli", "logits", logits, target, mask, weight, reduction)
 
 
 def linear_continuous_bernoulli_nll(

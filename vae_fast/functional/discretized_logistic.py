@@ -16,6 +16,7 @@ def discretized_logistic_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log P(target) of images in 256 levels under a logistic distribution cut into levels, per sample.
 
@@ -40,7 +41,9 @@ def discretized_logistic_nll(
     Source: Kingma et al., "Improved variational inference with inverse autoregressive flow", 2016; Salimans et al.,
     "PixelCNN++", 2017, section 2.1.
     """
-    return elementwise_nll("discretized_logistic", "mean", mean, target, mask, weight, log_scale=log_scale)
+    return elementwise_nll(
+        "discretized_logistic", "mean", mean, target, mask, weight, reduction, log_scale=log_scale
+    )
 
 
 def linear_discretized_logistic_nll(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_mask, check_mixture, check_per_sample
+from ..checks import check_mask, check_mixture, check_per_sample, check_reduction
+from ..likelihoods.numerics import weighted
 from ..ops.mixture import mixture
 
 
 def discretized_logistic_mixture_nll(
-    params: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    params: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log P(target) of images in 256 levels under a mixture of discretized logistics, per sample.
 
@@ -44,5 +50,5 @@ def discretized_logistic_mixture_nll(
         check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
     if weight is not None:
         check_per_sample("weight", weight, params)
-    nll = mixture(params, target, mask)
-    return nll if weight is None else nll * weight
+    nll = mixture(params, target, mask, reduction != "sample" and check_reduction(reduction))
+    return nll if weight is None else weighted(nll, weight)

@@ -16,6 +16,7 @@ def gaussian_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | N(mean, exp logvar)) of independent normal variables, per sample.
 
@@ -40,7 +41,9 @@ def gaussian_nll(
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.2.
     """
-    return elementwise_nll("gaussian", "mean", mean, target, mask, weight, optional=True, logvar=logvar)
+    return elementwise_nll(
+        "gaussian", "mean", mean, target, mask, weight, reduction, optional=True, logvar=logvar
+    )
 
 
 def linear_gaussian_nll(

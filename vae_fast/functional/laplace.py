@@ -16,6 +16,7 @@ def laplace_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | Laplace(location, exp log_scale)) of independent Laplace variables, per sample.
 
@@ -40,7 +41,7 @@ def laplace_nll(
     minimises it with one learned log-scale for all.
     """
     return elementwise_nll(
-        "laplace", "location", location, target, mask, weight, optional=True, log_scale=log_scale
+        "laplace", "location", location, target, mask, weight, reduction, optional=True, log_scale=log_scale
     )
 
 

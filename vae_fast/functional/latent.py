@@ -10,6 +10,7 @@ from ..checks import (
     check_dim,
     check_pair,
     check_prior,
+    check_reduction,
     check_tensor,
     resolve_rng_state,
     shape_of,
@@ -24,6 +25,7 @@ def reparameterize_kl(
     num_samples: int | None = None,
     prior: tuple[Tensor, Tensor] | None = None,
     clamp: tuple[float, float] | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
@@ -44,6 +46,7 @@ def reparameterize_kl(
         prior: (mu_p, logvar_p), another diagonal Gaussian, each broadcastable to mu; gradients flow to both.
         clamp: (lo, hi) for logvar, as torch.clamp: the bounds are rounded to logvar's dtype, the gradient is 1 on them
             and 0 outside.
+        reduction: "sample" gives a KL for each sample, "none" one for each element, in mu's shape.
         generator: where the noise comes from, on mu's device; by default torch's own generator of that device, so
             that torch.manual_seed repeats a run. (torch.compile takes no generator= here, and Inductor draws other
             numbers than eager from the same seed: pass rng_state for the same noise in both.)
@@ -53,7 +56,8 @@ def reparameterize_kl(
 
     Returns:
         z: (batch, ...) or (k, batch, ...), in mu's dtype and layout.
-        kl: (batch,), in nats; float32 (float64 for float64 inputs). 0 for samples without elements.
+        kl: (batch,), or mu's shape with reduction="none", in nats; float32 (float64 for float64 inputs). 0 for samples
+            without elements.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -66,7 +70,14 @@ def reparameterize_kl(
     clamp = check_clamp(clamp)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
-        mu, logvar, prior=prior, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples
+        mu,
+        logvar,
+        prior=prior,
+        rng_state=rng_state,
+        noise=noise,
+        clamp=clamp,
+        num_samples=num_samples,
+        per_element=reduction != "sample" and check_reduction(reduction),
     )
 
 
@@ -77,6 +88,7 @@ def reparameterize_kl_packed(
     num_samples: int | None = None,
     prior: tuple[Tensor, Tensor] | None = None,
     clamp: tuple[float, float] | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
@@ -88,12 +100,12 @@ def reparameterize_kl_packed(
     Args:
         moments: (batch, ...), of even size along dim; otherwise as mu.
         dim: where mu and logvar follow each other; any dim but the first.
-        num_samples, prior, clamp, generator, rng_state, noise: as in `reparameterize_kl`; shapes as of mu, that is
-            of one half of moments.
+        num_samples, prior, clamp, reduction, generator, rng_state, noise: as in `reparameterize_kl`; shapes as of mu,
+            that is of one half of moments.
 
     Returns:
         z: the shape of mu, or (k, *mu.shape).
-        kl: (batch,), in nats.
+        kl: as there.
 
     Raises:
         TypeError, ValueError: as `reparameterize_kl`; ValueError for an odd size along dim.
@@ -119,6 +131,7 @@ def reparameterize_kl_packed(
         noise=noise,
         clamp=clamp,
         num_samples=num_samples,
+        per_element=reduction != "sample" and check_reduction(reduction),
     )
 
 
@@ -151,12 +164,16 @@ def kl_divergence(
     *,
     prior: tuple[Tensor, Tensor] | None = None,
     clamp: tuple[float, float] | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
-    """KL(N(mu, exp logvar) || prior) per sample, in nats: the KL divergence of `reparameterize_kl` without a sample.
+    """KL(N(mu, exp logvar) || prior), in nats: the KL divergence of `reparameterize_kl` without a sample.
 
     Exact near the prior, where the textbook form 1 + logvar - mu^2 - exp(logvar) is all rounding error. Arguments,
-    errors and source as there. Returns kl, (batch,), float32 (float64 for float64 inputs).
+    errors and source as there. Returns kl, (batch,) or with reduction="none" mu's shape, float32 (float64 for float64
+    inputs).
     """
     check_pair(mu, logvar)
-    _, kl = latent(mu, logvar, prior=check_prior(prior, mu), clamp=check_clamp(clamp), want_z=False)
+    per_element = reduction != "sample" and check_reduction(reduction)
+    prior, clamp = check_prior(prior, mu), check_clamp(clamp)
+    _, kl = latent(mu, logvar, prior=prior, clamp=clamp, want_z=False, per_element=per_element)
     return kl  # type: ignore[return-value]

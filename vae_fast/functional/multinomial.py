@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_logits, check_mask, check_per_sample, check_target
+from ..checks import check_logits, check_mask, check_per_sample, check_reduction, check_target
+from ..likelihoods.numerics import weighted
 from ..ops.categorical import categorical
 from ..ops.linear_likelihood import linear_likelihood
 from ._layer import check_class_layer
 
 
 def multinomial_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | softmax(logits)) of counts for every class, per sample, without the multinomial coefficient.
 
@@ -42,8 +48,8 @@ def multinomial_nll(
         check_mask(mask, target, "the positions of target", target.shape[:-1])
     if weight is not None:
         check_per_sample("weight", weight, logits)
-    nll = categorical(logits, target, mask)
-    return nll if weight is None else nll * weight
+    nll = categorical(logits, target, mask, reduction != "sample" and check_reduction(reduction))
+    return nll if weight is None else weighted(nll, weight)
 
 
 def linear_multinomial_nll(

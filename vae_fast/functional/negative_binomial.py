@@ -17,6 +17,7 @@ def negative_binomial_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | mean, theta) of independent negative binomial variables, per sample.
 
@@ -43,7 +44,7 @@ def negative_binomial_nll(
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools,
     log_nb_positive).
     """
-    return elementwise_nll("negative_binomial", "mean", mean, target, mask, weight, theta=theta)
+    return elementwise_nll("negative_binomial", "mean", mean, target, mask, weight, reduction, theta=theta)
 
 
 def linear_negative_binomial_nll(

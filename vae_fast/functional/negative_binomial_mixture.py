@@ -19,6 +19,7 @@ def negative_binomial_mixture_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target) of independent mixtures of two negative binomial variables, per sample.
 
@@ -51,6 +52,7 @@ def negative_binomial_mixture_nll(
         target,
         mask,
         weight,
+        reduction,
         mean_2=mean_2,
         theta=theta,
         mixture_logits=mixture_logits,

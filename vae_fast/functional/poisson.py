@@ -11,7 +11,12 @@ from ._layer import check_layer
 
 
 def poisson_nll(
-    mean: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    mean: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target | mean) of independent Poisson variables, per sample.
 
@@ -36,7 +41,7 @@ def poisson_nll(
 
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools).
     """
-    return elementwise_nll("poisson", "mean", mean, target, mask, weight)
+    return elementwise_nll("poisson", "mean", mean, target, mask, weight, reduction)
 
 
 def linear_poisson_nll(

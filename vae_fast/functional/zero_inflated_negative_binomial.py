@@ -18,6 +18,7 @@ def zero_inflated_negative_binomial_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log p(target) of a negative binomial whose counts drop out, that is become 0, with some probability.
 
@@ -43,6 +44,7 @@ def zero_inflated_negative_binomial_nll(
         target,
         mask,
         weight,
+        reduction,
         theta=theta,
         dropout_logits=dropout_logits,
     )

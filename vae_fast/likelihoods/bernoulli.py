@@ -17,14 +17,20 @@ def bernoulli_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """x log(1 + exp(-l)) + (1 - x) log(1 + exp(l)): terms of one sign."""
     x, el = read(target, logits, mask=mask)
-    return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight)
+    return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight, reduction)
 
 
 def bernoulli_nll_from_probs(
-    probs: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    probs: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-x max(log p, -100) - (1 - x) max(log(1 - p), -100), NaN where p or x is no probability."""
     x, p = read(target, probs, mask=mask)
@@ -35,7 +41,7 @@ def bernoulli_nll_from_probs(
     parabola = 0.5e12 * (safe - x.detach()) ** 2
     far = F.binary_cross_entropy(safe.detach(), x, reduction="none") + (parabola - parabola.detach())
     invalid = torch.where(valid, 0.0, p) * torch.where(valid, 1.0, torch.nan)
-    return total(torch.where(flat, far, near) + invalid, mask, weight)
+    return total(torch.where(flat, far, near) + invalid, mask, weight, reduction)
 
 
 def d_bernoulli_probs(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:

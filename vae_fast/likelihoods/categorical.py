@@ -6,14 +6,19 @@ import torch
 from torch import Tensor
 
 from .linear import linear_nll
-from .numerics import arithmetic_dtype, per_sample, widest
+from .numerics import arithmetic_dtype, total, weighted, widest
 from .spec import Parameter, Spec
 
 IGNORED = -100  # as in torch
 
 
 def categorical_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log_softmax(l)[x], 0 where x is -100, NaN where there is no class x."""
     el = logits.to(widest(logits))
@@ -25,8 +30,7 @@ def categorical_nll(
     known = (index >= 0) & (index < classes)
     log_p = torch.log_softmax(el, -1).gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
     nll = -log_p * torch.where(known, 1.0, torch.nan)
-    nll = per_sample(torch.where(counted, nll, 0.0)).to(arithmetic_dtype(logits))
-    return nll if weight is None else nll * weight
+    return weighted(total(nll, counted, None, reduction).to(arithmetic_dtype(logits)), weight)
 
 
 CATEGORICAL = Spec(

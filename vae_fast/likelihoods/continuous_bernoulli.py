@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from .linear import linear_nll
-from .numerics import arithmetic_dtype, read, total, widest
+from .numerics import arithmetic_dtype, read, total, weighted, widest
 from .spec import Parameter, Spec
 
 
 def continuous_bernoulli_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """max(l, 0) - x l + log((1 - exp(-|l|)) / |l|), and for |l| < 2 the same as (1/2 - x) l + log(sinh(l/2) / (l/2)).
 
@@ -24,8 +29,8 @@ def continuous_bernoulli_nll(
     near = (0.5 - x) * el + torch.log1p(_sinh_series(torch.where(small, el / 2, 0.0))[0])
     a = torch.where(small, 2.0, el.abs())
     far = a * torch.where(el < 0, x, 1 - x) + torch.log1p(-torch.exp(-a)) - torch.log(a)
-    nll = total(torch.where(small, near, far), mask, None).to(arithmetic_dtype(target, logits))
-    return nll if weight is None else nll * weight
+    nll = total(torch.where(small, near, far), mask, None, reduction)
+    return weighted(nll.to(arithmetic_dtype(target, logits)), weight)
 
 
 def d_continuous_bernoulli(x: Tensor, el: Tensor) -> tuple[Tensor, ...]:

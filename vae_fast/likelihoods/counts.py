@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .closed_form import with_derivatives
-from .numerics import arithmetic_dtype, read, total
+from .numerics import arithmetic_dtype, read, total, weighted
 
 EPS = 1e-8
 NOTHING = float.fromhex("0x1.5798eep-27")  # a count closer to 0 than this is none: 1e-8 in float32
@@ -27,12 +27,11 @@ def count_nll(
     *params: Tensor | float,
     mask: Tensor | None,
     weight: Tensor | None,
+    reduction: str,
 ) -> Tensor:
     values = read(target, *params, mask=mask, dtype=torch.float64, counts=True)
-    nll = total(with_derivatives(terms, derivatives, *values), mask, None).to(
-        arithmetic_dtype(target, *params)
-    )
-    return nll if weight is None else nll * weight
+    nll = total(with_derivatives(terms, derivatives, *values), mask, None, reduction)
+    return weighted(nll.to(arithmetic_dtype(target, *params)), weight)
 
 
 def domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -24,10 +24,11 @@ def discretized_logistic_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log P(level of x) under a logistic, x in [0, 1] in 256 levels; mean and scale in the units of 2 x - 1."""
     x, m, s = read(target, mean, log_scale, mask=mask)
-    return total(discretized_logistic(2 * x - 1, m, s), mask, weight)
+    return total(discretized_logistic(2 * x - 1, m, s), mask, weight, reduction)
 
 
 def discretized_logistic(t: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

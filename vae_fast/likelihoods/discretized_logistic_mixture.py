@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .discretized_logistic import d_discretized_logistic, discretized_logistic
-from .numerics import arithmetic_dtype, per_sample, read, widest
+from .numerics import arithmetic_dtype, read, total, weighted, widest
 from .spec import Parameter, Spec
 
 
@@ -38,7 +38,12 @@ def condition(means: Tensor, coefficients: Tensor | None, t: Tensor) -> Tensor:
 
 
 def discretized_logistic_mixture_nll(
-    params: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    params: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log sum_k softmax(logits)_k prod_channels P_k(x | channels before), in float64: a scale may be e^-7."""
     wide = read(target, params, mask=mask, dtype=widest(params))
@@ -53,8 +58,9 @@ def discretized_logistic_mixture_nll(
     if mask is not None:
         shape = (target.shape[0], 1, *target.shape[2:])
         nll = torch.where(mask.expand(shape).reshape(nll.shape), nll, 0.0)
-    nll = per_sample(nll).to(arithmetic_dtype(params, target))
-    return nll if weight is None else nll * weight
+    if reduction == "none":
+        nll = nll.view(target.shape[0], *target.shape[2:])
+    return weighted(total(nll, None, None, reduction).to(arithmetic_dtype(params, target)), weight)
 
 
 def derivatives(params: Tensor, target: Tensor) -> Tensor:

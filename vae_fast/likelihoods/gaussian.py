@@ -18,10 +18,11 @@ def gaussian_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """(log 2 pi + logvar + (x - mean)^2 exp(-logvar)) / 2; logvar None is unit variance."""
     x, m, lv = read(target, mean, logvar, mask=mask)
-    return total(0.5 * math.log(2 * math.pi) + 0.5 * lv + half_square(x - m, lv), mask, weight)
+    return total(0.5 * math.log(2 * math.pi) + 0.5 * lv + half_square(x - m, lv), mask, weight, reduction)
 
 
 def d_gaussian(x: Tensor, m: Tensor, lv: Tensor) -> tuple[Tensor, ...]:

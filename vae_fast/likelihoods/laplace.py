@@ -19,11 +19,12 @@ def laplace_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """log 2 + s + |x - m| exp(-s); log_scale None is 0."""
     x, m, s = read(target, location, log_scale, mask=mask)
     distance = times_exp(x - m, -s) * sign(x - m).detach()
-    return total(math.log(2) + s + distance, mask, weight)
+    return total(math.log(2) + s + distance, mask, weight, reduction)
 
 
 def d_laplace(x: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, ...]:

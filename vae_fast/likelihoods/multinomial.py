@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from .linear import linear_nll
-from .numerics import arithmetic_dtype, per_sample, widest
+from .numerics import arithmetic_dtype, total, weighted, widest
 from .spec import Parameter, Spec
 
 
 def multinomial_nll(
-    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-sum x log_softmax(l); a class that is not counted adds 0, be its logit -inf."""
     el, x = (t.to(widest(logits)) for t in (logits, target))
@@ -22,8 +27,8 @@ def multinomial_nll(
     half = 0.5 * el - 0.5 * el.detach().max(-1, keepdim=True).values  # twice of it might not fit
     log_sum = torch.logsumexp(2 * half, -1)
     counted = 2 * (x * half.masked_fill((x == 0) & (half == -math.inf), 0)).sum(-1)
-    nll = per_sample(x.sum(-1) * log_sum - counted).to(arithmetic_dtype(logits, target))
-    return nll if weight is None else nll * weight
+    nll = total(x.sum(-1) * log_sum - counted, None, None, reduction)
+    return weighted(nll.to(arithmetic_dtype(logits, target)), weight)
 
 
 MULTINOMIAL = Spec(

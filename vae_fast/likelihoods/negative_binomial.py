@@ -27,9 +27,19 @@ def negative_binomial_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log NB(x; mean mu, inverse dispersion theta)"""
-    return count_nll(negative_binomial, d_negative_binomial, target, mean, theta, mask=mask, weight=weight)
+    return count_nll(
+        negative_binomial,
+        d_negative_binomial,
+        target,
+        mean,
+        theta,
+        mask=mask,
+        weight=weight,
+        reduction=reduction,
+    )
 
 
 def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:

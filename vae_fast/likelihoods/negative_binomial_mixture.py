@@ -22,11 +22,18 @@ def negative_binomial_mixture_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log(sigmoid(l) NB(x; mu_1, theta) + sigmoid(-l) NB(x; mu_2, theta_2)); theta_2 None is theta."""
     params = (mean_1, mean_2, theta, mixture_logits, theta if theta_2 is None else theta_2)
     return count_nll(
-        negative_binomial_mixture, d_negative_binomial_mixture, target, *params, mask=mask, weight=weight
+        negative_binomial_mixture,
+        d_negative_binomial_mixture,
+        target,
+        *params,
+        mask=mask,
+        weight=weight,
+        reduction=reduction,
     )
 
 

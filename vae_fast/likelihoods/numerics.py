@@ -69,7 +69,12 @@ def read(
     return tuple(values if mask is None else (torch.where(mask, v, 1.0) for v in values))
 
 
-def total(terms: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """The weighted sum of each sample, over what the mask leaves in."""
-    nll = per_sample(terms if mask is None else torch.where(mask, terms, 0.0))
-    return nll if weight is None else nll * weight
+def total(terms: Tensor, mask: Tensor | None, weight: Tensor | None, reduction: str) -> Tensor:
+    """The weighted sum of each sample, over what the mask leaves in; or, with "none", each element's part of it."""
+    nll = terms if mask is None else torch.where(mask, terms, 0.0)
+    return weighted(per_sample(nll) if reduction == "sample" else nll, weight)
+
+
+def weighted(nll: Tensor, weight: Tensor | None) -> Tensor:
+    """Times a factor for each sample."""
+    return nll if weight is None else nll * weight.view(-1, *(1,) * (nll.ndim - 1))

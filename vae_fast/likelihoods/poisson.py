@@ -12,10 +12,15 @@ from .special import deviance, log_factorial_minus
 
 
 def poisson_nll(
-    mean: Tensor, target: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None
+    mean: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """mu - x log mu + log x!"""
-    return count_nll(poisson, d_poisson, target, mean, mask=mask, weight=weight)
+    return count_nll(poisson, d_poisson, target, mean, mask=mask, weight=weight, reduction=reduction)
 
 
 def poisson(x: Tensor, mean: Tensor) -> Tensor:

@@ -20,10 +20,13 @@ def zero_inflated_negative_binomial_nll(
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
     """-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; mu, theta))"""
     terms, derivatives = zero_inflated_negative_binomial, d_zero_inflated_negative_binomial
-    return count_nll(terms, derivatives, target, mean, theta, dropout_logits, mask=mask, weight=weight)
+    return count_nll(
+        terms, derivatives, target, mean, theta, dropout_logits, mask=mask, weight=weight, reduction=reduction
+    )
 
 
 def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logit: Tensor) -> Tensor:

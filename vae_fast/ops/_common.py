@@ -113,15 +113,25 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
     return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
-def empty_like(backend: Any, like: Tensor, draws: int | None = None) -> Tensor:
+def empty_like(
+    backend: Any, like: Tensor, draws: int | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """torch.empty_like, of (draws, *like.shape) if draws are given: each keeps the layout of `like`."""
-    if draws is None and _allocator(backend, like.numel() * like.itemsize) is None:
-        return torch.empty_like(like)
+    dtype = dtype or like.dtype
+    if draws is None and _allocator(backend, like.numel() * dtype.itemsize) is None:
+        return torch.empty_like(like, dtype=dtype)
     shape: tuple[int, ...] = like.shape
     strides = torch.empty_like(like, device="meta").stride()
     if draws is not None:
         shape, strides = (draws, *shape), (like.numel(), *strides)
-    return empty(backend, shape, like.dtype, like.device, strides)
+    return empty(backend, shape, dtype, like.device, strides)
+
+
+def empty_loss(backend: Any, like: Tensor, per_element: bool, dtype: torch.dtype) -> Tensor:
+    """Where the kernel writes a loss of `like` (batch, ...): of each sample, or of each element, in its layout."""
+    if per_element:
+        return empty_like(backend, like, dtype=dtype)
+    return torch.empty(like.shape[0], dtype=dtype, device=like.device)
 
 
 def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:

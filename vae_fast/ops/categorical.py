@@ -1,4 +1,4 @@
-"""The op `categorical`: -log p(target | softmax of logits over the last dim) per sample, one kernel each way.
+"""The op `categorical`: -log p(target | softmax over the last dim) per sample or position, one kernel each way.
 
 The target is a class for every distribution, or (multinomial) a number for every class. Saved for backward are the
 inputs and, of each distribution, the log-sum-exp and the sum of its counts.
@@ -19,20 +19,23 @@ from . import _common
 from .op import Args, Gradients, Op
 
 
-def categorical(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
+def categorical(
+    logits: Tensor, target: Tensor, mask: Tensor | None = None, per_element: bool = False
+) -> Tensor:
+    """The negative log-likelihood. The arguments have been checked in `functional`."""
     backend = _common.dispatch("categorical", logits, target, mask)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         function = reference.multinomial_nll if target.ndim == logits.ndim else reference.categorical_nll
-        return function(logits, target, mask=mask)
-    nll: Tensor = CATEGORICAL(backend, logits, target, mask)
+        return function(logits, target, mask=mask, reduction="none" if per_element else "sample")
+    nll: Tensor = CATEGORICAL(backend, logits, target, mask, per_element)
     return nll
 
 
 def categorical_forward(
-    backend: Any, logits: Tensor, target: Tensor, mask: Tensor | None
+    backend: Any, logits: Tensor, target: Tensor, mask: Tensor | None, per_element: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """nll (batch,); kept of each distribution (batch, positions): log-sum-exp and sum of counts."""
+    """nll; kept of each distribution (batch, positions): log-sum-exp and sum of counts."""
+    shape = logits.shape[:-1]
     logits, target, mask = _flatten(logits, target, mask)
     batch, positions, _ = logits.shape
     dtype = _common.result_dtype(logits, target)
@@ -40,6 +43,8 @@ def categorical_forward(
     backend.categorical_forward(logits, target, nll=each, lse=lse, total=total)
     if mask is not None:
         each = each.masked_fill_(~mask, 0)
+    if per_element:
+        return each.view(shape), (lse, total)
     # In float64, so that the order of the additions, which torch leaves to the number of threads, does not show.
     nll = each.view(batch) if positions == 1 else each.sum(1, dtype=torch.float64).to(dtype)
     return nll, (lse, total)
@@ -48,11 +53,12 @@ def categorical_forward(
 def categorical_backward(
     backend: Any, needs: Sequence[bool], grads: Args, args: Args, kept: Sequence[Tensor]
 ) -> Gradients:
-    logits, target, mask = args
+    logits, target, mask, per_element = args
     lse, total = kept
     flat, target, mask = _flatten(logits, target, mask)
     grad = _common.empty_like(backend, flat)
-    grad_each = _common.per_sample(grads[0], 2).expand(flat.shape[:2])
+    shape = flat.shape[:2]
+    grad_each = grads[0].reshape(shape) if per_element else _common.per_sample(grads[0], 2).expand(shape)
     backend.categorical_backward(flat, target, lse, total, grad_each, grad_logits=grad)
     if mask is not None:
         grad.masked_fill_(~mask[..., None], 0)
@@ -74,7 +80,7 @@ def _flatten(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
 
 
 CATEGORICAL = Op(
-    "categorical(Tensor logits, Tensor target, Tensor? mask) -> (Tensor nll, Tensor[] kept)",
+    "categorical(Tensor logits, Tensor target, Tensor? mask, bool per_element) -> (Tensor nll, Tensor[] kept)",
     categorical_forward,
     categorical_backward,
     differentiable=("logits",),

@@ -37,12 +37,13 @@ def latent(
     num_samples: int | None = None,
     want_z: bool = True,
     want_kl: bool = True,
+    per_element: bool = False,
 ) -> Pair:
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
     prior_mu, prior_logvar = prior or (None, None)
     backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise)
     args = (
-        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl
+        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element
     )  # fmt: skip
     pair: Pair = _expression(*args) if backend is reference else LATENT(backend, *args)
     return pair
@@ -83,6 +84,7 @@ def _expression(
     num_samples: int | None,
     want_z: bool,
     want_kl: bool,
+    per_element: bool,
 ) -> Pair:
     mu, logvar = _split(mu, logvar, dim)
     prior = None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
@@ -93,7 +95,8 @@ def _expression(
             noise = draw(mu.shape, rng_state, num_samples, _common.result_dtype(mu, logvar))
         z = reference.reparameterize(mu, logvar, num_samples=num_samples, clamp=clamp, noise=noise)
     if want_kl:
-        kl = reference.kl_divergence(mu, logvar, prior=prior, clamp=clamp)
+        reduction = "none" if per_element else "sample"
+        kl = reference.kl_divergence(mu, logvar, prior=prior, clamp=clamp, reduction=reduction)
     return z, kl
 
 
@@ -110,6 +113,7 @@ def latent_forward(
     num_samples: int | None,
     want_z: bool,
     want_kl: bool,
+    per_element: bool,
 ) -> tuple[Pair, tuple[()]]:
     mu, logvar = _split(mu, logvar, dim)
     clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
@@ -118,7 +122,7 @@ def latent_forward(
         z = _common.empty_like(backend, mu, num_samples)
     if want_kl:
         dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
-        kl = torch.empty(mu.shape[0], dtype=dtype, device=mu.device)
+        kl = _common.empty_loss(backend, mu, per_element, dtype)
     prior = _expand(prior_mu, prior_logvar, mu)
     backend.latent_forward(mu, logvar, prior, rng_state, noise, clamp, z=z, kl=kl)
     return (z, kl), ()
@@ -176,7 +180,8 @@ def _check(
 
 LATENT = Op(
     "latent(Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, "
-    "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl) -> (Tensor z, Tensor kl)",
+    "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl, bool per_element) "
+    "-> (Tensor z, Tensor kl)",
     latent_forward,
     latent_backward,
     differentiable=("mu", "logvar", "prior_mu", "prior_logvar"),

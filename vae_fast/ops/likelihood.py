@@ -1,4 +1,4 @@
-"""The op `likelihood`: -log p(target | params) per sample, for every likelihood, one kernel each way.
+"""The op `likelihood`: -log p(target | params) per sample or per element, for every likelihood, one kernel each way.
 
 `mask` (bool) leaves out elements; `rng_state` has a Bernoulli's target binarized as it is read.
 """
@@ -25,16 +25,18 @@ def likelihood(
     *params: Tensor,
     mask: Tensor | None = None,
     rng_state: Tensor | None = None,
+    per_element: bool = False,
 ) -> Tensor:
-    """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
+    """The negative log-likelihood. The arguments have been checked in `functional`."""
     backend = _common.dispatch("likelihood", target, mask, *params)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         # The kernels take the target as data; a target that learns is the reference's.
         first, *others = params
         if rng_state is not None:
             target = binarize(target, rng_state)
-        return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask)
-    nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, *params)
+        reduction = "none" if per_element else "sample"
+        return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction)
+    nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, per_element, *params)
     return nll
 
 
@@ -44,10 +46,11 @@ def likelihood_forward(
     target: Tensor,
     mask: Tensor | None,
     rng_state: Tensor | None,
+    per_element: bool,
     *params: Tensor,
 ) -> tuple[Tensor, tuple[()]]:
     dtype = _common.result_dtype(target, *params)
-    nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
+    nll = _common.empty_loss(backend, target, per_element, dtype)
     expanded, mask = _expand(params, mask, target)
     backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll)
     return nll, ()
@@ -57,7 +60,7 @@ def likelihood_backward(
     backend: Any, needs: Sequence[bool], grads: Args, args: Args, kept: Sequence[Tensor]
 ) -> Gradients:
     """Gradients of params."""
-    likelihood, target, mask, rng_state, *params = args
+    likelihood, target, mask, rng_state, _, *params = args
     shape = target.shape
     found = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
     expanded, mask = _expand(params, mask, target)
@@ -73,13 +76,14 @@ def _expand(
     return tuple(p.expand(shape) for p in params), None if mask is None else mask.expand(shape)
 
 
-def _check(likelihood: str, target: Tensor, mask: Any, rng_state: Tensor | None, *params: Tensor) -> None:
+def _check(likelihood: str, target: Tensor, mask: Any, rng_state: Tensor | None, *_: Any) -> None:
     if rng_state is not None:
         check_counters("target", target.shape, None)
 
 
 LIKELIHOOD = Op(
-    "likelihood(str likelihood, Tensor target, Tensor? mask, Tensor? rng_state, Tensor[] params) -> Tensor",
+    "likelihood(str likelihood, Tensor target, Tensor? mask, Tensor? rng_state, bool per_element, Tensor[] params) "
+    "-> Tensor",
     likelihood_forward,
     likelihood_backward,
     check=_check,

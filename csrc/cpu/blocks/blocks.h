@@ -18,12 +18,13 @@ template <class Body> VAE_FAST_FN void for_each_block(const Tiling& tiling, cons
   }
 }
 
-// Adds up the terms of each sample: float32 in a block's 16 lanes, float64 from block to block.
-class RowSums {
+// Adds up the terms of each sample: float32 in a block's 16 lanes, float64 from block to block. Or writes them as they are.
+class Losses {
  public:
-  VAE_FAST_FN RowSums(const RowSum& out, const Tiling& tiling, const Task& task) : out_(out), tiling_(tiling), task_(task) {}
+  VAE_FAST_FN Losses(const Loss& out, const Tiling& tiling, const Task& task) : out_(out), tiling_(tiling), task_(task) {}
 
   VAE_FAST_FN void add(const Block& block, const float* terms) {
+    if (out_.elements) return copy_out(out_.elements, block, terms);
     if (tiling_.rows_per_block > 1) {
       for (std::int64_t r = 0; r < block.rows; ++r)
         out_.value[(block.row + r) * out_.stride] = sum(terms + r * block.columns, block.columns);
@@ -42,19 +43,21 @@ class RowSums {
   }
 
  private:
-  const RowSum& out_;
+  const Loss& out_;
   const Tiling& tiling_;
   const Task& task_;
   double total_ = 0;
 };
 
-// The per-sample gradient that comes from above, spread over the block's elements.
-VAE_FAST_FN void spread(const float* per_row, std::int64_t stride, const Block& block, Buffer& out) {
+// What comes from above for each element of the block.
+VAE_FAST_FN const float* read(const Upstream& upstream, const Block& block, Buffer& buffer) {
+  if (upstream.elements) return read(upstream.elements, block, buffer);
   for (std::int64_t r = 0; r < block.rows; ++r) {
-    const float value = per_row[(block.row + r) * stride];
-    float* to = out.data + r * block.columns;
+    const float value = upstream.value[(block.row + r) * upstream.stride];
+    float* to = buffer.data + r * block.columns;
     for (std::int64_t c = 0; c < block.columns; ++c) to[c] = value;
   }
+  return buffer.data;
 }
 
 // Formulas are shorter where a logarithm of a scale lies within ±far, as in nearly every block. They come first, in

@@ -376,7 +376,7 @@ class Scratch:
     """Memory for sums that several blocks share: float64 partial sums, and 32-bit zeros. Most launches ask for none.
 
     It lives until the launch is queued, and torch gives it to later work of the same stream only. Nothing is kept from
-    call to call: a CUDA graph's private pool has to be empty when the graph is recorded, and kept zeros would lie there.
+    call to call: a CUDA graph's private pool has to be empty when it is recorded, and kept zeros would lie there.
 
     One allocation, cleared as a whole: 3 us of the host, 6 us for two (measured on a CPU); the partial sums are 1 MB a
     gradient at most.

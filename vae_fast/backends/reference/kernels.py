@@ -52,7 +52,8 @@ def latent_forward(
             noise = _drawn(z, mu, logvar, rng_state, rows)
         z.copy_(latent.reparameterize(mu, logvar, clamp=limits, noise=noise))
     if kl is not None:
-        kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits))
+        reduction = _reduction(kl, mu)
+        kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits, reduction=reduction))
 
 
 def latent_backward(
@@ -82,7 +83,7 @@ def latent_backward(
         d_mu = d_mu + (g if draws is None else g.sum(0))
         d_logvar = d_logvar + (slope if draws is None else slope.sum(0))
     if grad_kl is not None:
-        g = grad_kl.to(m.dtype).view(-1, *(1,) * (mu.ndim - 1))
+        g = _per_element(grad_kl, mu.ndim).to(m.dtype)
         mp, lvp = p or (torch.zeros_like(m), torch.zeros_like(m))
         up = latent.half_expm1(lv - lvp)
         scaled = times_exp(m - mp, -0.5 * lvp)
@@ -114,7 +115,8 @@ def likelihood_forward(
     if rng_state is not None:
         target = binarize(target, rng_state, rows=rows)
     first, *others = params
-    nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask))
+    reduction = _reduction(nll, target)
+    nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction))
 
 
 def likelihood_backward(
@@ -133,7 +135,7 @@ def likelihood_backward(
     spec = LIKELIHOODS[likelihood]
     assert spec.derivatives is not None
     x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
-    g = _per_row(grad_nll, target.ndim).to(x.dtype)
+    g = _per_element(grad_nll, target.ndim).to(x.dtype)
     for out, slope in zip(grads, spec.derivatives(x, *p), strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
 
@@ -179,15 +181,16 @@ def mixture_forward(
 ) -> None:
     """params (batch, parameters, pixels), target (batch, channels, pixels), mask (batch, pixels)."""
     there = None if mask is None else mask[:, None]
-    nll.copy_(mixture.discretized_logistic_mixture_nll(params, target, mask=there))
+    reduction = _reduction(nll, params[:, 0])
+    nll.copy_(mixture.discretized_logistic_mixture_nll(params, target, mask=there, reduction=reduction))
     if grad_params is not None:
-        mixture_backward(params, target, mask, nll.new_ones(()).expand(len(params)), grad_params=grad_params)
+        mixture_backward(params, target, mask, nll.new_ones(()).expand_as(nll), grad_params=grad_params)
 
 
 def mixture_backward(
     params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
 ) -> None:
-    grad = _per_row(grad_nll, params.ndim) * mixture.derivatives(params, target)
+    grad = _per_element(grad_nll, params.ndim - 1)[:, None] * mixture.derivatives(params, target)
     grad_params.copy_(grad if mask is None else torch.where(mask[:, None], grad, 0.0))
 
 
@@ -208,6 +211,10 @@ def _fill(out: Tensor | None, grad: Tensor) -> None:
         out.copy_(grad.sum_to_size(out.shape))
 
 
-def _per_row(grad: Tensor, ndim: int) -> Tensor:
-    """A number a sample, to multiply what a sample has."""
-    return grad.view(-1, *(1,) * (ndim - 1))
+def _reduction(loss: Tensor, of: Tensor) -> str:
+    return "none" if loss.ndim == of.ndim else "sample"
+
+
+def _per_element(grad: Tensor, ndim: int) -> Tensor:
+    """A number an element, or a sample, to multiply what has `ndim` dims."""
+    return grad if grad.ndim == ndim else grad.view(-1, *(1,) * (ndim - 1))

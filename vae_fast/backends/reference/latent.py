@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...likelihoods.numerics import half_square, per_sample, times_exp, upcast
+from ...likelihoods.numerics import half_square, times_exp, total, upcast
 from .rng import draw_rng_state
 from .rng import noise as draw_noise
 
@@ -57,14 +57,20 @@ def reparameterize(
 
 
 def kl_divergence(
-    mu: Tensor, logvar: Tensor, *, prior: Prior | None = None, clamp: Clamp | None = None
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    prior: Prior | None = None,
+    clamp: Clamp | None = None,
+    reduction: str = "sample",
 ) -> Tensor:
-    """KL(N(mu, exp logvar) || prior) per sample; the prior is N(0, 1) unless given as (mu_p, logvar_p)."""
+    """KL(N(mu, exp logvar) || prior); the prior is N(0, 1) unless given as (mu_p, logvar_p)."""
     m, lv, *p = upcast(mu, clamped(logvar, clamp), *(prior or ()))
     if not p:
-        return per_sample(0.5 * m * m + half_expm1_minus(lv, 0.5 * lv))
+        return total(0.5 * m * m + half_expm1_minus(lv, 0.5 * lv), None, None, reduction)
     mp, lvp = p
-    return per_sample(half_square(m - mp, lvp) + half_expm1_minus(lv - lvp, 0.5 * lv - 0.5 * lvp))
+    terms = half_square(m - mp, lvp) + half_expm1_minus(lv - lvp, 0.5 * lv - 0.5 * lvp)
+    return total(terms, None, None, reduction)
 
 
 def reparameterize_kl(
@@ -74,6 +80,7 @@ def reparameterize_kl(
     num_samples: int | None = None,
     prior: Prior | None = None,
     clamp: Clamp | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
@@ -88,7 +95,7 @@ def reparameterize_kl(
         rng_state=rng_state,
         noise=noise,
     )
-    return z, kl_divergence(mu, logvar, prior=prior, clamp=clamp)
+    return z, kl_divergence(mu, logvar, prior=prior, clamp=clamp, reduction=reduction)
 
 
 def reparameterize_kl_packed(
@@ -98,6 +105,7 @@ def reparameterize_kl_packed(
     num_samples: int | None = None,
     prior: Prior | None = None,
     clamp: Clamp | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
@@ -110,6 +118,7 @@ def reparameterize_kl_packed(
         num_samples=num_samples,
         prior=prior,
         clamp=clamp,
+        reduction=reduction,
         generator=generator,
         rng_state=rng_state,
         noise=noise,

@@ -17,6 +17,7 @@ def bernoulli_nll(
     binarize: bool = False,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
+    reduction: str = "sample",
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
@@ -24,4 +25,4 @@ def bernoulli_nll(
     if binarize:
         rng_state = draw_rng_state(target.device, generator) if rng_state is None else rng_state
         target = draw_bits(target, rng_state)
-    return bernoulli.bernoulli_nll(logits, target, mask=mask, weight=weight)
+    return bernoulli.bernoulli_nll(logits, target, mask=mask, weight=weight, reduction=reduction)
