@@ -168,7 +168,12 @@ def per_sample(terms: Tensor) -> Tensor:
 
 
 def check(
-    name: str, target: Tensor, *params: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    name: str,
+    target: Tensor,
+    *params: Tensor,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "sample",
 ) -> None:
     """Value and gradients against float64, next to the textbook lines in the dtype of the arithmetic.
 
@@ -179,10 +184,11 @@ def check(
     dirty = [p if mask is None or p.shape != shape else p.where(mask, math.nan) for p in params]
     dirty_target = target if mask is None or not target.is_floating_point() else target.where(mask, math.nan)
     inputs = [leaf(p) for p in dirty]
-    nll = function(name)(inputs[0], dirty_target, *inputs[1:], mask=mask, weight=weight)
+    options = {"mask": mask, "weight": weight, "reduction": reduction}
+    nll = function(name)(inputs[0], dirty_target, *inputs[1:], **options)
     double = any(t.dtype == torch.float64 for t in (target, *params))
     wide = torch.float64 if double else torch.float32
-    assert nll.dtype == wide and nll.shape == shape[:1]
+    assert nll.dtype == wide and nll.shape == (shape if reduction == "none" else shape[:1])
     grad_nll = make(*nll.shape, dtype=nll.dtype, seed=5)
     got = (nll, *torch.autograd.grad(nll, inputs, grad_nll))
 
@@ -192,7 +198,10 @@ def check(
             p[0], x / 255 if target.dtype == torch.uint8 and not likelihood.counts else x, *p[1:]
         )
         terms = terms.expand(shape) if mask is None else torch.where(mask, terms, 0.0)
-        return (per_sample(terms) * (1 if weight is None else weight.to(terms.dtype)),)
+        if reduction == "sample":
+            terms = per_sample(terms)
+        factor = 1 if weight is None else weight.to(terms.dtype).view(-1, *(1,) * (terms.ndim - 1))
+        return (terms * factor,)
 
     truths, scales = truth_and_scale(plain, params, (grad_nll,), shape)
     wides = [leaf(p.to(wide)) for p in params]

@@ -47,12 +47,13 @@ def bernoulli_nll(
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
+        reduction: "sample" gives a loss for each sample, "none" one for each element, in target's shape.
         generator: where the bits come from, on logits' device; by default torch's own generator of that device.
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the bits. The same
             rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is). 0 for samples without elements.
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is). 0 for samples without elements.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -92,10 +93,10 @@ def bernoulli_nll_from_probs(
     Args:
         probs: p, (batch, ...), float32, bfloat16, float16 or float64, any strides.
         target: x in probs' shape, as in `bernoulli_nll`.
-        mask, weight: as in `bernoulli_nll`.
+        mask, weight, reduction: as in `bernoulli_nll`.
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is).
 
     Raises:
         TypeError, ValueError: as `bernoulli_nll`.

@@ -33,9 +33,10 @@ def categorical_nll(
         mask: bool, broadcastable to target. False leaves the position out: it adds nothing and its gradient is 0,
             whatever is there.
         weight: (batch,), a factor for each sample's nll.
+        reduction: "sample" gives a loss for each sample, "none" one for each position, (batch, ...).
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if logits are).
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if logits are).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

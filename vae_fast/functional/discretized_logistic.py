@@ -30,10 +30,10 @@ def discretized_logistic_nll(
         target: x in mean's shape, uint8 (255ths), or float in [0, 1]: multiples of 1/255.
         log_scale: s, the natural log of the scale, in the units of t: a number or a tensor that broadcasts to mean.
             Taken as -7 where it is less, as in PixelCNN++: the gradient is 1 at the bound, 0 below.
-        mask, weight: as in `bernoulli_nll`.
+        mask, weight, reduction: as in `bernoulli_nll`.
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is).
 
     Raises:
         TypeError, ValueError: as `gaussian_nll`.

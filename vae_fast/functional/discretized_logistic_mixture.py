@@ -34,9 +34,10 @@ def discretized_logistic_mixture_nll(
         mask: bool, broadcastable to (batch, 1, ...). False leaves the pixel out: it adds nothing and its gradient is
             0, even where its target or a parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
+        reduction: "sample" gives a loss for each sample, "none" one for each pixel, (batch, ...).
 
     Returns:
-        nll: (batch,), in nats (for bits per dimension, divide by log 2 and the number of pixels times channels);
+        nll: (batch,), or as `reduction` says, in nats (for bits per dimension, divide by log 2 and the number of pixels times channels);
             float32 (float64 if an input is).
 
     Raises:

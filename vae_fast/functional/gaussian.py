@@ -30,10 +30,10 @@ def gaussian_nll(
         logvar: the natural log of the variance. None is unit variance, a number one for all. A tensor may be a
             learned scalar (), one value per feature (mean's shape without batch), or anything that broadcasts to
             mean; it is never expanded in memory, and its gradient is summed in the kernel.
-        mask, weight: as in `bernoulli_nll`.
+        mask, weight, reduction: as in `bernoulli_nll`.
 
     Returns:
-        nll: (batch,), in nats, constant included; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats, constant included; float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -29,10 +29,10 @@ def laplace_nll(
         target: x in location's shape: float, uint8 (255ths), bool or integers; see `bernoulli_nll`.
         log_scale: s, the natural log of the scale: None, a number, or a tensor that broadcasts to location, as the
             logvar of `gaussian_nll`.
-        mask, weight: as in `bernoulli_nll`.
+        mask, weight, reduction: as in `bernoulli_nll`.
 
     Returns:
-        nll: (batch,), in nats, constant included; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats, constant included; float32 (float64 if an input is).
 
     Raises:
         TypeError, ValueError: as `gaussian_nll`.

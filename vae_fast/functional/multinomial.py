@@ -32,9 +32,10 @@ def multinomial_nll(
         mask: bool, broadcastable to logits' shape without classes. False leaves the position out: it adds nothing
             and its gradient is 0, whatever is there.
         weight: (batch,), a factor for each sample's nll.
+        reduction: "sample" gives a loss for each sample, "none" one for each position, (batch, ...).
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

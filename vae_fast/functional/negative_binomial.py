@@ -32,10 +32,10 @@ def negative_binomial_nll(
         target: x in mean's shape, counts; see `poisson_nll`.
         theta: the inverse dispersion, at least 0: a number, or a tensor that broadcasts to mean, such as one value
             per feature; it is never expanded in memory, and its gradient is summed in the kernel.
-        mask, weight: as in `poisson_nll`.
+        mask, weight, reduction: as in `poisson_nll`.
 
     Returns:
-        nll: (batch,), in nats, constants included; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats, constants included; float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -31,9 +31,10 @@ def poisson_nll(
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
+        reduction: "sample" gives a loss for each sample, "none" one for each element, in target's shape.
 
     Returns:
-        nll: (batch,), in nats, the constant log x! included; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats, the constant log x! included; float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

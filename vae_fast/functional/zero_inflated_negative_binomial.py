@@ -25,11 +25,11 @@ def zero_inflated_negative_binomial_nll(
         p(x) = sigmoid(dropout_logits) [x = 0] + sigmoid(-dropout_logits) NB(x; mean, theta)
 
     Args:
-        mean, target, theta, mask, weight: as in `negative_binomial_nll`.
+        mean, target, theta, mask, weight, reduction: as in `negative_binomial_nll`.
         dropout_logits: the logit of dropping out: a number, or a tensor that broadcasts to mean.
 
     Returns:
-        nll: (batch,), in nats, constants included; float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats, constants included; float32 (float64 if an input is).
 
     Raises:
         TypeError, ValueError: as `negative_binomial_nll`.
