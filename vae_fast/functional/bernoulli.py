@@ -53,7 +53,8 @@ def bernoulli_nll(
             rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
 
     Returns:
-        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is). 0 for samples without elements.
+        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is). 0 for samples without
+            elements.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

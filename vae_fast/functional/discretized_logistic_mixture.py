@@ -37,8 +37,8 @@ def discretized_logistic_mixture_nll(
         reduction: "sample" gives a loss for each sample, "none" one for each pixel, (batch, ...).
 
     Returns:
-        nll: (batch,), or as `reduction` says, in nats (for bits per dimension, divide by log 2 and the number of pixels times channels);
-            float32 (float64 if an input is).
+        nll: (batch,), or as `reduction` says, in nats (for bits per dimension, divide by log 2 and the number of
+            pixels times channels); float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
