@@ -208,7 +208,7 @@ def test_autograd_behaviour(kernels: str) -> None:
             again.sum().backward()
         assert function(logits.detach(), target).grad_fn is None
         mask = uniform(4, 3) > 0.3
-        got, want = OP(logits, target, mask)[0], function(logits, target, mask=mask)
+        got, want = OP(logits, target, mask, False)[0], function(logits, target, mask=mask)
         assert torch.equal(got, want)
         grads = [torch.autograd.grad(v.square().sum(), logits)[0] for v in (got, want)]
         assert torch.equal(*grads)
@@ -228,8 +228,9 @@ def test_gradcheck() -> None:
     for m in (None, mask):
         assert torch.autograd.gradcheck(lambda p, m=m: vae_fast.categorical_nll(p, target, mask=m), logits)
         assert torch.autograd.gradcheck(lambda p, m=m: vae_fast.multinomial_nll(p, x, mask=m), logits)
-        assert torch.autograd.gradcheck(lambda p, m=m: OP(p, target, m)[0], logits)
-        assert torch.autograd.gradcheck(lambda p, m=m: OP(p, x, m)[0], logits)
+        for each in (False, True):
+            assert torch.autograd.gradcheck(lambda p, m=m, e=each: OP(p, target, m, e)[0], logits)
+            assert torch.autograd.gradcheck(lambda p, m=m, e=each: OP(p, x, m, e)[0], logits)
 
 
 @needs_native

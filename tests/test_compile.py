@@ -38,8 +38,11 @@ def everything(mu, logvar, moments, prior_mu, prior_logvar, target, feature, rng
     kl2 = vae_fast.kl_divergence(mu, logvar)
     eps = vae_fast.noise(mu.shape, rng_state)
     nll = vae_fast.bernoulli_nll(mu, target) + vae_fast.gaussian_nll(logvar, target, feature)
-    loss = (z * z).sum() + (kl * kl1).sum() + (z1 * z2 * eps).sum() + (kl2 * nll).sum()
-    return loss, z, kl, z1, kl1, z2, kl2, eps, nll
+    each = vae_fast.kl_divergence(mu, logvar, reduction="none") * vae_fast.gaussian_nll(
+        logvar, target, feature, reduction="none"
+    )
+    loss = (z * z).sum() + (kl * kl1).sum() + (z1 * z2 * eps).sum() + (kl2 * nll).sum() + each.sum()
+    return loss, z, kl, z1, kl1, z2, kl2, eps, nll, each
 
 
 def arguments(batch: int = 8, size: int = 6) -> tuple[Tensor, ...]:
@@ -238,13 +241,24 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 PLAIN = (leaf(4, 6), leaf(4, 6, seed=1), 1)
 PACKED = (leaf(4, 6, 3), None, 1)
 SAMPLES = {
-    "plain": (*PLAIN, None, None, state(), None, None, None, True, True),
-    "prior": (*PLAIN, leaf(6, seed=2), leaf(seed=3), state(), None, (-1.0, 1.0), 2, True, True),
-    "odd prior": (*PLAIN, leaf(4, 1, seed=2), leaf(1, 6, seed=3), state(), None, None, None, True, True),
-    "given noise": (*PLAIN, None, None, None, torch.randn(3, 4, 6), None, 3, True, True),
-    "z alone": (*PLAIN, None, None, torch.arange(8).view(4, 2), None, None, 2, True, False),
-    "kl alone": (*PLAIN, None, None, None, None, None, None, False, True),
-    "packed": (*PACKED, None, None, state(), None, None, None, True, True),
+    "plain": (*PLAIN, None, None, state(), None, None, None, True, True, False),
+    "prior": (*PLAIN, leaf(6, seed=2), leaf(seed=3), state(), None, (-1.0, 1.0), 2, True, True, False),
+    "odd prior": (
+        *PLAIN,
+        leaf(4, 1, seed=2),
+        leaf(1, 6, seed=3),
+        state(),
+        None,
+        None,
+        None,
+        True,
+        True,
+        False,
+    ),
+    "given noise": (*PLAIN, None, None, None, torch.randn(3, 4, 6), None, 3, True, True, False),
+    "z alone": (*PLAIN, None, None, torch.arange(8).view(4, 2), None, None, 2, True, False, False),
+    "kl alone": (*PLAIN, None, None, None, None, None, None, False, True, False),
+    "packed": (*PACKED, None, None, state(), None, None, None, True, True, False),
     "packed last": (
         leaf(4, 3, 6),
         None,
@@ -257,7 +271,9 @@ SAMPLES = {
         2,
         True,
         True,
+        True,
     ),
+    "per element": (*PLAIN, leaf(6, seed=2), leaf(seed=3), state(), None, None, None, True, True, True),
 }
 
 
@@ -276,7 +292,7 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
     shape = (4, 3, 3) if packed else (4, 6)
     needs, rest = (
         [True, not packed, False, False],
-        (None, None, state(), None, (-1.0, 1.0), 2, True, True, []),
+        (None, None, state(), None, (-1.0, 1.0), 2, True, True, False, []),
     )
     args = (needs, torch.randn(2, *shape), torch.randn(4), *first, *rest)
     torch.library.opcheck(torch.ops.vae_fast.latent_backward, args, test_utils=OPCHECKS)
@@ -288,12 +304,13 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
 def test_opcheck_likelihood(kernels: str, shape: tuple[int, ...]) -> None:
     target = torch.rand(4, 6)
     params = [leaf(4, 6), leaf(*shape, seed=1)]
-    torch.library.opcheck(LIKELIHOOD, ("gaussian", target, None, None, params), test_utils=OPCHECKS)
+    for each in (False, True):
+        torch.library.opcheck(LIKELIHOOD, ("gaussian", target, None, None, each, params), test_utils=OPCHECKS)
     torch.library.opcheck(
-        LIKELIHOOD, ("bernoulli", target > 0.5, None, None, params[:1]), test_utils=OPCHECKS
+        LIKELIHOOD, ("bernoulli", target > 0.5, None, None, False, params[:1]), test_utils=OPCHECKS
     )
     params = [p.detach() for p in params]
-    args = ([True, True], torch.randn(4), "gaussian", target, None, None, params, [])
+    args = ([True, True], torch.randn(4), "gaussian", target, None, None, False, params, [])
     torch.library.opcheck(torch.ops.vae_fast.likelihood_backward, args, test_utils=OPCHECKS)
 
 
@@ -304,9 +321,9 @@ def test_opcheck_likelihood_with_options(kernels: str) -> None:
         torch.ones(6, requires_grad=True),
         leaf(4, 6, seed=1),
     ]
-    args = ("zero_inflated_negative_binomial", counts, mask, None, params)
+    args = ("zero_inflated_negative_binomial", counts, mask, None, False, params)
     torch.library.opcheck(LIKELIHOOD, args, test_utils=OPCHECKS)
-    args = ("bernoulli", torch.rand(4, 6), mask[0], state(), params[2:])
+    args = ("bernoulli", torch.rand(4, 6), mask[0], state(), True, params[2:])
     torch.library.opcheck(LIKELIHOOD, args, test_utils=OPCHECKS)
     torch.library.opcheck(torch.ops.vae_fast.binarize, (torch.rand(4, 6), state()), test_utils=OPCHECKS)
 
@@ -314,19 +331,20 @@ def test_opcheck_likelihood_with_options(kernels: str) -> None:
 def test_opcheck_categorical(kernels: str) -> None:
     op, mask = torch.ops.vae_fast.categorical, torch.rand(4, 3) > 0.3
     for target in (torch.randint(0, 6, (4, 3)), torch.randint(0, 6, (4, 3, 6))):
-        torch.library.opcheck(op, (leaf(4, 3, 6), target, mask), test_utils=OPCHECKS)
+        for each in (False, True):
+            torch.library.opcheck(op, (leaf(4, 3, 6), target, mask, each), test_utils=OPCHECKS)
         logits = leaf(4, 6, 3).mT.detach()
-        _, kept = op(logits, target, None)
-        args = ([True], torch.randn(4), logits, target, None, kept)
+        _, kept = op(logits, target, None, False)
+        args = ([True], torch.randn(4), logits, target, None, False, kept)
         torch.library.opcheck(torch.ops.vae_fast.categorical_backward, args, test_utils=OPCHECKS)
 
 
 def test_opcheck_mixture(kernels: str) -> None:
     op, target = torch.ops.vae_fast.mixture, torch.randint(0, 256, (4, 3, 2, 5), dtype=torch.uint8)
-    for early in (False, True):
-        torch.library.opcheck(op, (leaf(4, 20, 2, 5), target, None, early), test_utils=OPCHECKS)
+    for each, early in ((False, False), (True, False), (False, True), (True, True)):
+        torch.library.opcheck(op, (leaf(4, 20, 2, 5), target, None, each, early), test_utils=OPCHECKS)
     params = leaf(4, 20, 2, 5).detach().contiguous(memory_format=torch.channels_last)
-    args = ([True], torch.randn(4), params, target, torch.rand(4, 1, 2, 5) > 0.3, False, [])
+    args = ([True], torch.randn(4), params, target, torch.rand(4, 1, 2, 5) > 0.3, False, False, [])
     torch.library.opcheck(torch.ops.vae_fast.mixture_backward, args, test_utils=OPCHECKS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -417,6 +418,10 @@ def test_summed_gradients_are_summed_in_the_kernel(seen: dict) -> None:
         vae_fast.kl_divergence(mu, logvar, prior=prior).sum().backward()
         assert [g.shape for g in seen["grad_prior"]] == [written] * 2
         assert [p.grad.shape for p in prior] == [shape] * 2
+        expanded = tuple(p.expand(9, 3, 4) for p in prior)
+        grads = torch.autograd.grad(vae_fast.kl_divergence(mu, logvar, prior=expanded).sum(), prior)
+        assert [g.shape for g in seen["grad_prior"]] == [written] * 2
+        assert all(torch.equal(g, p.grad) for g, p in zip(grads, prior, strict=True))
 
 
 def test_double_backward_is_refused(kernels: str) -> None:
@@ -504,13 +509,17 @@ def test_gradcheck_of_the_library_op(shape: tuple[int, ...], draws: int | None) 
     mu, logvar = (leaf(t) for t in moments(3, 2, 2, dtype=torch.float64))
     prior = tuple(leaf(t) for t in moments(*shape, dtype=torch.float64, seed=1))
 
-    def f(m, lv, mp, lvp):
-        return torch.ops.vae_fast.latent(m, lv, 1, mp, lvp, state(), None, (-0.9, 0.6), draws, True, True)
+    def f(m, lv, mp, lvp, each):
+        options = None, (-0.9, 0.6), draws, True, True, each
+        return torch.ops.vae_fast.latent(m, lv, 1, mp, lvp, state(), *options)
 
-    assert torch.autograd.gradcheck(f, (mu, logvar, *prior))
+    for each in (False, True):
+        assert torch.autograd.gradcheck(functools.partial(f, each=each), (mu, logvar, *prior))
     packed = leaf(torch.randn(2, 4, dtype=torch.float64))
     assert torch.autograd.gradcheck(
-        lambda t: torch.ops.vae_fast.latent(t, None, 1, None, None, state(), None, None, draws, True, True),
+        lambda t: torch.ops.vae_fast.latent(
+            t, None, 1, None, None, state(), None, None, draws, True, True, False
+        ),
         packed,
     )
 

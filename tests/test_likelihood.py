@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from likelihoods import (
     make_target,
     uniform,
 )
+from vae_fast.ops import _common
 
 every_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
 
@@ -251,8 +253,9 @@ def test_gradcheck_of_the_library_op(name: str, shape) -> None:
     params = [leaf(p) for p in make_params(name, [(3, 2, 2), shape], torch.float64)]
     mask = uniform(3, 2, 2) > 0.3
     op = torch.ops.vae_fast.likelihood
-    assert torch.autograd.gradcheck(lambda *p: op(name, target, None, None, p), params)
-    assert torch.autograd.gradcheck(lambda *p: op(name, target, mask, None, p), params)
+    for each in (False, True):
+        assert torch.autograd.gradcheck(lambda *p, e=each: op(name, target, None, None, e, p), params)
+        assert torch.autograd.gradcheck(lambda *p, e=each: op(name, target, mask, None, e, p), params)
 
 
 @every_likelihood
@@ -260,7 +263,7 @@ def test_the_library_op_serves_what_eager_calls_do(kernels: str, name: str) -> N
     target, params = make_target(name, 4, 6), [leaf(p) for p in make_params(name, [(4, 6), (6,)])]
     rng_state = state() if name == "bernoulli" else None
     mask = uniform(4, 6) > 0.3
-    nll = torch.ops.vae_fast.likelihood(name, target, mask, rng_state, params)
+    nll = torch.ops.vae_fast.likelihood(name, target, mask, rng_state, False, params)
     options = {"binarize": True, "rng_state": rng_state} if rng_state is not None else {}
     want = function(name)(params[0], target, *params[1:], mask=mask, **options)
     assert torch.equal(nll, want)
@@ -291,3 +294,42 @@ def test_threads_do_not_change_the_bits() -> None:
         return result
 
     assert_same_bits_for_threads(compute)
+
+
+@pytest.mark.parametrize("name", WITH_OTHERS)
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 1), ()], ids=str)
+def test_parameters_that_arrive_expanded(
+    kernels: str, name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.broadcast_tensors leaves them: the kernel sums their gradient, and none of full size is written."""
+    full = (5, 7)
+    target, (first, *others) = make_target(name, *full), map(leaf, make_params(name, [full, shape, shape]))
+    expected = torch.autograd.grad(function(name)(first, target, *others).sum(), (first, *others))
+    sizes = []
+    empty_gradient = _common.empty_gradient
+
+    def seen(*args: Any) -> Any:
+        grad = empty_gradient(*args)
+        sizes.append(grad.numel())
+        return grad
+
+    monkeypatch.setattr(_common, "empty_gradient", seen)
+    views = torch.broadcast_tensors(first, *others)[1:]
+    got = torch.autograd.grad(function(name)(first, target, *views).sum(), (first, *others))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    summed = {(): 1, (5, 1): 35}.get(shape, 7)
+    assert sizes == [35, *[summed] * len(others)]
+
+
+def test_an_expanded_parameter_that_is_watched(kernels: str) -> None:
+    """Who keeps the gradient of the view has it, and views of other kinds are left alone."""
+    mean, target, theta = leaf(uniform(5, 7)), make_target("poisson", 5, 7), leaf(uniform(7))
+    view = theta.expand(5, 7)
+    view.retain_grad()
+    vae_fast.negative_binomial_nll(mean, target, view).sum().backward()
+    assert view.grad is not None and view.grad.shape == (5, 7)
+    torch.testing.assert_close(view.grad.sum(0), theta.grad)
+    wide = leaf(uniform(14))
+    strided_view = wide[::2].expand(5, 7)
+    (grad,) = torch.autograd.grad(vae_fast.negative_binomial_nll(mean, target, strided_view).sum(), wide)
+    assert grad[::2].all() and not grad[1::2].any()

@@ -207,7 +207,7 @@ def test_autograd_behaviour(kernels: str) -> None:
         again.sum().backward()
     assert vae_fast.discretized_logistic_mixture_nll(params.detach(), x).grad_fn is None
     for early in (False, True):
-        through_op, _ = OP(params, x, mask, early)
+        through_op, _ = OP(params, x, mask, False, early)
         torch.testing.assert_close(through_op, nll)
         torch.testing.assert_close(torch.autograd.grad(through_op.sum(), params)[0], first)
 
@@ -219,9 +219,13 @@ def test_gradcheck() -> None:
     for channels in (1, 3):
         params, x = leaf(make_params(1, channels, 2, 2, dtype=torch.float64)), levels(1, channels, 2)
         assert torch.autograd.gradcheck(lambda p, x=x: nll(p, x), params)
-        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, None, False)[0], params)
-        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask, False)[0], params)
-        assert torch.autograd.gradcheck(lambda p, x=x: OP(p, x, mask, True)[0], params)
+        for m, *options in (
+            (None, False, False),
+            (mask, True, False),
+            (mask, False, True),
+            (mask, True, True),
+        ):
+            assert torch.autograd.gradcheck(lambda p, x=x, m=m, o=options: OP(p, x, m, *o)[0], params)
 
 
 @needs_native

@@ -150,6 +150,22 @@ def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wan
     return torch.empty(shape, dtype=result_dtype(param), device=param.device)
 
 
+def unexpanded(param: Tensor) -> Tensor:
+    """What `param` is an expanded view of, as broadcasting left it: the kernel then sums its gradient, and none of full
+    size is written. Else param itself."""
+    base = param._base if param.requires_grad else None
+    if base is None or base.numel() >= param.numel() or param.retains_grad or param._backward_hooks:
+        return param
+    if base.dtype != param.dtype or base.is_neg() != param.is_neg() or base.ndim > param.ndim:
+        return param
+    lead = (1,) * (param.ndim - base.ndim)
+    if any(b not in (1, n) for b, n in zip((*lead, *base.shape), param.shape, strict=True)):
+        return param
+    expanded = base.expand(param.shape)
+    is_same = expanded.data_ptr() == param.data_ptr() and expanded.stride() == param.stride()
+    return base if is_same else param
+
+
 def reduce_gradient(grad: Tensor | None, param: Tensor | None) -> Tensor | None:
     """The rest of the sum, for the broadcasts that kernels do not know."""
     if grad is None or param is None or (grad.shape == param.shape and grad.dtype == param.dtype):

@@ -42,6 +42,8 @@ def latent(
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
     prior_mu, prior_logvar = prior or (None, None)
     backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise)
+    if prior is not None and backend is not None and torch.is_grad_enabled():
+        prior_mu, prior_logvar = map(_common.unexpanded, prior)
     args = (
         mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element
     )  # fmt: skip

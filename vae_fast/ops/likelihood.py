@@ -36,6 +36,8 @@ def likelihood(
             target = binarize(target, rng_state)
         reduction = "none" if per_element else "sample"
         return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction)
+    if backend is not None and torch.is_grad_enabled():
+        params = tuple([_common.unexpanded(p) if p._is_view() else p for p in params])
     nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, per_element, *params)
     return nll
 
