@@ -114,6 +114,16 @@ def entries(report: str) -> Iterator[tuple[str, str, dict[str, int]]]:
         yield architecture, name, values
 
 
+def registers(target: Path) -> int:
+    """Of the kernel in a cubin."""
+    command = [SASS_TOOL or "cuobjdump", "-res-usage", str(target)]
+    found = re.search(
+        r"REG:(\d+)", subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    assert found
+    return int(found[1])
+
+
 class Instruction(NamedTuple):
     address: int
     predicate: str  # "@!P0", or nothing
@@ -121,13 +131,20 @@ class Instruction(NamedTuple):
 
 
 def sass(target: Path, architecture: str) -> dict[str, list[Instruction]]:
-    """The instructions of each kernel of an object or a cubin."""
-    command = [SASS_TOOL or "cuobjdump", "-sass", "-arch", architecture, str(target)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """The instructions of each kernel of an object or a cubin. Those of an object are kept beside it."""
+    kept = target.with_suffix(f".{architecture}.sass")
+    if not kept.exists():
+        command = [SASS_TOOL or "cuobjdump", "-sass", "-arch", architecture, str(target)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = re.findall(r"Function : \w+|/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?[A-Z][^;]*;", text)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_text("\n".join(lines))
+        partial.rename(kept)
     functions: dict[str, list[Instruction]] = {}
-    for line in text.splitlines():
-        if name := re.search(r"Function : (\w+)", line):
-            functions[name[1]] = current = []
-        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][^;]*);", line):
-            current.append(Instruction(int(found[1], 16), (found[2] or "").strip(), found[3].strip()))
+    for line in kept.read_text().splitlines():
+        if line.startswith("Function"):
+            functions[line.split()[-1]] = current = []
+        else:
+            address, predicate, text = re.match(r"/\*(\w+)\*/\s+(@\S+ )?(.*?)\s*;", line).groups()  # type: ignore[union-attr]
+            current.append(Instruction(int(address, 16), (predicate or "").strip(), text))
     return functions
