@@ -6,22 +6,17 @@
 // with the manual's bounds and not with one chip's luck. Numbers below 2^-126 count as 0, going in and coming out (.ftz).
 #pragma once
 
-#if !defined(__CUDA_ARCH__)
-#include <cmath>
-#endif
-
 #include "elementary.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
 #if !defined(__CUDA_ARCH__)
-inline float flushed(float x) { return x > -0x1p-126f && x < 0x1p-126f ? x * 0.0f : x; }
+VAE_FAST_FN float flushed(float x) { return x > -0x1p-126f && x < 0x1p-126f ? x * 0.0f : x; }
 // Up or down: any function of the argument's bits that has no pattern.
-inline double worst(float x, double error) { return bit_cast<std::uint32_t>(x) * 0x9E3779B1u >> 31 ? error : -error; }
-inline float off_by(float x, double exact, double relative, double absolute = 0) {
-  if (exact == 0 || !std::isfinite(exact)) return static_cast<float>(exact);
-  const double error = absolute > 0 ? absolute : relative * std::fabs(exact);
-  return flushed(static_cast<float>(exact + worst(x, error)));
+VAE_FAST_FN double worst(float x, double error) { return bit_cast<std::uint32_t>(x) * 0x9E3779B1u >> 31 ? error : -error; }
+VAE_FAST_FN float off_by(float x, double exact, double relative, double absolute = 0) {
+  if (!__builtin_isfinite(exact)) return static_cast<float>(exact);
+  return flushed(static_cast<float>(exact + worst(x, absolute > 0 ? absolute : relative * exact)));
 }
 #endif
 
@@ -33,7 +28,7 @@ VAE_FAST_FN float approximate_log2(float x) {
   return y;
 #else
   const bool near = x > 0.5f && x < 2.0f;
-  return off_by(x, std::log2(static_cast<double>(flushed(x))), 0x1p-22, near ? 0x1p-22 : 0);
+  return off_by(x, __builtin_log2(static_cast<double>(flushed(x))), 0x1p-22, near ? 0x1p-22 : 0);
 #endif
 }
 
@@ -44,7 +39,7 @@ VAE_FAST_FN float approximate_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return off_by(x, std::exp2(static_cast<double>(flushed(x))), 0x1p-22);
+  return off_by(x, __builtin_exp2(static_cast<double>(flushed(x))), 0x1p-22);
 #endif
 }
 
@@ -66,7 +61,7 @@ VAE_FAST_FN float approximate_sqrt(float x) {
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return off_by(x, std::sqrt(static_cast<double>(flushed(x))), 0x1p-23);
+  return off_by(x, __builtin_sqrt(static_cast<double>(flushed(x))), 0x1p-23);
 #endif
 }
 
@@ -77,7 +72,7 @@ VAE_FAST_FN float approximate_rsqrt(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return off_by(x, 1.0 / std::sqrt(static_cast<double>(flushed(x))), 0x1.126p-23);
+  return off_by(x, 1.0 / __builtin_sqrt(static_cast<double>(flushed(x))), 0x1.126p-23);
 #endif
 }
 
