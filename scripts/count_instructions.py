@@ -283,7 +283,7 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
         # The largest logit, four a round; the sums; the gradients.
         need = {load: 5 + PER_COMPONENT * (1 + (work.stores > 0)), "STG": min(work.stores, PER_COMPONENT)}
         path = Code(code, trips=component_trips, inner_need={load: 1}).loop(need)
-        return path and (path, 1.0)
+        return (path, 1.0) if path else None
     if t.size * ITEM[dtype] > 16 and t.dtype is None:
         return None  # such a kernel reads 16 bits at most
     width = 8 * min(16, t.size * ITEM[dtype])
@@ -303,7 +303,7 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
         return size if t.likelihood and not once.count(load) else 1
 
     path = Code(code, forbidden=forbidden, trips=each_element, inner_need=inner).loop({**need, **inner})
-    return path and (path, size * max(1, round(path.count(load) / max(1, each * work.loads))))
+    return (path, size * max(1, round(path.count(load) / max(1, each * work.loads)))) if path else None
 
 
 # ---- Triton ----
@@ -355,11 +355,11 @@ def launch_of(name: str, dtype: torch.dtype) -> Callable[[], None]:
         if kernel == "categorical_forward":
             return lambda: function(logits, target, **dict(zip(("nll", "lse", "total"), sums, strict=True)))
         return lambda: function(logits, target, *sums, grad_logits=logits)
-    (params,) = tensors(1, IMAGES, PARAMETERS, PIXELS, dtype=dtype)
+    (packed,) = tensors(1, IMAGES, PARAMETERS, PIXELS, dtype=dtype)
     (target,) = tensors(1, IMAGES, CHANNELS, PIXELS, dtype=torch.uint8)
     if kernel == "mixture_forward":
-        return lambda: function(params, target, None, nll=floats(IMAGES))
-    return lambda: function(params, target, None, floats(IMAGES), grad_params=params)
+        return lambda: function(packed, target, None, nll=floats(IMAGES))
+    return lambda: function(packed, target, None, floats(IMAGES), grad_params=packed)
 
 
 def count_triton(names: Sequence[str], dtypes: Sequence[str] = tuple(ITEM)) -> Iterator[Count]:

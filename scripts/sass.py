@@ -11,6 +11,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 # By the beginning of the opcode, in this order; the rest is ALU. IMAD.WIDE counts twice for the multiplier.
@@ -27,9 +28,12 @@ PIPES = {
 
 
 class Instruction(Protocol):
-    address: int
-    predicate: str  # "@!P0", or nothing
-    text: str
+    @property
+    def address(self) -> int: ...
+    @property
+    def predicate(self) -> str: ...  # "@!P0", or nothing
+    @property
+    def text(self) -> str: ...
 
 
 def pipe(op: str) -> str:
@@ -41,7 +45,8 @@ class Block(NamedTuple):
     successors: list[int]
 
 
-class Path(NamedTuple):
+@dataclass
+class Path:
     ops: Counter[str]  # as often as a thread runs them
 
     def total(self) -> float:
@@ -207,7 +212,8 @@ class Code:
             if length > best[state][0]:
                 continue
             if have == wanted and at in ends:
-                walk, here = [], state
+                walk: list[int] = []
+                here: State | None = state
                 while here is not None:
                     walk.append(here[0])
                     here = best[here][1]

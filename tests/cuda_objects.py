@@ -30,6 +30,12 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
 LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
 
+# Access<size, dense, dtype>, mangled
+ACCESS = {
+    "4ELb1ELNS_5DTypeE0": "float32", "8ELb1ELNS_5DTypeE1": "bfloat16", "8ELb1ELNS_5DTypeE2": "float16",
+    "8ELb1ELNS_5DTypeEn1": "wide", "4ELb1ELNS_5DTypeEn1": "narrow", "4ELb0ELNS_5DTypeEn1": "any",
+}  # fmt: skip
+
 
 def flags() -> list[str]:
     """NVCC_FLAGS of setup.py, which cannot be imported."""
@@ -86,17 +92,17 @@ def compile_ops(ops: Iterable[str] = OPS) -> dict[str, tuple[Path, str]]:
 
 
 def readable(mangled: str) -> str:
-    """Kernel<Access, ...> of a mangled name: `latent_forward wide 0`, `likelihood_backward any Gaussian 1`."""
+    """Kernel<Access, ...> of a mangled name: `latent_forward wide 0`, `likelihood_backward float32 Gaussian 1`."""
     found = re.search(
         r"(latent|likelihood|categorical|mixture|noise)_(forward|backward|fill)I(.*)E[vE]", mangled
     )
     assert found, mangled
     rest = found[3]
     words = [f"{found[1]}_{found[2]}"]
-    for code, name in {"ILi8ELb1E": "wide", "ILi4ELb1E": "narrow", "ILi4ELb0E": "any"}.items():
-        if f"6Access{code}" in rest:
+    for code, name in ACCESS.items():
+        if f"6AccessILi{code}EE" in rest:
             words.append(name)
-            rest = rest.replace(f"6Access{code}", "")
+            rest = rest.replace(f"6AccessILi{code}EE", "")
     words += re.findall(rf"\d({'|'.join(LIKELIHOODS)})E", rest)
     return " ".join(words + re.findall(r"L[bi](\d)E", rest))
 
