@@ -72,6 +72,10 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype of a sum per sample, which is also that of the arithmetic."""
     for t in tensors:

@@ -14,8 +14,17 @@ from ..likelihoods import LIKELIHOODS
 from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
 
-CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
+CHUNK_BYTES = 32 << 20  # of layer outputs on a CPU: small enough for cache, large enough for the products
 
+# On a GPU, the bytes that a chunk of r rows moves to and from memory, for H inputs and V outputs of s bytes:
+#   V H (2 s + 8)   the weight, read twice; its gradient, read and written in float32 (2 s + 16 with a temporary)
+#   6 r V s         outputs and their gradients, two writes and four reads; none where they stay in the L2 cache
+# So a chunk is what half of that cache holds, the other half being for what streams by. But it has MIN_ROWS at least:
+# in bfloat16 with H = 1024 an H100 moves 855 rows' bytes while it multiplies them; 204 rows, what half its cache holds
+# of 32,000 outputs, would take it 2.3 times as long.
+MIN_ROWS = 1024
+MOST_BYTES = 256 << 20  # that MIN_ROWS may take
+L2_BYTES = 40 << 20  # an A100's, where torch does not tell
 
 Gradients = list[Tensor | None]
 
@@ -67,9 +76,10 @@ class Inputs(NamedTuple):
 
 
 def run_chunks(
-    backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor
+    backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor | None
 ) -> Gradients:
-    """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted."""
+    """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted,
+    which take a grad_nll."""
     grads: Gradients = []
     for tensor, want, is_per_sample in zip(inputs.grad_inputs, wanted, inputs.is_per_sample, strict=True):
         if tensor is None or not want:
@@ -77,12 +87,14 @@ def run_chunks(
         elif is_per_sample:
             grads.append(_common.empty(backend, tensor.shape, tensor.dtype, tensor.device))
         else:
-            grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
+            grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device))
     if backend is not FakeBackend:
         run = _categorical if inputs.spec.op == "categorical" else _elementwise
-        if inputs.sample_weight is not None:
+        if grad_nll is not None and inputs.sample_weight is not None:
             grad_nll = grad_nll * inputs.sample_weight
-        run(_Layer(backend, inputs, grads), inputs, nll, grad_nll)
+        layer = _Layer(backend, inputs, grads)
+        run(layer, inputs, nll, grad_nll)
+        layer.finish()
     return grads
 
 
@@ -96,16 +108,30 @@ class _Layer:
         self.weight = inputs.weight.detach().to(dtype)
         self.bias = None if inputs.bias is None else inputs.bias.detach().to(dtype)
         size, outputs = self.hidden.shape[0], self.weight.shape[0]
-        # Evenly cut, so that the last chunk is as worthwhile as the others.
-        count = max(1, -(-size * outputs * dtype.itemsize // CHUNK_BYTES))
-        self.step = max(1, -(-size // count))
-        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         # Links are taken in float32.
         self.linked = any(head.is_log for head in inputs.heads)
         wide = torch.float32 if self.linked else dtype
-        self.grad_buffer = None
-        if any(g is not None for g in grads):
-            self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device)
+        needs_grad = any(g is not None for g in grads)
+        # Evenly cut, so that the last chunk is as worthwhile as the others.
+        count = max(1, -(-size // _most_rows(self.weight, wide, needs_grad)))
+        self.step = max(1, -(-size // count))
+        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
+        self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device) if needs_grad else None
+        _, grad_weight, grad_bias, _, *grad_fixed = grads
+        # A row a chunk, added up in the end.
+        self.bias_sums = None
+        if grad_bias is not None:
+            self.bias_sums = (
+                grad_bias[None] if count == 1 else grad_bias.new_empty(-(-size // self.step), outputs)
+            )
+        # The weight's gradient is overwritten by the first chunk, if there is one.
+        for grad, is_per_sample in zip(grad_fixed, inputs.is_per_sample[4:], strict=True):
+            if grad is not None and not is_per_sample:
+                grad.zero_()
+        if size == 0:
+            for grad in (grad_weight, grad_bias):
+                if grad is not None:
+                    grad.zero_()
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, outputs, where to write their gradients)"""
@@ -124,20 +150,28 @@ class _Layer:
                 self.backward(rows, hidden, grad_outputs.to(self.weight.dtype))
 
     def backward(self, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
-        grad_hidden, grad_weight, grad_bias, *_ = self.grads
+        grad_hidden, grad_weight, *_ = self.grads
         if grad_hidden is not None:
             out = grad_hidden.flatten(0, -2)[rows]
             if out.dtype is grad_outputs.dtype:
                 torch.mm(grad_outputs, self.weight, out=out)
+            elif out.dtype is torch.float32 and not _common.on_cpu(out):
+                torch.mm(grad_outputs, self.weight, out_dtype=torch.float32, out=out)
             else:
                 out.copy_(torch.mm(grad_outputs, self.weight))
         if grad_weight is not None:
-            _add_product(grad_weight, grad_outputs.t(), hidden)
-        if grad_bias is not None:
-            grad_bias += grad_outputs.sum(0, dtype=torch.float32)
+            _add_product(grad_weight, grad_outputs.t(), hidden, beta=min(rows.start, 1))
+        if self.bias_sums is not None:
+            torch.sum(grad_outputs, 0, dtype=torch.float32, out=self.bias_sums[rows.start // self.step])
+
+    def finish(self) -> None:
+        """After the last chunk."""
+        grad_bias = self.grads[2]
+        if grad_bias is not None and self.bias_sums is not None and len(self.bias_sums) > 1:
+            torch.sum(self.bias_sums, 0, out=grad_bias)
 
 
-def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     likelihood, target, library, backend = inputs.likelihood, inputs.target, inputs.library, layer.backend
     spec, features = inputs.spec, math.prod(target.shape[1:])
     columns = [
@@ -166,7 +200,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         )
         if nll is not None:
             backend.likelihood_forward(likelihood, params, x, mask, None, nll=nll[rows])
-        if grad_outputs is None:
+        if grad_outputs is None or grad_nll is None:
             continue
 
         sums = [
@@ -194,21 +228,22 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             grad_outputs[:, :features].addcmul_(share[:size], total, value=-1)
 
 
-def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     """Every position of every sample is a row."""
     positions = inputs.hidden.shape[:-1]
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
-    grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
+    if grad_nll is not None:
+        grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
     for rows, outputs, grad_outputs in layer.chunks():
         logits = outputs.unsqueeze(1)
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
-        layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
         if nll is not None:
-            if masked is not None:
-                part.masked_fill_(masked[rows], 0)
-            nll.view(-1, 1)[rows] = part
-        if grad_outputs is not None:
+            part = nll.view(-1, 1)[rows]
+        layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
+        if nll is not None and masked is not None:
+            part.masked_fill_(masked[rows], 0)
+        if grad_outputs is not None and grad_nll is not None:
             layer.backend.categorical_backward(
                 logits, target[rows], lse, total, grad_nll[rows], grad_logits=grad_outputs.unsqueeze(1)
             )
@@ -220,11 +255,20 @@ def has_rows(tensor: Tensor, target: Tensor) -> bool:
     return tensor.ndim == target.ndim and tensor.shape[0] != 1
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in float32."""
-    if a.dtype is torch.float32:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=torch.float32)
+def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """total = beta total + a b, in float32; with beta = 0 whatever total held."""
+    if a.dtype is not torch.float32 and not _common.on_cpu(total):  # torch has this product for GPUs alone
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
     else:
-        total.addmm_(a.float(), b.float())
+        torch.addmm(total, a.float(), b.float(), beta=beta, out=total)
+
+
+def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool) -> int:
+    """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`."""
+    outputs, dtype = weight.shape[0], weight.dtype
+    if _common.on_cpu(weight):
+        return max(1, CHUNK_BYTES // (outputs * dtype.itemsize))
+    row_bytes = outputs * (dtype.itemsize + (wide.itemsize if wide is not dtype else 0)) * (1 + needs_grad)
+    properties = torch.cuda.get_device_properties(weight.device)
+    cache: int = getattr(properties, "L2_cache_size", 0) or L2_BYTES
+    return max(cache // 2 // row_bytes, min(MIN_ROWS, MOST_BYTES // row_bytes), 1)
