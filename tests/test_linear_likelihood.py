@@ -246,7 +246,7 @@ class Products:
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths that a GPU takes. Its cache holds less than MIN_ROWS."""
     monkeypatch.setattr(_common, "on_cpu", lambda tensor: False)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=64))
+    monkeypatch.setattr(chunks, "_l2_bytes", lambda device: 64)
     monkeypatch.setattr(chunks, "MIN_ROWS", 4)
 
 
@@ -283,6 +283,7 @@ def test_chunks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         known: dict[str, int], outputs: int, dtype: torch.dtype, wide: torch.dtype, grad: bool = True
     ) -> int:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**known))
+        chunks._l2_bytes.cache_clear()
         return chunks._most_rows(torch.empty(outputs, 0, dtype=dtype), wide, grad)
 
     monkeypatch.setattr(_common, "on_cpu", lambda tensor: False)
@@ -295,6 +296,7 @@ def test_chunks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows(h100, 32000, half, half) == 1024
     assert rows(h100, 250000, half, half) == (256 << 20) // 1000000
     assert rows(h100, 1 << 30, half, half) == 1
+    chunks._l2_bytes.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["gaussian, two heads", "zinb, three heads, library", "categorical"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -104,9 +105,9 @@ class _Layer:
     def __init__(self, backend: Any, inputs: Inputs, grads: Gradients) -> None:
         dtype, device = inputs.dtype, inputs.hidden.device
         self.backend, self.grads = backend, grads
-        self.hidden = inputs.hidden.detach().flatten(0, -2)
-        self.weight = inputs.weight.detach().to(dtype)
-        self.bias = None if inputs.bias is None else inputs.bias.detach().to(dtype)
+        self.hidden = inputs.hidden.flatten(0, -2)
+        self.weight = inputs.weight.to(dtype)
+        self.bias = None if inputs.bias is None else inputs.bias.to(dtype)
         size, outputs = self.hidden.shape[0], self.weight.shape[0]
         # Links are taken in float32.
         self.linked = any(head.is_log for head in inputs.heads)
@@ -115,6 +116,7 @@ class _Layer:
         # Evenly cut, so that the last chunk is as worthwhile as the others.
         count = max(1, -(-size // _most_rows(self.weight, wide, needs_grad)))
         self.step = max(1, -(-size // count))
+        self.is_whole = self.step >= size
         self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device) if needs_grad else None
         _, grad_weight, grad_bias, _, *grad_fixed = grads
@@ -133,18 +135,23 @@ class _Layer:
                 if grad is not None:
                     grad.zero_()
 
+    def cut(self, tensor: Tensor, rows: slice) -> Tensor:
+        """The rows of a chunk. A view takes longer than a small kernel: a single chunk has none."""
+        return tensor if self.is_whole else tensor[rows]
+
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, outputs, where to write their gradients)"""
-        size = self.hidden.shape[0]
+        size, transposed = self.hidden.shape[0], self.weight.t()
         for start in range(0, size, self.step):
             rows = slice(start, min(start + self.step, size))
-            hidden = self.hidden[rows].to(self.weight.dtype)
-            outputs = self.buffer[: rows.stop - start]
+            hidden = self.cut(self.hidden, rows).to(self.weight.dtype)
+            own = slice(rows.stop - start)
+            outputs = self.cut(self.buffer, own)
             if self.bias is None:
-                torch.mm(hidden, self.weight.t(), out=outputs)
+                torch.mm(hidden, transposed, out=outputs)
             else:
-                torch.addmm(self.bias, hidden, self.weight.t(), out=outputs)
-            grad_outputs = None if self.grad_buffer is None else self.grad_buffer[: rows.stop - start]
+                torch.addmm(self.bias, hidden, transposed, out=outputs)
+            grad_outputs = None if self.grad_buffer is None else self.cut(self.grad_buffer, own)
             yield rows, outputs.float() if self.linked else outputs, grad_outputs
             if grad_outputs is not None:
                 self.backward(rows, hidden, grad_outputs.to(self.weight.dtype))
@@ -152,7 +159,7 @@ class _Layer:
     def backward(self, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
         grad_hidden, grad_weight, *_ = self.grads
         if grad_hidden is not None:
-            out = grad_hidden.flatten(0, -2)[rows]
+            out = self.cut(grad_hidden.flatten(0, -2), rows)
             if out.dtype is grad_outputs.dtype:
                 torch.mm(grad_outputs, self.weight, out=out)
             elif out.dtype is torch.float32 and not _common.on_cpu(out):
@@ -182,7 +189,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
     grad_library, *grad_fixed = layer.grads[3:]
     for rows, outputs, grad_outputs in layer.chunks():
-        x = target[rows]
+        x = layer.cut(target, rows)
         size = x.shape[0]
         for i, (head, at) in enumerate(columns):
             param = outputs[:, at]
@@ -191,15 +198,13 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                 torch.mul(share[:size], library[rows, None], out=param)
             else:
                 (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
-        fixed_params = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.fixed_params]
+        fixed_params = [layer.cut(p, rows) if has_rows(p, target) else p for p in inputs.fixed_params]
         mask = inputs.mask
         if mask is not None:
-            mask = (mask[rows] if has_rows(mask, target) else mask).expand_as(x)
-        params = spec.in_order(
-            outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in fixed_params]
-        )
+            mask = _common.expand(layer.cut(mask, rows) if has_rows(mask, target) else mask, x.shape)
+        params = spec.in_order(_by_head(outputs, x.shape), [_common.expand(p, x.shape) for p in fixed_params])
         if nll is not None:
-            backend.likelihood_forward(likelihood, params, x, mask, None, nll=nll[rows])
+            backend.likelihood_forward(likelihood, params, x, mask, None, nll=layer.cut(nll, rows))
         if grad_outputs is None or grad_nll is None:
             continue
 
@@ -207,9 +212,8 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             _common.empty_gradient(backend, p, x.shape, g is not None)
             for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
-        heads = grad_outputs.view(size, -1, *x.shape[1:])
-        grads = spec.in_order(heads.unbind(1), sums)
-        backend.likelihood_backward(likelihood, params, x, mask, None, grad_nll[rows], grads=grads)
+        grads = spec.in_order(_by_head(grad_outputs, x.shape), sums)
+        backend.likelihood_backward(likelihood, params, x, mask, None, layer.cut(grad_nll, rows), grads=grads)
         for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
             if grad is not None and part is not None:
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
@@ -239,16 +243,24 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         logits = outputs.unsqueeze(1)
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
         if nll is not None:
-            part = nll.view(-1, 1)[rows]
-        layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
+            part = layer.cut(nll.view(-1, 1), rows)
+        x = layer.cut(target, rows)
+        layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
         if nll is not None and masked is not None:
             part.masked_fill_(masked[rows], 0)
         if grad_outputs is not None and grad_nll is not None:
             layer.backend.categorical_backward(
-                logits, target[rows], lse, total, grad_nll[rows], grad_logits=grad_outputs.unsqueeze(1)
+                logits, x, lse, total, layer.cut(grad_nll, rows), grad_logits=grad_outputs.unsqueeze(1)
             )
             if masked is not None:
                 grad_outputs.masked_fill_(masked[rows], 0)
+
+
+def _by_head(outputs: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """The layer's outputs (rows, heads * features), in the target's shape."""
+    if outputs.shape == shape:
+        return (outputs,)
+    return outputs.view(shape[0], -1, *shape[1:]).unbind(1)
 
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:
@@ -269,6 +281,9 @@ def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool) -> int:
     if _common.on_cpu(weight):
         return max(1, CHUNK_BYTES // (outputs * dtype.itemsize))
     row_bytes = outputs * (dtype.itemsize + (wide.itemsize if wide is not dtype else 0)) * (1 + needs_grad)
-    properties = torch.cuda.get_device_properties(weight.device)
-    cache: int = getattr(properties, "L2_cache_size", 0) or L2_BYTES
-    return max(cache // 2 // row_bytes, min(MIN_ROWS, MOST_BYTES // row_bytes), 1)
+    return max(_l2_bytes(weight.device) // 2 // row_bytes, min(MIN_ROWS, MOST_BYTES // row_bytes), 1)
+
+
+@functools.cache
+def _l2_bytes(device: torch.device) -> int:
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or L2_BYTES
