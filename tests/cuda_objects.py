@@ -30,6 +30,12 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
 LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
 
+# Access<size, dense, dtype>, mangled
+ACCESS = {
+    "4ELb1ELNS_5DTypeE0": "float32", "8ELb1ELNS_5DTypeE1": "bfloat16", "8ELb1ELNS_5DTypeE2": "float16",
+    "8ELb1ELNS_5DTypeEn1": "wide", "4ELb1ELNS_5DTypeEn1": "narrow", "4ELb0ELNS_5DTypeEn1": "any",
+}  # fmt: skip
+
 
 def flags() -> list[str]:
     """NVCC_FLAGS of setup.py, which cannot be imported."""
@@ -86,17 +92,17 @@ def compile_ops(ops: Iterable[str] = OPS) -> dict[str, tuple[Path, str]]:
 
 
 def readable(mangled: str) -> str:
-    """Kernel<Access, ...> of a mangled name: `latent_forward wide 0`, `likelihood_backward any Gaussian 1`."""
+    """Kernel<Access, ...> of a mangled name: `latent_forward wide 0`, `likelihood_backward float32 Gaussian 1`."""
     found = re.search(
         r"(latent|likelihood|categorical|mixture|noise)_(forward|backward|fill)I(.*)E[vE]", mangled
     )
     assert found, mangled
     rest = found[3]
     words = [f"{found[1]}_{found[2]}"]
-    for code, name in {"ILi8ELb1E": "wide", "ILi4ELb1E": "narrow", "ILi4ELb0E": "any"}.items():
-        if f"6Access{code}" in rest:
+    for code, name in ACCESS.items():
+        if f"6AccessILi{code}EE" in rest:
             words.append(name)
-            rest = rest.replace(f"6Access{code}", "")
+            rest = rest.replace(f"6AccessILi{code}EE", "")
     words += re.findall(rf"\d({'|'.join(LIKELIHOODS)})E", rest)
     return " ".join(words + re.findall(r"L[bi](\d)E", rest))
 
@@ -114,6 +120,16 @@ def entries(report: str) -> Iterator[tuple[str, str, dict[str, int]]]:
         yield architecture, name, values
 
 
+def registers(target: Path) -> int:
+    """Of the kernel in a cubin."""
+    command = [SASS_TOOL or "cuobjdump", "-res-usage", str(target)]
+    found = re.search(
+        r"REG:(\d+)", subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    assert found
+    return int(found[1])
+
+
 class Instruction(NamedTuple):
     address: int
     predicate: str  # "@!P0", or nothing
@@ -121,13 +137,20 @@ class Instruction(NamedTuple):
 
 
 def sass(target: Path, architecture: str) -> dict[str, list[Instruction]]:
-    """The instructions of each kernel of an object or a cubin."""
-    command = [SASS_TOOL or "cuobjdump", "-sass", "-arch", architecture, str(target)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """The instructions of each kernel of an object or a cubin. Those of an object are kept beside it."""
+    kept = target.with_suffix(f".{architecture}.sass")
+    if not kept.exists():
+        command = [SASS_TOOL or "cuobjdump", "-sass", "-arch", architecture, str(target)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines = re.findall(r"Function : \w+|/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?[A-Z][^;]*;", text)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_text("\n".join(lines))
+        partial.rename(kept)
     functions: dict[str, list[Instruction]] = {}
-    for line in text.splitlines():
-        if name := re.search(r"Function : (\w+)", line):
-            functions[name[1]] = current = []
-        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][^;]*);", line):
-            current.append(Instruction(int(found[1], 16), (found[2] or "").strip(), found[3].strip()))
+    for line in kept.read_text().splitlines():
+        if line.startswith("Function"):
+            functions[line.split()[-1]] = current = []
+        else:
+            address, predicate, text = re.match(r"/\*(\w+)\*/\s+(@\S+ )?(.*?)\s*;", line).groups()  # type: ignore[union-attr]
+            current.append(Instruction(int(address, 16), (predicate or "").strip(), text))
     return functions

@@ -128,8 +128,8 @@ DEFECTS = {
     ),
     "a mask that backward forgets": (
         "cuda/likelihood.cu",
-        "= kept ? upstream * by[p] : 0.0f;",
-        "= kept || !kept ? upstream * by[p] : 0.0f;",
+        "= kept ? upstream * value(by[p]) : 0.0f;",
+        "= kept || !kept ? upstream * value(by[p]) : 0.0f;",
         "likelihood",
         "test_mask",
     ),

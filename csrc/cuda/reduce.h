@@ -109,7 +109,7 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
           for (int i = 0; i < size; ++i) value[i] += __ldcg(partial + tile * width + i);
       sum_over_rows(value, grid.lanes());
     }
-    const std::int64_t column = column_of<size>(grid, at.chunk);
+    const std::int64_t column = column_of<A>(grid, at.chunk);
 #pragma unroll
     for (int i = 0; i < size; ++i)
       if (first && column + i < grid.columns) out[column + i] = static_cast<float>(value[i]);

@@ -2,7 +2,7 @@
 the sanitizers.
 
 Everything is held against the definition in float64, and against the CPU engine, which runs the same csrc/formulas:
-where both have fused multiply-add, what is not a sum must have the same bits.
+where both have fused multiply-add, and no hardware approximation takes part, what is not a sum must have the same bits.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) ->
     """The prior in mu's shape, by strides of zero."""
     if prior_mu is None or prior_logvar is None:
         return None
-    return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
+    return _common.expand(prior_mu, mu.shape), _common.expand(prior_logvar, mu.shape)
 
 
 def _check(

@@ -28,7 +28,7 @@ def mixture(params: Tensor, target: Tensor, mask: Tensor | None = None, per_elem
         reduction = "none" if per_element else "sample"
         return reference.discretized_logistic_mixture_nll(params, target, mask=mask, reduction=reduction)
     needs_grad = _common.needs_grad(params)
-    forward_grads = needs_grad and params.device.type == "cpu" and params.dtype == torch.float32
+    forward_grads = needs_grad and _common.on_cpu(params) and params.dtype == torch.float32
     nll: Tensor = MIXTURE(backend, params, target, mask, per_element, forward_grads)
     return nll
 
