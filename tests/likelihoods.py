@@ -120,6 +120,7 @@ LIKELIHOODS = {
     ),
     "continuous_bernoulli": Likelihood(continuous_bernoulli, (away_from_zero,)),
     "gaussian": Likelihood(gaussian, (identity, identity)),
+    "unit_gaussian": Likelihood(lambda m, x: gaussian(m, x, torch.zeros_like(m)), (identity,)),
     "laplace": Likelihood(laplace, (identity, identity)),
     "discretized_logistic": Likelihood(discretized_logistic, (lambda n: n / 2, lambda n: n - 3)),
     "poisson": Likelihood(poisson, (lambda n: (2 * n).exp(),), counts=True),
@@ -160,6 +161,8 @@ def make_target(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> T
 def function(name: str) -> Callable[..., Tensor]:
     if name == "bernoulli_probs":
         return vae_fast.bernoulli_nll_from_probs
+    if name == "unit_gaussian":
+        return vae_fast.gaussian_nll
     return getattr(vae_fast, f"{name}_nll")  # type: ignore[no-any-return]
 
 

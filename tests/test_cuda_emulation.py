@@ -128,8 +128,8 @@ DEFECTS = {
     ),
     "a mask that backward forgets": (
         "cuda/likelihood.cu",
-        "= kept ? upstream * by[p] : 0.0f;",
-        "= kept || !kept ? upstream * by[p] : 0.0f;",
+        "= kept ? upstream * value(by[p]) : 0.0f;",
+        "= kept || !kept ? upstream * value(by[p]) : 0.0f;",
         "likelihood",
         "test_mask",
     ),
@@ -154,10 +154,10 @@ DEFECTS = {
         "mixture",
         "checks_mixture and masks",
     ),
-    "tickets that stay": (
+    "the first block taken for the last": (
         "cuda/reduce.h",
-        "static_cast<unsigned>(blocks - 1)) ==",
-        "static_cast<unsigned>(blocks)) ==",
+        "static_cast<unsigned>(blocks - 1)) == blocks - 1",
+        "static_cast<unsigned>(blocks - 1)) == 0",
         "likelihood",
         "test_likelihood and dense",
     ),

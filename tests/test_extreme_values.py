@@ -126,6 +126,11 @@ CASES: dict[str, Case] = {  # formula, function and what its arguments are, targ
         after_target(vae_fast.gaussian_nll),
         ([1.0, 1e19], [0.0, 1.0, MAX, -1e19], SCALES),
     ),
+    "unit_gaussian": (
+        lambda x, m: gaussian(x, m, mpf(0))[:2],
+        after_target(vae_fast.gaussian_nll),
+        ([0.0, 1.0, 1e19], [*DIFFERENCES, 2.5e19]),
+    ),
     "laplace": (
         laplace,
         after_target(vae_fast.laplace_nll),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from linear_heads import (
     uniform,
 )
 from vae_fast import backends, reference
-from vae_fast.ops import chunks
+from vae_fast.ops import _common, chunks
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,88 @@ def test_sums_over_samples_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(
                 grad.float(), torch.full_like(grad, g.sum(), dtype=torch.float32).bfloat16().float()
             )
+
+
+class Products:
+    """torch.mm and torch.addmm with products of 16-bit matrices in float32, which torch has for GPUs alone, and what
+    they were called with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        addmm, mm = torch.addmm, torch.mm
+
+        def wide_addmm(total: Tensor, a: Tensor, b: Tensor, *, out: Tensor, **options: Any) -> Tensor:
+            if "out_dtype" not in options:
+                return addmm(total, a, b, out=out, **options)
+            assert total is out
+            self.calls.append(("addmm", out.dtype, a.dtype, b.dtype, *options.values()))
+            return addmm(out, a.float(), b.float(), beta=options["beta"], out=out)
+
+        def wide_mm(a: Tensor, b: Tensor, *, out: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+            if out_dtype is None:
+                return mm(a, b, out=out)
+            self.calls.append(("mm", out.dtype, a.dtype, b.dtype, out_dtype))
+            return mm(a.float(), b.float(), out=out)
+
+        monkeypatch.setattr(torch, "addmm", wide_addmm)
+        monkeypatch.setattr(torch, "mm", wide_mm)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths that a GPU takes. Its cache holds less than MIN_ROWS."""
+    monkeypatch.setattr(_common, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(chunks, "_l2_bytes", lambda device: 64)
+    monkeypatch.setattr(chunks, "MIN_ROWS", 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, None])
+def test_products_on_a_gpu(
+    dtype: torch.dtype | None, kernels: str, on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weight's gradient is summed inside the product, in float32; the first chunk ignores what is there. (None:
+    float32 tensors under autocast, where the gradient of hidden is float32 as well.)"""
+    products, case = Products(monkeypatch), CASES["gaussian"]
+    single, half = torch.float32, dtype or torch.bfloat16
+    tensors = layer(case, dtype or single)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    with torch.autocast("cpu", half, enabled=dtype is None):
+        nll = fused(case, tensors, {})
+    assert products.calls == []
+    grads = torch.autograd.grad(nll, tensors, upstream(nll, even=False))
+    addmm = ("addmm", single, half, half, single)
+    calls = [(*addmm, 0), (*addmm, 1), (*addmm, 1)]
+    if dtype is None:
+        calls = [call for c in calls for call in (("mm", single, half, half, single), c)]
+    assert products.calls == ([] if dtype is single else calls)
+    truth = case[4](F.linear(*exact), case[2].double())
+    for grad, want in zip(grads, torch.autograd.grad(truth, exact, upstream(truth, even=False)), strict=True):
+        assert grad.dtype is (dtype or single)
+        eps = torch.finfo(half).eps
+        torch.testing.assert_close(grad.double(), want, rtol=4 * eps, atol=4 * eps * want.abs().max().item())
+
+
+def test_chunks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the L2 cache, of outputs and gradients; rows enough for the products, unless they fill the memory."""
+
+    def rows(
+        known: dict[str, int], outputs: int, dtype: torch.dtype, wide: torch.dtype, grad: bool = True
+    ) -> int:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**known))
+        chunks._l2_bytes.cache_clear()
+        return chunks._most_rows(torch.empty(outputs, 0, dtype=dtype), wide, grad)
+
+    monkeypatch.setattr(_common, "on_cpu", lambda tensor: False)
+    single, half, h100 = torch.float32, torch.bfloat16, {"L2_cache_size": 50 << 20}
+    assert rows(h100, 784, single, single) == (25 << 20) // (784 * 8)
+    assert rows(h100, 784, single, single, grad=False) == (25 << 20) // (784 * 4)
+    assert rows(h100, 784, half, half) == (25 << 20) // (784 * 4)
+    assert rows(h100, 784, half, single) == (25 << 20) // (784 * 12)
+    assert rows({}, 784, single, single) == (20 << 20) // (784 * 8)
+    assert rows(h100, 32000, half, half) == 1024
+    assert rows(h100, 250000, half, half) == (256 << 20) // 1000000
+    assert rows(h100, 1 << 30, half, half) == 1
+    chunks._l2_bytes.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["gaussian, two heads", "zinb, three heads, library", "categorical"])

@@ -297,6 +297,22 @@ def test_threads_do_not_change_the_bits(engine: ModuleType, shape: tuple[int, in
     assert_same_bits_for_threads(compute)
 
 
+@pytest.mark.parametrize("likelihood", ELEMENTWISE)
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_kernel_counts_its_parameters(likelihood: str, off: int) -> None:
+    """It would read what is not there."""
+    x = torch.ones(2, 3)
+    right = len(ELEMENTWISE[likelihood].parameters)
+    params = (x,) * (right + off)
+    message = f"expected {right} parameters, but got {right + off}"
+    with pytest.raises(ValueError, match=message):
+        cpu.likelihood_forward(likelihood, params, x, None, None, nll=torch.empty(2))
+    with pytest.raises(ValueError, match=message):
+        cpu.likelihood_backward(
+            likelihood, params, x, None, None, torch.ones(2), grads=(torch.empty_like(x),) * len(params)
+        )
+
+
 @pytest.mark.skipif(not X86, reason="instruction sets are chosen on x86-64 only")
 def test_environment_chooses_the_instruction_set() -> None:
     def run(isa: str) -> subprocess.CompletedProcess[str]:

@@ -20,19 +20,13 @@ import torch
 from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from triton.backends.compiler import GPUTarget  # noqa: E402
-
 from conftest import HANG  # noqa: E402
+from triton_objects import TARGETS, Driver, floats, tensors  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
 from vae_fast.backends.contract import Rows  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 # Bytes that must be under way in each multiprocessor to keep its memory busy: bandwidth times latency (about 2, 4.8 and
 # 5.3 TB/s, 600 to 800 ns) over the number of multiprocessors (108, 132, 304).
 IN_FLIGHT = {"sm_80": 12 * 1024, "sm_90": 25 * 1024, "gfx942": 14 * 1024}
@@ -40,22 +34,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
 STATE = torch.empty(2, dtype=torch.int64, device="meta")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
-class Driver:
-    """As much of a GPU driver as compiling asks for."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGETS[self.name]
-
-    def get_current_device(self) -> int:
-        return list(TARGETS).index(self.name)
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 class Kernel:
@@ -153,15 +131,6 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compil
     yield call
     monkeypatch.undo()
     launch.forget()
-
-
-def tensors(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Tensors without memory: a compiler reads only shapes, strides and dtypes."""
-    return [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)]
-
-
-def floats(*shape: int) -> Tensor:
-    return tensors(1, *shape)[0]
 
 
 class TestInterpreted:

@@ -5,9 +5,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <stdexcept>
+#include <string>
 
 #include "../api/arguments.h"
+#include "../formulas/likelihoods.h"
 
 namespace vae_fast {
 namespace py = pybind11;
@@ -172,9 +175,24 @@ void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t dr
   Engine(where).run(a);
 }
 
+// A kernel reads as many as its formula has.
+inline void check_parameters(int likelihood, const py::tuple& parameters) {
+  constexpr std::size_t expected[] = {
+#define VAE_FAST_LIKELIHOOD(name, Struct, counts) Struct::parameters,
+#include "../api/likelihoods.def"
+  };
+  if (likelihood < 0 || likelihood >= static_cast<int>(std::size(expected)))
+    throw std::invalid_argument("likelihood: there is none of number " + std::to_string(likelihood));
+  std::size_t given = 0;
+  for (py::handle p : parameters) given += !p.is_none();
+  if (given != expected[likelihood] || given != parameters.size())
+    throw std::invalid_argument("likelihood: expected " + std::to_string(expected[likelihood]) + " parameters, but got " + std::to_string(given));
+}
+
 template <class Engine>
 void likelihood_forward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& nll) {
+  check_parameters(likelihood, parameters);
   const Shape shape(sizes);
   auto a = of_shape<LikelihoodForward>(shape);
   a.likelihood = likelihood;
@@ -190,6 +208,8 @@ template <class Engine>
 void likelihood_backward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
                          const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows,
                          const py::object& grad_nll, const py::tuple& gradients) {
+  check_parameters(likelihood, parameters);
+  if (gradients.size() != parameters.size()) throw std::invalid_argument("likelihood: expected a gradient, or None, for each parameter");
   const Shape shape(sizes);
   const RowSum from_nll = row_sum_of(grad_nll);
   auto a = of_shape<LikelihoodBackward>(shape);

@@ -1,28 +1,43 @@
 // How a kernel reads and writes its tensors: decided on the host, once a launch.
 //
-// A kernel is compiled three times, not once per combination of dtypes and layouts. Alignment and strides decide which
-// of the three; the dtype of a tensor is looked at in the kernel (memory.h), where all threads agree and the branch
-// costs an instruction or two for 4 or 8 elements.
-//   Wide   8 elements, dense: 16-bit tensors in one 128-bit access, 8-bit targets in 64 bits
-//   Narrow 4 elements, dense: float32 in one 128-bit access, 16-bit tensors in 64 bits, 8-bit targets in 32
-//   Any    4 elements one by one: any strides, any alignment, rows of any length
-// A tensor that is constant along its rows (stride 0) fits all of them. Kernels with a prior or with sums over the batch
-// have no Wide form: its registers would leave a processor with a single block.
+// A kernel is compiled for the common cases and once for everything else, not for every combination of dtypes and
+// layouts:
+//   Plain<dtype>  float32 in 4 elements or 16 bits in 8, one 128-bit access a tensor: all tensors of numbers are dense and
+//                 of one dtype, and what the kernel may be asked for besides, it is not (`plain` in its run function)
+//   Wide          8 elements, dense: 16-bit tensors in one 128-bit access, 8-bit targets in 64 bits
+//   Narrow        4 elements, dense: float32 in one 128-bit access, 16-bit tensors in 64 bits, 8-bit targets in 32
+//   Any           4 elements one by one: any strides, any alignment, rows of any length
+// In the last three the dtype of a tensor, and whether it is constant along its rows (stride 0), is looked at in the
+// kernel (memory.h). All threads agree, yet of latent's 101 instructions an element (sm_90) 34 were these branches and
+// the addresses between them. Kernels with a prior or with sums over the batch have no form of 8 elements: its registers
+// would leave a processor with a single block.
 #pragma once
 
-#include "../math/portable.h"
+#include <type_traits>
+
+#include "../math/approximate.h"
 #include "grid.h"
 
 namespace vae_fast {
 
-template <int kSize, bool kDense> struct Access {
+constexpr DType kAnyDType = static_cast<DType>(-1);
+
+template <int kSize, bool kDense, DType kDType = kAnyDType> struct Access {
   static constexpr int size = kSize;
-  static constexpr bool dense = kDense;
+  static constexpr bool dense = kDense, plain = kDType != kAnyDType;
+  static constexpr DType dtype = kDType;
 };
+template <DType kDType> using Plain = Access<kDType == DType::float32 ? 4 : 8, true, kDType>;
 using Wide = Access<8, true>;
 using Narrow = Access<4, true>;
 using Any = Access<4, false>;
-enum class AccessKind { wide, narrow, any };
+enum class AccessKind { plain_float32, plain_bfloat16, plain_float16, wide, narrow, any };
+
+// The form for what a plain one's branches leave to run time, with as many elements.
+template <class A> using Unplain = Access<A::size, A::dense>;
+
+// 16-bit results round what float32 arithmetic errs by.
+template <class A> using Arithmetic = std::conditional_t<A::plain && A::size == 8, Rough, float>;
 
 VAE_FAST_FN bool constant_row(const View& v) { return v.dims == 0 || (v.dims == 1 && v.stride[0] == 0); }
 
@@ -35,30 +50,42 @@ inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws)
          (draws <= 1 || aligned(v.draw_stride));
 }
 
+// The forms that a launch may take. In a plain one those of the views may be constant that `constants` has a bit for.
+struct Forms { bool plain = true, wide = true; std::uint32_t constants = 0; };
+
 // `draws`: of those tensors that have them; the others have a draw_stride of 0.
 template <std::size_t n>
-AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws,
-                         bool may_be_wide = true) {
-  bool wide = may_be_wide && columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false;
-  for (const View* v : views) {
+AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws, Forms forms) {
+  bool wide = forms.wide && columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false, plain = forms.plain;
+  const DType dtype = (*views)->dtype;
+  for (std::size_t i = 0; i < n; ++i) {
+    const View* const v = views[i];
     wide = wide && fits(*v, 8, rows, draws);
     narrow = narrow && fits(*v, 4, rows, draws);
     has_16_bits = has_16_bits || (*v && v->item_size() == 2 && !constant_row(*v));
+    plain = plain && (!*v || (v->dtype == dtype && (!constant_row(*v) || forms.constants >> i & 1)));
   }
+  if (plain && narrow && dtype == DType::float32) return AccessKind::plain_float32;
+  if (plain && wide && dtype == DType::bfloat16) return AccessKind::plain_bfloat16;
+  if (plain && wide && dtype == DType::float16) return AccessKind::plain_float16;
   if (wide && has_16_bits) return AccessKind::wide;
   return narrow ? AccessKind::narrow : AccessKind::any;
 }
 
-constexpr int chunk_size(AccessKind kind) { return kind == AccessKind::wide ? 8 : 4; }
-
-// Calls body(Access{}) for the kind, or for narrow and any alone.
-template <class Body> void with_narrow_access(AccessKind kind, Body body) {
-  if (kind == AccessKind::narrow) body(Narrow{});
-  else body(Any{});
+constexpr int chunk_size(AccessKind kind) {
+  return kind == AccessKind::plain_bfloat16 || kind == AccessKind::plain_float16 || kind == AccessKind::wide ? 8 : 4;
 }
-template <class Body> void with_access(AccessKind kind, Body body) {
-  if (kind == AccessKind::wide) body(Wide{});
-  else with_narrow_access(kind, body);
+
+// Calls body(Access{}) for the kind; without kWide for one that has 4 elements.
+template <bool kWide, class Body> void with_access(AccessKind kind, Body body) {
+  if constexpr (kWide) {
+    if (kind == AccessKind::plain_bfloat16) return body(Plain<DType::bfloat16>{});
+    if (kind == AccessKind::plain_float16) return body(Plain<DType::float16>{});
+    if (kind == AccessKind::wide) return body(Wide{});
+  }
+  if (kind == AccessKind::plain_float32) return body(Plain<DType::float32>{});
+  if (kind == AccessKind::narrow) return body(Narrow{});
+  body(Any{});
 }
 
 // Where the first dimension of a sample is the fast one in memory (channels-last), threads side by side take the same

@@ -56,7 +56,8 @@ template <bool kCounts> struct Terms {
     largest = to;
   }
 
-  template <int kSize> VAE_FAST_DEVICE void add(const float (&logits)[kSize], const float (&target)[kSize], int count_) {
+  // F: the arithmetic of one element.
+  template <class F, int kSize> VAE_FAST_DEVICE void add(const float (&logits)[kSize], const float (&target)[kSize], int count_) {
     float top = largest;
 #pragma unroll
     for (int i = 0; i < kSize; ++i)
@@ -66,7 +67,7 @@ template <bool kCounts> struct Terms {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       if (i >= count_) continue;
-      sum += exp_nonpositive(logits[i] - largest);
+      sum += value(exp_nonpositive(F(logits[i] - largest)));
       if constexpr (kCounts) {
         x += target[i];
         if (target[i] != 0.0f) weighted += target[i] * (largest - logits[i]);  // nobody counts what cannot be: l = -inf
@@ -162,7 +163,7 @@ categorical_forward(const __grid_constant__ Forward a, const __grid_constant__ G
       float logits[A::size], target[A::size];
       if constexpr (kCounts) load<A, Content::targets>(a.target, position.in(a.target), column, count, target);
       unpack<A>(a.logits, raw, logits);
-      terms.add(logits, target, count);
+      terms.template add<Arithmetic<A>>(logits, target, count);
     }
   }
   terms = merge_over_lanes(terms, grid.lanes());
@@ -206,8 +207,8 @@ categorical_backward(const __grid_constant__ Backward a, const __grid_constant__
 #pragma unroll
     for (int i = 0; i < A::size; ++i) {
       const float x = kCounts ? target[i] : column + i == index ? 1.0f : 0.0f;
-      const Factors<float> share = exp_factors_below(logits[i] - lse);  // a total may count what exp() leaves out
-      logits[i] = ignored ? 0.0f : upstream * fma(total * share.first, share.second, -x);
+      const auto share = exp_factors_below(Arithmetic<A>(logits[i] - lse));  // a total may count what exp() leaves out
+      logits[i] = ignored ? 0.0f : upstream * fma(total * value(share.first), value(share.second), -x);
     }
     store<A>(a.grad_logits, position.in(a.grad_logits), column, count, logits);
   }
@@ -239,7 +240,7 @@ Grid tile(std::int64_t rows, std::int64_t classes, AccessKind kind, const View& 
 
 // Calls body(Access{}, std::bool_constant<counts>).
 template <class Body> void with_kernel(AccessKind kind, bool counts, Body body) {
-  with_access(kind, [&](auto access) {
+  with_access<true>(kind, [&](auto access) {
     if (counts) body(access, std::true_type{});
     else body(access, std::false_type{});
   });
@@ -251,8 +252,8 @@ void run(CategoricalForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.batch * a.positions;
   if (rows == 0) return;
   Forward args{a.positions, a.classes, rows_of(a.logits, a.classes), rows_of(a.target, a.classes, a.counts), a.nll, a.lse, a.total, nullptr};
-  const View* const views[] = {&args.logits, &args.target};
-  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch);
+  const View absent{}, *const views[] = {&args.logits, a.counts ? &args.target : &absent};
+  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch, {});
   Grid grid = tile(rows, a.classes, kind, args.logits);
   if (grid.segments > 1) {
     const Scratch scratch = allocate(rows * grid.segments * (a.counts ? Terms<true>::numbers : Terms<false>::numbers), rows);
@@ -269,8 +270,8 @@ void run(CategoricalBackward a, const Stream& stream, const Allocate&) {
   if (rows * a.classes == 0) return;
   const Backward args{a.positions, a.classes, rows_of(a.logits, a.classes), rows_of(a.target, a.classes, a.counts),
                       rows_of(a.grad_logits, a.classes), a.lse, a.total, a.grad_nll};
-  const View* const views[] = {&args.logits, &args.target, &args.grad_logits};
-  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch);
+  const View absent{}, *const views[] = {&args.logits, a.counts ? &args.target : &absent, &args.grad_logits};
+  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch, {});
   const Grid grid = tile(rows, a.classes, kind, args.logits);
   with_kernel(kind, a.counts, [&](auto access, auto counts) {
     launch("categorical_backward", categorical_backward<decltype(access), counts.value>, stream, grid.blocks(), kThreads, args, grid);

@@ -10,8 +10,8 @@ namespace vae_fast {
 
 struct Stream { int device = 0; std::uintptr_t handle = 0; };
 
-// Memory where several blocks share a sum: `partials` float64 numbers, and `tickets` 32-bit zeros that the launch
-// leaves as zeros. Asked for only then, at most once a launch, and used on its stream alone.
+// Memory where several blocks share a sum: `partials` float64 numbers, and `tickets` 32-bit zeros. Asked for only then,
+// at most once a launch, and used by it alone.
 struct Scratch { double* partials = nullptr; std::uint32_t* tickets = nullptr; };
 using Allocate = std::function<Scratch(std::int64_t partials, std::int64_t tickets)>;
 

@@ -104,8 +104,8 @@ VAE_FAST_DEVICE Place place(const Grid& g) {
 }
 
 // The first element of a chunk.
-template <int kSize> VAE_FAST_DEVICE std::int64_t column_of(const Grid& g, std::int64_t chunk) {
-  if (g.runs > 1) {
+template <class A> VAE_FAST_DEVICE std::int64_t column_of(const Grid& g, std::int64_t chunk) {
+  if (!A::dense && g.runs > 1) {
     if (g.chunks <= 0xFFFFFFFFll) {  // a 64-bit division is slow
       const std::uint32_t c = static_cast<std::uint32_t>(chunk), runs = static_cast<std::uint32_t>(g.runs);
       chunk = c % runs * g.run_chunks + c / runs;
@@ -113,7 +113,7 @@ template <int kSize> VAE_FAST_DEVICE std::int64_t column_of(const Grid& g, std::
       chunk = chunk % g.runs * g.run_chunks + chunk / g.runs;
     }
   }
-  return chunk * kSize;
+  return chunk * A::size;
 }
 
 }  // namespace vae_fast

@@ -7,20 +7,26 @@ namespace vae_fast {
 namespace {
 
 // Blocks that share a processor: what its registers allow without spilling.
-template <class A, bool kHasPrior> constexpr int kResident = A::dense && A::size == 4 && !kHasPrior ? 3 : 2;
+template <class A, bool kHasPrior> constexpr int kResident = (A::plain || (A::dense && A::size == 4)) && !kHasPrior ? 3 : 2;
 
-VAE_FAST_DEVICE float clamped(float logvar, const Clamp& c) { return c.active ? clamp(logvar, c.low, c.high) : logvar; }
+// One branch a chunk, so that a launch without bounds pays nothing for them.
+template <int kSize> VAE_FAST_DEVICE void apply(const Clamp& c, float (&logvar)[kSize]) {
+  if (!c.active) return;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) logvar[i] = clamp(logvar[i], c.low, c.high);
+}
 
 template <class A, bool kHasPrior>
 __global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
 latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {
+  using F = Arithmetic<A>;
   const Place at = place(grid);
   const bool wants_kl = a.kl.value && at.draw_part == 0;
   double kl = 0;
   if (const std::int64_t row = at.row; row < at.row_end) {
     const RngState state = state_of(a.noise, row);
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const std::int64_t column = column_of<A>(grid, chunk);
       const int count = count_of<A>(grid, column);
       const Raw<A> raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
       const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
@@ -33,62 +39,74 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
       float mu[A::size], first[A::size], second[A::size], sum = 0;  // first·second = exp(logvar/2)
       unpack<A>(a.mu, raw_mu, mu);
       unpack<A>(a.logvar, raw_logvar, first);
+      apply(a.clamp, first);
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
-        const float logvar = clamped(first[i], a.clamp);
-        const Exponential<float> e = exponential(0.5f * logvar);
-        first[i] = e.first;
-        second[i] = e.second;
+        const float logvar = first[i];
+        const auto e = exponential_of_logvar<F>(logvar);
+        first[i] = value(e.first);
+        second[i] = value(e.second);
         float term;
         if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
-        else term = divergence(mu[i], e);
+        else term = value(divergence(F(mu[i]), e));
         if (i < count) sum += term;
       }
       kl += sum;
 
-      if (!a.z) continue;
-      const std::int64_t begin = at.draw_part * grid.draws_per_part, end = smaller(begin + grid.draws_per_part, a.draws);
-      for (std::int64_t draw = begin; draw < end; ++draw) {
+      const auto sample = [&](std::int64_t draw) {
         float z[A::size];
         normals<A>(a.noise, state, draw, row, column, count, z);
 #pragma unroll
         for (int i = 0; i < A::size; ++i) z[i] = fma(first[i] * z[i], second[i], mu[i]);
         store<A>(a.z, row * a.z.row_stride + draw * a.z.draw_stride, column, count, z);
+      };
+      if constexpr (A::plain) {
+        sample(0);
+      } else if (a.z) {
+        const std::int64_t begin = at.draw_part * grid.draws_per_part, end = smaller(begin + grid.draws_per_part, a.draws);
+        for (std::int64_t draw = begin; draw < end; ++draw) sample(draw);
       }
     }
   }
-  if (wants_kl) reduce_row(a.kl, grid, at, kl);
+  if (A::plain || wants_kl) reduce_row(a.kl, grid, at, kl);
 }
 
 template <class A, bool kHasPrior, bool kSums>
 __global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
 latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant__ Grid grid) {
+  using F = Arithmetic<A>;
+  const bool has_grad_z = A::plain || a.grad_z, has_grad_kl = A::plain || a.grad_kl;
   const Place at = place(grid);
   double mu_sums[A::size] = {}, logvar_sums[A::size] = {};
   for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
     const RngState state = state_of(a.noise, row);
-    const float upstream = a.grad_kl ? a.grad_kl[row * a.grad_kl_stride] : 0.0f;
+    const float upstream = has_grad_kl ? a.grad_kl[row * a.grad_kl_stride] : 0.0f;
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const std::int64_t column = column_of<A>(grid, chunk);
       const int count = count_of<A>(grid, column);
       const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
 
       // grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
       float by_mu[A::size] = {}, by_logvar[A::size] = {};
-      for (std::int64_t draw = 0; a.grad_z && draw < a.draws; ++draw) {
+      const auto add_draw = [&](std::int64_t draw) {
         const Raw<A> raw = load_raw<A>(a.grad_z, row * a.grad_z.row_stride + draw * a.grad_z.draw_stride, column, count);
         float grad[A::size], eps[A::size] = {};
-        if (a.grad_logvar) normals<A>(a.noise, state, draw, row, column, count, eps);
+        if (A::plain || a.grad_logvar) normals<A>(a.noise, state, draw, row, column, count, eps);
         unpack<A>(a.grad_z, raw, grad);
 #pragma unroll
         for (int i = 0; i < A::size; ++i) {
           by_mu[i] += grad[i];
           by_logvar[i] += grad[i] * eps[i];
         }
-      }
-
+      };
       Raw<A> raw_mu = {};
-      if (a.grad_kl) raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+      if constexpr (A::plain) {
+        raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+        add_draw(0);
+      } else {
+        for (std::int64_t draw = 0; a.grad_z && draw < a.draws; ++draw) add_draw(draw);
+        if (a.grad_kl) raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+      }
       float mu[A::size], logvar[A::size], prior_mu[A::size], prior_logvar[A::size];
       unpack<A>(a.mu, raw_mu, mu);
       unpack<A>(a.logvar, raw_logvar, logvar);
@@ -97,27 +115,31 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
         unpack<A>(a.prior_mu, raw, prior_mu);
       }
+      apply(a.clamp, logvar);
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
-        const float raw = logvar[i], lv = clamped(raw, a.clamp);
-        const Exponential<float> e = exponential(0.5f * lv);
+        const auto e = exponential_of_logvar<F>(logvar[i]);
         // Selected, not multiplied by zero: what does not count may be infinite.
-        by_logvar[i] = a.grad_z ? 0.5f * by_logvar[i] * e.first * e.second : 0.0f;
+        by_logvar[i] = has_grad_z ? 0.5f * by_logvar[i] * value(e.first) * value(e.second) : 0.0f;
         if constexpr (kHasPrior) {
-          const PriorDivergence<float> d = divergence(mu[i], lv, prior_mu[i], prior_logvar[i]);
-          by_mu[i] = a.grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];
-          by_logvar[i] = a.grad_kl ? fma(upstream, d.by_logvar, by_logvar[i]) : by_logvar[i];
-          prior_mu[i] = a.grad_kl ? -(upstream * d.by_mu) : 0.0f;
-          prior_logvar[i] = a.grad_kl ? upstream * d.by_prior_logvar : 0.0f;
-        } else if (a.grad_kl) {
+          const PriorDivergence<float> d = divergence(mu[i], logvar[i], prior_mu[i], prior_logvar[i]);
+          by_mu[i] = has_grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];
+          by_logvar[i] = has_grad_kl ? fma(upstream, d.by_logvar, by_logvar[i]) : by_logvar[i];
+          prior_mu[i] = has_grad_kl ? -(upstream * d.by_mu) : 0.0f;
+          prior_logvar[i] = has_grad_kl ? upstream * d.by_prior_logvar : 0.0f;
+        } else if (has_grad_kl) {
           by_mu[i] = fma(upstream, mu[i], by_mu[i]);
-          by_logvar[i] = fma(upstream, e.half_expm1, by_logvar[i]);
+          by_logvar[i] = fma(upstream, value(e.half_expm1), by_logvar[i]);
         }
-        if (a.clamp.active) by_logvar[i] = clamp_gradient(by_logvar[i], raw, a.clamp.low, a.clamp.high);
+      }
+      if (a.clamp.active) {
+        unpack<A>(a.logvar, raw_logvar, logvar);  // as it was
+#pragma unroll
+        for (int i = 0; i < A::size; ++i) by_logvar[i] = clamp_gradient(by_logvar[i], logvar[i], a.clamp.low, a.clamp.high);
       }
 
-      if (a.grad_mu) store<A>(a.grad_mu, row * a.grad_mu.row_stride, column, count, by_mu);
-      if (a.grad_logvar) store<A>(a.grad_logvar, row * a.grad_logvar.row_stride, column, count, by_logvar);
+      if (A::plain || a.grad_mu) store<A>(a.grad_mu, row * a.grad_mu.row_stride, column, count, by_mu);
+      if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, row * a.grad_logvar.row_stride, column, count, by_logvar);
       if constexpr (kHasPrior) {
         emit<A, kSums>(a.grad_prior_mu, row, column, count, prior_mu, mu_sums);
         emit<A, kSums>(a.grad_prior_logvar, row, column, count, prior_logvar, logvar_sums);
@@ -137,13 +159,14 @@ void run(LatentForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z};
   const bool prior = a.kl.value && a.prior_mu;
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, !prior);
+  const bool plain = a.draws == 1 && a.z && a.kl.value && !a.noise.given;
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
   follow_memory(grid, kind, views);
   share(a.kl, grid, allocate);
   const auto run_kernel = [&](auto kernel) { launch("latent_forward", kernel, stream, grid.blocks(), kThreads, a, grid); };
-  if (prior) with_narrow_access(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), true>); });
-  else with_access(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), false>); });
+  if (prior) with_access<false>(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), true>); });
+  else with_access<true>(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), false>); });
 }
 
 void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
@@ -153,14 +176,15 @@ void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
                                &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar)};
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, !prior && !sums);
+  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl && a.grad_mu && a.grad_logvar && !a.noise.given;
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);
   const auto run_kernel = [&](auto kernel) { launch("latent_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
-  if (sums) with_narrow_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, true>); });
-  else if (prior) with_narrow_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, false>); });
-  else with_access(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), false, false>); });
+  if (sums) with_access<false>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, true>); });
+  else if (prior) with_access<false>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, false>); });
+  else with_access<true>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), false, false>); });
 }
 
 }  // namespace vae_fast

@@ -37,13 +37,15 @@ VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, std::int64_t row,
   Raw<A> raw[Likelihood::parameters], raw_mask = {};
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p)
-    raw[p] = load_raw<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
-  if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
+    raw[p] = p == 0 ? load_raw<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count)
+                    : load_raw<A, Content::reals, true>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
+  if constexpr (!A::plain)
+    if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
   load<A, Content::targets>(a.target, row * a.target.row_stride, column, count, chunk.target);
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
-  chunk.kept = kept_of<A>(a.mask, raw_mask, count);
-  if constexpr (kBinarizes<Likelihood>)
+  chunk.kept = A::plain ? 0xFFu : kept_of<A>(a.mask, raw_mask, count);
+  if constexpr (kBinarizes<Likelihood> && !A::plain)
     if (a.binarization.rng_state) binarize<A>(a.binarization, row, column, chunk.target);
   return chunk;
 }
@@ -57,14 +59,15 @@ template <int kSize> VAE_FAST_DEVICE void rotate(float (&v)[kSize], float last) 
 // Calls body(parameters, target, kept) for one element after the other; what it leaves in `parameters` takes their place.
 // One copy of the code: the elements move through the same registers, since an index into them would need memory.
 template <class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
+  using F = Arithmetic<A>;
 #pragma unroll(kLight<Likelihood> ? A::size : 1)
   for (int i = 0; i < A::size; ++i) {
-    float parameters[Likelihood::parameters];
+    F parameters[Likelihood::parameters];
 #pragma unroll
     for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = chunk.parameters[p][0];
-    body(parameters, chunk.target[0], (chunk.kept >> i & 1) != 0);
+    body(parameters, F(chunk.target[0]), (chunk.kept >> i & 1) != 0);
 #pragma unroll
-    for (int p = 0; p < Likelihood::parameters; ++p) rotate(chunk.parameters[p], parameters[p]);
+    for (int p = 0; p < Likelihood::parameters; ++p) rotate(chunk.parameters[p], value(parameters[p]));
     rotate(chunk.target, 0.0f);
   }
 }
@@ -76,11 +79,11 @@ likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_con
   double nll = 0;
   if (const std::int64_t row = at.row; row < at.row_end) {
     for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A::size>(grid, c);
+      const std::int64_t column = column_of<A>(grid, c);
       auto chunk = load_chunk<A, Likelihood>(a, row, column, count_of<A>(grid, column));
       float sum = 0;
-      for_each_element(chunk, [&](const float* parameters, float target, bool kept) {
-        const float term = Likelihood::nll(parameters, target);
+      for_each_element(chunk, [&](const auto* parameters, auto target, bool kept) {
+        const float term = value(Likelihood::nll(parameters, target));
         if (kept) sum += term;
       });
       nll += sum;
@@ -97,14 +100,14 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
   for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
     const float upstream = a.grad_nll[row * a.grad_nll_stride];
     for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A::size>(grid, c);
+      const std::int64_t column = column_of<A>(grid, c);
       const int count = count_of<A>(grid, column);
       auto chunk = load_chunk<A, Likelihood>(a, row, column, count);
-      for_each_element(chunk, [&](float* parameters, float target, bool kept) {
-        float by[Likelihood::parameters];
+      for_each_element(chunk, [&](auto* parameters, auto target, bool kept) {
+        decltype(target) by[Likelihood::parameters];
         Likelihood::gradient(parameters, target, by);
 #pragma unroll
-        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream * by[p] : 0.0f;
+        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream * value(by[p]) : 0.0f;
       });
 #pragma unroll
       for (int p = 0; p < Likelihood::parameters; ++p)
@@ -130,8 +133,8 @@ template <class Body> void with_likelihood(int place, Body body) {
 template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
   with_likelihood(likelihood, [&](auto m) {
     const auto of_likelihood = [&](auto access) { body(access, m); };
-    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access(kind, of_likelihood);
-    else with_narrow_access(kind, of_likelihood);
+    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access<true>(kind, of_likelihood);
+    else with_access<false>(kind, of_likelihood);
   });
 }
 
@@ -148,6 +151,10 @@ void check_binarization(const Noise& binarization, int likelihood) {
   });
 }
 
+// What a plain form has no code for.
+template <class Arguments> bool is_plain(const Arguments& a) { return !a.mask && !a.binarization.rng_state; }
+constexpr std::uint32_t kConstants = (1u << kMaxParameters) - 2;  // a parameter after the first, perhaps one number for all
+
 // The first kMaxParameters + 2 views: parameters, target, mask.
 template <class Arguments> void list_inputs(const Arguments& a, const View** views) {
   for (int p = 0; p < kMaxParameters; ++p) views[p] = &a.parameters[p];
@@ -163,7 +170,7 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* views[kMaxParameters + 2];
   list_inputs(a, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, may_be_wide(a.likelihood));
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   share(a.nll, grid, allocate);
@@ -182,7 +189,7 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const View* views[2 * kMaxParameters + 2];
   list_inputs(a, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 2 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, 1, !sums && may_be_wide(a.likelihood));
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);

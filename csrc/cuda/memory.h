@@ -1,8 +1,6 @@
 // A chunk of a strided tensor of any dtype, into registers as float32 and back.
 #pragma once
 
-#include <type_traits>
-
 #include "access.h"
 
 namespace vae_fast {
@@ -160,11 +158,24 @@ VAE_FAST_DEVICE void load_long(const char* from, std::uint32_t (&word)[4]) {
     word[i] = bits_of_long(static_cast<std::int64_t>(static_cast<std::uint64_t>(half[2 * i + 1]) << 32 | half[2 * i]));
 }
 
-// Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them.
-template <class A, Content kContent = Content::reals>
+// Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them. A plain
+// one looks only with kMayBeConstant at whether the row is constant.
+template <class A, Content kContent = Content::reals, bool kMayBeConstant = false>
 VAE_FAST_DEVICE Raw<A> load_raw(const View& v, std::int64_t base, std::int64_t column, int count) {
   constexpr bool bytes = kContent != Content::reals, words = kContent != Content::flags, longs = kContent == Content::targets;
   Raw<A> raw;
+  if constexpr (A::plain) {
+    constexpr int bytes = kItemSize<A::dtype>;
+    if (kMayBeConstant && constant_row(v)) {
+      const char* from = v.data + base * bytes;
+      if constexpr (bytes == 4) raw.word[0] = *reinterpret_cast<const std::uint32_t*>(from);
+      else raw.word[0] = *reinterpret_cast<const std::uint16_t*>(from) * 0x10001u;
+      raw.word[1] = raw.word[2] = raw.word[3] = raw.word[0];
+    } else {
+      load_words<4>(v.data + (base + column) * bytes, raw.word);
+    }
+    return raw;
+  }
   const std::int64_t size = item_size<kContent>(v);
   if (A::dense && !constant_row(v)) {
     const char* from = v.data + (base + column) * size;
@@ -184,8 +195,19 @@ VAE_FAST_DEVICE Raw<A> load_raw(const View& v, std::int64_t base, std::int64_t c
   return raw;
 }
 
+template <class A, DType kDType> VAE_FAST_DEVICE void unpack_words(const Raw<A>& raw, float (&out)[A::size]) {
+  constexpr int per_word = A::dense ? 4 / kItemSize<kDType> : 1, bits = 32 / per_word;
+  constexpr std::uint32_t mask = 0xFFFFFFFFu >> (32 - bits);
+#pragma unroll
+  for (int i = 0; i < A::size; ++i) out[i] = value_of<kDType>(raw.word[i / per_word] >> i % per_word * bits & mask);
+}
+
 template <class A, Content kContent = Content::reals>
 VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::size]) {
+  if constexpr (A::plain) {
+    unpack_words<A, A::dtype>(raw, out);
+    return;
+  }
   if (A::dense && constant_row(v)) {
     with_dtype<kContent>(v.dtype, [&](auto type) { out[0] = value_of<decltype(type)::value>(raw.word[0]); });
 #pragma unroll
@@ -194,12 +216,7 @@ VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::si
   }
   with_dtype<kContent>(v.dtype, [&](auto type) {
     constexpr DType dtype = decltype(type)::value;
-    if constexpr (A::size * kItemSize<dtype> <= 16) {  // there are no others
-      constexpr int per_word = A::dense ? 4 / kItemSize<dtype> : 1, bits = 32 / per_word;
-      constexpr std::uint32_t mask = 0xFFFFFFFFu >> (32 - bits);
-#pragma unroll
-      for (int i = 0; i < A::size; ++i) out[i] = value_of<dtype>(raw.word[i / per_word] >> i % per_word * bits & mask);
-    }
+    if constexpr (A::size * kItemSize<dtype> <= 16) unpack_words<A, dtype>(raw, out);  // there are no others
   });
 }
 
@@ -225,6 +242,15 @@ template <class A> VAE_FAST_DEVICE std::uint32_t kept_of(const View& mask, const
 template <class A>
 VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column, int count, const float (&in)[A::size]) {
   std::uint32_t word[4];
+  if constexpr (A::plain) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (A::size == 4) word[i] = bit_cast<std::uint32_t>(in[i]);
+      else word[i] = bits_of<A::dtype>(in[2 * i], in[2 * i + 1]);
+    }
+    store_words<4>(word, v.data + (base + column) * kItemSize<A::dtype>);
+    return;
+  }
   std::int64_t at[4];
   if constexpr (!A::dense) find_offsets(v, base, column, count, at);
   char* const to = v.data + (base + column) * item_size<Content::reals>(v);

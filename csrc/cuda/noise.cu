@@ -11,9 +11,9 @@ __global__ void __launch_bounds__(kThreads, 3) noise_fill(const __grid_constant_
   if (const std::int64_t row = at.row; row < at.row_end) {
     const RngState state = state_of(a.noise, row);
     for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A::size>(grid, chunk);
+      const std::int64_t column = column_of<A>(grid, chunk);
       const int count = count_of<A>(grid, column);
-      for (std::int64_t draw = first; draw < end; ++draw) {
+      for (std::int64_t draw = A::plain ? 0 : first; draw < (A::plain ? 1 : end); ++draw) {
         float eps[A::size];
         normals<A>(a.noise, state, draw, row, column, count, eps);
         store<A>(a.eps, row * a.eps.row_stride + draw * a.eps.draw_stride, column, count, eps);
@@ -28,10 +28,10 @@ void run(NoiseFill a, const Stream& stream, const Allocate&) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows * columns * a.draws == 0) return;
   const View* const views[] = {&a.eps};
-  const AccessKind kind = choose_access(views, rows, columns, a.draws);
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {a.draws == 1});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
   follow_memory(grid, kind, views);
-  with_access(kind, [&](auto access) {
+  with_access<true>(kind, [&](auto access) {
     launch("noise_fill", noise_fill<decltype(access)>, stream, grid.blocks(), kThreads, a, grid);
   });
 }

@@ -1,12 +1,10 @@
 // The noise contract on the GPU: the standard normals of a chunk, a pure function of (rng_state, row, element).
 //
-// 38 instructions a normal on sm_80, sm_90 and sm_100 (SASS; tests/test_cuda_compile.py counts them): 13 for Philox, 25
-// for Box and Muller's transform in the polynomials of csrc/math, which give the bits of the CPU engine. The hardware's
-// logarithm would spare some 6 of them within 4e-6, not the bits. Its sine and cosine err by up to 2^-20.5 (PTX manual), which
-// is more than 4e-6 times the largest radius, 6.7; so they stay out.
+// TODO instructions a normal on sm_80, sm_90 and sm_100 (SASS; tests/test_cuda_compile.py counts them): 13 for Philox, the
+// rest for Box and Muller's transform with the hardware's logarithm and root (math/approximate.h), within 4e-6 and without
+// the bits of the CPU engine, whose polynomials cost 12 more.
 #pragma once
 
-#include "../math/normal.h"
 #include "../math/philox.h"
 #include "memory.h"
 
@@ -27,16 +25,18 @@ VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, std::int64_t dr
 template <class A>
 VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int64_t draw, std::int64_t row, std::int64_t column,
                              int count, float (&eps)[A::size]) {
-  if (noise.given) {
-    load<A>(noise.given, row * noise.given.row_stride + draw * noise.given.draw_stride, column, count, eps);
-    return;
+  if constexpr (!A::plain) {
+    if (noise.given) {
+      load<A>(noise.given, row * noise.given.row_stride + draw * noise.given.draw_stride, column, count, eps);
+      return;
+    }
   }
   const std::uint32_t counter_row = counter_row_of(noise, draw, row);
   const std::uint32_t group = static_cast<std::uint32_t>(column >> 2);
 #pragma unroll
   for (int g = 0; g < A::size / 4; ++g) {
     const Words w = state.words(group + g, counter_row);
-    const NormalPair<float> a = box_muller<float>(w.w0, w.w1), b = box_muller<float>(w.w2, w.w3);
+    const NormalPair<float> a = approximate_box_muller(w.w0, w.w1), b = approximate_box_muller(w.w2, w.w3);
     eps[4 * g] = a.first, eps[4 * g + 1] = a.second, eps[4 * g + 2] = b.first, eps[4 * g + 3] = b.second;
   }
 }

@@ -2,7 +2,7 @@
 // last of them to finish. No atomic ever adds floats, so the bits are the same from run to run.
 //
 // The last block takes a ticket to know that it is the last, which saves the second launch that sums of partial sums
-// otherwise cost. A ticket counter wraps back to zero by itself, ready for the next launch.
+// otherwise cost.
 #pragma once
 
 #include "memory.h"
@@ -109,7 +109,7 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
           for (int i = 0; i < size; ++i) value[i] += __ldcg(partial + tile * width + i);
       sum_over_rows(value, grid.lanes());
     }
-    const std::int64_t column = column_of<size>(grid, at.chunk);
+    const std::int64_t column = column_of<A>(grid, at.chunk);
 #pragma unroll
     for (int i = 0; i < size; ++i)
       if (first && column + i < grid.columns) out[column + i] = static_cast<float>(value[i]);

@@ -42,6 +42,7 @@ PARAMETERS = {
     "bernoulli_from_probs": ("probs",),
     "continuous_bernoulli": ("logits",),
     "gaussian": ("mean", "logvar"),
+    "unit_gaussian": ("mean",),
     "laplace": ("location", "log_scale"),
     "discretized_logistic": ("mean", "log_scale"),
     "poisson": ("mean",),
@@ -53,12 +54,14 @@ AXES: dict[str, tuple[Callable[[torch.dtype], edges.Axis], ...]] = {
     "bernoulli_from_probs": (edges.unit, edges.probability),
     "continuous_bernoulli": (edges.unit, edges.logit),
     "gaussian": (edges.real, edges.location, edges.log_variance),
+    "unit_gaussian": (edges.real, edges.location),
     "laplace": (edges.real, edges.location, edges.log_variance),
     "discretized_logistic": (edges.level, edges.level_mean, edges.log_scale),
     "poisson": (edges.count, edges.mean_of_counts),
     "negative_binomial": (edges.count, edges.mean_of_counts, edges.theta),
     "zero_inflated_negative_binomial": (edges.count, edges.mean_of_counts, edges.theta, edges.dropout),
 }
+PUBLIC = {"bernoulli_from_probs": "bernoulli_nll_from_probs", "unit_gaussian": "gaussian_nll"}
 COUNTS = tuple(name for name, likelihood in LIKELIHOODS.items() if likelihood.counts)
 BYTES = [0, 1, 2, 100, 254, 255]
 INTEGERS = [0, 1, 2, 77, 4000, 10**6, 2**24 + 1, 2**31 - 1, 2**31, 2**53, -1, -(2**31)]
@@ -239,7 +242,7 @@ def _elementwise(
         x = target.to(first.dtype)
         return own(first, x / 255 if target.dtype == torch.uint8 and name not in COUNTS else x, *others)
 
-    public = "bernoulli_nll_from_probs" if name == "bernoulli_from_probs" else f"{name}_nll"
+    public = PUBLIC.get(name, f"{name}_nll")
     function = getattr(vae_fast, public)
     return Case(
         public,

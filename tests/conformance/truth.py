@@ -105,6 +105,10 @@ def gaussian(x: Mpf, mean: Mpf, logvar: Mpf) -> list[Number]:
     return [nll, total(-d * precision), total(HALF, -d * d * precision / 2)]
 
 
+def unit_gaussian(x: Mpf, mean: Mpf) -> list[Number]:
+    return gaussian(x, mean, mp.mpf(0))[:2]
+
+
 def laplace(x: Mpf, location: Mpf, s: Mpf) -> list[Number]:
     """The three terms of the formula; of the derivative by s 1 and the scaled distance."""
     d, inverse = x - location, mp.exp(-s)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +77,29 @@ def test_runs_on_the_stream_and_device_it_is_told(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="cudaSetDevice: invalid device"):
         cuda.noise_fill(torch.empty(1, 2, 3), STATE)
     assert EMULATION.emulation_device() == 0
+
+
+def test_no_memory_outlives_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that blocks share take memory and leave none behind: kept memory would lie in the private pool of the CUDA
+    graph that happens to be recorded, whose check raises."""
+    taken: list[weakref.ref[torch.Tensor]] = []
+
+    def remembered(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+            taken.append(weakref.ref(out := allocate(*args, **kwargs)))
+            return out
+
+        return wrapper
+
+    mean, x = values((3, 4501), F32, 1), values((3, 4501), F32, 2)
+    nll, grads, ones = torch.empty(3), (torch.empty(4501), torch.empty(())), torch.ones(3)
+    for name in ("empty", "zeros"):
+        monkeypatch.setattr(torch, name, remembered(getattr(torch, name)))
+    cuda.likelihood_forward("gaussian", (mean, mean), x, None, None, nll=nll)
+    forward = len(taken)
+    cuda.likelihood_backward("gaussian", (mean, mean), x, None, None, ones, grads=grads)
+    assert 0 < forward < len(taken), "both sums are shared"
+    assert all(tensor() is None for tensor in taken)
 
 
 def test_a_failed_launch_says_why() -> None:

@@ -80,7 +80,7 @@ def check(shape: Sequence[int], likelihood: str, dtype: torch.dtype, target: tor
         close(got, want, 16 * max(1, x.numel() / max(1, got.numel())))
     if kept is not None:
         assert not grads[0][~kept].any()
-    if HAS_CPU:
+    if HAS_CPU and (dtype is F32 or target is not dtype):  # all of 16 bits: approximations
         others = gradients()
         cpu.likelihood_backward(*args, grads=others)
         alike = 1 if summed != tuple(shape) else len(grads)

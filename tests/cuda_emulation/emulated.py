@@ -2,7 +2,7 @@
 the sanitizers.
 
 Everything is held against the definition in float64, and against the CPU engine, which runs the same csrc/formulas:
-where both have fused multiply-add, what is not a sum must have the same bits.
+where both have fused multiply-add, and no hardware approximation takes part, what is not a sum must have the same bits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ HAS_CPU = (
 STATE = torch.tensor([2**63 - 5, -(2**40) - 3])
 
 
+class Poisoned(Scratch):
+    """With partial sums of NaN, so that one that no block writes shows."""
+
+    def __call__(self, partials: int, tickets: int) -> tuple[int, int]:
+        addresses = super().__call__(partials, tickets)
+        self.memory[:partials] = float("nan")
+        return addresses
+
+
 def load() -> ctypes.CDLL:
     spec = importlib.util.spec_from_file_location("vae_fast.backends.native._cuda", PATH)
     assert spec is not None
@@ -41,8 +50,7 @@ def load() -> ctypes.CDLL:
     assert spec.loader is not None
     spec.loader.exec_module(module)
     cuda.use(module)
-    cuda.where = lambda t: (0, STREAM, Scratch(cuda.tickets, t.device, STREAM))  # type: ignore[method-assign]
-    torch.cuda.is_current_stream_capturing = lambda: False
+    cuda.where = lambda t: (0, STREAM, Poisoned(t.device))  # type: ignore[method-assign]
     library = ctypes.CDLL(PATH)
     for name in ("emulation_launches", "emulation_blocks", "emulation_stream"):
         getattr(library, name).restype = ctypes.c_uint64
@@ -87,5 +95,3 @@ def launches_once(call: Any, *args: Any, **kwargs: Any) -> None:
     before = EMULATION.emulation_launches()
     call(*args, **kwargs)
     assert EMULATION.emulation_launches() == before + 1
-    for tickets in cuda.tickets.values():
-        assert not tickets.any(), "the tickets must be zeros again"

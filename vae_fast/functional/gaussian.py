@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 from torch import Tensor
 
 from ..ops.linear_likelihood import linear_likelihood
@@ -40,6 +42,8 @@ def gaussian_nll(
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.2.
     """
+    if _is_zero(logvar):
+        return elementwise_nll("unit_gaussian", "mean", mean, target, mask, weight)
     return elementwise_nll("gaussian", "mean", mean, target, mask, weight, optional=True, logvar=logvar)
 
 
@@ -60,7 +64,16 @@ def linear_gaussian_nll(
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `gaussian_nll`.
     """
     heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
+    if heads == 1 and _is_zero(logvar):
+        return linear_likelihood(
+            "unit_gaussian", hidden, weight, bias, target, mask=mask, sample_weight=sample_weight
+        )
     fixed_params = check_fixed_param("logvar", logvar, target, heads == 1, optional=True)
     return linear_likelihood(
         "gaussian", hidden, weight, bias, target, *fixed_params, mask=mask, sample_weight=sample_weight
     )
+
+
+def _is_zero(logvar: Tensor | float | None) -> bool:
+    """Whether the variance is 1, which has a kernel of its own."""
+    return logvar is None or (isinstance(logvar, numbers.Real) and logvar == 0)

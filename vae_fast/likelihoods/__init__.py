@@ -19,7 +19,7 @@ from .discretized_logistic import (
     linear_discretized_logistic_nll,
 )
 from .discretized_logistic_mixture import DISCRETIZED_LOGISTIC_MIXTURE, discretized_logistic_mixture_nll
-from .gaussian import GAUSSIAN, gaussian_nll, linear_gaussian_nll
+from .gaussian import GAUSSIAN, UNIT_GAUSSIAN, gaussian_nll, linear_gaussian_nll
 from .laplace import LAPLACE, laplace_nll, linear_laplace_nll
 from .linear import linear_nll
 from .multinomial import MULTINOMIAL, linear_multinomial_nll, multinomial_nll
@@ -44,6 +44,7 @@ LIKELIHOODS: dict[str, Spec] = {
         BERNOULLI_PROBS,
         CONTINUOUS_BERNOULLI,
         GAUSSIAN,
+        UNIT_GAUSSIAN,
         LAPLACE,
         DISCRETIZED_LOGISTIC,
         DISCRETIZED_LOGISTIC_MIXTURE,

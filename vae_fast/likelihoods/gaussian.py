@@ -37,6 +37,15 @@ GAUSSIAN = Spec(
     derivatives=d_gaussian,
     source='Kingma and Welling, "Auto-encoding variational Bayes", 2014',
 )
+# Without a logvar: a parameter fewer to read, and none to make of nothing.
+UNIT_GAUSSIAN = Spec(
+    "unit_gaussian",
+    (Parameter("mean"),),
+    support="real",
+    nll=gaussian_nll,
+    derivatives=lambda x, m: (m - x,),
+    source=GAUSSIAN.source,
+)
 
 
 def linear_gaussian_nll(

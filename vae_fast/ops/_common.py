@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from .. import backends
+from ..backends.contract import FakeBackend
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
@@ -27,25 +29,35 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     Kernels take plain tensors, outside of tracing. torch.compile, torch.jit.trace, fake, meta and subclass tensors and
     dispatch modes understand the library op; functorch's transforms and forward-mode AD only the expression.
     """
-    if first.is_meta:
-        return None
-    traced = torch.compiler.is_compiling()
+    traced = is_compiling()
     if not traced:
         if _peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-            return backends.reference
+            return None if first.is_meta else backends.reference
         traced = _get_tracing_state() is not None or _len_torch_dispatch_stack() > 0
     double = False
     for t in (first, *others):
         if t is not None:
-            if not traced and not _is_real(t):
-                traced = True
+            if not traced:
+                kind = type(t)
+                traced = (
+                    (kind is not Tensor and kind is not Parameter)
+                    or t.is_neg()
+                    or _is_functorch_wrapped_tensor(t)
+                )
             if t.dtype is torch.float64:
                 double = True
+    if first.is_meta:
+        return None
     if double:
         return backends.reference
     if not traced:
-        return backends.serving(op, first.device.type)
+        return backends.serving(op, device_type(first))
     return backends.reference if backends.choose(first.device.type) == "reference" else None
+
+
+def device_type(tensor: Tensor) -> str:
+    """Its device.type, in a sixth of the time where it is one of two."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 
 def _is_real(t: Tensor) -> bool:
@@ -72,6 +84,10 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    return tensor.is_cpu
+
+
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype of a sum per sample, which is also that of the arithmetic."""
     for t in tensors:
@@ -88,8 +104,7 @@ def per_sample(values: Tensor, ndim: int) -> Tensor:
 def _allocator(backend: Any, size: int) -> Callable[..., Tensor] | None:
     """The backend's own torch.empty_strided, where it has one and a result of `size` bytes is large. Fake kernels have
     none, so they compare no sizes: each comparison would bound the batch of a traced graph."""
-    own: Callable[..., Tensor] | None = getattr(backend, "empty_strided", None)
-    return own if own is not None and size >= LARGE else None
+    return getattr(backend, "empty_strided", None) if backend is not FakeBackend and size >= LARGE else None
 
 
 def empty(
@@ -107,6 +122,19 @@ def empty(
     if strides is None:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def empty_samples(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number for each sample of `like`."""
+    n = like.shape[0]
+    if like.dtype is dtype:  # a quarter less time
+        return like.new_empty(n)
+    return torch.empty(n, dtype=dtype, device=like.device)
+
+
+def expand(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor in that shape, by strides of zero. A view of what has it would take longer than a small output."""
+    return tensor if tensor.ndim == len(shape) and tensor.shape == shape else tensor.expand(shape)
 
 
 def contiguous_strides(shape: Sequence[int]) -> list[int]:
@@ -131,7 +159,7 @@ def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wan
     """
     if param is None or not wanted:
         return None
-    if param.ndim == len(shape) and param.shape == torch.Size(shape):
+    if param.ndim == len(shape) and param.shape == shape:
         return empty_like(backend, param)
     if param.numel() == 1:
         shape = ()

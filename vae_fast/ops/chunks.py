@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,17 @@ from ..likelihoods import LIKELIHOODS
 from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
 
-CHUNK_BYTES = 32 << 20  # of layer outputs: small enough for cache, large enough for the matrix products
+CHUNK_BYTES = 32 << 20  # of layer outputs on a CPU: small enough for cache, large enough for the products
 
+# On a GPU, the bytes that a chunk of r rows moves to and from memory, for H inputs and V outputs of s bytes:
+#   V H (2 s + 8)   the weight, read twice; its gradient, read and written in float32 (2 s + 16 with a temporary)
+#   6 r V s         outputs and their gradients, two writes and four reads; none where they stay in the L2 cache
+# So a chunk is what half of that cache holds, the other half being for what streams by. But it has MIN_ROWS at least:
+# in bfloat16 with H = 1024 an H100 moves 855 rows' bytes while it multiplies them; 204 rows, what half its cache holds
+# of 32,000 outputs, would take it 2.3 times as long.
+MIN_ROWS = 1024
+MOST_BYTES = 256 << 20  # that MIN_ROWS may take
+L2_BYTES = 40 << 20  # an A100's, where torch does not tell
 
 Gradients = list[Tensor | None]
 
@@ -67,9 +77,10 @@ class Inputs(NamedTuple):
 
 
 def run_chunks(
-    backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor
+    backend: Any, inputs: Inputs, wanted: Sequence[bool], nll: Tensor | None, grad_nll: Tensor | None
 ) -> Gradients:
-    """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted."""
+    """Goes through the chunks of rows once: fills nll (hidden's shape without H) and returns the gradients wanted,
+    which take a grad_nll."""
     grads: Gradients = []
     for tensor, want, is_per_sample in zip(inputs.grad_inputs, wanted, inputs.is_per_sample, strict=True):
         if tensor is None or not want:
@@ -77,12 +88,14 @@ def run_chunks(
         elif is_per_sample:
             grads.append(_common.empty(backend, tensor.shape, tensor.dtype, tensor.device))
         else:
-            grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device).zero_())
+            grads.append(_common.empty(backend, tensor.shape, torch.float32, tensor.device))
     if backend is not FakeBackend:
         run = _categorical if inputs.spec.op == "categorical" else _elementwise
-        if inputs.sample_weight is not None:
+        if grad_nll is not None and inputs.sample_weight is not None:
             grad_nll = grad_nll * inputs.sample_weight
-        run(_Layer(backend, inputs, grads), inputs, nll, grad_nll)
+        layer = _Layer(backend, inputs, grads)
+        run(layer, inputs, nll, grad_nll)
+        layer.finish()
     return grads
 
 
@@ -92,52 +105,80 @@ class _Layer:
     def __init__(self, backend: Any, inputs: Inputs, grads: Gradients) -> None:
         dtype, device = inputs.dtype, inputs.hidden.device
         self.backend, self.grads = backend, grads
-        self.hidden = inputs.hidden.detach().flatten(0, -2)
-        self.weight = inputs.weight.detach().to(dtype)
-        self.bias = None if inputs.bias is None else inputs.bias.detach().to(dtype)
+        self.hidden = inputs.hidden.flatten(0, -2)
+        self.weight = inputs.weight.to(dtype)
+        self.bias = None if inputs.bias is None else inputs.bias.to(dtype)
         size, outputs = self.hidden.shape[0], self.weight.shape[0]
-        # Evenly cut, so that the last chunk is as worthwhile as the others.
-        count = max(1, -(-size * outputs * dtype.itemsize // CHUNK_BYTES))
-        self.step = max(1, -(-size // count))
-        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
         # Links are taken in float32.
         self.linked = any(head.is_log for head in inputs.heads)
         wide = torch.float32 if self.linked else dtype
-        self.grad_buffer = None
-        if any(g is not None for g in grads):
-            self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device)
+        needs_grad = any(g is not None for g in grads)
+        # Evenly cut, so that the last chunk is as worthwhile as the others.
+        count = max(1, -(-size // _most_rows(self.weight, wide, needs_grad)))
+        self.step = max(1, -(-size // count))
+        self.is_whole = self.step >= size
+        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
+        self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device) if needs_grad else None
+        _, grad_weight, grad_bias, _, *grad_fixed = grads
+        # A row a chunk, added up in the end.
+        self.bias_sums = None
+        if grad_bias is not None:
+            self.bias_sums = (
+                grad_bias[None] if count == 1 else grad_bias.new_empty(-(-size // self.step), outputs)
+            )
+        # The weight's gradient is overwritten by the first chunk, if there is one.
+        for grad, is_per_sample in zip(grad_fixed, inputs.is_per_sample[4:], strict=True):
+            if grad is not None and not is_per_sample:
+                grad.zero_()
+        if size == 0:
+            for grad in (grad_weight, grad_bias):
+                if grad is not None:
+                    grad.zero_()
+
+    def cut(self, tensor: Tensor, rows: slice) -> Tensor:
+        """The rows of a chunk. A view takes longer than a small kernel: a single chunk has none."""
+        return tensor if self.is_whole else tensor[rows]
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, outputs, where to write their gradients)"""
-        size = self.hidden.shape[0]
+        size, transposed = self.hidden.shape[0], self.weight.t()
         for start in range(0, size, self.step):
             rows = slice(start, min(start + self.step, size))
-            hidden = self.hidden[rows].to(self.weight.dtype)
-            outputs = self.buffer[: rows.stop - start]
+            hidden = self.cut(self.hidden, rows).to(self.weight.dtype)
+            own = slice(rows.stop - start)
+            outputs = self.cut(self.buffer, own)
             if self.bias is None:
-                torch.mm(hidden, self.weight.t(), out=outputs)
+                torch.mm(hidden, transposed, out=outputs)
             else:
-                torch.addmm(self.bias, hidden, self.weight.t(), out=outputs)
-            grad_outputs = None if self.grad_buffer is None else self.grad_buffer[: rows.stop - start]
+                torch.addmm(self.bias, hidden, transposed, out=outputs)
+            grad_outputs = None if self.grad_buffer is None else self.cut(self.grad_buffer, own)
             yield rows, outputs.float() if self.linked else outputs, grad_outputs
             if grad_outputs is not None:
                 self.backward(rows, hidden, grad_outputs.to(self.weight.dtype))
 
     def backward(self, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
-        grad_hidden, grad_weight, grad_bias, *_ = self.grads
+        grad_hidden, grad_weight, *_ = self.grads
         if grad_hidden is not None:
-            out = grad_hidden.flatten(0, -2)[rows]
+            out = self.cut(grad_hidden.flatten(0, -2), rows)
             if out.dtype is grad_outputs.dtype:
                 torch.mm(grad_outputs, self.weight, out=out)
+            elif out.dtype is torch.float32 and not _common.on_cpu(out):
+                torch.mm(grad_outputs, self.weight, out_dtype=torch.float32, out=out)
             else:
                 out.copy_(torch.mm(grad_outputs, self.weight))
         if grad_weight is not None:
-            _add_product(grad_weight, grad_outputs.t(), hidden)
-        if grad_bias is not None:
-            grad_bias += grad_outputs.sum(0, dtype=torch.float32)
+            _add_product(grad_weight, grad_outputs.t(), hidden, beta=min(rows.start, 1))
+        if self.bias_sums is not None:
+            torch.sum(grad_outputs, 0, dtype=torch.float32, out=self.bias_sums[rows.start // self.step])
+
+    def finish(self) -> None:
+        """After the last chunk."""
+        grad_bias = self.grads[2]
+        if grad_bias is not None and self.bias_sums is not None and len(self.bias_sums) > 1:
+            torch.sum(self.bias_sums, 0, out=grad_bias)
 
 
-def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     likelihood, target, library, backend = inputs.likelihood, inputs.target, inputs.library, layer.backend
     spec, features = inputs.spec, math.prod(target.shape[1:])
     columns = [
@@ -148,7 +189,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
     grad_library, *grad_fixed = layer.grads[3:]
     for rows, outputs, grad_outputs in layer.chunks():
-        x = target[rows]
+        x = layer.cut(target, rows)
         size = x.shape[0]
         for i, (head, at) in enumerate(columns):
             param = outputs[:, at]
@@ -157,25 +198,22 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                 torch.mul(share[:size], library[rows, None], out=param)
             else:
                 (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
-        fixed_params = [(p[rows] if has_rows(p, target) else p).detach() for p in inputs.fixed_params]
+        fixed_params = [layer.cut(p, rows) if has_rows(p, target) else p for p in inputs.fixed_params]
         mask = inputs.mask
         if mask is not None:
-            mask = (mask[rows] if has_rows(mask, target) else mask).expand_as(x)
-        params = spec.in_order(
-            outputs.view(size, -1, *x.shape[1:]).unbind(1), [p.expand_as(x) for p in fixed_params]
-        )
+            mask = _common.expand(layer.cut(mask, rows) if has_rows(mask, target) else mask, x.shape)
+        params = spec.in_order(_by_head(outputs, x.shape), [_common.expand(p, x.shape) for p in fixed_params])
         if nll is not None:
-            backend.likelihood_forward(likelihood, params, x, mask, None, nll=nll[rows])
-        if grad_outputs is None:
+            backend.likelihood_forward(likelihood, params, x, mask, None, nll=layer.cut(nll, rows))
+        if grad_outputs is None or grad_nll is None:
             continue
 
         sums = [
             _common.empty_gradient(backend, p, x.shape, g is not None)
             for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
-        heads = grad_outputs.view(size, -1, *x.shape[1:])
-        grads = spec.in_order(heads.unbind(1), sums)
-        backend.likelihood_backward(likelihood, params, x, mask, None, grad_nll[rows], grads=grads)
+        grads = spec.in_order(_by_head(grad_outputs, x.shape), sums)
+        backend.likelihood_backward(likelihood, params, x, mask, None, layer.cut(grad_nll, rows), grads=grads)
         for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
             if grad is not None and part is not None:
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
@@ -194,37 +232,58 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             grad_outputs[:, :features].addcmul_(share[:size], total, value=-1)
 
 
-def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor) -> None:
+def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     """Every position of every sample is a row."""
     positions = inputs.hidden.shape[:-1]
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
-    grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
+    if grad_nll is not None:
+        grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
     for rows, outputs, grad_outputs in layer.chunks():
         logits = outputs.unsqueeze(1)
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
-        layer.backend.categorical_forward(logits, target[rows], nll=part, lse=lse, total=total)
         if nll is not None:
-            if masked is not None:
-                part.masked_fill_(masked[rows], 0)
-            nll.view(-1, 1)[rows] = part
-        if grad_outputs is not None:
+            part = layer.cut(nll.view(-1, 1), rows)
+        x = layer.cut(target, rows)
+        layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
+        if nll is not None and masked is not None:
+            part.masked_fill_(masked[rows], 0)
+        if grad_outputs is not None and grad_nll is not None:
             layer.backend.categorical_backward(
-                logits, target[rows], lse, total, grad_nll[rows], grad_logits=grad_outputs.unsqueeze(1)
+                logits, x, lse, total, layer.cut(grad_nll, rows), grad_logits=grad_outputs.unsqueeze(1)
             )
             if masked is not None:
                 grad_outputs.masked_fill_(masked[rows], 0)
+
+
+def _by_head(outputs: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """The layer's outputs (rows, heads * features), in the target's shape."""
+    if outputs.shape == shape:
+        return (outputs,)
+    return outputs.view(shape[0], -1, *shape[1:]).unbind(1)
 
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:
     return tensor.ndim == target.ndim and tensor.shape[0] != 1
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in float32."""
-    if a.dtype is torch.float32:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=torch.float32)
+def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """total = beta total + a b, in float32; with beta = 0 whatever total held."""
+    if a.dtype is not torch.float32 and not _common.on_cpu(total):  # torch has this product for GPUs alone
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
     else:
-        total.addmm_(a.float(), b.float())
+        torch.addmm(total, a.float(), b.float(), beta=beta, out=total)
+
+
+def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool) -> int:
+    """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`."""
+    outputs, dtype = weight.shape[0], weight.dtype
+    if _common.on_cpu(weight):
+        return max(1, CHUNK_BYTES // (outputs * dtype.itemsize))
+    row_bytes = outputs * (dtype.itemsize + (wide.itemsize if wide is not dtype else 0)) * (1 + needs_grad)
+    return max(_l2_bytes(weight.device) // 2 // row_bytes, min(MIN_ROWS, MOST_BYTES // row_bytes), 1)
+
+
+@functools.cache
+def _l2_bytes(device: torch.device) -> int:
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or L2_BYTES

@@ -118,7 +118,7 @@ def latent_forward(
         z = _common.empty_like(backend, mu, num_samples)
     if want_kl:
         dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
-        kl = torch.empty(mu.shape[0], dtype=dtype, device=mu.device)
+        kl = _common.empty_samples(mu, dtype)
     prior = _expand(prior_mu, prior_logvar, mu)
     backend.latent_forward(mu, logvar, prior, rng_state, noise, clamp, z=z, kl=kl)
     return (z, kl), ()
@@ -163,7 +163,7 @@ def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) ->
     """The prior in mu's shape, by strides of zero."""
     if prior_mu is None or prior_logvar is None:
         return None
-    return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
+    return _common.expand(prior_mu, mu.shape), _common.expand(prior_logvar, mu.shape)
 
 
 def _check(

@@ -47,7 +47,7 @@ def likelihood_forward(
     *params: Tensor,
 ) -> tuple[Tensor, tuple[()]]:
     dtype = _common.result_dtype(target, *params)
-    nll = torch.empty(target.shape[0], dtype=dtype, device=target.device)
+    nll = _common.empty_samples(target, dtype)
     expanded, mask = _expand(params, mask, target)
     backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll)
     return nll, ()
@@ -59,10 +59,10 @@ def likelihood_backward(
     """Gradients of params."""
     likelihood, target, mask, rng_state, *params = args
     shape = target.shape
-    found = tuple(_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True))
+    found = tuple([_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True)])
     expanded, mask = _expand(params, mask, target)
     backend.likelihood_backward(likelihood, expanded, target, mask, rng_state, grads[0], grads=found)
-    return tuple(_common.reduce_gradient(g, p) for g, p in zip(found, params, strict=True))
+    return tuple([_common.reduce_gradient(g, p) for g, p in zip(found, params, strict=True)])
 
 
 def _expand(
@@ -70,7 +70,9 @@ def _expand(
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """All in the target's shape, by strides of zero."""
     shape = target.shape
-    return tuple(p.expand(shape) for p in params), None if mask is None else mask.expand(shape)
+    return tuple([_common.expand(p, shape) for p in params]), mask if mask is None else _common.expand(
+        mask, shape
+    )
 
 
 def _check(likelihood: str, target: Tensor, mask: Any, rng_state: Tensor | None, *params: Tensor) -> None:

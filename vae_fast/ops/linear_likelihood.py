@@ -54,7 +54,7 @@ def linear_likelihood(
         )  # fmt: skip
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    speculate = grad_enabled and device == "cpu" and dtype is not torch.float16
+    speculate = grad_enabled and _common.on_cpu(hidden) and dtype is not torch.float16
     forward_grads = [
         speculate and t is not None and t.requires_grad
         for t in (hidden, weight, bias, library, *fixed_params)
@@ -71,7 +71,9 @@ def linear_likelihood_forward(backend: Any, *args: Any) -> tuple[Tensor, list[Te
     inputs = Inputs.of(args)
     hidden, weights = inputs.hidden, inputs.sample_weight
     nll = torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
-    ones = torch.ones((), device=hidden.device).expand(hidden.shape[0])
+    ones = None
+    if any(inputs.forward_grads):
+        ones = torch.ones((), device=hidden.device).expand(hidden.shape[0])
     unit_grads = run_chunks(backend, inputs, inputs.forward_grads, nll, ones)
     if nll.ndim > 1:
         nll = nll.flatten(1).sum(1, dtype=torch.float64).float()  # torch's order depends on its threads

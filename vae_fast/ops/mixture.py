@@ -27,7 +27,7 @@ def mixture(params: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         return reference.discretized_logistic_mixture_nll(params, target, mask=mask)
     needs_grad = _common.needs_grad(params)
-    forward_grads = needs_grad and params.device.type == "cpu" and params.dtype == torch.float32
+    forward_grads = needs_grad and _common.on_cpu(params) and params.dtype == torch.float32
     nll: Tensor = MIXTURE(backend, params, target, mask, forward_grads)
     return nll
 

@@ -85,7 +85,7 @@ class Op:
         self.num_tensors, self.num_learning, self.learning_places = len(tensors), len(learning), learning
         self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
         self.in_order = _items([saved[i] for i in range(self.num_single)])
-        # Of each argument, where its gradient is: None stands last.
+        # Of each argument of the library op, where its gradient is: None stands last.
         self.spread = _items([learning.index(i) if i in learning else -1 for i in range(self.num_single)])
         self.save, self.saved = self._make_save()
         self._define(schema, self._forward_op)
@@ -113,9 +113,12 @@ class Op:
                 return results
             return results[0] if self.num_outputs == 1 else results[:-1]
         if torch.is_grad_enabled():
-            for t in (*self.learning(args), *args[self.num_single :]):
+            learning = self.learning(args)
+            if self.has_list:
+                learning += args[self.num_single :]
+            for t in learning:
                 if t is not None and t.requires_grad:
-                    return self.apply(backend, *args)
+                    return self.apply(backend, args, *learning)
         return self.forward(backend, *args)[0]
 
     def nested(self, args: Args) -> Args:
@@ -225,15 +228,17 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
 
 
 def _make_function(op: Op) -> type[torch.autograd.Function]:
-    """The autograd Function of eager calls: (backend, *args) -> outputs. Looks nothing up on `op`: a small call of the
-    kernels takes as long as 40 such look-ups."""
+    """The autograd Function of eager calls: (backend, args, *those that have gradients) -> outputs.
+
+    The others go by autograd in one tuple, as it looks at each argument and at each gradient. Looks nothing up on `op`:
+    a small call of the kernels takes as long as 40 such look-ups.
+    """
     run, differentiate, save, saved = op.forward, op.consume or op.backward, op.save, op.saved
-    is_consumed, learning, spread = op.consume is not None, op.learning, op.spread
-    needed = _items([i + 1 for i in op.learning_places])
-    has_list, num_single, num_learning = op.has_list, op.num_single, op.num_learning
+    is_consumed = op.consume is not None
+    learning, num_single = op.learning, op.num_single
     assert differentiate is not None
 
-    def forward(ctx: Any, backend: Any, *args: Any) -> Any:
+    def forward(ctx: Any, backend: Any, args: Args, *learning: Tensor | None) -> Any:
         outputs, kept = run(backend, *args)
         ctx.backend = backend
         if is_consumed:
@@ -243,9 +248,7 @@ def _make_function(op: Op) -> type[torch.autograd.Function]:
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         args, kept = saved(ctx)
-        needs = needed(ctx.needs_input_grad)
-        if has_list:
-            needs += ctx.needs_input_grad[1 + num_single :]
+        needs = ctx.needs_input_grad[2:]
         if not are_real(*grads):
             found: Gradients = op.call_backward_op(needs, grads, args, kept)
         else:
@@ -254,9 +257,7 @@ def _make_function(op: Op) -> type[torch.autograd.Function]:
             found = differentiate(ctx.backend, needs, grads, args, kept)
         if torch.is_grad_enabled():
             found = forbid_double_backward(found, (*grads, *learning(args), *args[num_single:]))
-        if has_list:
-            return (None, *spread((*found[:num_learning], None)), *found[num_learning:])
-        return (None, *spread((*found, None)))
+        return (None, None, *found)
 
     name = op.name.title().replace("_", "")
     return type(

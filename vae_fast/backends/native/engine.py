@@ -344,13 +344,12 @@ class CudaEngine(Engine):
         if reason is None and not torch.version.cuda:
             reason = "this PyTorch was built without CUDA"
         super().__init__(extension, reason)
-        self.tickets: dict[tuple[int, int], Tensor] = {}
 
     def where(self, tensor: Tensor) -> tuple[int, int, Scratch]:
         """The tensor's device, torch's current stream there, and where a launch gets scratch memory from."""
         device = tensor.device.index
         stream: int = torch._C._cuda_getCurrentRawStream(device)
-        return device, stream, Scratch(self.tickets, tensor.device, stream)
+        return device, stream, Scratch(tensor.device)
 
     def details(self) -> dict[str, Any]:
         if self.extension is None:
@@ -374,30 +373,24 @@ class CudaEngine(Engine):
 
 
 class Scratch:
-    """Memory for sums that several blocks share: float64 scratch, and 32-bit zeros. Most launches ask for none.
+    """Memory for sums that several blocks share: float64 partial sums, and 32-bit zeros. Most launches ask for none.
 
-    Both live until the launch is queued at least; what comes later on the stream may have the scratch. The kernel
-    leaves the zeros as zeros, so the eager launches of a stream share one buffer, one after the other; a captured
-    launch gets its own, which the graph clears.
+    It lives until the launch is queued, and torch gives it to later work of the same stream only. Nothing is kept from
+    call to call: a CUDA graph's private pool has to be empty when the graph is recorded, and kept zeros would lie there.
+
+    One allocation, cleared as a whole: 3 us of the host, 6 us for two (measured on a CPU); the partial sums are 1 MB a
+    gradient at most.
     """
 
-    __slots__ = ("device", "memory", "stream", "tickets")
+    __slots__ = ("device", "memory")
 
-    def __init__(self, tickets: dict[tuple[int, int], Tensor], device: torch.device, stream: int) -> None:
-        self.tickets, self.device, self.stream = tickets, device, stream
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def __call__(self, partials: int, tickets: int) -> tuple[int, int]:
-        scratch = torch.empty(partials, dtype=torch.float64, device=self.device)
-        if torch.cuda.is_current_stream_capturing():
-            zeros = torch.zeros(tickets, dtype=torch.int32, device=self.device)
-        else:
-            kept = self.tickets.get((self.device.index, self.stream))
-            if kept is None or kept.numel() < tickets:
-                kept = torch.zeros(max(tickets, 4096), dtype=torch.int32, device=self.device)
-                self.tickets[self.device.index, self.stream] = kept
-            zeros = kept
-        self.memory = scratch, zeros
-        return scratch.data_ptr(), zeros.data_ptr()
+        self.memory = torch.zeros(partials + (tickets + 1) // 2, dtype=torch.float64, device=self.device)
+        address = self.memory.data_ptr()
+        return address, address + 8 * partials
 
 
 cpu = CpuEngine()

@@ -1,4 +1,4 @@
-"""A normal variable."""
+"""A normal variable, of any variance or of 1."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ def gaussian_grads(params, x, g, EXACT: tl.constexpr):
     mean, lv = params
     square, slope = scaled_square(mean - x, lv)
     return g * slope, g * (0.5 - square)
+
+
+@triton.jit
+def unit_gaussian_nll(params, x, EXACT: tl.constexpr):
+    (mean,) = params
+    d = mean - x
+    return tl.fma(0.5 * d, d, 0.9189385332046727)  # log(2 pi) / 2
+
+
+@triton.jit
+def unit_gaussian_grads(params, x, g, EXACT: tl.constexpr):
+    (mean,) = params
+    return (g * (mean - x),)

@@ -1,0 +1,172 @@
+// The GPU's approximations, one instruction each of the multifunction unit, for csrc/cuda alone: a CPU kernel has no use
+// for them, and their bits differ between architectures. Then what is made of them.
+//
+// The errors are the largest that the PTX manual allows. Elsewhere than on a GPU, which is in the tests' emulation, a
+// result is off by just that much, up for some arguments and down for the others, so that the tests prove the contracts
+// with the manual's bounds and not with one chip's luck. Numbers below 2^-126 count as 0, going in and coming out (.ftz).
+#pragma once
+
+#include "normal.h"
+
+VAE_FAST_NAMESPACE_BEGIN
+
+#if !defined(__CUDA_ARCH__)
+VAE_FAST_FN float flushed(float x) { return x > -0x1p-126f && x < 0x1p-126f ? x * 0.0f : x; }
+// Up or down: any function of the argument's bits that has no pattern.
+VAE_FAST_FN double worst(float x, double error) { return bit_cast<std::uint32_t>(x) * 0x9E3779B1u >> 31 ? error : -error; }
+VAE_FAST_FN float off_by(float x, double exact, double relative, double absolute = 0) {
+  if (!__builtin_isfinite(exact)) return static_cast<float>(exact);
+  return flushed(static_cast<float>(exact + worst(x, absolute > 0 ? absolute : relative * exact)));
+}
+#endif
+
+// log2(x): off by 2^-22, absolute for 1/2 < x < 2, elsewhere relative. -inf of 0.
+VAE_FAST_FN float approximate_log2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const bool near = x > 0.5f && x < 2.0f;
+  return off_by(x, __builtin_log2(static_cast<double>(flushed(x))), 0x1p-22, near ? 0x1p-22 : 0);
+#endif
+}
+
+// 2^x: off by 2^-22, relative.
+VAE_FAST_FN float approximate_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return off_by(x, __builtin_exp2(static_cast<double>(flushed(x))), 0x1p-22);
+#endif
+}
+
+// 1/x: off by 1 ulp.
+VAE_FAST_FN float approximate_reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return off_by(x, 1.0 / static_cast<double>(flushed(x)), 0x1p-23);
+#endif
+}
+
+// √x: off by 2^-23, relative.
+VAE_FAST_FN float approximate_sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return off_by(x, __builtin_sqrt(static_cast<double>(flushed(x))), 0x1p-23);
+#endif
+}
+
+// 1/√x: off by 2^-22.9, relative.
+VAE_FAST_FN float approximate_rsqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return off_by(x, 1.0 / __builtin_sqrt(static_cast<double>(flushed(x))), 0x1.126p-23);
+#endif
+}
+
+// ---- float32 for 16-bit tensors ----
+
+// A float whose functions are good to about 2^-20: enough for results of 16-bit tensors, which are rounded to 2^-9 or
+// 2^-12, at half the instructions. Formulas take it for F; where nothing below is shorter they are those of float.
+struct Rough {
+  float value;
+  Rough() = default;
+  VAE_FAST_FN Rough(float v) : value(v) {}
+};
+VAE_FAST_FN float value(Rough x) { return x.value; }
+VAE_FAST_FN float value(float x) { return x; }
+VAE_FAST_FN Rough operator+(Rough a, Rough b) { return a.value + b.value; }
+VAE_FAST_FN Rough operator-(Rough a, Rough b) { return a.value - b.value; }
+VAE_FAST_FN Rough operator*(Rough a, Rough b) { return a.value * b.value; }
+VAE_FAST_FN Rough operator-(Rough a) { return -a.value; }
+VAE_FAST_FN bool operator<(Rough a, Rough b) { return a.value < b.value; }
+VAE_FAST_FN bool operator>(Rough a, Rough b) { return a.value > b.value; }
+VAE_FAST_FN bool operator<=(Rough a, Rough b) { return a.value <= b.value; }
+VAE_FAST_FN bool operator>=(Rough a, Rough b) { return a.value >= b.value; }
+VAE_FAST_FN bool operator==(Rough a, Rough b) { return a.value == b.value; }
+
+template <> struct Lanes<Rough> {
+  using u32 = std::uint32_t;
+  using i32 = std::int32_t;
+  static VAE_FAST_FN Rough splat(float x) { return x; }
+  static VAE_FAST_FN Rough to_float(i32 i) { return static_cast<float>(i); }
+  static VAE_FAST_FN bool any(bool mask) { return mask; }
+  static VAE_FAST_FN Rough fma(Rough a, Rough b, Rough c) { return Lanes<float>::fma(a.value, b.value, c.value); }
+  static VAE_FAST_FN Rough maximum(Rough bound, Rough x) { return Lanes<float>::maximum(bound.value, x.value); }
+  static VAE_FAST_FN Rough minimum(Rough bound, Rough x) { return Lanes<float>::minimum(bound.value, x.value); }
+};
+
+// Horner's rule, which needs no square: on a GPU other warps hide its latency.
+VAE_FAST_FN Rough polynomial(Rough, float c0) { return c0; }
+template <class... C> VAE_FAST_FN Rough polynomial(Rough x, float c0, float c1, C... higher) {
+  return fma(polynomial(x, c1, higher...), x, Rough(c0));
+}
+
+VAE_FAST_FN Rough divide(Rough a, Rough b) { return a * approximate_reciprocal(b.value); }
+
+VAE_FAST_FN Rough exp_nonpositive(Rough x) { return approximate_exp2(x.value * kLog2e); }
+
+VAE_FAST_FN Factors<Rough> exp_factors_below(Rough x) {
+  const Rough root = approximate_exp2(x.value * (0.5f * kLog2e));
+  return {root, root};
+}
+
+VAE_FAST_FN Rough log1p_unit(Rough e) {
+  // fit_polynomials.py log1p_8: log(1 + e)/e, 0 <= e <= 1; 6.5e-08 relative
+  return e * polynomial(e, 0.9999999403953552f, -0.4999949336051941f, 0.3331909775733948f, -0.2484298199415207f,
+                        0.19106005132198334f, -0.13663241267204285f, 0.07822591066360474f, -0.02950521558523178f,
+                        0.005232688970863819f);
+}
+
+// exponential(logvar/2), in the arithmetic of F.
+template <class F> VAE_FAST_FN Exponential<F> exponential_of_logvar(float logvar) { return exponential(0.5f * logvar); }
+template <> VAE_FAST_FN Exponential<Rough> exponential_of_logvar<Rough>(float x) {
+  const float root = approximate_exp2(minimum(127.0f, x * (0.25f * kLog2e))), square = x * x, all = root * root;
+  // fit_polynomials.py exponential_16: (exp(x) - 1 - x)/(2x²), |x| <= 1/4; 1.4e-06 relative
+  const Rough series = polynomial(Rough(x), 0.24999965727329254f, 0.08333347737789154f, 0.020876750349998474f,
+                                  0.004168732091784477f);
+  const float near = square * series.value;
+  const float far = fma(0.5f * all, all, -0.5f);
+  const bool is_near = absolute(x) < 0.25f;
+  return {root, root, is_near ? fma(0.5f, x, near) : far, is_near ? near : fma(-0.5f, x, far)};
+}
+
+// ---- Box and Muller's transform ----
+
+// As box_muller in normal.h, within 4e-6 of the exact transform too:
+//   * log2 is off by 2^-22 absolute near 1, where r is small and the root would magnify it. So within 2^-6 of 1 two terms
+//     of log(1 + y) stand in. With the root, r is off by 1.7e-6 at most.
+//   * Cosine and sine are polynomials over half a turn; the other half is a flipped sign of r. The angle is off by
+//     1.6e-7, 1.1e-6 in the result. The hardware's own are off by 2^-20.5 in a result of up to 6.7: too much.
+VAE_FAST_FN NormalPair<float> approximate_box_muller(std::uint32_t w0, std::uint32_t w1) {
+  const float u = fma(static_cast<float>(w0), 0x1p-32f, 0x1p-33f);
+  // -log2(1 + y), y = (f + 1/2)·2^-32 multiplied out; f is exact where y is small.
+  const float f = static_cast<float>(bit_cast<std::int32_t>(w0));
+  const float near = fma(f, fma(f, 3.9619741044102704e-20f, -3.35894935470221e-10f), -1.679474677351105e-10f);
+  const float r = approximate_sqrt(u > 1 - 0x1p-6f ? near : -approximate_log2(u));
+  // The top bit of w1 is half a turn, which flips both signs; then a quarter turn, and x.
+  const float x = fma(static_cast<float>(w1 << 1), 0x1.921fb6p-31f, -0x1.921fb6p0f);
+  const Rough x2 = x * x;
+  // fit_polynomials.py cosine_scaled: √(2·ln 2)·cos(x) of x², x <= π/2; 1.6e-07 absolute
+  const Rough cosine = polynomial(x2, 1.1774099677266667f, -0.5887038968047316f, 0.04905512219158674f,
+                                  -0.0016311490301485422f, 2.7261671196336427e-05f);
+  // fit_polynomials.py sine_scaled: -√(2·ln 2)·sin(x)/x of x², x <= π/2; 2.6e-08 times x
+  const Rough sine = polynomial(x2, -1.1774099949521675f, 0.19623477966758793f, -0.009811239768634692f,
+                                0.00023313775480892830f, -3.0500671240683797e-06f);
+  const float radius = bit_cast<float>(bit_cast<std::uint32_t>(r) ^ (w1 & 0x80000000u));
+  return {radius * (x * sine.value), radius * cosine.value};
+}
+
+VAE_FAST_NAMESPACE_END
