@@ -7,11 +7,15 @@ shows the tests one by one.
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import vae_fast
+from conformance import cases
+from conformance.judge import Truth
 from test_triton_interpreter import (
     DTYPES,
     INTERPRETED,
@@ -26,16 +30,18 @@ from test_triton_interpreter import (
     states,
 )
 from vae_fast.likelihoods import ELEMENTWISE
-from vae_fast.likelihoods.negative_binomial import negative_binomial
+from vae_fast.likelihoods.negative_binomial import d_negative_binomial, negative_binomial
 
 if INTERPRETED:
     import mpmath
+    import triton.language as tl
 
     from vae_fast.backends import reference
     from vae_fast.backends import triton as kernels
     from vae_fast.backends.reference.rng import binarize
     from vae_fast.backends.triton import categorical, launch, layout
     from vae_fast.backends.triton import mixture as module
+    from vae_fast.backends.triton.likelihoods import counts as of_counts
 
 COUNTS = {name for name, spec in ELEMENTWISE.items() if spec.is_counts}
 PARAMETERS = {name: len(spec.parameters) for name, spec in ELEMENTWISE.items()}
@@ -230,6 +236,63 @@ class TestMembers:
         x = torch.arange(256, dtype=torch.uint8)
         _, (grad, _) = each("gaussian", [torch.zeros(256), torch.zeros(256)], x)
         assert torch.equal(grad.float(), -x.float() / 255)
+
+
+class TestPlainCounts:
+    """Tiles of counts of 0 or from 1 and of numbers from 0 to 2^40 have a form of their own, others go in quarters."""
+
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("likelihood", sorted(COUNTS - {MIXTURE}))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_plain_rows_of_the_conformance_table(self, likelihood: str, dtype: torch.dtype) -> None:
+        """Which there share a tile with others."""
+        table = cases.table(cases.elementwise, likelihood, dtype)
+        inputs = table.case.inputs
+        x = inputs["target"]
+        plain = (x == 0) | (x >= 1)
+        for name in {"target", "mean", "theta"} & inputs.keys():
+            plain &= (inputs[name] <= 2.0**40) & ~inputs[name].signbit()
+        assert plain.sum() > 100
+        of = {
+            k: Truth(**{f.name: getattr(t, f.name)[plain] for f in fields(t)}) for k, t in table.truth.items()
+        }
+        case = replace(table.case, inputs={k: t[plain] for k, t in inputs.items()})
+        part = cases.Table(case, {k: t[plain] for k, t in table.own.items()}, of)
+        with vae_fast.backend("triton"):
+            outcome = cases.WAYS["samples"](part)
+        assert not cases.differences("triton, plain", part, outcome, "samples")
+
+    @pytest.mark.parametrize("likelihood", sorted(COUNTS))
+    def test_one_other_number_in_a_tile(self, likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The others' results stay right beside it, and quarters are put together in their order."""
+        params, x = parameters(likelihood, 4, 24), target(likelihood, 4, 24)
+        plain = self.results(likelihood, params, x)
+        x[2, 5] = 0.5
+        whole = self.results(likelihood, params, x)
+        monkeypatch.setattr(of_counts, "QUARTERS", tl.constexpr(True))
+        quarters = self.results(likelihood, params, x)
+        for a, b, c in zip(plain, whole, quarters, strict=True):
+            assert torch.equal(b, c)
+            assert_close("beside another", b[[0, 1, 3]], a[[0, 1, 3]].double(), terms=4)
+
+    @staticmethod
+    def results(likelihood: str, params: tuple[Tensor, ...], x: Tensor) -> list[Tensor]:
+        nll, grads = torch.empty(len(x)), [torch.empty_like(p) for p in params]
+        kernels.likelihood_forward(likelihood, params, x, None, None, nll=nll)
+        kernels.likelihood_backward(likelihood, params, x, None, None, torch.ones(len(x)), grads=grads)
+        return [nll[:, None], *grads]
+
+    def test_no_one_over_theta_is_left_to_cancel(self) -> None:
+        """Of one count and a mean of 0 the derivative by a small theta is -mu / theta^2, a difference of 1 / theta."""
+        theta = torch.tensor([[1e-3, 1e-2, 0.1, 0.7]])
+        grad = torch.empty_like(theta)
+        kernels.likelihood_backward(
+            "negative_binomial", (torch.zeros(1, 4), theta), torch.ones(1, 4), None, None, torch.ones(1),
+            grads=(None, grad),
+        )  # fmt: skip
+        right = d_negative_binomial(torch.ones(1, 4).double(), torch.zeros(1, 4).double(), theta.double())[1]
+        assert ((grad - right).abs() < 1e-7 + 1e-5 * right.abs()).all(), (grad, right)
 
 
 class TestMask:

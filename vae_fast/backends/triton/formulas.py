@@ -156,6 +156,19 @@ def divide(a, b):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x to 1 unit in the last place, for 2^-126 <= |x| <= 2^126."""
+    if _INTERPRETED:
+        return 1.0 / x
+    elif is_cuda():
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.jit
 def clamp(x, lo, hi):
     """torch.clamp: NaN stays NaN."""
     if lo is not None:

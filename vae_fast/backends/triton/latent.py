@@ -22,35 +22,55 @@ from ..contract import Clamp, Rows
 from .formulas import clamp as clamped
 from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
-from .layout import constants, describe, draw_steps, elementwise_plan, exact, lead, pair, row_sum_plan
+from .layout import (
+    choice_of,
+    constants,
+    describe,
+    draw_steps,
+    elementwise_plan,
+    exact,
+    lead,
+    pair,
+    row_sum_plan,
+)
 from .noise import normals, read_state, row_words
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, locate, read, step_of, store, write
+from .tile import elements, load, load_each, locate, origin, read, samples, step_of, store, write
 
 Pair = tuple[Tensor | None, Tensor | None]
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts", "draws"])
+@triton.jit
+def _eps(
+    noise, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw, start, n, sizes,
+    PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The noise of a draw: drawn, or read from `noise`, the pointers of the first draw."""
+    if noise is None:
+        return normals(
+            state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+        )
+    else:
+        return read(noise + step_of(draw, noise_draw, VEC), at)
+
+
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws", "each"])
 def _forward(
     mu, logvar, mu_p, logvar_p, noise, z, rng, kl, row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, rng_s, kl_s, noise_draw, z_draw,
-    lo, hi, rows, n, sizes, draws, parts,
-    DRAWS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
+    lo, hi, rows, n, sizes, draws, each,
+    ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
+    PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    part = pid % parts
-    row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = row < rows
-    if rng is not None:
-        state = read_state(rng, rng_s, row, inside)
-    if kl is not None:
-        total = tl.zeros((ROWS, COLS), tl.float32)
+    part = pid % PARTS
+    first_row, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
+    total = tl.full((ROWS, COLS), -0.0, tl.float32)  # which the first addition leaves out
     for step in range(STEPS):
         start = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + step) * COLS
-        place, cols = elements(start, n, sizes, SWAP, COLS)
-        mask = inside & (place < n // VEC * VEC)
-        at = (row, cols, inside, mask)
+        cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
+        at = (first_row, local, cols, inside, there, inside & there)
         m = load(mu, mu_s, at, sizes, VEC)
         lv = clamped(load(logvar, logvar_s, at, sizes, VEC), lo, hi)
         first, second, _, rest = exponential(lv, EXACT)
@@ -63,77 +83,94 @@ def _forward(
                 _, _, _, rest = exponential(lv - lvp, EXACT)
                 term = square + rest
             if not CLEAN:
-                term = tl.where(mask, term, 0.0)
+                term = tl.where(there, term, 0.0)
             total += term
         if z is not None:
-            z_at = locate(at, sizes, z_s, VEC)
-            if noise is not None:
-                eps_at = locate(at, sizes, noise_s, VEC)
-            for i in range(DRAWS):
-                draw = tl.program_id(1).to(tl.int64) * DRAWS + i
-                live = draw < draws
-                at = (row, cols, inside & live, mask & live)
-                if noise is None:
-                    eps = normals(
-                        state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+            state = None
+            if noise is None:
+                eps_at = None
+                state = read_state(rng, rng_s, at)
+            else:
+                eps_at = origin(noise, noise_s, at, VEC) + locate(at, sizes, noise_s, VEC)
+            z_at = origin(z, z_s, at, VEC) + locate(at, sizes, z_s, VEC)
+            if ONE:
+                eps = _eps(
+                    eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at, row_offset, rows_per_draw,
+                    start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
+                )  # fmt: skip
+                write(z_at, m + first * eps * second, at)
+            else:
+                draw = tl.program_id(1).to(tl.int64) * each
+                end = tl.minimum(draw + each, draws)
+                while draw < end:  # at run time: one compiled kernel serves any number of draws
+                    eps = _eps(
+                        eps_at, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw,
+                        start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
-                else:
-                    eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
-                write(z + (z_at + step_of(draw, z_draw, VEC)), m + first * eps * second, at)
+                    write(z_at + step_of(draw, z_draw, VEC), m + first * eps * second, at)
+                    draw += 1
     if kl is not None:
-        first_draw = tl.program_id(1) == 0  # the others make more draws of the same samples
-        out = kl + (row * kl_s[0] + part * kl_s[1])
-        tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside & first_draw)
+        sums = tl.sum(total, axis=1)[:, None]
+        if ONE or tl.program_id(1) == 0:  # the others make more draws of the same samples
+            tl.store(kl + (first_row * kl_s[0] + part * kl_s[1]) + local * kl_s[0], sums, mask=inside)
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws"])
 def _backward(
     mu, logvar, mu_p, logvar_p, noise, grad_z, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
     row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
-    rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, parts,
+    rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, draws,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
-    DRAWS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
-    place, cols = elements(start, n, sizes, SWAP, COLS)
+    start = (pid % PARTS).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
+    cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
     sum_mu_p = zeros(SUM_MU_P, ROWS, COLS)
     sum_logvar_p = zeros(SUM_LOGVAR_P, ROWS, COLS)
     for step in range(STEPS):
-        row = ((pid // parts).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
-        inside = row < rows
-        mask = inside & (place < n // VEC * VEC)
-        at = (row, cols, inside, mask)
+        first_row, local, inside = samples((pid // PARTS) * STEPS + step, rows, OFFSETS_64, ROWS)
+        at = (first_row, local, cols, inside, there, inside & there)
         raw = load(logvar, logvar_s, at, sizes, VEC)
         lv = clamped(raw, lo, hi)
         first, second, up, _ = exponential(lv, EXACT)
-        d_mu = tl.zeros((ROWS, COLS), tl.float32)
-        d_lv = tl.zeros((ROWS, COLS), tl.float32)
+        d_mu = tl.full((ROWS, COLS), -0.0, tl.float32)
+        d_lv = tl.full((ROWS, COLS), -0.0, tl.float32)
         if grad_z is not None:
-            grad_z_at = locate(at, sizes, grad_z_s, VEC)
+            state = None
+            eps_at = None
             if grad_logvar is not None:
                 if noise is None:
-                    state = read_state(rng, rng_s, row, inside)
+                    state = read_state(rng, rng_s, at)
                 else:
-                    eps_at = locate(at, sizes, noise_s, VEC)
-            for i in range(DRAWS):
-                draw = tl.program_id(1).to(tl.int64) + i  # the grid has one dim: this is i
-                g = read(grad_z + (grad_z_at + step_of(draw, grad_z_draw, VEC)), at)
-                d_mu += g
+                    eps_at = origin(noise, noise_s, at, VEC) + locate(at, sizes, noise_s, VEC)
+            grad_z_at = origin(grad_z, grad_z_s, at, VEC) + locate(at, sizes, grad_z_s, VEC)
+            if ONE:
+                d_mu = read(grad_z_at, at)
+                if d_mu.shape[1] == 1:
+                    d_mu += tl.full((ROWS, COLS), -0.0, tl.float32)
                 if grad_logvar is not None:
-                    if noise is None:
-                        eps = normals(
-                            state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes,
-                            PAIR, SWAP, ROWS, COLS,
+                    d_lv = d_mu * _eps(
+                        eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at, row_offset, rows_per_draw,
+                        start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
+                    )  # fmt: skip
+            else:
+                draw = tl.cast(0, tl.int64)
+                while draw < draws:
+                    g = read(grad_z_at + step_of(draw, grad_z_draw, VEC), at)
+                    d_mu += g
+                    if grad_logvar is not None:
+                        d_lv += g * _eps(
+                            eps_at, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw,
+                            start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                         )  # fmt: skip
-                    else:
-                        eps = read(noise + (eps_at + step_of(draw, noise_draw, VEC)), at)
-                    d_lv += g * eps
+                    draw += 1
             d_lv = 0.5 * d_lv * first * second
         if grad_kl is not None:
-            g = tl.load(grad_kl + row * grad_kl_s[0], mask=inside, other=0)
+            g = load_each(grad_kl, grad_kl_s[0], at)
             m = load(mu, mu_s, at, sizes, VEC)
             if mu_p is None:
                 d_mu += g * m
@@ -153,8 +190,8 @@ def _backward(
             store(grad_mu, grad_mu_s, d_mu, at, sizes, VEC)
         if grad_logvar is not None:
             store(grad_logvar, grad_logvar_s, unclamped(raw, lo, hi, d_lv), at, sizes, VEC)
-    keep(SUM_MU_P, sum_mu_p, grad_mu_p, pid, parts, place, cols, n)
-    keep(SUM_LOGVAR_P, sum_logvar_p, grad_logvar_p, pid, parts, place, cols, n)
+    keep(SUM_MU_P, sum_mu_p, grad_mu_p, pid, there, cols, n, PARTS)
+    keep(SUM_LOGVAR_P, sum_logvar_p, grad_logvar_p, pid, there, cols, n, PARTS)
 
 
 @cached
@@ -168,7 +205,8 @@ def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
         draws=(z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     rows = mu.shape[0]
-    plan = elementwise_plan(rows, at.n) if kl is None else row_sum_plan(rows, at.n)
+    choice = choice_of("latent_forward", mu, logvar)
+    plan = (elementwise_plan if kl is None else row_sum_plan)(rows, at.n, choice)
     each = draw_steps(draws, plan.programs)
     split = kl is not None and plan.parts > 1
     kl_s = (1, rows) if split else (kl.strides[0], 0) if kl is not None else ()
@@ -177,7 +215,7 @@ def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
     job = Job(
         _forward, (plan.programs, triton.cdiv(draws, each)), plan.threads,
         (*at.strides, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *(clamp or (None, None)),
-         rows, at.n, at.sizes, draws, plan.parts, each, plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
+         rows, at.n, at.sizes, draws, each, draws == 1, plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
          *constants(at, plan)),
     )  # fmt: skip
     job.scratch = [(plan.parts, rows) if split else None]
@@ -195,13 +233,13 @@ def _backward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
         grad_mu and grad_mu.strides, grad_logvar and grad_logvar.strides, *(strides(g, mu.shape) for g in grad_prior),
         draws=(grad_z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
-    plan, scratch = plan_gradients(grad_prior, mu.shape, at.n)
+    plan, scratch = plan_gradients(grad_prior, mu.shape, at.n, choice_of("latent_backward", mu, logvar))
     job = Job(
         _backward, (plan.programs,), plan.threads,
         (*at.strides, rng.strides if rng is not None else (), grad_kl.strides if grad_kl is not None else (),
-         noise_draw, grad_z_draw, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, plan.parts,
-         *(kind(g, mu.shape) for g in grad_prior), draws, plan.steps, exact(mu, logvar), pair(at, mu, logvar, grad_z),
-         *constants(at, plan)),
+         noise_draw, grad_z_draw, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, draws,
+         *(kind(g, mu.shape) for g in grad_prior), draws == 1, plan.steps, exact(mu, logvar),
+         pair(at, mu, logvar, grad_z), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
     return job

@@ -19,6 +19,8 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 _HIP = torch.version.hip is not None
 _caches: list[Any] = []
 F = TypeVar("F", bound=Callable[..., Any])
+# Floating-point fusion is said explicitly: what a version of Triton does by default changes after 3.9.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 def cached(function: F) -> F:
@@ -86,11 +88,41 @@ def run(job: Job, on: Tensor, *arguments: Argument) -> None:
 
 def start(job: Job, arguments: Sequence[Argument]) -> None:
     if job.compiled is None:
-        job.compiled = job.kernel if INTERPRETED else compile_for(job, arguments)
+        job.compiled = job.kernel if INTERPRETED else launcher(job, arguments)
     job.compiled[job.grid](*arguments, *job.rest)
+
+
+# Triton's versions whose compiled kernel was seen to take `compiled[grid](*arguments)`: all arguments of the kernel in
+# their order, constants and None too, as JITFunction.run passes them (read in 3.6.0, 3.7.1, 3.8.0 and 3.9.0).
+SEEN = ((3, 6), (3, 7), (3, 8), (3, 9))
+
+
+def launcher(job: Job, arguments: Sequence[Argument]) -> Any:
+    """`launcher(...)[grid](*arguments)` starts the kernel: the compiled one itself, a call of which costs a tenth of
+    Triton's dispatch, or the dispatch where a compiled kernel is not known to take such a call."""
+    compiled = compile_for(job, arguments)
+    version = tuple(int(number) for number in triton.__version__.split(".")[:2])
+    return (
+        compiled if version in SEEN and hasattr(compiled, "__getitem__") else Dispatch(job.kernel, warps(job))
+    )
+
+
+class Dispatch:
+    """Triton's public way to launch."""
+
+    def __init__(self, kernel: Any, num_warps: int) -> None:
+        self.kernel = kernel
+        self.num_warps = num_warps
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return functools.partial(self.kernel[grid], num_warps=self.num_warps, **OPTIONS)
 
 
 def compile_for(job: Job, arguments: Sequence[Argument]) -> Any:
     """Compiles for the current device, or finds it in Triton's cache."""
-    warp = triton.runtime.driver.active.get_current_target().warp_size
-    return job.kernel.warmup(*arguments, *job.rest, grid=job.grid, num_warps=max(1, job.threads // warp))
+    return job.kernel.warmup(*arguments, *job.rest, grid=job.grid, num_warps=warps(job), **OPTIONS)
+
+
+def warps(job: Job) -> int:
+    size: int = triton.runtime.driver.active.get_current_target().warp_size
+    return max(1, job.threads // size)

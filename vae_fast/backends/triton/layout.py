@@ -14,8 +14,9 @@ import torch
 import triton
 
 from .launch import INTERPRETED, Spec, cached
+from .tuning import EIGHT, Choice, choose
 
-TILE = 1024  # elements of most programs, eight a thread: one 128-bit access of 16-bit values, two of float32
+TILE = 1024  # elements of a program of four warps, eight a thread: a 128-bit access of 16-bit values, two of float32
 LONG = 16384  # a longer sample is summed by several programs
 FEW = 1 if INTERPRETED else 256  # fewer programs than about this leave a GPU idle
 MANY = 2048  # so many keep it busy
@@ -31,7 +32,7 @@ class Layout(NamedTuple):
     sizes: Strides  # of the merged dims, innermost first, without the outermost
     strides: tuple[Strides, ...]  # of each tensor: (batch, innermost, ..., outermost), (batch,) if constant
     vec: int  # power of two up to 16 that divides the innermost size and all strides but the innermost
-    wide: bool  # offsets inside a sample need 64 bits
+    extent: int  # of a sample in memory, in elements
     order: Strides  # of the dims, outermost first, in which elements are counted
     swap: bool  # most tensors are channels-last (see tile.elements)
 
@@ -79,7 +80,7 @@ def describe(
         tuple(size for size, _ in dims[:-1]),
         tuple(() if s is None else next(found) for s in tensors),
         vec,
-        extent >= 2**31 - 2**16,
+        extent,
         order,
         not free and _channels_last(dims),
     )
@@ -107,64 +108,94 @@ class Plan(NamedTuple):
     steps: int  # tiles of a program
     rows: int
     cols: int
+    each: int = 8  # elements a thread
+    whole: bool = False  # no tile ends past its sample
 
     @property
     def threads(self) -> int:
-        return max(32, self.rows * self.cols // 8)
+        return max(32, self.rows * self.cols // self.each)
 
 
-def _width(n: int) -> int:
+def _width(n: int, tile: int) -> int:
     """Columns of a tile: the widest that wastes little of the last tile of a sample."""
-    widths = [w for w in (1024, 512, 256, 128, 64, 32) if w < 2 * n] or [max(4, triton.next_power_of_2(n))]
+    widths = [w for w in (4096, 2048, 1024, 512, 256, 128, 64, 32) if w < 2 * n and w <= max(1024, tile)]
+    widths = widths or [max(4, triton.next_power_of_2(n))]
     padded = {w: triton.cdiv(n, w) * w for w in widths}
     return next(w for w in widths if padded[w] <= 1.125 * min(padded.values()))
 
 
-def _height(rows: int, cols: int, parts: int) -> int:
-    """Rows of a tile: as many as TILE holds, fewer if that leaves too few programs."""
-    height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
+def _height(rows: int, cols: int, parts: int, tile: int) -> int:
+    """Rows of a tile: as many as it holds, fewer if that leaves too few programs."""
+    height = min(max(1, tile // cols), triton.next_power_of_2(rows))
     while height > 1 and triton.cdiv(rows, height) * parts < FEW:
         height //= 2
     return height
 
 
+def _tile(rows: int, n: int, choice: Choice) -> tuple[int, int]:
+    """Elements of a program and of a thread: as chosen where that leaves enough programs."""
+    each, tile = choice.each, TILE * choice.warps // 4
+    while each > 8 and rows * n < MANY * (tile * each // 8):
+        each //= 2
+    return tile * each // 8, each
+
+
+def _plan(
+    tile: int, each: int, programs: int, parts: int, steps: int, rows: int, cols: int, whole: bool
+) -> Plan:
+    """A tile that is smaller than planned has eight elements a thread, and so more threads."""
+    return Plan(programs, parts, steps, rows, cols, each if rows * cols >= tile else min(8, each), whole)
+
+
 @cached
-def elementwise_plan(rows: int, n: int) -> Plan:
+def elementwise_plan(rows: int, n: int, choice: Choice = EIGHT) -> Plan:
     """One tile a program: nothing is summed."""
-    cols = _width(n)
+    tile, each = _tile(rows, n, choice)
+    cols = _width(n, tile)
     parts = triton.cdiv(n, cols)
-    height = _height(rows, cols, parts)
-    return Plan(triton.cdiv(rows, height) * parts, parts, 1, height, cols)
+    height = _height(rows, cols, parts, tile)
+    return _plan(tile, each, triton.cdiv(rows, height) * parts, parts, 1, height, cols, n % cols == 0)
 
 
 @cached
-def row_sum_plan(rows: int, n: int) -> Plan:
+def row_sum_plan(rows: int, n: int, choice: Choice = EIGHT) -> Plan:
     """Sums along samples. A program walks along `rows` whole samples, or along one part of one long sample."""
-    cols = _width(n)
+    tile, each = _tile(rows, n, choice)
+    cols = _width(n, tile)
     if n <= LONG:
         if n >= 4 * TILE and rows <= FEW:  # few samples: more threads on each
-            cols = 4 * TILE
-        height = _height(rows, cols, 1)
-        return Plan(triton.cdiv(rows, height), 1, triton.cdiv(n, cols), height, cols)
+            cols = tile = 4 * TILE
+            each = min(8, each)
+        height = _height(rows, cols, 1, tile)
+        return _plan(
+            tile, each, triton.cdiv(rows, height), 1, triton.cdiv(n, cols), height, cols, n % cols == 0
+        )
     span = min(LONG, max(4 * TILE, triton.next_power_of_2(triton.cdiv(rows * n, MANY))))
     parts = triton.cdiv(n, span)
-    return Plan(rows * parts, parts, span // TILE, 1, TILE)
+    return _plan(tile, each, rows * parts, parts, span // tile, 1, tile, n % span == 0)
 
 
 @cached
-def column_sum_plan(rows: int, n: int) -> Plan:
+def column_sum_plan(rows: int, n: int, choice: Choice = EIGHT) -> Plan:
     """Sums across samples. A program walks down `steps` tiles of `rows` samples, and there are few programs."""
-    cols = min(_width(n), 128)
+    cols = min(_width(n, TILE), 128)
     parts = triton.cdiv(n, cols)
     height = min(max(1, TILE // cols), triton.next_power_of_2(rows))
     tiles = triton.cdiv(rows, height)
     steps = triton.next_power_of_2(max(1, triton.cdiv(tiles * parts, MANY), min(tiles, 4)))
-    return Plan(triton.cdiv(tiles, steps) * parts, parts, steps, height, cols)
+    return Plan(
+        triton.cdiv(tiles, steps) * parts, parts, steps, height, cols, min(8, choice.each), n % cols == 0
+    )
 
 
 def draw_steps(draws: int, programs: int) -> int:
     """How many draws one program makes: all of them, unless few programs would be left."""
     return max(1, triton.cdiv(draws, GRID_Y), min(draws, draws * programs // MANY))
+
+
+def choice_of(name: str, *tensors: Spec | None, part: str = "") -> Choice:
+    """What `tuning` says for a kernel of these tensors."""
+    return choose(name, max(t.dtype.itemsize for t in tensors if t is not None), part)
 
 
 def exact(*tensors: Spec) -> bool:
@@ -178,5 +209,6 @@ def pair(at: Layout, *tensors: Spec | None) -> bool:
 
 
 def constants(at: Layout, plan: Plan) -> tuple[Any, ...]:
-    """The last arguments of every kernel: VEC, SWAP, OFFSETS_64, ROWS, COLS."""
-    return at.vec, at.swap, at.wide, plan.rows, plan.cols
+    """The last arguments of every kernel: PARTS, WHOLE, VEC, SWAP, OFFSETS_64, ROWS, COLS."""
+    extent = at.extent + (plan.rows - 1) * max((s[0] for s in at.strides if s), default=0)
+    return plan.parts, plan.whole, at.vec, at.swap, extent >= 2**31 - 2**16, plan.rows, plan.cols

@@ -20,21 +20,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..contract import Rows
-from .launch import Job, Key, Spec, cached, key, run, specs
-from .layout import Plan, constants, describe, exact, pair, row_sum_plan
+from .launch import Job, Key, cached, key, run, specs
+from .layout import choice_of, constants, describe, exact, pair, row_sum_plan
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load
+from .tile import elements, load, load_each, samples
 
 
 @triton.jit
 def _inputs(
-    target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+    target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
     LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The parameters, the target, and which elements count."""
+    """The parameters and the target."""
     params = ()
     for i in tl.static_range(len(parameters)):
         params += (load(parameters[i], parameters_s[i], at, sizes, VEC),)  # type: ignore[assignment]
@@ -43,87 +43,79 @@ def _inputs(
         level = x * (1.0 / 255.0)
         x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
     if rng is not None:
-        u = uniforms(rng, rng_s, at[0], row_offset, at[2], start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        u = uniforms(rng, rng_s, at, row_offset, start, n, sizes, PAIR, SWAP, ROWS, COLS)
         x = tl.where(x == x, tl.where(u < x, 1.0, 0.0), x)  # NaN stays NaN
-    counted = at[3]
-    if kept is not None:
-        counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
-    return params, x, counted
+    return params, x
 
 
 @triton.jit
-def _counted_only(slopes, counted, kept):
-    """Without a mask `add` and `store` leave out what does not count."""
-    if kept is None:
-        return slopes
-    else:
-        masked = ()
-        for i in tl.static_range(len(slopes)):
-            masked += (tl.where(counted, slopes[i], 0.0),)  # type: ignore[assignment]
-        return masked
+def _counted_only(slopes, counted):
+    masked = ()
+    for i in tl.static_range(len(slopes)):
+        masked += (tl.where(counted, slopes[i], 0.0),)  # type: ignore[assignment]
+    return masked
 
 
 # Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
 # function of a tuple that holds None, not even len(grads).
-@triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows"])
 def _forward(
-    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes, parts,
+    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes,
     NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    part = pid % parts
-    row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = row < rows
-    total = tl.zeros((ROWS, COLS), tl.float32)
+    part = pid % PARTS
+    first, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
+    total = tl.full((ROWS, COLS), -0.0, tl.float32)  # which the first addition leaves out
     for step in range(STEPS):
         start = (part.to(tl.int64 if OFFSETS_64 else tl.int32) * STEPS + step) * COLS
-        place, cols = elements(start, n, sizes, SWAP, COLS)
-        at = (row, cols, inside, inside & (place < n // VEC * VEC))
-        params, x, counted = _inputs(
-            target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+        cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
+        at = (first, local, cols, inside, there, inside & there)
+        params, x = _inputs(
+            target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
             LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
+        counted = tl.broadcast_to(there, (ROWS, COLS))
+        if kept is not None:
+            counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
         total += tl.where(counted, NLL(params, x, EXACT), 0.0)
-    tl.store(nll + (row * nll_s[0] + part * nll_s[1]), tl.sum(total, axis=1)[:, None], mask=inside)
+    out = nll + (first * nll_s[0] + part * nll_s[1]) + local * nll_s[0]
+    tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows", "parts"])
+@triton.jit(do_not_specialize=["row_offset", "rows"])
 def _backward(
     target, parameters, kept, rng, grad_nll, grads, row_offset,
-    target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes, parts,
+    target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes,
     GRADS: tl.constexpr, LEVELS: tl.constexpr, KINDS: tl.constexpr,
-    STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
-    place, cols = elements(start, n, sizes, SWAP, COLS)
+    start = (pid % PARTS).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
+    cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
     sums = ()
     for i in tl.static_range(len(KINDS)):
         sums += (zeros(KINDS[i], ROWS, COLS),)  # type: ignore[assignment]
     for step in range(STEPS):
-        row = ((pid // parts).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
-        inside = row < rows
-        at = (row, cols, inside, inside & (place < n // VEC * VEC))
-        params, x, counted = _inputs(
-            target, parameters, kept, rng, row_offset, target_s, parameters_s, kept_s, rng_s, at, start, n, sizes,
+        first, local, inside = samples((pid // PARTS) * STEPS + step, rows, OFFSETS_64, ROWS)
+        at = (first, local, cols, inside, there, inside & there)
+        params, x = _inputs(
+            target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
             LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
-        g = tl.load(grad_nll + row * grad_nll_s[0], mask=inside, other=0)
-        slopes = _counted_only(GRADS(params, x, g, EXACT), counted, kept)
+        g = load_each(grad_nll, grad_nll_s[0], at)
+        slopes = GRADS(params, x, g, EXACT)
+        if kept is not None:
+            slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
         added = ()
         for i in tl.static_range(len(KINDS)):
             added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
         sums = added
     for i in tl.static_range(len(KINDS)):
-        keep(KINDS[i], sums[i], grads[i], pid, parts, place, cols, n)
-
-
-def _threads(plan: Plan, params: Sequence[Spec]) -> int:
-    """Four elements a thread instead of eight where a likelihood has many parameters: more would fill the registers.
-    With eight the mixture of negative binomials takes 255 and spills on sm_80 and sm_90."""
-    return plan.threads * (2 if len(params) > 3 else 1)
+        keep(KINDS[i], sums[i], grads[i], pid, there, cols, n, PARTS)
 
 
 @cached
@@ -135,12 +127,12 @@ def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...],
     tensors = [x and x.strides for x in (target, *given, kept)]
     at = describe(target.shape, *tensors, free=rng is None)  # bits are drawn in row-major order
     target_s, *params_s, kept_s = at.strides
-    plan = row_sum_plan(rows, at.n)
+    plan = row_sum_plan(rows, at.n, choice_of("likelihood_forward", *given, target, part=likelihood))
     nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
     value, _, levels = LIKELIHOODS[likelihood]
     job = Job(
-        _forward, (plan.programs,), _threads(plan, given),
-        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes, plan.parts,
+        _forward, (plan.programs,), plan.threads,
+        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes,
          value, levels, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
          *constants(at, plan)),
     )  # fmt: skip
@@ -160,12 +152,13 @@ def _backward_job(
     at = describe(shape, *inputs, *(strides(g, shape) for g in wanted), free=rng is None)
     target_s, *params_s = at.strides[: 1 + len(given)]
     kept_s, *grads_s = at.strides[1 + len(given) :]
-    plan, scratch = plan_gradients(wanted, shape, at.n)
+    choice = choice_of("likelihood_backward", *given, target, part=likelihood)
+    plan, scratch = plan_gradients(wanted, shape, at.n, choice)
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
-        _backward, (plan.programs,), _threads(plan, given),
+        _backward, (plan.programs,), plan.threads,
         (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (), grad_nll.strides, shape[0],
-         at.n, at.sizes, plan.parts, slopes, levels, tuple(kind(g, shape) for g in wanted), plan.steps,
+         at.n, at.sizes, slopes, levels, tuple(kind(g, shape) for g in wanted), plan.steps,
          exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..contract import Rows
 from .formulas import log2
 from .launch import Job, Key, Spec, cached, key, run
-from .layout import constants, describe, draw_steps, elementwise_plan, pair
-from .tile import elements, locate, step_of, swapped_group, write
+from .layout import choice_of, constants, describe, draw_steps, elementwise_plan, pair
+from .tile import elements, load_each, locate, origin, samples, step_of, swapped_group, write
 
 
 @triton.jit
@@ -78,14 +78,14 @@ def _halves(x):
 
 
 @triton.jit
-def read_state(rng, rng_s, row, inside):
+def read_state(rng, rng_s, at):
     """(k0, k1, o0, o1) as uint32: scalars from one state, (ROWS, 1) from one state per sample."""
     if len(rng_s) == 1:
         seed = tl.load(rng)
         offset = tl.load(rng + rng_s[0])
     else:
-        seed = tl.load(rng + row * rng_s[0], mask=inside, other=0)
-        offset = tl.load(rng + row * rng_s[0] + rng_s[1], mask=inside, other=0)
+        seed = load_each(rng, rng_s[0], at)
+        offset = load_each(rng + rng_s[1], rng_s[0], at)
     k0, k1 = _halves(seed)
     o0, o1 = _halves(offset)
     return k0, k1, o0, o1
@@ -138,13 +138,19 @@ def row_words(rows: Rows | None, batch: int) -> tuple[int, int]:
 
 
 @triton.jit
+def _row_word(at, before):
+    """The low 32 bits of the samples' numbers, `before` of which are not of this tensor."""
+    return tl.add((at[0] + before).to(tl.uint32), at[1].to(tl.uint32), sanitize_overflow=False)
+
+
+@triton.jit
 def normals(
-    state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes,
+    state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The noise of the samples `row`, draw by draw."""
+    """The noise of a tile's samples, draw by draw."""
     if len(rng_s) == 1:
-        word = (row + (draw * rows_per_draw + row_offset)).to(tl.uint32)
+        word = _row_word(at, draw * rows_per_draw + row_offset)
     else:
         word = draw.to(tl.uint32)
     return _spread(_four, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
@@ -152,13 +158,13 @@ def normals(
 
 @triton.jit
 def uniforms(
-    rng, rng_s, row, row_offset, inside, start, n, sizes,
+    rng, rng_s, at, row_offset, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """What binarization compares with: words of counters that noise never has (the offset's top bit is flipped)."""
-    k0, k1, o0, o1 = read_state(rng, rng_s, row, inside)
+    k0, k1, o0, o1 = read_state(rng, rng_s, at)
     if len(rng_s) == 1:
-        word = (row + row_offset).to(tl.uint32)
+        word = _row_word(at, row_offset)
     else:
         word = tl.zeros((ROWS, 1), tl.uint32)
     return _spread(
@@ -166,27 +172,33 @@ def uniforms(
     )
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "parts", "draws"])
+@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws", "each"])
 def _fill(
-    eps, rng, row_offset, rows_per_draw, eps_s, eps_draw, rng_s, rows, n, sizes, draws, parts,
-    DRAWS: tl.constexpr, PAIR: tl.constexpr,
+    eps, rng, row_offset, rows_per_draw, eps_s, eps_draw, rng_s, rows, n, sizes, draws, each,
+    ONE: tl.constexpr, PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    row = (pid // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    start = (pid % parts).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
-    place, cols = elements(start, n, sizes, SWAP, COLS)
-    inside = row < rows
-    mask = inside & (place < n // VEC * VEC)
-    state = read_state(rng, rng_s, row, inside)
-    where = locate((row, cols, inside, mask), sizes, eps_s, VEC)
-    for i in range(DRAWS):
-        draw = tl.program_id(1).to(tl.int64) * DRAWS + i
+    first, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
+    start = (pid % PARTS).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
+    cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
+    at = (first, local, cols, inside, there, inside & there)
+    state = read_state(rng, rng_s, at)
+    where = origin(eps, eps_s, at, VEC) + locate(at, sizes, eps_s, VEC)
+    if ONE:
         x = normals(
-            state, rng_s, draw, row, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+            state, rng_s, tl.cast(0, tl.int64), at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
         )  # fmt: skip
-        live = draw < draws
-        write(eps + (where + step_of(draw, eps_draw, VEC)), x, (row, cols, inside & live, mask & live))
+        write(where, x, at)
+    else:
+        draw = tl.program_id(1).to(tl.int64) * each
+        end = tl.minimum(draw + each, draws)
+        while draw < end:  # at run time: one compiled kernel serves any number of draws
+            x = normals(
+                state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+            )  # fmt: skip
+            write(where + step_of(draw, eps_draw, VEC), x, at)
+            draw += 1
 
 
 @cached
@@ -195,7 +207,7 @@ def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
     eps, rng = Spec(*eps_key), Spec(*rng_key)
     draws, rows = eps.shape[:2]
     at = describe(eps.shape[1:], eps.strides[1:], draws=eps.strides[:1])
-    plan = elementwise_plan(rows, at.n)
+    plan = elementwise_plan(rows, at.n, choice_of("noise", eps))
     each = draw_steps(draws, plan.programs)
     rest = (
         at.strides[0],
@@ -205,8 +217,8 @@ def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
         at.n,
         at.sizes,
         draws,
-        plan.parts,
         each,
+        draws == 1,
         pair(at, eps),
     )
     return Job(_fill, (plan.programs, triton.cdiv(draws, each)), plan.threads, (*rest, *constants(at, plan)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from .launch import Job, Key, Spec, cached, key, run, specs
 from .layout import Plan, Strides, column_sum_plan, describe, elementwise_plan
 from .tile import combine, store
+from .tuning import Choice
 
 ABSENT, ELEMENT, BATCH, ALL = 0, 1, 2, 3
 
@@ -23,7 +24,7 @@ ABSENT, ELEMENT, BATCH, ALL = 0, 1, 2, 3
 @triton.jit
 def zeros(KIND: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     if KIND >= 2:
-        return tl.zeros((ROWS, COLS), tl.float32)
+        return tl.full((ROWS, COLS), -0.0, tl.float32)  # which an addition leaves out
     else:
         return 0.0
 
@@ -34,16 +35,16 @@ def add(KIND: tl.constexpr, total, value, grad, grad_s, at, sizes, VEC: tl.const
     if KIND == 1:
         store(grad, grad_s, value, at, sizes, VEC)
     elif KIND >= 2:
-        total += tl.where(at[3], value, 0.0)
+        total += tl.where(at[5], value, 0.0)
     return total
 
 
 @triton.jit
-def keep(KIND: tl.constexpr, total, partial, pid, parts, place, cols, n):
-    """Writes a program's sum: a row of partial[pid // parts, :], or partial[pid]."""
+def keep(KIND: tl.constexpr, total, partial, pid, there, cols, n, PARTS: tl.constexpr):
+    """Writes a program's sum: a row of partial[pid // PARTS, :], or partial[pid]."""
     if KIND == 2:
-        row = (pid // parts).to(tl.int64)
-        tl.store(partial + row * n + cols, tl.sum(total, axis=0)[None, :], mask=place < n)
+        row = (pid // PARTS).to(tl.int64)
+        tl.store(partial + row * n + cols, tl.sum(total, axis=0)[None, :], mask=there)
     elif KIND == 3:
         tl.store(partial + pid, tl.sum(total))
 
@@ -62,13 +63,13 @@ def strides(grad: Spec | None, shape: Strides) -> Strides | None:
 
 
 def plan_gradients(
-    grads: Sequence[Spec | None], shape: Strides, n: int
+    grads: Sequence[Spec | None], shape: Strides, n: int, choice: Choice
 ) -> tuple[Plan, list[tuple[int, int] | None]]:
     """The plan of a backward kernel, and the shapes of its partial sums."""
     kinds = [kind(g, shape) for g in grads]
     if max(kinds) < BATCH:
-        return elementwise_plan(shape[0], n), [None] * len(kinds)
-    plan = column_sum_plan(shape[0], n)
+        return elementwise_plan(shape[0], n, choice), [None] * len(kinds)
+    plan = column_sum_plan(shape[0], n, choice)
     sizes = {BATCH: (plan.programs // plan.parts, n), ALL: (plan.programs, 1)}
     return plan, [sizes.get(k) for k in kinds]
 

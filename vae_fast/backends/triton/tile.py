@@ -5,8 +5,11 @@ A tile is (ROWS, COLS): ROWS samples, COLS consecutive elements of each in row-m
 with one value a sample. Every stride but the innermost is a multiple of VEC; writing `s // VEC * VEC` tells the
 compiler so, and that is what makes loads and stores 128 bits wide.
 
-Tiles travel as a tuple `at` = (row, cols, inside, mask): int64 samples (ROWS, 1), element numbers (1, COLS), which
-samples exist (ROWS, 1), which elements exist (ROWS, COLS).
+Tiles travel as a tuple `at` = (first, local, cols, inside, there, mask): the tile's first sample (a scalar, int64), the
+samples' distances from it (ROWS, 1), element numbers (1, COLS), which samples exist (ROWS, 1), which elements exist of
+a sample that does (1, COLS), and which elements exist (ROWS, COLS). The first sample's address is scalar arithmetic,
+what is added for an element has 32 bits. A sample that does not exist stands for the last one, so that loads need no
+mask for it.
 """
 
 from __future__ import annotations
@@ -16,18 +19,37 @@ import triton.language as tl
 
 
 @triton.jit
-def elements(start, n, sizes, SWAP: tl.constexpr, COLS: tl.constexpr):
-    """COLS places from `start`, and the element numbers that they stand for.
+def samples(number, rows, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr):
+    """first, local and inside of the tile with this number."""
+    first = number.to(tl.int64) * ROWS
+    left = tl.minimum(rows - first, ROWS).to(tl.int32)
+    local = tl.arange(0, ROWS)[:, None]
+    inside = local < left
+    local = tl.minimum(local, left - 1)
+    if OFFSETS_64:
+        local = local.to(tl.int64)
+    return first, local, inside
+
+
+@triton.jit
+def elements(
+    start, n, sizes, WHOLE: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr, COLS: tl.constexpr
+):  # fmt: skip
+    """The numbers of COLS elements from `start`, and which of them exist: all if WHOLE.
 
     SWAP is for channels-last tensors where noise wants row-major groups of four: a group still has four neighbours in
     row-major order (pixels of one channel), but the next group is the same pixels of the next channel, so that a warp
     reads neighbouring memory.
     """
     place = start + tl.arange(0, COLS)[None, :]
-    if SWAP:
-        return place, swapped_group(place // 4, n, sizes) * 4 + place % 4
+    if WHOLE:  # no comparison, and loads without a mask
+        there = tl.full((1, COLS), 1, tl.int1)
     else:
-        return place, place
+        there = place < n // VEC * VEC
+    if SWAP:
+        return swapped_group(place // 4, n, sizes) * 4 + place % 4, there
+    else:
+        return place, there
 
 
 @triton.jit
@@ -37,13 +59,22 @@ def swapped_group(group, n, sizes):
 
 
 @triton.jit
-def locate(at, sizes, strides, VEC: tl.constexpr):
-    """Memory offsets of a tile; (ROWS, 1) for a tensor with one value a sample."""
+def origin(tensor, strides, at, VEC: tl.constexpr):
+    """The address of a tile's first sample."""
     if len(strides) == 1:
-        return at[0] * strides[0]
+        return tensor + at[0] * strides[0]
     else:
-        offset = at[0] * (strides[0] // VEC * VEC)
-        rest = at[1]
+        return tensor + at[0] * (strides[0] // VEC * VEC)
+
+
+@triton.jit
+def locate(at, sizes, strides, VEC: tl.constexpr):
+    """A tile's distances from its origin; (ROWS, 1) for a tensor with one value a sample."""
+    if len(strides) == 1:
+        return at[1] * strides[0]
+    else:
+        offset = at[1] * (strides[0] // VEC * VEC)
+        rest = at[2]
         for d in tl.static_range(len(sizes)):
             if d == 0:
                 size = sizes[0] // VEC * VEC
@@ -60,31 +91,37 @@ def locate(at, sizes, strides, VEC: tl.constexpr):
 
 @triton.jit
 def read(pointers, at):
-    """Values as float32, 0 outside; (ROWS, 1) where a sample has one value."""
+    """Values as float32, 0 past the end of a sample; (ROWS, 1) where a sample has one value."""
     if pointers.shape[1] == 1:
-        x = tl.load(pointers, mask=at[2], other=0)
+        x = tl.load(pointers)
     else:
-        x = tl.load(pointers, mask=at[3], other=0)
+        x = tl.load(pointers, mask=tl.broadcast_to(at[4], at[5].shape), other=0)
     return x.to(tl.float32)
 
 
 @triton.jit
 def load(tensor, strides, at, sizes, VEC: tl.constexpr):
-    return read(tensor + locate(at, sizes, strides, VEC), at)
+    return read(origin(tensor, strides, at, VEC) + locate(at, sizes, strides, VEC), at)
+
+
+@triton.jit
+def load_each(tensor, stride, at):
+    """One value a sample (ROWS, 1)."""
+    return tl.load(tensor + at[0] * stride + at[1] * stride)
 
 
 @triton.jit
 def write(pointers, value, at):
     if pointers.shape[1] == 1:  # a sample of one element, whose tile is still COLS wide
-        pointers += tl.zeros(at[3].shape, tl.int32)
+        pointers += tl.zeros(at[5].shape, tl.int32)
     if value.shape[1] == 1:
-        value += tl.zeros(at[3].shape, tl.float32)
-    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=at[3])
+        value += tl.zeros(at[5].shape, tl.float32)
+    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=at[5])
 
 
 @triton.jit
 def store(tensor, strides, value, at, sizes, VEC: tl.constexpr):
-    write(tensor + locate(at, sizes, strides, VEC), value, at)
+    write(origin(tensor, strides, at, VEC) + locate(at, sizes, strides, VEC), value, at)
 
 
 @triton.jit
@@ -101,5 +138,6 @@ def combine(partial, out, out_s, sizes, count, width, STEPS: tl.constexpr, R: tl
     for step in range(STEPS):
         r = step * R + tl.arange(0, R)[:, None].to(tl.int64)
         total += tl.load(partial + r * width + cols, mask=(r < count) & (cols < width), other=0)
-    at = (tl.zeros((1, 1), tl.int64), cols, cols >= 0, cols < width)
+    none = tl.zeros((1, 1), tl.int32)
+    at = (tl.cast(0, tl.int64), none, cols, none == 0, cols < width, cols < width)
     store(out, out_s, tl.sum(total, axis=0)[None, :], at, sizes, 1)

@@ -8,6 +8,11 @@ accurate computation of binomial probabilities", 2000), and what is left to comp
     lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + stirling(y)
     digamma(y) = log y - 1 / (2 y) + digamma_rest(y)
 
+Most tiles are plain: counts of 0 or from 1, and no number that is negative, above 2^40 or NaN. One comparison for the
+whole tile finds out, and a plain one takes the form that needs no care: half the instructions, and half of MUFU's.
+Others are computed in quarters, one after the other in a loop that is not unrolled, so that the rare case does not say
+how many registers a thread has: 144 of a negative binomial with eight elements a thread otherwise.
+
 Always to float32 accuracy: the parameters of 16 bits are exact numbers too, and counts are large.
 """
 
@@ -18,10 +23,74 @@ import triton.language as tl
 
 from ....likelihoods import counts as spec
 from ..formulas import divide, log
+from ..launch import INTERPRETED
 
 EPS = tl.constexpr(spec.EPS)
 NOTHING = tl.constexpr(spec.NOTHING)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+# In the interpreter, where a loop takes four times as long, only a test has tiles in quarters.
+QUARTERS = tl.constexpr(not INTERPRETED)
+
+
+@triton.jit
+def _bits(v):
+    """Ordered as the numbers are from 0 to inf; all others are larger."""
+    return v.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def is_plain(params, x):
+    """Whether all x of a tile are 0 or from 1 to 2^40, and its means and thetas from 0 to 2^40. An x below 2^-60
+    counts as 0."""
+    bits = _bits(tl.where(x < 1.0, x * 1.2676506002282294e30, x))  # 2^100
+    for i in tl.static_range(len(params)):
+        bits = tl.maximum(bits, _bits(params[i]))
+    return tl.max(bits) <= 0x53800000  # 2^40
+
+
+@triton.jit
+def quarters(v):
+    """Every fourth column of a tile, from the first, second, third and fourth on."""
+    a, b = tl.split(tl.reshape(v, (v.shape[0], v.shape[1] // 4, 2, 2)))
+    first, third = tl.split(a)
+    second, fourth = tl.split(b)
+    return first, second, third, fourth
+
+
+@triton.jit
+def whole(parts):
+    """The tile of its quarters."""
+    first, second, third, fourth = parts
+    v = tl.join(tl.join(first, third), tl.join(second, fourth))
+    return tl.reshape(v, (first.shape[0], 4 * first.shape[1]))
+
+
+@triton.jit
+def pick(i, parts):
+    first, second, third, fourth = parts
+    return tl.where(i == 0, first, tl.where(i == 1, second, tl.where(i == 2, third, fourth)))
+
+
+@triton.jit
+def put(i, parts, v):
+    first, second, third, fourth = parts
+    first = tl.where(i == 0, v, first)
+    second = tl.where(i == 1, v, second)
+    third = tl.where(i == 2, v, third)
+    return first, second, third, tl.where(i == 3, v, fourth)
+
+
+@triton.jit
+def log1p_minus(v, w, ratio):
+    """log(1 + v) - v where it is near 0, else log(1 + v), and whether it is near, for w = v / (2 + v) and
+    ratio = 1 + v."""
+    near = tl.abs(w) < 1 / 3
+    z = w * w
+    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
+    minus = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
+    minus = 0.6666666865348816 + z * (0.3999970257282257 + z * minus)
+    minus = w * (z * minus - v)
+    return tl.where(near, minus, log(ratio)), near
 
 
 @triton.jit
@@ -65,6 +134,12 @@ def _stirling_series(z):
 
 
 @triton.jit
+def stirling_from_1(inverse):
+    """stirling(y) of y >= 1, given 1 / y."""
+    return inverse * _stirling_series(inverse * inverse)
+
+
+@triton.jit
 def stirling(y):
     """lgamma(y) - (y - 1/2) log y + y - log(2 pi) / 2, y > 0."""
     small = y < 1.0
@@ -92,9 +167,15 @@ def digamma_rest(y, inverse):
     """digamma(y) - log y + 1 / (2 y), y > 0."""
     small = y < 1.0
     w = tl.where(small, divide(1.0, y + 1.0), inverse)
-    z = w * w
+    series = digamma_rest_from_1(w)
+    return tl.where(small, series - log(y * w) - 0.5 * (inverse + w), series)
+
+
+@triton.jit
+def digamma_rest_from_1(inverse):
+    """digamma_rest(y) of y >= 1, given 1 / y."""
+    z = inverse * inverse
     # fit_polynomials.py digamma_square: (log(y) - 1/(2y) - digamma(y))·y² of 1/y², y >= 1; 6.0e-07 relative
     series = 0.002629471244290471 + z * (-0.0014508964959532022 + z * 0.00035893978201784194)
     series = 0.0038519760128110647 + z * (-0.003179398598149419 + z * series)
-    series = -z * (0.08333328366279602 + z * (-0.008327670395374298 + z * series))
-    return tl.where(small, series - log(y * w) - 0.5 * (inverse + w), series)
+    return -z * (0.08333328366279602 + z * (-0.008327670395374298 + z * series))

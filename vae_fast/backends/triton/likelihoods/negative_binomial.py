@@ -5,32 +5,161 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..formulas import divide
+from ..formulas import divide, log2, reciprocal
+from . import counts
 from .counts import (
     EPS,
     LARGEST,
     NOTHING,
     digamma_rest,
+    digamma_rest_from_1,
     excess,
     growth_of_infinite,
     in_domain,
+    is_plain,
+    log1p_minus,
     log_factorial_minus,
+    pick,
+    put,
+    quarters,
     stirling,
+    stirling_from_1,
     unit_of,
+    whole,
 )
 
 
 @triton.jit
 def negative_binomial_nll(params, x, EXACT: tl.constexpr):
     mean, theta = params
-    return count_nll(count_terms(mean, theta, x))
+    return value(mean, theta, x)
 
 
 @triton.jit
 def negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
     mean, theta = params
-    by_mean, by_theta = count_grads(count_terms(mean, theta, x))
+    by_mean, by_theta = slopes(mean, theta, x)
     return g * by_mean, g * by_theta
+
+
+@triton.jit
+def value(mean, theta, x):
+    """-log p(x)"""
+    if is_plain((mean, theta), x):
+        result = plain_value(mean + EPS, theta + EPS, x)
+    else:
+        result = careful_value(mean, theta, x)
+    return result
+
+
+@triton.jit
+def careful_value(mean, theta, x):
+    if counts.QUARTERS:
+        none = tl.zeros((mean + theta + x).shape, tl.float32)
+        means, thetas, xs = quarters(mean + none), quarters(theta + none), quarters(x + none)
+        values = quarters(none)
+        for i in tl.range(4, loop_unroll_factor=1):
+            values = put(i, values, count_nll(count_terms(pick(i, means), pick(i, thetas), pick(i, xs))))
+        return whole(values)
+    else:
+        return count_nll(count_terms(mean, theta, x))
+
+
+@triton.jit
+def slopes(mean, theta, x):
+    """Its derivatives by mean and theta."""
+    if is_plain((mean, theta), x):
+        by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
+    else:
+        by_mean, by_theta, _ = careful_slopes(mean, theta, x)
+    return by_mean, by_theta
+
+
+@triton.jit
+def careful_slopes(mean, theta, x):
+    """The derivatives, and the value of a count of 0."""
+    if counts.QUARTERS:
+        none = tl.zeros((mean + theta + x).shape, tl.float32)
+        means, thetas, xs = quarters(mean + none), quarters(theta + none), quarters(x + none)
+        by_mean, by_theta, of_zero = quarters(none), quarters(none), quarters(none)
+        for i in tl.range(4, loop_unroll_factor=1):
+            terms = count_terms(pick(i, means), pick(i, thetas), pick(i, xs))
+            a, b = count_grads(terms)
+            by_mean = put(i, by_mean, a)
+            by_theta = put(i, by_theta, b)
+            of_zero = put(i, of_zero, _value_of_zero(terms))
+        return whole(by_mean), whole(by_theta), whole(of_zero)
+    else:
+        terms = count_terms(mean, theta, x)
+        by_mean, by_theta = count_grads(terms)
+        return by_mean, by_theta, _value_of_zero(terms)
+
+
+@triton.jit
+def _value_of_zero(terms):
+    _, th, _, _, _, _, _, thw, e, unit, _, infinite, _, _ = terms
+    return unit * (-2.0 * thw - th * e) + infinite
+
+
+@triton.jit
+def plain_value(mu, th, x):
+    """With X = theta + x, Y = theta + mu, d = x - mu, 1 + u = x Y / (mu X) and 1 + v = X / Y:
+    x log(1 + u) - theta log(1 + v), whose first-order terms x u - theta v are theta u v, and what Stirling leaves of
+    the lgammas. A theta below 1 is taken as theta Gamma(theta) = Gamma(theta + 1).
+    """
+    X = th + x
+    Y = th + mu
+    d = x - mu
+    thd = th * d
+    muX = mu * X
+    by_muX = reciprocal(muX)
+    by_Y = reciprocal(Y)
+    u = thd * by_muX
+    v = d * by_Y
+    of_x, near_u = log1p_minus(u, thd * reciprocal(2.0 * muX + thd), x * Y * by_muX)
+    of_th, near_v = log1p_minus(v, d * reciprocal(2.0 * Y + d), X * by_Y)
+    first_u = tl.where(near_u, u, 0.0)
+    th_v = tl.where(near_v, th * v, 0.0)
+    of_zero = -th * of_th - th_v
+    linear = tl.where(near_u & near_v, first_u * th_v, x * first_u - th_v)
+    small = th < 1.0
+    th_1 = th + 1.0
+    by_th = reciprocal(tl.where(small, th_1, th))
+    by_X = reciprocal(X)
+    by_x = reciprocal(x)
+    rest = stirling_from_1(by_th) + (stirling_from_1(by_x) - stirling_from_1(by_X))
+    rest += 0.9189385332046727 + 0.34657359027997264 * log2(x * X * by_th)  # log(2 pi) / 2, log(2) / 2
+    rest += tl.where(small, th_1 * (0.6931471805599453 * (log2(th_1) - log2(th))) - 1.0, 0.0)
+    return tl.where(x < 0.5, of_zero, x * of_x - th * of_th + linear + rest)
+
+
+@triton.jit
+def plain_slopes(mu, th, x):
+    """By theta: with e = x - mu, or a theta below 1 and counts e = x - 1 - mu - mu / theta, as Gamma(theta) is
+    Gamma(theta + 1) / theta: e / Y + log(1 - e / X), whose first-order terms are e d / (X Y), and what Stirling leaves
+    of the digammas. No 1 / theta is left to cancel.
+    """
+    X = th + x
+    Y = th + mu
+    d = x - mu
+    none = x < 0.5
+    by_muY = reciprocal(mu * Y)
+    by_Y = mu * by_muY
+    by_X = reciprocal(X)
+    by_th = reciprocal(th)
+    th_1 = th + 1.0
+    shifted = (th < 1.0) & (x >= 0.5)
+    less = tl.where(shifted, 1.0, 0.0)
+    e = tl.where(shifted, (th * (x - 1.0) - mu * th_1) * by_th, d)
+    ratio = Y * by_X
+    ratio = tl.where(shifted, ratio * (th_1 * by_th), ratio)
+    v = -e * by_X
+    log_v, near = log1p_minus(v, -e * reciprocal(2.0 * X - e), ratio)
+    first = e * by_Y
+    by_theta = log_v + tl.where(near, first * (d * by_X), first)
+    by_th_1 = tl.where(shifted, reciprocal(th_1), by_th)
+    rest = digamma_rest_from_1(by_th_1) - digamma_rest_from_1(by_X) - 0.5 * (x - less) * (by_X * by_th_1)
+    return -d * (th * by_muY), by_theta + tl.where(none, 0.0, rest)
 
 
 @triton.jit

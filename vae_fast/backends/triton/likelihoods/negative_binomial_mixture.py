@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from ..formulas import divide, exp, expm1, log1p, sigmoid, softplus
-from .negative_binomial import count_grads, count_nll, count_terms
+from .counts import EPS, is_plain
+from .negative_binomial import careful_value, plain_value, slopes
 
 
 @triton.jit
@@ -45,8 +46,7 @@ def negative_binomial_mixture_grads(params, x, g, EXACT: tl.constexpr):
     for component in tl.range(2, loop_unroll_factor=1):
         is_first = component == 0
         share = sigmoid(tl.where(is_first, posterior, -posterior), True)  # P(component | x)
-        terms = count_terms(tl.where(is_first, mean_1, mean_2), tl.where(is_first, theta, theta_2), x)
-        by_mean, by_theta = count_grads(terms)
+        by_mean, by_theta = slopes(tl.where(is_first, mean_1, mean_2), tl.where(is_first, theta, theta_2), x)
         d_mean = g * tl.where(share == 0, 0.0, share * by_mean)
         d_theta = g * tl.where(share == 0, 0.0, share * by_theta)
         d_mean_1 = tl.where(is_first, d_mean, d_mean_1)
@@ -56,8 +56,12 @@ def negative_binomial_mixture_grads(params, x, g, EXACT: tl.constexpr):
 
 @triton.jit
 def _values(params, x):
-    """What count_nll gives for either component."""
+    """-log p(x) of either component."""
     mean_1, mean_2, theta, _, theta_2 = params
-    first = count_nll(count_terms(mean_1, theta, x))
-    second = count_nll(count_terms(mean_2, theta_2, x))
+    if is_plain((mean_1, mean_2, theta, theta_2), x):
+        first = plain_value(mean_1 + EPS, theta + EPS, x)
+        second = plain_value(mean_2 + EPS, theta_2 + EPS, x)
+    else:
+        first = careful_value(mean_1, theta, x)
+        second = careful_value(mean_2, theta_2, x)
     return first, second

@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 
 from ..formulas import divide, exp, expm1, log1p, sigmoid, softplus
-from .counts import LARGEST, NOTHING
-from .negative_binomial import count_grads, count_nll, count_terms
+from .counts import EPS, LARGEST, NOTHING, is_plain
+from .negative_binomial import careful_slopes, plain_slopes, value
 
 
 @triton.jit
 def zero_inflated_negative_binomial_nll(params, x, EXACT: tl.constexpr):
     mean, theta, p = params
-    nb = count_nll(count_terms(mean, theta, x))
+    nb = value(mean, theta, x)
     # -log(sigmoid(p) + sigmoid(-p) exp(-nb)): from 1 where that is near, else the difference of two softplus
     q = sigmoid(-p, True) * -expm1(-nb)
     far = (
@@ -27,9 +27,11 @@ def zero_inflated_negative_binomial_nll(params, x, EXACT: tl.constexpr):
 def zero_inflated_negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
     mean, theta, p = params
     none = tl.abs(x) < NOTHING
-    terms = count_terms(mean, theta, x)
-    by_mean, by_theta = count_grads(terms)
-    nb = terms[9] * (-2.0 * terms[7] - terms[1] * terms[8]) + terms[11]  # of a count of 0
+    if is_plain((mean, theta), x):
+        by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
+        nb = (theta + EPS) * by_theta + (mean + EPS) * by_mean  # of a count of 0: theta log(1 + mu / theta)
+    else:
+        by_mean, by_theta, nb = careful_slopes(mean, theta, x)
     q = tl.where(none, sigmoid(-p - nb, True), 1.0)  # the zero is one of the negative binomial's
     by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb)
     by_theta = q * tl.where(none & (nb > LARGEST), 0.0, by_theta)
