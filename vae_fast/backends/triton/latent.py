@@ -31,6 +31,7 @@ from .layout import (
     exact,
     lead,
     pair,
+    per_element,
     row_sum_plan,
 )
 from .noise import normals, read_state, row_words
@@ -58,7 +59,7 @@ def _eps(
 def _forward(
     mu, logvar, mu_p, logvar_p, noise, z, rng, kl, row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, rng_s, kl_s, noise_draw, z_draw,
-    lo, hi, rows, n, sizes, draws, each,
+    lo, hi, rows, n, sizes, draws, each, EACH: tl.constexpr,
     ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
     PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -82,9 +83,13 @@ def _forward(
                 square, _ = scaled_square(m - load(mu_p, mu_p_s, at, sizes, VEC), lvp)
                 _, _, _, rest = exponential(lv - lvp, EXACT)
                 term = square + rest
-            if not CLEAN:
-                term = tl.where(there, term, 0.0)
-            total += term
+            if EACH:
+                if ONE or tl.program_id(1) == 0:  # the others make more draws of the same samples
+                    store(kl, kl_s, term, at, sizes, VEC)
+            else:
+                if not CLEAN:
+                    term = tl.where(there, term, 0.0)
+                total += term
         if z is not None:
             state = None
             if noise is None:
@@ -109,9 +114,9 @@ def _forward(
                     )  # fmt: skip
                     write(z_at + step_of(draw, z_draw, VEC), m + first * eps * second, at)
                     draw += 1
-    if kl is not None:
+    if kl is not None and not EACH:
         sums = tl.sum(total, axis=1)[:, None]
-        if ONE or tl.program_id(1) == 0:  # the others make more draws of the same samples
+        if ONE or tl.program_id(1) == 0:
             tl.store(kl + (first_row * kl_s[0] + part * kl_s[1]) + local * kl_s[0], sums, mask=inside)
 
 
@@ -122,7 +127,7 @@ def _backward(
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
     rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, draws,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
-    ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
+    EACH: tl.constexpr, ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -170,7 +175,10 @@ def _backward(
                     draw += 1
             d_lv = 0.5 * d_lv * first * second
         if grad_kl is not None:
-            g = load_each(grad_kl, grad_kl_s[0], at)
+            if EACH:
+                g = load(grad_kl, grad_kl_s, at, sizes, VEC)
+            else:
+                g = load_each(grad_kl, grad_kl_s[0], at)
             m = load(mu, mu_s, at, sizes, VEC)
             if mu_p is None:
                 d_mu += g * m
@@ -200,22 +208,26 @@ def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
     assert mu is not None and logvar is not None
     draws, z_draw, z_s = lead(z, mu)
     _, noise_draw, noise_s = lead(noise, mu)
+    each_kl = per_element(kl, mu.shape)
     at = describe(
         mu.shape, mu.strides, logvar.strides, mu_p and mu_p.strides, logvar_p and logvar_p.strides, noise_s, z_s,
-        draws=(z_draw, noise_draw), free=rng is None,
+        kl.strides if kl is not None and each_kl else None, draws=(z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     rows = mu.shape[0]
     choice = choice_of("latent_forward", mu, logvar)
-    plan = (elementwise_plan if kl is None else row_sum_plan)(rows, at.n, choice)
+    plan = (elementwise_plan if kl is None or each_kl else row_sum_plan)(rows, at.n, choice)
     each = draw_steps(draws, plan.programs)
-    split = kl is not None and plan.parts > 1
-    kl_s = (1, rows) if split else (kl.strides[0], 0) if kl is not None else ()
+    *strides_, kl_s = at.strides
+    split = kl is not None and plan.parts > 1 and not each_kl
+    if kl is not None and not each_kl:
+        kl_s = (1, rows) if split else (kl.strides[0], 0)
     # Elements past the end read as 0, and mu = logvar = 0 has no divergence from a prior of zeros.
     clean = clamp is None and all(len(s) != 1 for s in at.strides[:4])
     job = Job(
         _forward, (plan.programs, triton.cdiv(draws, each)), plan.threads,
-        (*at.strides, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *(clamp or (None, None)),
-         rows, at.n, at.sizes, draws, each, draws == 1, plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
+        (*strides_, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *(clamp or (None, None)),
+         rows, at.n, at.sizes, draws, each, each_kl, draws == 1,
+         plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
          *constants(at, plan)),
     )  # fmt: skip
     job.scratch = [(plan.parts, rows) if split else None]
@@ -228,17 +240,20 @@ def _backward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
     assert mu is not None and logvar is not None
     draws, grad_z_draw, grad_z_s = lead(grad_z, mu)
     _, noise_draw, noise_s = lead(noise, mu)
+    each_kl = per_element(grad_kl, mu.shape)
     at = describe(
         mu.shape, mu.strides, logvar.strides, mu_p and mu_p.strides, logvar_p and logvar_p.strides, noise_s, grad_z_s,
+        grad_kl.strides if grad_kl is not None and each_kl else None,
         grad_mu and grad_mu.strides, grad_logvar and grad_logvar.strides, *(strides(g, mu.shape) for g in grad_prior),
         draws=(grad_z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     plan, scratch = plan_gradients(grad_prior, mu.shape, at.n, choice_of("latent_backward", mu, logvar))
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides, rng.strides if rng is not None else (), grad_kl.strides if grad_kl is not None else (),
+        (*at.strides[:6], *at.strides[7:], rng.strides if rng is not None else (),
+         at.strides[6] if each_kl else grad_kl.strides if grad_kl is not None else (),
          noise_draw, grad_z_draw, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, draws,
-         *(kind(g, mu.shape) for g in grad_prior), draws == 1, plan.steps, exact(mu, logvar),
+         *(kind(g, mu.shape) for g in grad_prior), each_kl, draws == 1, plan.steps, exact(mu, logvar),
          pair(at, mu, logvar, grad_z), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
@@ -257,7 +272,7 @@ def latent_forward(
     kl: Tensor | None,
     rows: Rows | None = None,
 ) -> None:
-    """Fills z (batch, ...) or (draws, batch, ...) and kl (batch,), either of which may be None."""
+    """Fills z (batch, ...) or (draws, batch, ...), and kl (batch,) or (batch, ...): either may be None."""
     if z is not None and z.numel() == 0:
         z = None
     if mu.numel() == 0 and kl is not None:

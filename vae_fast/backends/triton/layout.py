@@ -93,6 +93,11 @@ def _channels_last(dims: list[tuple[int, Strides]]) -> bool:
     return 2 * sum(votes) > len(votes)
 
 
+def per_element(loss: Spec | None, shape: Strides) -> bool:
+    """Whether a loss, or the gradient by one, is of each element of what has this shape, and not of each sample."""
+    return loss is not None and len(loss.shape) == len(shape) > 1
+
+
 def lead(x: Spec | None, over: Spec) -> tuple[int, int, Strides | None]:
     """Draws, their stride and the other strides of a tensor (batch, ...) or (draws, batch, ...)."""
     if x is None:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ..contract import Rows
 from .launch import Job, Key, cached, key, run, specs
-from .layout import choice_of, constants, describe, exact, pair, row_sum_plan
+from .layout import choice_of, constants, describe, elementwise_plan, exact, pair, per_element, row_sum_plan
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, samples
+from .tile import elements, load, load_each, samples, store
 
 
 @triton.jit
@@ -61,8 +61,8 @@ def _counted_only(slopes, counted):
 @triton.jit(do_not_specialize=["row_offset", "rows"])
 def _forward(
     target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes,
-    NLL: tl.constexpr, LEVELS: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
-    PARTS: tl.constexpr, WHOLE: tl.constexpr,
+    NLL: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr,
+    PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -80,16 +80,21 @@ def _forward(
         counted = tl.broadcast_to(there, (ROWS, COLS))
         if kept is not None:
             counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
-        total += tl.where(counted, NLL(params, x, EXACT), 0.0)
-    out = nll + (first * nll_s[0] + part * nll_s[1]) + local * nll_s[0]
-    tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
+        terms = tl.where(counted, NLL(params, x, EXACT), 0.0)
+        if EACH:
+            store(nll, nll_s, terms, at, sizes, VEC)
+        else:
+            total += terms
+    if not EACH:
+        out = nll + (first * nll_s[0] + part * nll_s[1]) + local * nll_s[0]
+        tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
 
 
 @triton.jit(do_not_specialize=["row_offset", "rows"])
 def _backward(
     target, parameters, kept, rng, grad_nll, grads, row_offset,
     target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes,
-    GRADS: tl.constexpr, LEVELS: tl.constexpr, KINDS: tl.constexpr,
+    GRADS: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, KINDS: tl.constexpr,
     STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +111,10 @@ def _backward(
             target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
             LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
-        g = load_each(grad_nll, grad_nll_s[0], at)
+        if EACH:
+            g = load(grad_nll, grad_nll_s, at, sizes, VEC)
+        else:
+            g = load_each(grad_nll, grad_nll_s[0], at)
         slopes = GRADS(params, x, g, EXACT)
         if kept is not None:
             slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
@@ -124,19 +132,25 @@ def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...],
     target, kept, rng, nll = specs(*keys)
     assert target is not None and nll is not None
     rows = target.shape[0]
+    each = per_element(nll, target.shape)
     tensors = [x and x.strides for x in (target, *given, kept)]
-    at = describe(target.shape, *tensors, free=rng is None)  # bits are drawn in row-major order
-    target_s, *params_s, kept_s = at.strides
-    plan = row_sum_plan(rows, at.n, choice_of("likelihood_forward", *given, target, part=likelihood))
-    nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, rows)
+    # bits are drawn in row-major order
+    at = describe(target.shape, *tensors, nll.strides if each else None, free=rng is None)
+    target_s, *params_s, kept_s, nll_s = at.strides
+    plan = (elementwise_plan if each else row_sum_plan)(
+        rows, at.n, choice_of("likelihood_forward", *given, target, part=likelihood)
+    )
+    split = plan.parts > 1 and not each
+    if not each:
+        nll_s = (1, rows) if split else (nll.strides[0], 0)
     value, _, levels = LIKELIHOODS[likelihood]
     job = Job(
         _forward, (plan.programs,), plan.threads,
         (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes,
-         value, levels, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
+         value, levels, each, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
          *constants(at, plan)),
     )  # fmt: skip
-    job.scratch = [None if plan.parts == 1 else (plan.parts, rows)]
+    job.scratch = [(plan.parts, rows) if split else None]
     return job
 
 
@@ -148,17 +162,20 @@ def _backward_job(
     target, kept, rng, grad_nll = specs(*keys)
     assert target is not None and grad_nll is not None
     shape = target.shape
+    each = per_element(grad_nll, shape)
     inputs = [x and x.strides for x in (target, *given, kept)]
-    at = describe(shape, *inputs, *(strides(g, shape) for g in wanted), free=rng is None)
+    upstream = grad_nll.strides if each else None
+    at = describe(shape, *inputs, upstream, *(strides(g, shape) for g in wanted), free=rng is None)
     target_s, *params_s = at.strides[: 1 + len(given)]
-    kept_s, *grads_s = at.strides[1 + len(given) :]
+    kept_s, grad_nll_s, *grads_s = at.strides[1 + len(given) :]
     choice = choice_of("likelihood_backward", *given, target, part=likelihood)
     plan, scratch = plan_gradients(wanted, shape, at.n, choice)
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (), grad_nll.strides, shape[0],
-         at.n, at.sizes, slopes, levels, tuple(kind(g, shape) for g in wanted), plan.steps,
+        (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (),
+         grad_nll_s if each else grad_nll.strides, shape[0],
+         at.n, at.sizes, slopes, levels, each, tuple(kind(g, shape) for g in wanted), plan.steps,
          exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
@@ -175,8 +192,8 @@ def likelihood_forward(
     nll: Tensor,
     rows: Rows | None = None,
 ) -> None:
-    """Fills nll (batch,). Every parameter and the mask have the target's shape (stride 0 where they are broadcast).
-    Given an rng_state, the target is the probability of a 1, and the bits drawn from it count."""
+    """Fills nll (batch,) or (batch, ...). Every parameter and the mask have the target's shape (stride 0 where they are
+    broadcast). Given an rng_state, the target is the probability of a 1, and the bits drawn from it count."""
     if target.numel() == 0:
         nll.zero_()
         return

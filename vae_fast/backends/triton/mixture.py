@@ -139,8 +139,8 @@ def _sums(params, step, K, x, mask, CHANNELS: tl.constexpr, EXACT: tl.constexpr,
 @triton.jit(do_not_specialize=["parts"])
 def _forward(  # an argument named params would hide Triton's own
     packed, target, kept, nll, packed_s, target_s, kept_s, nll_s, n, parts,
-    K: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, OFFSETS_64: tl.constexpr,
-    PIXELS: tl.constexpr,
+    K: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr,
+    OFFSETS_64: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % parts
@@ -153,10 +153,16 @@ def _forward(  # an argument named params would hide Triton's own
         at = _pixels(packed, packed_s, sample, pixel)
         _, s_prior, m, s = _sums(at, _step(packed_s, OFFSETS_64), K, x, mask, CHANNELS, EXACT, PIXELS)
         value = tl.log(s_prior / s) - m
+        counted = mask
         if kept is not None:
-            mask = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
-        total += tl.where(mask, value, 0.0)
-    tl.store(nll + sample * nll_s[0] + part * nll_s[1], tl.sum(total))
+            counted = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
+        value = tl.where(counted, value, 0.0)
+        if EACH:
+            tl.store(nll + sample * nll_s[0] + pixel * nll_s[1], value, mask=mask)
+        else:
+            total += value
+    if not EACH:
+        tl.store(nll + sample * nll_s[0] + part * nll_s[1], tl.sum(total))
 
 
 @triton.jit
@@ -167,7 +173,8 @@ def _write(grad, step, which, value, counted, mask):
 @triton.jit(do_not_specialize=["parts"])
 def _backward(
     packed, target, kept, grad_nll, grad_params, packed_s, target_s, kept_s, grad_nll_s, grad_s, n, parts,
-    K: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, OFFSETS_64: tl.constexpr, PIXELS: tl.constexpr,
+    K: tl.constexpr, EACH: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr, OFFSETS_64: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     sample = (pid // parts).to(tl.int64)
@@ -176,7 +183,10 @@ def _backward(
     counted = mask
     if kept is not None:
         counted = mask & (tl.load(kept + sample * kept_s[0] + pixel * kept_s[1], mask=mask, other=0) != 0)
-    g = tl.load(grad_nll + sample * grad_nll_s[0])
+    if EACH:
+        g = tl.load(grad_nll + sample * grad_nll_s[0] + pixel * grad_nll_s[1], mask=mask, other=0)
+    else:
+        g = tl.load(grad_nll + sample * grad_nll_s[0])
     x = _levels(_pixels(target, target_s, sample, pixel), target_s, mask, CHANNELS)
     at = _pixels(packed, packed_s, sample, pixel)
     out = _pixels(grad_params, grad_s, sample, pixel)
@@ -240,13 +250,15 @@ def _forward_job(device: torch.device, *keys: Key) -> Job:
     assert params is not None and target is not None and nll is not None
     batch, channels, n = target.shape
     plan = _plan(batch, n, params)
-    nll_s = (nll.strides[0], 0) if plan.parts == 1 else (1, batch)
+    each = len(nll.shape) == 2
+    split = plan.parts > 1 and not each
+    nll_s = (1, batch) if split else nll.strides if each else (nll.strides[0], 0)
     job = Job(
         _forward, (batch * plan.parts,), min(THREADS, plan.pixels),
         (params.strides, target.strides, kept.strides if kept else (), nll_s, n, plan.parts,
-         components(params, target), plan.steps, channels, exact(params), _far(params, target), plan.pixels),
+         components(params, target), each, plan.steps, channels, exact(params), _far(params, target), plan.pixels),
     )  # fmt: skip
-    job.scratch = [None if plan.parts == 1 else (plan.parts, batch)]
+    job.scratch = [(plan.parts, batch) if split else None]
     return job
 
 
@@ -260,7 +272,8 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     return Job(
         _backward, (batch * parts,), min(THREADS, plan.pixels),
         (params.strides, target.strides, kept.strides if kept else (), grad_nll.strides, grad.strides, n,
-         parts, components(params, target), channels, exact(params), _far(params, target, grad), plan.pixels),
+         parts, components(params, target), len(grad_nll.shape) == 2, channels,
+         exact(params), _far(params, target, grad), plan.pixels),
     )  # fmt: skip
 
 
@@ -271,9 +284,10 @@ def components(params: Spec, target: Spec) -> int:
 def mixture_forward(
     params: Tensor, target: Tensor, mask: Tensor | None, *, nll: Tensor, grad_params: Tensor | None = None
 ) -> None:
-    """Fills nll (batch,) from params (batch, parameters, pixels) and target (batch, channels, pixels)."""
+    """Fills nll, (batch,) or (batch, pixels), from params (batch, parameters, pixels) and target (batch, channels,
+    pixels)."""
     if grad_params is not None:  # the op asks for both at once on the CPU: here, in the interpreter
-        mixture_backward(params, target, mask, nll.new_ones(1).expand(len(nll)), grad_params=grad_params)
+        mixture_backward(params, target, mask, nll.new_ones(1).expand_as(nll), grad_params=grad_params)
     if target.numel() == 0:
         nll.zero_()
         return
