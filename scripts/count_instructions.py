@@ -166,12 +166,13 @@ class Count:
 
 # ---- CUDA ----
 
-# What only the long way through an element has, forward and backward: a whole number above 0, and a theta below 1.
+# MUFU an element that only the long way through a likelihood has, forward in a formula for all elements of a chunk, and
+# backward in a loop over them: a whole number above 0, and a theta below 1.
 COUNTED = {
-    "poisson": ({"MUFU": 2}, {"MUFU": 1}),
-    "negative_binomial": ({"MUFU": 8}, {"MUFU": 7}),
-    "zero_inflated_negative_binomial": ({"MUFU": 9}, {"MUFU": 10}),
-    "negative_binomial_mixture": ({"MUFU": 17}, {"MUFU": 18}),
+    "poisson": (3, 1),
+    "negative_binomial": (8, 7),
+    "zero_inflated_negative_binomial": (10, 10),
+    "negative_binomial_mixture": (16, 18),
 }
 DTYPES = re.findall(r"X\((\w+),", (cuda_objects.CSRC / "api/tensor_view.h").read_text())
 STRUCTS = dict(
@@ -295,14 +296,15 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
         need[r"MUFU\.(RSQ|SQRT)"] = t.size // 2  # noise is drawn
     if kernel == "categorical_backward":
         need["FFMA|MUFU"] = 2 * t.size  # the class is not ignored
-    way = kernel.endswith("backward")
-    inner = COUNTED[t.likelihood][way] if t.likelihood in COUNTED else {}
+    forward, backward = COUNTED.get(t.likelihood or "", (0, 0))
+    need["MUFU"] = backward if kernel.endswith("backward") else forward * t.size
+    inner = {"MUFU": backward} if kernel.endswith("backward") else {}
     size = float(t.size)
 
     def each_element(once: HotPath) -> float:
         return size if t.likelihood and not once.count(load) else 1
 
-    path = Code(code, forbidden=forbidden, trips=each_element, inner_need=inner).loop({**need, **inner})
+    path = Code(code, forbidden=forbidden, trips=each_element, inner_need=inner).loop(need)
     return (path, size * max(1, round(path.count(load) / max(1, each * work.loads)))) if path else None
 
 

@@ -129,6 +129,7 @@ FITS = {
     "log_excess": Fit(
         "(2·atanh(w) - 2w)/w³ of w²", "w <= 1/3", atanh_rest, ZERO, ONE / 9, 4, "relative"
     ),
+    "log_ratio": Fit("(2·atanh(w) - 2w)/w³ of w²", "w <= 1/5", atanh_rest, ZERO, ONE / 25, 2, "relative"),
     "box_muller_log": Fit(
         "-2·log(1 + f)/f", "-1/2 <= f <= 0", lambda f: -2 * log1p_over(f), -ONE / 2, ZERO, 7
     ),
@@ -144,6 +145,9 @@ FITS = {
         ZERO, mp.pi / 2, 4, "times x", weight=mp.sqrt, variable=of_square,
     ),
     "stirling": Fit("y·(Stirling's error of y) of w = 1/y", "0 <= w <= 1", stirling, ZERO, ONE, 6),
+    "stirling_wide": Fit(
+        "y·(Stirling's error of y) of w = 1/y", "0 <= w <= 3/2", stirling, ZERO, 3 * ONE / 2, 7
+    ),
     "stirling_square": Fit(
         "y·(Stirling's error of y) of 1/y²", "y >= 1", lambda v: stirling(mp.sqrt(v)), ZERO, ONE, 6, "relative",
     ),

@@ -149,21 +149,24 @@ smoke() {
     describe
     if [ -n "$dry" ]; then
         TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
-        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --dtypes float32 bfloat16 --shapes 3x7
         finish && echo "right numbers"
         return
     fi
     begin triton "$python" scripts/small_run.py triton --each --shapes 33x7 2x20001 --dtypes float32 bfloat16 float16
-    if build_cuda > "$work/build.log" 2>&1; then
+    if build_cuda > "$work/job.build" 2>&1; then
         built=1
-        tail -n 1 "$work/build.log"
+        tail -n 1 "$work/job.build"
         begin cuda "$python" scripts/small_run.py cuda --each
     else
         echo "The CUDA engine is not built. The first errors, then the last lines:"
-        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/build.log" | cut -c 1-300
-        tail -n 10 "$work/build.log" | cut -c 1-300
+        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/job.build" | cut -c 1-300
+        tail -n 10 "$work/job.build" | cut -c 1-300
     fi
-    finish && [ -n "$built" ] && echo "both engines build, load and give right numbers"
+    rm "$work/job.build"
+    finish || return 1
+    [ -n "$built" ] || { echo "Triton is right; the CUDA engine is not built"; return 1; }
+    echo "both engines build, load and give right numbers"
 }
 
 run_pytest() {  # a run in which every test is skipped proves nothing
@@ -193,7 +196,7 @@ engine_tests() {  # file, engine, the part of it that a dry run has time for
 tests_cuda() { engine_tests test_gpu cuda "generators or autocast or bit_identical"; }
 tests_triton() { engine_tests test_gpu triton "generators"; }
 edges_cuda() { engine_tests test_gpu_edges cuda "test_counts or (classes and 10)"; }
-edges_triton() { engine_tests test_gpu_edges triton "what_counts_as_none"; }
+edges_triton() { engine_tests test_gpu_edges triton "what_counts_as_none and 9.9e-09"; }
 
 large() {
     if [ -n "$dry" ]; then
@@ -218,7 +221,7 @@ sanitizers() {
     trap unfinished INT
     if [ -n "$dry" ]; then
         # shellcheck disable=SC2086
-        "$python" scripts/small_run.py cpu --device cpu $SMALL
+        "$python" scripts/small_run.py cpu --device cpu $SMALL --shapes 3x7
         return
     fi
     "$python" -c 'import sys, vae_fast.backends as b; sys.exit(b.unavailable_reason("cuda") is not None)' &&
@@ -276,7 +279,8 @@ trap 'stop_all; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
 record() {
-    timeout 90 "$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --asked "${asked[*]}" ${dry:+--dry-run}
+    timeout 90 "$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --facts "$work/facts.json" \
+        --asked "${asked[*]}" ${dry:+--dry-run}
 }
 
 stage() {
@@ -312,6 +316,7 @@ stage() {
         tail -c 8000 "$log" | cut -c 1-400
     fi
     printf '%-13s %-5s %4d s  %s\n' "$name" "$result" "$((SECONDS - from))" "$note"
+    [ "$name" != smoke ] && [ "$name" != build ] || rm -f "$work/facts.json"  # there may be an engine more
     record > "$work/record.log" 2>&1
     [ ! "$out/record.json" -nt "$out/rows.json" ] || rm -f "$out/rows.json"  # it is in the record
     if [ "$(stat -c %s "$log")" -gt 8000000 ]; then

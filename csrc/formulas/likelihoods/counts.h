@@ -35,6 +35,21 @@ template <class F> VAE_FAST_FN F growth_of_infinite(F mean, F x) {
 // Ratios whose logarithm is better taken of each number, as the ratio itself may leave float32.
 template <class F> VAE_FAST_FN auto is_extreme(F ratio) { return (ratio < splat<F>(0x1p-60f)) | (ratio > splat<F>(0x1p60f)); }
 
+// A GPU's warp holds zeros and other counts, and takes both ways of a branch: nll_common(), where a likelihood has it, is
+// one formula for both. It is for whole numbers, and others from 1 on, with ordinary parameters; is_common() says so.
+template <class F> struct CommonCount {
+  typedef decltype(F{} < F{}) Mask;
+  Mask counted;
+  F value, at_least_1;
+  VAE_FAST_FN explicit CommonCount(F x)
+      : counted(is_counted(x)), value(select(counted, x, splat<F>(0.0f))), at_least_1(select(counted, x, splat<F>(1.0f))) {}
+};
+// log x! - x·log x + x, of x >= 1 and times a ratio that is wanted below the root of 2πx; `series` more of Stirling's errors.
+template <class F> VAE_FAST_FN F log_factorial_rest(F x, F ratio, F series) {
+  const F of_x = stirling_of_inverse(reciprocal_of_small_term(x));
+  return add_log(splat<F>(0.5f), splat<F>(2.0f * kPi) * x * ratio, of_x + series);
+}
+
 // Most counts are zeros, and a zero's likelihood is simple. A likelihood says what it is for zeros and for the others (NaN is
 // one of them); here that becomes the likelihood of any count. The CPU's loops sort the zeros out beforehand.
 template <class Likelihood> struct OfCounts {

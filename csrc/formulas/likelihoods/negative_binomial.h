@@ -88,6 +88,36 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
     return select(is_infinite(theta), Poisson::nll_careful(mean, x), nll);  // the limit
   }
 
+  template <class F> static VAE_FAST_FN bool is_common(const F* p, F x) {
+    const CommonCount<F> count(x);
+    return are_ordinary(p[0] + splat<F>(kTiny), p[1] + splat<F>(kTiny), count.at_least_1) & !(count.at_least_1 < splat<F>(1.0f));
+  }
+  template <class F> static VAE_FAST_FN F nll_common(const F* p, F x) {
+    const CommonCount<F> count(x);
+    const F one = splat<F>(1.0f), none = splat<F>(0.0f), mean = p[0] + splat<F>(kTiny), theta = p[1] + splat<F>(kTiny);
+    const F at_least_1 = count.at_least_1, apart = count.value - mean, total = theta + mean, sum = theta + count.value;
+    const auto far = !count.counted | (absolute(apart) > theta);
+
+    // x·log(x / mean) - (theta + x)·log((theta + x) / total): where both are near 0, what is of first order cancels to
+    // 2·theta·w·w; else as in deviance(). Of a zero it is -theta·log(theta / total).
+    const LogRatio<F> log_u = log_ratio(sum, total, apart);
+    const LogRatio<F> log_x = log_ratio(select(far, at_least_1 * total, at_least_1), select(far, mean * (theta + at_least_1), mean),
+                                        select(far, theta * (at_least_1 - mean), apart));
+    const auto near = !far & log_u.is_near() & log_x.is_near();
+    const F first_order = (theta + theta) * (log_u.w * log_x.w);
+    const F of_u = select(near, log_u.cubic, log_u.value()) * select(far, theta, sum);
+    const F deviance = select(near, first_order, none) + fma(count.value, select(near, log_x.cubic, log_x.value()), -of_u);
+
+    // A small theta is raised by 1 for Stirling's series: Γ(theta + 1) = theta·Γ(theta).
+    // (Below 2/3, not 1, so that add_log's error counts less.)
+    const auto small = theta < splat<F>(2.0f / 3.0f);
+    const F raised = theta + one, per_theta = reciprocal(theta), step = raised * per_theta;
+    const F of_theta = stirling_wide(select(small, reciprocal_of_small_term(raised), per_theta));
+    const F of_step = select(small, add_log(theta, step, -one), none);
+    const F of_sum = stirling_of_inverse(reciprocal_of_small_term(sum)), ratio = sum * per_theta * select(small, step, one);
+    return select(count.counted, deviance + log_factorial_rest(at_least_1, ratio, (of_theta - of_sum) + of_step), deviance);
+  }
+
   template <class F> static VAE_FAST_FN void gradient_of_zero(const F* p, F* by) {
     const F mean = p[0] + splat<F>(kTiny), theta = p[1] + splat<F>(kTiny);
     if (!are_ordinary(mean, theta)) return gradient_careful(mean, theta, splat<F>(0.0f), by);

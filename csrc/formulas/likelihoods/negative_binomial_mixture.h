@@ -36,6 +36,15 @@ struct NegativeBinomialMixture : OfCounts<NegativeBinomialMixture> {
   template <class F> static VAE_FAST_FN F nll_of_zero(const F* p) { return mixed(nlls_of_zero(p), p[3]); }
   template <class F> static VAE_FAST_FN F nll_of_count(const F* p, F x) { return mixed(nlls_of_count(p, x), p[3]); }
 
+  template <class F> static VAE_FAST_FN bool is_common(const F* p, F x) {
+    const F first[] = {p[0], p[2]}, second[] = {p[1], p[4]};
+    return NegativeBinomial::is_common(first, x) & NegativeBinomial::is_common(second, x);
+  }
+  template <class F> static VAE_FAST_FN F nll_common(const F* p, F x) {
+    const F first[] = {p[0], p[2]}, second[] = {p[1], p[4]};
+    return mixed(Both<F>{NegativeBinomial::nll_common(first, x), NegativeBinomial::nll_common(second, x)}, p[3]);
+  }
+
   // From the components' nlls and the derivatives of each by its mean and theta.
   template <class F> static VAE_FAST_FN void combine(Both<F> nll, F logit, const F* by_first, const F* by_second, F* by) {
     const F none = splat<F>(0.0f), sum = nll.first + nll.second;

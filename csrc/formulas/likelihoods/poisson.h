@@ -25,6 +25,19 @@ struct Poisson : OfCounts<Poisson> {
            growth_of_infinite(mean_or_not, x_or_not);
   }
 
+  template <class F> static VAE_FAST_FN bool is_common(const F* p, F x) {
+    const CommonCount<F> count(x);
+    return are_ordinary(p[0] + splat<F>(kTiny), count.at_least_1) & !(count.at_least_1 < splat<F>(1.0f));
+  }
+  template <class F> static VAE_FAST_FN F nll_common(const F* p, F x) {
+    const CommonCount<F> count(x);
+    const F mean = p[0] + splat<F>(kTiny), at_least_1 = count.at_least_1, apart = at_least_1 - mean;
+    const LogRatio<F> log_x = log_ratio(at_least_1, mean, apart);
+    const auto near = log_x.is_near();  // what is of first order cancels to w·(x - mean)
+    const F deviance = fma(at_least_1, select(near, log_x.cubic, log_x.value()), select(near, apart * log_x.w, -apart));
+    return select(count.counted, deviance + log_factorial_rest(at_least_1, splat<F>(1.0f), splat<F>(0.0f)), mean);
+  }
+
   template <class F> static VAE_FAST_FN void gradient_of_zero(const F* p, F* by) {
     by[0] = select(p[0] + splat<F>(kTiny) >= splat<F>(0.0f), splat<F>(1.0f), splat<F>(kNaN));
   }

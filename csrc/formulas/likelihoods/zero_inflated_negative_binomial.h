@@ -26,6 +26,24 @@ struct ZeroInflatedNegativeBinomial : OfCounts<ZeroInflatedNegativeBinomial> {
     return softplus(p[2]) + NegativeBinomial::nll_of_count(p, x);
   }
 
+  template <class F> static VAE_FAST_FN bool is_common(const F* p, F x) { return NegativeBinomial::is_common(p, x); }
+  template <class F> static VAE_FAST_FN F nll_common(const F* p, F x) {
+    const F one = splat<F>(1.0f), none = splat<F>(0.0f), nll = NegativeBinomial::nll_common(p, x), d = p[2];
+    const auto counted = is_counted(x);
+    // One logarithm for both: of σ(d) + σ(-d)·exp(-zero), and of 1 + exp(-|d|).
+    const F e = exp_nonpositive(-absolute(d)), larger = reciprocal(one + e), smaller = e * larger;
+    const auto negative = d < none;
+    const F kept = select(negative, larger, smaller), dropped = select(negative, smaller, larger);
+    const Nonpositive<F> of_zero = nonpositive(-select(counted, none, nll));
+    const F probability = fma(kept, of_zero.exp, dropped);
+    const F log = log_ratio(select(counted, one + e, probability), one, select(counted, e, kept * of_zero.expm1)).value();
+    const auto small = !counted & (probability < splat<F>(0x1p-40f));
+    const F result = select(counted, nll + (maximum(none, d) + log), -log);
+    if (!any<F>(small)) return result;
+    const F larger_term = maximum(none, -d);
+    return select(small, minimum(nll, larger_term) + (softplus_tail(-d) - softplus_tail(-d - nll)), result);
+  }
+
   template <class F> static VAE_FAST_FN void gradient_of_zero(const F* p, F* by) {
     const F zero = NegativeBinomial::nll_of_zero(p);
     NegativeBinomial::gradient_of_zero(p, by);
