@@ -416,7 +416,12 @@ def _count_triton(name: str, dtype: str, job: Any, cubin: bytes) -> Count:
         return each / at_once if at_once else 2  # the two components of the negative binomial mixture
 
     need = {"LDG": PER_COMPONENT if mixture else work.loads, "STG": min(work.stores, PER_COMPONENT)}
-    path = Code(code, trips=trips).whole(need)
+    whole = Code(code, trips=trips)
+    if (
+        "binomial" in name or "poisson" in name
+    ):  # loops of one block are the careful form of an extreme tile's counts
+        whole.closed |= {at for at, body in whole.bodies.items() if len(body) == 1}
+    path = whole.whole(need)
     assert path is not None, name
     return Count(name, "triton", dtype, bytes_of(name, dtype), path, each, registers, job.threads)
 

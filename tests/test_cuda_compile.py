@@ -31,8 +31,8 @@ LIGHT = [
 
 
 def expected() -> dict[str, set[str]]:
-    """The kernels there should be, as csrc/cuda/access.h says it: those with a prior, with sums over the batch or with
-    long arithmetic have no form of 8 elements."""
+    """The kernels there should be, as csrc/cuda/access.h says it: those with a prior or with sums over the batch have no
+    form of 8 elements, and those with long arithmetic none for mixed dtypes."""
     narrow = ("float32", "narrow", "any")
     access = (*narrow, "bfloat16", "float16", "wide")
     latent = {f"latent_forward {a} 0" for a in access} | {f"latent_forward {a} 1" for a in narrow}
@@ -40,7 +40,7 @@ def expected() -> dict[str, set[str]]:
     latent |= {f"latent_backward {a} 1 {sums}" for a in narrow for sums in "01"}
     likelihood = set()
     for name in LIKELIHOODS:
-        forms = access if name in LIGHT else narrow
+        forms = access if name in LIGHT else (*narrow, "bfloat16", "float16")
         likelihood |= {f"likelihood_forward {a} {name}" for a in forms}
         likelihood |= {f"likelihood_backward {a} {name} 0" for a in forms}
         likelihood |= {f"likelihood_backward {a} {name} 1" for a in narrow}

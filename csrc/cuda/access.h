@@ -50,25 +50,26 @@ inline bool fits(const View& v, int size, std::int64_t rows, std::int64_t draws)
          (draws <= 1 || aligned(v.draw_stride));
 }
 
-// The forms that a launch may take. In a plain one those of the views may be constant that `constants` has a bit for.
-struct Forms { bool plain = true, wide = true; std::uint32_t constants = 0; };
+// The forms that a launch may take. In a plain one those of the views may be constant that `constants` has a bit for; of
+// 16 bits it has 8 elements, too, and `plain_16` says that a kernel has it without the wide one.
+struct Forms { bool plain = true, wide = true; std::uint32_t constants = 0; bool plain_16 = wide; };
 
 // `draws`: of those tensors that have them; the others have a draw_stride of 0.
 template <std::size_t n>
 AccessKind choose_access(const View* const (&views)[n], std::int64_t rows, std::int64_t columns, std::int64_t draws, Forms forms) {
-  bool wide = forms.wide && columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false, plain = forms.plain;
+  bool eight = columns % 8 == 0, narrow = columns % 4 == 0, has_16_bits = false, plain = forms.plain;
   const DType dtype = (*views)->dtype;
   for (std::size_t i = 0; i < n; ++i) {
     const View* const v = views[i];
-    wide = wide && fits(*v, 8, rows, draws);
+    eight = eight && fits(*v, 8, rows, draws);
     narrow = narrow && fits(*v, 4, rows, draws);
     has_16_bits = has_16_bits || (*v && v->item_size() == 2 && !constant_row(*v));
     plain = plain && (!*v || (v->dtype == dtype && (!constant_row(*v) || forms.constants >> i & 1)));
   }
   if (plain && narrow && dtype == DType::float32) return AccessKind::plain_float32;
-  if (plain && wide && dtype == DType::bfloat16) return AccessKind::plain_bfloat16;
-  if (plain && wide && dtype == DType::float16) return AccessKind::plain_float16;
-  if (wide && has_16_bits) return AccessKind::wide;
+  if (plain && eight && forms.plain_16 && dtype == DType::bfloat16) return AccessKind::plain_bfloat16;
+  if (plain && eight && forms.plain_16 && dtype == DType::float16) return AccessKind::plain_float16;
+  if (forms.wide && eight && has_16_bits) return AccessKind::wide;
   return narrow ? AccessKind::narrow : AccessKind::any;
 }
 
@@ -76,13 +77,14 @@ constexpr int chunk_size(AccessKind kind) {
   return kind == AccessKind::plain_bfloat16 || kind == AccessKind::plain_float16 || kind == AccessKind::wide ? 8 : 4;
 }
 
-// Calls body(Access{}) for the kind; without kWide for one that has 4 elements.
-template <bool kWide, class Body> void with_access(AccessKind kind, Body body) {
-  if constexpr (kWide) {
+// Calls body(Access{}) for the kind; without kWide and kPlain16 for one that has 4 elements.
+template <bool kWide, bool kPlain16 = kWide, class Body> void with_access(AccessKind kind, Body body) {
+  if constexpr (kPlain16) {
     if (kind == AccessKind::plain_bfloat16) return body(Plain<DType::bfloat16>{});
     if (kind == AccessKind::plain_float16) return body(Plain<DType::float16>{});
-    if (kind == AccessKind::wide) return body(Wide{});
   }
+  if constexpr (kWide)
+    if (kind == AccessKind::wide) return body(Wide{});
   if (kind == AccessKind::plain_float32) return body(Plain<DType::float32>{});
   if (kind == AccessKind::narrow) return body(Narrow{});
   body(Any{});

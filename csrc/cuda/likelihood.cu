@@ -67,8 +67,7 @@ template <int kSize> VAE_FAST_DEVICE void rotate(float (&v)[kSize], float last) 
 
 // Calls body(parameters, target, kept) for one element after the other; what it leaves in `parameters` takes their place.
 // One copy of the code: the elements move through the same registers, since an index into them would need memory.
-template <class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
-  using F = Arithmetic<A>;
+template <class F, class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
 #pragma unroll(kUnrolled<Likelihood> ? A::size : 1)
   for (int i = 0; i < A::size; ++i) {
     F parameters[Likelihood::parameters];
@@ -102,7 +101,7 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
       return sum;
     }
   }
-  for_each_element(chunk, [&](const auto* parameters, auto target, bool kept) {
+  for_each_element<std::conditional_t<kHasCommon<Likelihood>, float, Arithmetic<A>>>(chunk, [&](const auto* parameters, auto target, bool kept) {
     const float term = value(Likelihood::nll(parameters, target));
     if (kept) sum += term;
   });
@@ -135,7 +134,7 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
       const std::int64_t column = column_of<A>(grid, c);
       const int count = count_of<A>(grid, column);
       auto chunk = load_chunk<A, Likelihood>(a, row, column, count);
-      for_each_element(chunk, [&](auto* parameters, auto target, bool kept) {
+      for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
         decltype(target) by[Likelihood::parameters];
         Likelihood::gradient(parameters, target, by);
 #pragma unroll
@@ -165,8 +164,7 @@ template <class Body> void with_likelihood(int place, Body body) {
 template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
   with_likelihood(likelihood, [&](auto m) {
     const auto of_likelihood = [&](auto access) { body(access, m); };
-    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access<true>(kind, of_likelihood);
-    else with_access<false>(kind, of_likelihood);
+    with_access<kMayBeWide && kLight<decltype(m)>, kMayBeWide>(kind, of_likelihood);
   });
 }
 
@@ -202,7 +200,7 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* views[kMaxParameters + 2];
   list_inputs(a, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants});
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants, true});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   share(a.nll, grid, allocate);
@@ -221,7 +219,7 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const View* views[2 * kMaxParameters + 2];
   list_inputs(a, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 2 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants});
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants, !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);

@@ -147,7 +147,6 @@ VAE_FAST_FN Approximate<kFull> polynomial(Approximate<kFull> x, Approximate<kFul
 
 VAE_FAST_FN Rough divide(Rough a, Rough b) { return a * approximate_reciprocal(b.value); }
 VAE_FAST_FN Rough reciprocal(Rough b) { return approximate_reciprocal(b.value); }
-VAE_FAST_FN Rough log(Rough x) { return kLn2 * approximate_log2(x.value); }
 VAE_FAST_FN Rough add_log(Rough factor, Rough x, Rough rest) {
   return fma(kLn2 * factor.value, approximate_log2(x.value), rest.value);
 }
