@@ -31,8 +31,8 @@ LIGHT = [
 
 
 def expected() -> dict[str, set[str]]:
-    """The kernels there should be, as csrc/cuda/access.h says it: those with a prior or with sums over the batch have no
-    form of 8 elements, and those with long arithmetic none for mixed dtypes."""
+    """The kernels there should be, as csrc/cuda/access.h says it: those with a prior or with sums over the batch have
+    no form of 8 elements, and those with long arithmetic none of mixed dtypes."""
     narrow = ("float32", "narrow", "any")
     access = (*narrow, "bfloat16", "float16", "wide")
     latent = {f"latent_forward {a} 0" for a in access} | {f"latent_forward {a} 1" for a in narrow}

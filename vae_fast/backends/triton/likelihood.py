@@ -25,7 +25,7 @@ from .layout import choice_of, constants, describe, exact, pair, row_sum_plan
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, samples
+from .tile import elements, load, load_each, of_samples, samples
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def _forward(
         if kept is not None:
             counted = counted & (load(kept, kept_s, at, sizes, VEC) > 0)
         total += tl.where(counted, NLL(params, x, EXACT), 0.0)
-    out = nll + (first * nll_s[0] + part * nll_s[1]) + local * nll_s[0]
+    out = of_samples(nll + part * nll_s[1], nll_s[0], first, local)
     tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
 
 

@@ -81,16 +81,19 @@ def put(i, parts, v):
 
 
 @triton.jit
+def _log_excess(z):
+    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
+    series = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
+    return 0.6666666865348816 + z * (0.3999970257282257 + z * series)
+
+
+@triton.jit
 def log1p_minus(v, w, ratio):
     """log(1 + v) - v where it is near 0, else log(1 + v), and whether it is near, for w = v / (2 + v) and
     ratio = 1 + v."""
     near = tl.abs(w) < 1 / 3
     z = w * w
-    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
-    minus = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
-    minus = 0.6666666865348816 + z * (0.3999970257282257 + z * minus)
-    minus = w * (z * minus - v)
-    return tl.where(near, minus, log(ratio)), near
+    return tl.where(near, w * (z * _log_excess(z) - v), log(ratio)), near
 
 
 @triton.jit
@@ -117,9 +120,7 @@ def unit_of(total):
 def excess(a, b, ratio, w):
     """log(ratio) - 2 w, for ratio = a / b, which may leave float32, and w = (ratio - 1) / (ratio + 1)."""
     z = w * w
-    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
-    near = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
-    near = w * z * (0.6666666865348816 + z * (0.3999970257282257 + z * near))
+    near = w * z * _log_excess(z)
     extreme = (ratio < 8.673617379884035e-19) | (ratio > 1.152921504606847e18)  # 2^-60, 2^60
     return tl.where(tl.abs(w) < 1 / 3, near, tl.where(extreme, log(a) - log(b), log(ratio)) - 2.0 * w)
 
