@@ -48,9 +48,8 @@ OPS = list(dict.fromkeys(_KERNELS))
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    # The last: GCC 12 warns of its own headers' minimum and maximum.
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-    ISA_FLAGS["avx512"] += ["-Wno-uninitialized"]
+    ISA_FLAGS["avx512"] += ["-Wno-uninitialized"]  # GCC 12 warns of its own headers' minimum and maximum
 
 
 # No fast math and no fusing of its own either: the noise has the bits that the CPU engine gives.
