@@ -10,8 +10,9 @@ accurate computation of binomial probabilities", 2000), and what is left to comp
 
 Most tiles are plain: counts of 0 or from 1, and no number that is negative, above 2^40 or NaN. One comparison for the
 whole tile finds out, and a plain one takes the form that needs no care: half the instructions, and half of MUFU's.
-Others are computed in quarters, one after the other in a loop that is not unrolled, so that the rare case does not say
-how many registers a thread has: 144 of a negative binomial with eight elements a thread otherwise.
+Of others, what needs care is computed once more, so that no element depends on its neighbours: in quarters, one after
+the other in a loop that is not unrolled, so that the rare case does not say how many registers a thread has: 144 of a
+negative binomial with eight elements a thread otherwise.
 
 Always to float32 accuracy: the parameters of 16 bits are exact numbers too, and counts are large.
 """
@@ -39,13 +40,13 @@ def _bits(v):
 
 
 @triton.jit
-def is_plain(params, x):
-    """Whether all x of a tile are 0 or from 1 to 2^40, and its means and thetas from 0 to 2^40. An x below 2^-60
-    counts as 0."""
+def are_plain(params, x):
+    """Whether x is 0 or from 1 to 2^40, and means and thetas from 0 to 2^40: of each element, and of all. An x below
+    2^-60 counts as 0."""
     bits = _bits(tl.where(x < 1.0, x * 1.2676506002282294e30, x))  # 2^100
     for i in tl.static_range(len(params)):
         bits = tl.maximum(bits, _bits(params[i]))
-    return tl.max(bits) <= 0x53800000  # 2^40
+    return bits <= 0x53800000, tl.max(bits) <= 0x53800000  # 2^40
 
 
 @triton.jit
