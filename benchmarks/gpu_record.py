@@ -1,6 +1,7 @@
 """The record of scripts/gpu_check.sh: record.json, and the table that it prints last. Exit code 0 is PASS.
 
-Passing is about being right: the speeds are compared with the targets, and a missed target is said, not failed.
+Written anew whenever a stage ends. What an earlier call with the same sources left in OUT stays in it. Passing is about
+being right: the speeds are compared with the targets, and a missed target is said, not failed.
 """
 
 from __future__ import annotations
@@ -80,9 +81,18 @@ def source_hash() -> str:
 
 def read_stages(path: Path) -> list[Row]:
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    names = ("name", "result", "seconds", "exit", "note")
+    names = ("name", "result", "seconds", "exit", "ended", "note")
     stages = [dict(zip(names, line.split("\t"), strict=False)) for line in lines]
     return [stage | {"seconds": int(stage["seconds"]), "exit": int(stage["exit"])} for stage in stages]
+
+
+def read_earlier(path: Path, source: str) -> Row:
+    """The record that is there, if it is of these sources."""
+    try:
+        earlier: Row = json.loads(path.read_text())
+        return earlier if earlier["machine"]["source_sha256"] == source else {}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[tuple[str, str], Row]]:
@@ -162,28 +172,32 @@ def table(stages: Sequence[Row], targets: Sequence[Row], left_out: Sequence[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stages", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--stages", type=Path, required=True, help="a line of each that has ended")
+    parser.add_argument("--asked", default="", help="the stages of this call")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
-    stages = read_stages(arguments.stages)
-    measured = (
-        json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {"rows": [], "left_out": []}
-    )
+    out, source = arguments.out, source_hash()
+    earlier, now = read_earlier(out / "record.json", source), read_stages(arguments.stages)
+    stages = [*({s["name"]: s for s in earlier.get("stages", [])} | {s["name"]: s for s in now}).values()]
+    measured = {"rows": earlier.get("benchmarks", []), "left_out": earlier.get("left_out", [])}
+    if (rows := out / "rows.json").exists():  # bench_gpu's, perhaps as far as it came
+        measured = json.loads(rows.read_text())
     targets = judge(measured["rows"])
     if arguments.dry_run:  # tiny sizes on a CPU: the columns are real, the numbers mean nothing
         for target in targets:
             target["met"] = None
-    passed = bool(stages) and all(stage["result"] != "fail" for stage in stages)
+    missing = [name for name in arguments.asked.split() if name not in {s["name"] for s in now}]
+    passed = bool(stages) and not missing and all(stage["result"] != "fail" for stage in stages)
     verdict = ("PASS" if passed else "FAIL") + (" (dry run: no GPU was used)" if arguments.dry_run else "")
     skipped = [s["name"] for s in stages if s["result"] == "skip"]
     verdict += f" (skipped: {', '.join(skipped)})" if skipped else ""
+    verdict += f" (not ended: {', '.join(missing)})" if missing else ""
     machine, device, found = describe_machine(), describe_device(), versions()
     torch_version = found["torch"]
     record = {
         "verdict": verdict,
         "dry_run": arguments.dry_run,
-        "machine": machine | {"source_sha256": source_hash()},
+        "machine": machine | {"source_sha256": source},
         "device": device,
         "versions": found,
         "stages": stages,
@@ -191,11 +205,13 @@ def main() -> int:
         "left_out": measured["left_out"],
         "benchmarks": measured["rows"],
     }
-    (arguments.out / "record.json").write_text(compact(record) + "\n")
+    partial = out / "record.json.new"
+    partial.write_text(compact(record) + "\n")
+    partial.replace(out / "record.json")
     text_of_device = device.get("name", "no GPU")
     head = f"{machine['time']}  {text_of_device}  torch {torch_version}  commit {machine['commit'][:10] or 'unknown'}"
     text = "\n".join([head, *table(stages, targets, measured["left_out"]), verdict])
-    (arguments.out / "summary.txt").write_text(text + "\n")
+    (out / "summary.txt").write_text(text + "\n")
     print(f"\n{text}")
     return 0 if passed else 1
 

@@ -1,31 +1,135 @@
 #!/usr/bin/env bash
-# Proves the GPU engines on this machine: builds, tests, compute-sanitizer, benchmarks, and a dated record of it all.
+# Proves the GPU engines on this machine, stage by stage: builds, numbers, tests, compute-sanitizer, benchmarks.
 #
-#     scripts/gpu_check.sh [--dry-run] [OUT]        PYTHON names the interpreter (python3), with torch, triton, pytest
+#     scripts/gpu_check.sh [--list] [--only STAGE,STAGE,...] [--limit SECONDS] [--dry-run] [OUT]
 #
-# From a checkout, without a network, in less than 9 minutes. OUT (gpu-check-<date>) gets record.json, summary.txt and
-# a log of each stage. A failed stage does not stop the next. The last line is PASS or FAIL, and so is the exit code.
+# From a checkout, without a network. PYTHON names the interpreter (python3), with torch, triton, pytest, pybind11.
+# `smoke` answers first whether the engines build, load and give right numbers. On a machine that is lent for minutes,
+# three calls hold everything, each in less than 9 minutes:
+#
+#     scripts/gpu_check.sh --only smoke,sanitizers,bench OUT
+#     scripts/gpu_check.sh --only build,tests_cuda,edges_cuda,large OUT
+#     scripts/gpu_check.sh --only tests_triton,edges_triton OUT
+#
+# OUT (gpu-check-<date>) gets a log of each stage, written as it runs, and record.json and summary.txt, written whenever
+# a stage ends; a later call with the same OUT and sources adds to the record. Each stage has seconds of its own
+# (--list; --limit lowers them): one that needs more is stopped with all that it started, and fails. A failed stage does
+# not stop the next. The last line is PASS or FAIL, and so is the exit code.
 # --dry-run does what a machine without a GPU can do of each stage, on the CPU: it tries this script, not the engines.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-dry=
-[ "${1:-}" = --dry-run ] && { dry=1; shift; }
-out=${1:-gpu-check-$(date +%Y%m%d-%H%M%S)}
+declare -A seconds=(
+    [smoke]=90 [build]=90 [sanitizers]=150 [bench]=250 [tests_cuda]=170 [edges_cuda]=130 [large]=80
+    [tests_triton]=270 [edges_triton]=230
+)
+STAGES=(smoke build sanitizers bench tests_cuda edges_cuda large tests_triton edges_triton)
+GRACE=15  # seconds for a last word, such as pytest's report, after SIGINT
+
+list() {
+    local name
+    for name in "${STAGES[@]}"; do printf '%-13s %4d s\n' "$name" "${seconds[$name]}"; done
+}
+
+usage() {
+    sed -n '4s/^# *//p' "$0" >&2
+    exit 2
+}
+
+dry= only= most= out=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --list) list; exit 0 ;;
+        --dry-run) dry=1 ;;
+        --only) only=${2:-}; shift ;;
+        --limit) most=${2:-}; shift ;;
+        -*) usage ;;
+        *) [ -z "$out" ] || usage; out=$1 ;;
+    esac
+    shift || usage
+done
+asked=("${STAGES[@]}")
+[ -z "$only" ] || IFS=, read -ra asked <<< "$only"
+for name in "${asked[@]}"; do
+    [ -n "${seconds[$name]:-}" ] || { echo "no stage is called '$name'; there are ${STAGES[*]}" >&2; exit 2; }
+done
+out=${out:-gpu-check-$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=${PYTHON:-python3}
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-total=525    # seconds, for everything
-reserve=130  # of them, for the benchmarks
 
 export dry out python work
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor  # compiled here and now
-SKIPPED=77
-export SKIPPED
+export SKIPPED=77
 
 # --- the stages: each a function in a shell of its own; its output is its log, its last line its summary ---
+
+# Jobs side by side. What they print comes in order, whole, when each is done; at SIGINT what there is of it.
+declare -A jobs=()
+order=()
+begin() {  # name, command
+    local name=$1
+    shift
+    "$@" > "$work/job.$name" 2>&1 &
+    jobs[$name]=$!
+    order+=("$name")
+}
+finish() {
+    local name status failed=
+    for name in "${order[@]}"; do
+        wait "${jobs[$name]}"
+        status=$?
+        printf '\n== %s: exit %s\n' "$name" "$status"
+        cat "$work/job.$name"
+        rm "$work/job.$name"
+        [ "$status" = 0 ] || failed+=" $name"
+    done
+    order=()
+    [ -z "$failed" ] || { echo "failed:$failed"; return 1; }
+}
+unfinished() {
+    local file
+    sleep 3
+    for file in "$work"/job.*; do
+        [ ! -e "$file" ] || { printf '\n== %s: unfinished\n' "${file##*/job.}"; cat "$file"; }
+    done
+    exit 1
+}
+
+describe() {
+    nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total,clocks.max.sm,power.limit --format=csv,noheader
+    nproc | sed 's/$/ cores/'
+    nvcc --version | grep release
+    c++ --version | head -n 1
+    "$python" -c '
+import importlib.metadata as m, sys, torch
+print("python", sys.version.split()[0], "torch", torch.__version__, "CUDA", torch.version.cuda)
+for name in ("triton", "pybind11", "setuptools", "numpy", "pytest", "pytest-xdist", "hypothesis", "mpmath"):
+    try: print(name, m.version(name), end="  ")
+    except m.PackageNotFoundError: print(name, "is MISSING", end="  ")
+print()'
+} 2>&1
+
+build_cpu() {
+    VAE_FAST_CUDA=0 VAE_FAST_CPU=1 "$python" setup.py build_ext --inplace
+}
+
+build_cuda() {  # for this device alone, if it is not yet done
+    local arch key stamp=build/gpu_check.stamp from=$SECONDS
+    arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') || return 1
+    key="$arch $(find setup.py csrc -type f | LC_ALL=C sort | xargs cat | sha256sum)"
+    if [ "$(cat "$stamp" 2> /dev/null)" != "$key" ]; then
+        rm -f "$stamp"
+        TORCH_CUDA_ARCH_LIST=$arch VAE_FAST_CUDA=1 VAE_FAST_CPU=0 "$python" setup.py build_ext --inplace || return 1
+        mkdir -p build && echo "$key" > "$stamp"
+    fi
+    "$python" -c '
+import sys, vae_fast
+entry = vae_fast.info()["backends"]["cuda"]
+print("cuda:", entry)
+sys.exit(not entry["available"])' && echo "the CUDA engine is built for $arch and loads, $((SECONDS - from)) s"
+}
 
 build() {
     if [ -n "$dry" ]; then
@@ -33,54 +137,74 @@ build() {
             echo "dry run: nothing to compile"
         return
     fi
-    "$python" -c 'import pybind11' || {
-        echo "pybind11 is not installed: no CUDA engine, Triton alone is checked"
-        return 1
-    }
-    local arch
-    arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') || return 1
-    TORCH_CUDA_ARCH_LIST=$arch VAE_FAST_CUDA=1 "$python" setup.py build_ext --inplace || return 1
-    "$python" -c '
-import sys, vae_fast
-info = vae_fast.info()
-print(info)
-print("built:", ", ".join(name for name, entry in info["backends"].items() if entry["available"]))
-sys.exit(not info["backends"]["cuda"]["available"])'
+    trap unfinished INT
+    begin cpu build_cpu
+    begin cuda build_cuda
+    finish && echo "both engines are built"
+}
+
+smoke() {
+    local dtype shape built
+    trap unfinished INT
+    describe
+    if [ -n "$dry" ]; then
+        TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --shapes 3x7
+        finish && echo "right numbers"
+        return
+    fi
+    build_cuda > "$work/job.build" 2>&1 &
+    built=$!
+    for shape in 33x7 2x20001; do
+        for dtype in float32 bfloat16 float16; do
+            begin "triton-$dtype-$shape" "$python" scripts/small_run.py triton --dtypes "$dtype" --shapes "$shape"
+        done
+    done
+    if wait "$built"; then
+        tail -n 1 "$work/job.build"
+        for dtype in float32 bfloat16 float16 float64; do
+            begin "cuda-$dtype" "$python" scripts/small_run.py cuda --dtypes "$dtype"
+        done
+        built=
+    else
+        echo "The CUDA engine is not built. The first errors, then the last lines:"
+        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/job.build" | cut -c 1-400
+        tail -n 15 "$work/job.build" | cut -c 1-400
+    fi
+    rm "$work/job.build"
+    finish && [ -z "$built" ] && echo "both engines build, load and give right numbers"
 }
 
 run_pytest() {  # a run in which every test is skipped proves nothing
     local status
-    "$python" -m pytest -q --tb=short --maxfail=40 -p no:cacheprovider "$@" | tee "$work/pytest.log"
-    status=${PIPESTATUS[0]}
-    grep -q '[0-9] passed' "$work/pytest.log" || { [ "$status" != 0 ] || echo "no test ran"; return 1; }
+    "$python" -m pytest -q --tb=short --maxfail=40 --durations=5 -o faulthandler_timeout=60 -p no:cacheprovider "$@"
+    status=$?
+    [ "$status" != 0 ] || grep -q '[0-9] passed' "$log" || { echo "no test ran"; return 1; }
     return "$status"
 }
 
 workers() {  # pytest-xdist, where it is installed
     local cores
     cores=$(nproc)
-    "$python" -c 'import xdist' 2> /dev/null && echo "-n $((cores < 14 ? cores : 14))"
+    "$python" -c 'import xdist' 2> /dev/null && echo "-n $((cores < 14 ? cores : 14)) --dist worksteal"
 }
 
-tests_cuda() {
+engine_tests() {  # file, engine, the part of it that a dry run has time for
     if [ -n "$dry" ]; then
-        VAE_FAST_TEST_DEVICE=cpu run_pytest tests/test_gpu.py -k "generators or autocast or bit_identical"
+        [ "$2" != triton ] || export TRITON_INTERPRET=1
+        VAE_FAST_TEST_DEVICE=cpu run_pytest "tests/$1.py" -k "$3"
     else
         # shellcheck disable=SC2046
-        VAE_FAST_TEST_ENGINES=cuda run_pytest $(workers) tests/test_gpu.py
+        VAE_FAST_TEST_ENGINES=$2 run_pytest $(workers) "tests/$1.py"
     fi
 }
 
-tests_triton() {
-    if [ -n "$dry" ]; then
-        TRITON_INTERPRET=1 VAE_FAST_TEST_DEVICE=cpu run_pytest tests/test_gpu.py -k "generators"
-    else
-        # shellcheck disable=SC2046
-        VAE_FAST_TEST_ENGINES=triton run_pytest $(workers) tests/test_gpu.py
-    fi
-}
+tests_cuda() { engine_tests test_gpu cuda "generators or autocast or bit_identical"; }
+tests_triton() { engine_tests test_gpu triton "generators"; }
+edges_cuda() { engine_tests test_gpu_edges cuda "test_counts or (classes and 10)"; }
+edges_triton() { engine_tests test_gpu_edges triton "what_counts_as_none"; }
 
-tests_large() {
+large() {
     if [ -n "$dry" ]; then
         "$python" -m pytest -q -p no:cacheprovider --collect-only tests/test_gpu_large.py
     else
@@ -92,16 +216,27 @@ find_sanitizer() {
     command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2> /dev/null
 }
 
+# In all 54 launches of 38 Triton kernels (counted), and as many of the CUDA engine's in two dtypes. Every tensor is an
+# allocation of its own: its ends are seen, and whether it has been written. torch asks the driver for functions that it
+# may not have; a failed launch of ours fails small_run.py.
+SMALL="--cases few --shapes 33x7 2x20001 --dtypes float32"
+
 sanitizers() {
+    local engines=triton engine sanitizer tool status
+    local -A dtypes=([cuda]=bfloat16 [triton]=)
+    trap unfinished INT
     if [ -n "$dry" ]; then
-        TRITON_INTERPRET=1 "$python" scripts/small_run.py --device cpu triton
+        # shellcheck disable=SC2086
+        "$python" scripts/small_run.py cpu --device cpu $SMALL
         return
     fi
-    local engines=triton sanitizer tool status failed=
     "$python" -c 'import sys, vae_fast.backends as b; sys.exit(b.unavailable_reason("cuda") is not None)' &&
         engines="cuda triton"
-    # shellcheck disable=SC2086
-    "$python" scripts/small_run.py $engines || return 1  # as it is, which also fills Triton's cache
+    for engine in $engines; do  # as it is, which also fills Triton's cache
+        # shellcheck disable=SC2086
+        begin "$engine" "$python" scripts/small_run.py "$engine" $SMALL ${dtypes[$engine]}
+    done
+    finish || return 1
     sanitizer=$(find_sanitizer) || { echo "compute-sanitizer was not found"; return "$SKIPPED"; }
 
     # A checker that finds nothing has to find what is planted.
@@ -118,74 +253,94 @@ sanitizers() {
         fi
         [ "$status" = 9 ] || { cat "$work/planted.log"; echo "memcheck did not find a planted error"; return 1; }
     fi
-
-    local -A jobs
-    local -a options
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     for tool in memcheck racecheck initcheck synccheck; do
-        # Every tensor an allocation of its own: its ends are seen, and whether it has been written.
-        options=(--tool "$tool" --error-exitcode 9)
-        # torch asks the driver for functions that it may not have; a failed launch of ours fails small_run.py
-        [ "$tool" != memcheck ] || options+=(--report-api-errors no)
-        # shellcheck disable=SC2086
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" "${options[@]}" "$python" scripts/small_run.py $engines \
-            > "$work/$tool.log" 2>&1 &
-        jobs[$tool]=$!
+        for engine in $engines; do
+            # shellcheck disable=SC2086
+            begin "$tool-$engine" "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 \
+                $([ "$tool" != memcheck ] || echo "--report-api-errors no") \
+                "$python" scripts/small_run.py "$engine" $SMALL ${dtypes[$engine]}
+        done
     done
-    for tool in memcheck racecheck initcheck synccheck; do
-        wait "${jobs[$tool]}"
-        status=$?
-        printf '\n== %s: exit %s\n' "$tool" "$status"
-        head -c 2000000 "$work/$tool.log"
-        [ "$status" = 0 ] || failed+=" $tool"
-    done
-    [ -z "$failed" ] || { echo "failed:$failed"; return 1; }
-    echo "memcheck, racecheck, initcheck, synccheck: no errors ($engines; a planted one was found)"
+    finish && echo "memcheck, racecheck, initcheck, synccheck: no errors ($engines; a planted one was found)"
 }
 
 bench() {
-    local options=(--budget "$((limit - 40))")
+    local options=(--budget "$((limit - 30))")
     [ -z "$dry" ] || options=(--quick --device cpu)
-    "$python" -m benchmarks.bench_gpu --out "$work/rows.json" "${options[@]}"
+    "$python" -m benchmarks.bench_gpu --out "$out/rows.json" "${options[@]}"
 }
 
 # --- running them ---
 
-stage() {  # name, seconds, seconds that later stages are to have
-    local name=$1 from=$SECONDS status result note
-    limit=$((total - SECONDS - $3))
-    [ "$limit" -lt "$2" ] || limit=$2
+running=
+stop_all() {  # SIGKILL for the process group of the stage, and for what has left it: they carry the stage's name
+    [ -n "$running" ] || return 0
+    kill -KILL -- "-$pid" 2> /dev/null
+    grep -lszxF "GPU_CHECK_STAGE=$running" /proc/[0-9]*/environ 2> /dev/null | cut -d / -f 3 | xargs -r kill -KILL 2> /dev/null
+    running=
+}
+is_running() { kill -0 "$pid" 2> /dev/null; }
+trap 'stop_all; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
+
+record() {
+    timeout 90 "$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --asked "${asked[*]}" ${dry:+--dry-run}
+}
+
+stage() {
+    local name=$1 from=$SECONDS status result note stopped=
+    limit=${seconds[$name]} log=$out/$name.log
     [ -z "$dry" ] || limit=3600  # for a hang: a dry run has no schedule
-    export limit
-    if [ "$limit" -lt 20 ]; then
-        status=124
-        echo "no time was left" > "$out/$name.log"
-    else
-        timeout --signal=INT --kill-after=10 "$limit" bash -c "set -uo pipefail; $name" > "$work/stage.log" 2>&1 < /dev/null
-        status=$?
-        tail -c 8000000 "$work/stage.log" > "$out/$name.log"
+    [ -z "$most" ] || [ "$most" -gt "$limit" ] || limit=$most
+    export limit log
+    running="$$-$name"
+    set -m  # a process group of its own, in which SIGINT is not ignored
+    GPU_CHECK_STAGE=$running bash -c "set -uo pipefail; declare -A jobs=(); order=(); $name" > "$log" 2>&1 < /dev/null &
+    pid=$!
+    set +m
+    while is_running && [ $((SECONDS - from)) -lt "$limit" ]; do sleep 0.1; done
+    if is_running; then
+        stopped=1
+        kill -INT -- "-$pid"
+        while is_running && [ $((SECONDS - from)) -lt $((limit + GRACE)) ]; do sleep 0.1; done
     fi
+    stop_all
+    wait "$pid" 2> /dev/null
+    status=$?
+    [ -z "$stopped" ] || status=124
     case $status in
         0) result=pass ;;
         "$SKIPPED") result=skip ;;
         *) result=fail ;;
     esac
-    note=$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1 | tr -d '\t' | cut -c 1-200)
-    [ "$status" != 124 ] && [ "$status" != 137 ] || note="stopped after $limit s; $note"
-    printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$result" "$((SECONDS - from))" "$status" "$note" >> "$work/stages.tsv"
+    note=$(grep -av '^[[:space:]]*$' "$log" | tail -n 1 | tr -d '\t' | cut -c 1-200)
+    [ -z "$stopped" ] || note="stopped after $limit s; $note"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$result" "$((SECONDS - from))" "$status" "$(date -u +%FT%TZ)" "$note" >> "$work/stages.tsv"
+    if [ "$name" = smoke ] || [ "$result" = fail ]; then  # for a reader who has this output and nothing else
+        tail -n 150 "$log" | cut -c 1-300 | tail -c 6000
+    fi
     printf '%-13s %-5s %4d s  %s\n' "$name" "$result" "$((SECONDS - from))" "$note"
+    record > "$work/record.log" 2>&1
+    [ ! "$out/record.json" -nt "$out/rows.json" ] || rm -f "$out/rows.json"  # it is in the record
+    if [ "$(stat -c %s "$log")" -gt 8000000 ]; then
+        tail -c 8000000 "$log" > "$work/tail" && mv "$work/tail" "$log"
+    fi
 }
-export -f build run_pytest workers tests_cuda tests_triton tests_large find_sanitizer sanitizers bench
+export -f begin finish unfinished describe build_cpu build_cuda build smoke run_pytest workers engine_tests
+export -f tests_cuda tests_triton edges_cuda edges_triton large find_sanitizer sanitizers bench
+export SMALL
 
 if [ -z "$dry" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    nvidia-smi >&2
     echo "torch finds no CUDA device here; $0 --dry-run tries what does not need one" >&2
     echo FAIL
     exit 1
 fi
-stage build 130 "$reserve"
-stage tests_cuda 90 "$reserve"
-stage tests_triton 170 "$reserve"
-stage tests_large 50 "$reserve"
-stage sanitizers 95 "$reserve"
-stage bench 240 10
-
-"$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --rows "$work/rows.json" ${dry:+--dry-run}
+for name in "${asked[@]}"; do stage "$name"; done
+cat "$work/record.log"
+case $(tail -n 1 "$work/record.log") in
+    PASS*) ;;
+    FAIL*) exit 1 ;;
+    *) echo "FAIL (no record)"; exit 1 ;;
+esac
