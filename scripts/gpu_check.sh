@@ -144,35 +144,26 @@ build() {
 }
 
 smoke() {
-    local dtype shape built
+    local built=
     trap unfinished INT
     describe
     if [ -n "$dry" ]; then
         TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
-        begin cpu "$python" scripts/small_run.py cpu --device cpu --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --shapes 3x7
         finish && echo "right numbers"
         return
     fi
-    build_cuda > "$work/job.build" 2>&1 &
-    built=$!
-    for shape in 33x7 2x20001; do
-        for dtype in float32 bfloat16 float16; do
-            begin "triton-$dtype-$shape" "$python" scripts/small_run.py triton --dtypes "$dtype" --shapes "$shape"
-        done
-    done
-    if wait "$built"; then
-        tail -n 1 "$work/job.build"
-        for dtype in float32 bfloat16 float16 float64; do
-            begin "cuda-$dtype" "$python" scripts/small_run.py cuda --dtypes "$dtype"
-        done
-        built=
+    begin triton "$python" scripts/small_run.py triton --each --shapes 33x7 2x20001 --dtypes float32 bfloat16 float16
+    if build_cuda > "$work/build.log" 2>&1; then
+        built=1
+        tail -n 1 "$work/build.log"
+        begin cuda "$python" scripts/small_run.py cuda --each
     else
         echo "The CUDA engine is not built. The first errors, then the last lines:"
-        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/job.build" | cut -c 1-400
-        tail -n 15 "$work/job.build" | cut -c 1-400
+        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/build.log" | cut -c 1-300
+        tail -n 10 "$work/build.log" | cut -c 1-300
     fi
-    rm "$work/job.build"
-    finish && [ -z "$built" ] && echo "both engines build, load and give right numbers"
+    finish && [ -n "$built" ] && echo "both engines build, load and give right numbers"
 }
 
 run_pytest() {  # a run in which every test is skipped proves nothing
@@ -293,7 +284,7 @@ stage() {
     limit=${seconds[$name]} log=$out/$name.log
     [ -z "$dry" ] || limit=3600  # for a hang: a dry run has no schedule
     [ -z "$most" ] || [ "$most" -gt "$limit" ] || limit=$most
-    export limit log
+    export limit log STAGE_ENDS=$(($(date +%s) + limit))
     running="$$-$name"
     set -m  # a process group of its own, in which SIGINT is not ignored
     GPU_CHECK_STAGE=$running bash -c "set -uo pipefail; declare -A jobs=(); order=(); $name" > "$log" 2>&1 < /dev/null &
@@ -318,7 +309,7 @@ stage() {
     [ -z "$stopped" ] || note="stopped after $limit s; $note"
     printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$result" "$((SECONDS - from))" "$status" "$(date -u +%FT%TZ)" "$note" >> "$work/stages.tsv"
     if [ "$name" = smoke ] || [ "$result" = fail ]; then  # for a reader who has this output and nothing else
-        tail -n 150 "$log" | cut -c 1-300 | tail -c 6000
+        tail -c 8000 "$log" | cut -c 1-400
     fi
     printf '%-13s %-5s %4d s  %s\n' "$name" "$result" "$((SECONDS - from))" "$note"
     record > "$work/record.log" 2>&1

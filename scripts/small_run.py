@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every op forward and backward on small tensors against the reference in float64: a table of the worst errors.
 
-    scripts/small_run.py cuda triton          on a GPU
+    scripts/small_run.py cuda triton          on a GPU; --each: a process for each dtype and shape, side by side
     scripts/small_run.py cuda --cases few --dtypes float32 --shapes 33x7          what runs under compute-sanitizer
     TRITON_INTERPRET=1 scripts/small_run.py triton --device cpu --shapes 3x7
 
@@ -13,11 +13,17 @@ Inputs come from the host and results go back there, so that next to nothing but
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +38,14 @@ from vae_fast import backends
 STATE = torch.tensor([1, 2])
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SHAPES = ("5x64", "33x7", "2x20001")
-FATAL = ("CUDA error", "CUDA:", "illegal memory access", "launch failure")  # no kernel runs after one of these
+FATAL = (
+    "CUDA error",
+    "CUDA:",
+    "illegal memory access",
+    "launch failure",
+)  # no kernel runs after one of these
 CELL = 11
+LAST_WORD = 3.0  # seconds
 
 
 class Case(NamedTuple):
@@ -90,7 +102,9 @@ def latent_prior(m: Make) -> Case:
     return Case(
         {"mu": m.whole(), "logvar": m.whole(), "prior": m.normal(m.n)},
         {"rng_state": states},
-        lambda f, prior, **t: f.reparameterize_kl(**t, prior=(prior, prior), clamp=(-1.0, 1.0), num_samples=2),
+        lambda f, prior, **t: f.reparameterize_kl(
+            **t, prior=(prior, prior), clamp=(-1.0, 1.0), num_samples=2
+        ),
     )
 
 
@@ -115,8 +129,7 @@ def packed_images(m: Make) -> Case:
     return Case({"moments": moments}, {"rng_state": STATE}, lambda f, **t: f.reparameterize_kl_packed(**t))
 
 
-def noise(m: Make) -> Case:
-    """Times a number, so that it has a gradient; the noise itself has its own line in `main`."""
+def sample(m: Make) -> Case:
     return Case(
         {"mu": m.whole(), "logvar": m.whole()},
         {"rng_state": STATE},
@@ -219,7 +232,7 @@ CASES: dict[str, Callable[[Make], Case]] = {
     "latent, prior of a number": latent_number,
     "latent, packed": packed,
     "latent, channels-last": packed_images,
-    "sample alone": noise,
+    "sample alone": sample,
     "bernoulli": bernoulli,
     "bernoulli, binarized": binarized,
     "gaussian": gaussian,
@@ -258,38 +271,44 @@ FEW = (
 class Report:
     """The worst error of every case and dtype, and what went wrong."""
 
-    worst: dict[tuple[str, str], float] = field(default_factory=dict)
+    worst: list[tuple[str, str, float]] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)  # case, dtype, message
     checks: int = 0
 
-    def see(self, case: str, dtype: str, where: str, got: Tensor, want: Tensor) -> None:
+    def add(self, other: Report) -> None:
+        self.worst += other.worst
+        self.failed += other.failed
+        self.checks += other.checks
+
+    def see(
+        self, case: str, dtype: str, where: str, got: Tensor, want: Tensor, allowed: float | None = None
+    ) -> None:
         """A result is right within 2e-5 of 1 and of the largest value, and 4 units of its dtype of that."""
         self.checks += 1
         got, unit = got.detach().cpu(), torch.finfo(got.dtype).eps
-        size = want.abs().max().item() if want.numel() else 0.0
-        error = (got.double() - want).abs()
-        worst = error.max().item() if error.numel() else 0.0
-        relative = worst / (1 + size)
-        before = self.worst.get((case, dtype), 0.0)
-        self.worst[case, dtype] = math.nan if math.isnan(relative + before) else max(before, relative)
-        if not worst <= 2e-5 * (1 + size) + 4 * unit * size:
-            at = error.nan_to_num(math.inf).argmax()
-            place = tuple(int(i) for i in torch.unravel_index(at, error.shape))
+        size = want.abs().max().item()
+        error = (got.double() - want).abs().nan_to_num(math.inf)
+        worst = error.max().item()
+        self.worst.append((case, dtype, worst / (1 + size)))
+        if worst > (2e-5 * (1 + size) + 4 * unit * size if allowed is None else allowed):
+            place = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
             message = f"{where}: {got[place].item():.7g} at {place}, right is {want[place].item():.7g}"
             self.failed.append((case, dtype, message))
 
     def table(self, engine: str, dtypes: list[str]) -> str:
-        bad = {(case, dtype) for case, dtype, _ in self.failed}
+        worst = {
+            key: max(e for *k, e in self.worst if tuple(k) == key) for key in {w[:2] for w in self.worst}
+        }
+        bad = {tuple(f[:2]) for f in self.failed}
 
         def cell(case: str, dtype: str) -> str:
-            error = self.worst.get((case, dtype))
-            text = "-" if error is None else f"{error:.0e}"
+            text = f"{worst[case, dtype]:.0e}" if (case, dtype) in worst else "-"
             return (f"FAIL {text}" if (case, dtype) in bad else text).rjust(CELL)
 
-        names = [c for c in CASES if any((c, d) in self.worst.keys() | bad for d in dtypes)]
-        head = f"{engine + ': worst error by (1 + size)':<32}" + "".join(d.rjust(CELL) for d in dtypes)
-        lines = [head, *(f"{c:<32}" + "".join(cell(c, d) for d in dtypes) for c in names)]
-        lines += [f"wrong: {case}, {dtype}: {message}" for case, dtype, message in self.failed[:20]]
+        names = [c for c in ("noise", *CASES) if any((c, d) in worst.keys() | bad for d in dtypes)]
+        head = f"{engine}: worst error / (1 + size)".ljust(32) + "".join(d.rjust(CELL) for d in dtypes)
+        lines = [head, *(c.ljust(32) + "".join(cell(c, d) for d in dtypes) for c in names)]
+        lines += [f"wrong: {case}, {dtype}: {message[:400]}" for case, dtype, message in self.failed[:12]]
         return "\n".join(lines)
 
 
@@ -318,43 +337,75 @@ def check(report: Report, name: str, shape: str, dtype: str, device: str) -> Non
         report.see(name, dtype, f"{shape}, {what}", got[what], right.detach())
 
 
-def check_noise(device: str) -> str:
-    """The noise contract: within 4e-6 of float64, for any state."""
+def check_noise(report: Report, device: str) -> None:
+    """The contract: within 4e-6 of float64, for any state."""
     states = torch.stack((torch.arange(5) * 0x123456789ABCDE - 7, torch.arange(5) - 2**40), 1)
-    worst = 0.0
     for rng_state in (STATE, torch.tensor([-5, 2**50 + 1]), states):
-        eps = vae_fast.noise((5, 3, 1021), rng_state.to(device), num_samples=2).cpu()
+        eps = vae_fast.noise((5, 3, 1021), rng_state.to(device), num_samples=2)
         exact = vae_fast.reference.noise((5, 3, 1021), rng_state, num_samples=2, dtype=torch.float64)
-        worst = max(worst, (eps.double() - exact).abs().max().item())
-    return f"{'FAIL' if not worst <= 4e-6 else 'noise'}: within {worst:.1e} of the contract, 4e-6 are allowed"
+        report.see("noise", "float32", f"state {rng_state.flatten()[:2].tolist()}", eps, exact, 4e-6)
 
 
-def run(engine: str, arguments: argparse.Namespace) -> bool:
-    """Whether all is right; stops at an error that takes the device away."""
-    start, report = time.monotonic(), Report()
-    if (reason := backends.unavailable_reason(engine)) is not None:
-        print(f"{engine}: not available: {reason}")
-        return False
+def run(engine: str, arguments: argparse.Namespace) -> Report:
+    """Stops at an error that takes the device away."""
+    report = Report()
+    names = FEW if arguments.cases == "few" else tuple(CASES)
+    todo = [("noise", "float32", "")] if "float32" in arguments.dtypes else []
+    todo += [
+        (name, dtype, shape) for name in names for dtype in arguments.dtypes for shape in arguments.shapes
+    ]
     with vae_fast.backend(engine):
-        noise = check_noise(arguments.device)
-        for name in FEW if arguments.cases == "few" else CASES:
-            for dtype in arguments.dtypes:
-                for shape in arguments.shapes:
-                    try:
-                        check(report, name, shape, dtype, arguments.device)
-                    except Exception as error:
-                        message = f"{shape}: {type(error).__name__}: {error}"[:2000]
-                        report.failed.append((name, dtype, message))
-                        if any(word in message for word in FATAL):
-                            print(report.table(engine, arguments.dtypes))
-                            print(f"{engine}: stopped at {name}, {dtype}, {shape}: the device is lost")
-                            return False
-    print(report.table(engine, arguments.dtypes))
-    print(f"{engine}: {noise}")
-    right = not report.failed and not noise.startswith("FAIL")
-    verdict = f"{report.checks} results are right" if right else f"{len(report.failed)} results are WRONG"
-    print(f"{engine}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
-    return right
+        for name, dtype, shape in todo:
+            try:
+                if name == "noise":
+                    check_noise(report, arguments.device)
+                else:
+                    check(report, name, shape, dtype, arguments.device)
+            except KeyboardInterrupt:
+                report.failed.append((name, dtype, f"{shape}: interrupted here"))
+                break
+            except Exception as error:
+                message = f"{shape}: {type(error).__name__}: {error}"
+                report.failed.append((name, dtype, message))
+                if any(word in message for word in FATAL):
+                    report.failed.append(
+                        (name, dtype, f"{shape}: the device is lost, what follows did not run")
+                    )
+                    break
+    return report
+
+
+def run_each(engine: str, arguments: argparse.Namespace) -> Report:
+    """A process for each dtype and shape: Triton compiles in all of them at once, and one that dies is one of many."""
+    report = Report()
+    with tempfile.TemporaryDirectory() as name:
+        folder, started = Path(name), []
+        options = ["--device", arguments.device, "--cases", arguments.cases]
+        for dtype in arguments.dtypes:
+            for shape in arguments.shapes:
+                file = folder / f"{dtype}-{shape}"
+                command = [sys.executable, __file__, engine, "--dtypes", dtype, "--shapes", shape, *options]
+                with file.open("w") as log:
+                    process = subprocess.Popen([*command, "--report", f"{file}.json"], stdout=log, stderr=log)
+                started.append((dtype, shape, file, process))
+        interrupted = False
+        for dtype, shape, file, process in started:
+            try:
+                process.wait(LAST_WORD if interrupted else None)
+            except KeyboardInterrupt:  # they had it too, and write what they have
+                interrupted = True
+                time.sleep(LAST_WORD)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                report.add(Report(**json.loads(Path(f"{file}.json").read_text())))
+            except (OSError, ValueError):
+                message = (
+                    f"{shape}: exit code {process.poll()}, no report: {file.read_text()[-1500:].strip()}"
+                )
+                report.failed.append(("latent", dtype, message))
+    report.worst = [tuple(w) for w in report.worst]
+    return report
 
 
 def main() -> int:
@@ -364,9 +415,29 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--cases", choices=("all", "few"), default="all")
+    parser.add_argument("--each", action="store_true", help="a process for each dtype and shape")
+    parser.add_argument("--report", type=Path, help="a file for the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # several of these run side by side
-    return 0 if all([run(engine, arguments) for engine in arguments.engines]) else 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    if ends := os.environ.get("STAGE_ENDS"):  # gpu_check.sh's: before it, Python's stack says where a hang is
+        faulthandler.dump_traceback_later(max(1.0, float(ends) - time.time() - 5))
+    right = True
+    for engine in arguments.engines:
+        start = time.monotonic()
+        if (reason := backends.unavailable_reason(engine)) is not None:
+            print(f"{engine}: not available: {reason}")
+            right = False
+            continue
+        report = (run_each if arguments.each else run)(engine, arguments)
+        if arguments.report:
+            arguments.report.write_text(json.dumps(asdict(report)))
+        print(report.table(engine, arguments.dtypes))
+        bad = len(report.failed)
+        verdict = f"{bad} WRONG of" if bad else "all right,"
+        print(f"{engine}: {verdict} {report.checks} results, {time.monotonic() - start:.0f} s", flush=True)
+        right &= not bad and report.checks > 0
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """On a GPU, with both engines: the tests of the ops once more, and what only a GPU has (streams, graphs, large memory).
 
-`scripts/gpu_check.sh` runs this. In the environment: VAE_FAST_TEST_ENGINES="cuda" leaves out the other engine;
-VAE_FAST_TEST_DEVICE=cpu tries the tests themselves where there is no GPU, on the engines that take CPU tensors.
+`scripts/gpu_check.sh` runs this; the tests of extremes are in test_gpu_edges. In the environment:
+VAE_FAST_TEST_ENGINES="cuda" leaves out the other engine; VAE_FAST_TEST_DEVICE=cpu tries the tests themselves where
+there is none, on the engines that take CPU tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -49,8 +51,10 @@ class OnDevice(TorchFunctionMode):
     """Tensors that a test makes without saying where are made on the CPU, with the same numbers, and moved."""
 
     FACTORIES = frozenset(
-        getattr(torch, name)
-        for name in ["randn", "rand", "randint", "zeros", "ones", "full", "tensor", "arange"]
+        (
+            *(torch.randn, torch.rand, torch.randint, torch.tensor, torch.arange, torch.linspace),
+            *(torch.zeros, torch.ones, torch.full, torch.eye),
+        )
     )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -62,7 +66,7 @@ class OnDevice(TorchFunctionMode):
 
 @pytest.fixture(autouse=True)
 def on_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.function.__module__ == __name__:  # the tests below say where
+    if request.function.__module__ == request.module.__name__:  # these say where
         yield
     else:
         with OnDevice():
@@ -82,15 +86,23 @@ def kernels(backend: str) -> str:
     return backend
 
 
-# The tests of the ops, with the fixtures above in place of those of conftest. Left out: what never reaches a kernel
-# (float64), and what gives a CPU generator by name (test_generators has it).
-seen = test_latent.seen
+# What never reaches a kernel (float64), and what gives a CPU generator by name (test_generators has it).
 LEFT_OUT = ("test_gradcheck", "test_torch_generators_govern_it")
-for _module in (test_latent, test_likelihood, test_categorical, test_mixture, test_noise):
-    for _name, _test in inspect.getmembers(_module, inspect.isfunction):
-        _fixtures = {"backend", "kernels", "seen"} & set(inspect.signature(_test).parameters)
-        if _name.startswith("test_") and _fixtures and _name not in LEFT_OUT:
-            globals()[f"{_module.__name__}_{_name.removeprefix('test_')}"] = _test
+
+
+def taken_along(*modules: ModuleType) -> dict[str, Callable[..., None]]:
+    """The tests of an engine in other modules, for the fixtures of the module that takes them."""
+    return {
+        f"{module.__name__}_{name.removeprefix('test_')}": test
+        for module in modules
+        for name, test in inspect.getmembers(module, inspect.isfunction)
+        if name.startswith("test_") and name not in LEFT_OUT
+        if {"backend", "kernels", "seen"} & set(inspect.signature(test).parameters)
+    }
+
+
+seen = test_latent.seen
+globals().update(taken_along(test_latent, test_likelihood, test_categorical, test_mixture, test_noise))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -386,21 +398,32 @@ def test_side_stream(backend: str) -> None:
     args = inputs()
     want = step(*args, seeds())
     rng_state = seeds()
-    late = [torch.full_like(t, float("nan") if t.is_floating_point() else 1) for t in args]
-    for t in late[:3]:
-        t.requires_grad_()
-    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)
-        with torch.no_grad():
-            for t, source in zip(late, args, strict=True):
-                t.copy_(source)
-        got = step(*late, rng_state)
-        done = stream.record_event()
-    assert not done.query(), "the host waited for the device"
-    stream.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+    def queue(cycles: int) -> tuple[tuple[Tensor, ...], bool]:
+        """The step's results, and whether the device was still busy when all of it was queued."""
+        late = [torch.full_like(t, float("nan") if t.is_floating_point() else 1) for t in args]
+        for t in late[:3]:
+            t.requires_grad_()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(cycles)
+            with torch.no_grad():
+                for t, source in zip(late, args, strict=True):
+                    t.copy_(source)
+            got = step(*late, rng_state)
+            done = stream.record_event()
+        busy = not done.query()
+        stream.synchronize()
+        return got, busy
+
+    # A host that others keep busy may need seconds for a step; one that waits for the device is always too late.
+    for cycles in (200_000_000, 2_000_000_000, 10_000_000_000):
+        got, busy = queue(cycles)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        if busy:
+            return
+    pytest.fail("the host waited for the device")
 
 
 @needs_gpu
@@ -489,13 +512,42 @@ def test_graph_draws_fresh_noise(backend: str) -> None:
 
 
 @needs_gpu
+@pytest.mark.no_poison
+def test_graph_with_a_generator(backend: str) -> None:
+    """One that is not torch's own is registered with the graph, as torch wants it; then it governs the replays."""
+    generator = torch.Generator("cuda")
+    mu = torch.zeros(64, 24, device="cuda")
+
+    def draw() -> Tensor:
+        return vae_fast.reparameterize(mu, mu, generator=generator)
+
+    draw()  # compiles and loads
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        z = draw()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return z.clone()
+
+    generator.manual_seed(5)
+    first, second = replay(), replay()
+    generator.manual_seed(5)
+    assert torch.equal(replay(), first) and not torch.equal(first, second)
+
+
+@needs_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
 def test_second_device(backend: str) -> None:
     """Tensors of another device than the current one are served there, and the current one stays."""
     args = inputs()
     want = step(*args, seeds())
-    there = [t.detach().to("cuda:1").requires_grad_(t.requires_grad) for t in args]
-    got = step(*there, seeds().to("cuda:1"))
-    assert torch.cuda.current_device() == 0
-    for a, b in zip(got, want, strict=True):
-        assert a.device.index == 1 and torch.equal(a.cpu(), b.cpu())
+    for current, device in ((0, 1), (1, 0), (1, 1)):
+        there = [t.detach().to(f"cuda:{device}").requires_grad_(t.requires_grad) for t in args]
+        with torch.cuda.device(current):
+            got = step(*there, seeds().to(f"cuda:{device}"))
+            assert torch.cuda.current_device() == current
+        for a, b in zip(got, want, strict=True):
+            assert a.device.index == device and torch.equal(a.cpu(), b.cpu())

@@ -36,7 +36,9 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(message);
 }
 
-// Makes the tensors' device current, and the caller's again at the end.
+// Makes the tensors' device current, and the caller's again at the end. This runtime is linked statically and torch has
+// its own, but both call current what the driver has as the thread's current context (CUDA Runtime API, "Interactions
+// with the CUDA Driver API"). Checked by test_second_device in tests/test_gpu.py, where there are two.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) : device_(device) {
