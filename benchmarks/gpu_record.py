@@ -174,6 +174,9 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stages", type=Path, required=True, help="a line of each that has ended")
     parser.add_argument("--asked", default="", help="the stages of this call")
+    parser.add_argument(
+        "--facts", type=Path, required=True, help="where what takes torch to find out is kept"
+    )
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     out, source = arguments.out, source_hash()
@@ -192,8 +195,10 @@ def main() -> int:
     skipped = [s["name"] for s in stages if s["result"] == "skip"]
     verdict += f" (skipped: {', '.join(skipped)})" if skipped else ""
     verdict += f" (not ended: {', '.join(missing)})" if missing else ""
-    machine, device, found = describe_machine(), describe_device(), versions()
-    torch_version = found["torch"]
+    if not arguments.facts.exists():
+        facts = [describe_machine(), describe_device(), versions()]
+        arguments.facts.write_text(json.dumps(facts))
+    machine, device, found = json.loads(arguments.facts.read_text())
     record = {
         "verdict": verdict,
         "dry_run": arguments.dry_run,
@@ -209,7 +214,7 @@ def main() -> int:
     partial.write_text(compact(record) + "\n")
     partial.replace(out / "record.json")
     text_of_device = device.get("name", "no GPU")
-    head = f"{machine['time']}  {text_of_device}  torch {torch_version}  commit {machine['commit'][:10] or 'unknown'}"
+    head = f"{machine['time']}  {text_of_device}  torch {found['torch']}  commit {machine['commit'][:10] or 'unknown'}"
     text = "\n".join([head, *table(stages, targets, measured["left_out"]), verdict])
     (out / "summary.txt").write_text(text + "\n")
     print(f"\n{text}")

@@ -149,7 +149,7 @@ smoke() {
     describe
     if [ -n "$dry" ]; then
         TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
-        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --dtypes float32 bfloat16 --shapes 3x7
         finish && echo "right numbers"
         return
     fi
@@ -218,7 +218,7 @@ sanitizers() {
     trap unfinished INT
     if [ -n "$dry" ]; then
         # shellcheck disable=SC2086
-        "$python" scripts/small_run.py cpu --device cpu $SMALL
+        "$python" scripts/small_run.py cpu --device cpu $SMALL --shapes 3x7
         return
     fi
     "$python" -c 'import sys, vae_fast.backends as b; sys.exit(b.unavailable_reason("cuda") is not None)' &&
@@ -276,7 +276,8 @@ trap 'stop_all; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
 record() {
-    timeout 90 "$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --asked "${asked[*]}" ${dry:+--dry-run}
+    timeout 90 "$python" -m benchmarks.gpu_record "$out" --stages "$work/stages.tsv" --facts "$work/facts.json" \
+        --asked "${asked[*]}" ${dry:+--dry-run}
 }
 
 stage() {
@@ -312,6 +313,7 @@ stage() {
         tail -c 8000 "$log" | cut -c 1-400
     fi
     printf '%-13s %-5s %4d s  %s\n' "$name" "$result" "$((SECONDS - from))" "$note"
+    [ "$name" != smoke ] && [ "$name" != build ] || rm -f "$work/facts.json"  # there may be an engine more
     record > "$work/record.log" 2>&1
     [ ! "$out/record.json" -nt "$out/rows.json" ] || rm -f "$out/rows.json"  # it is in the record
     if [ "$(stat -c %s "$log")" -gt 8000000 ]; then

@@ -1,22 +1,32 @@
-"""scripts/gpu_check.sh as far as a CPU goes: every stage runs, the record is whole, and a failed stage is told."""
+"""scripts/gpu_check.sh as far as a CPU goes: every stage runs, the record is whole, a failed stage is told, and one out of
+time leaves what it wrote and no process."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import vae_fast
 from conftest import HANG, needs_native
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["build", "tests_cuda", "tests_triton", "tests_large", "sanitizers", "bench"]
+SCRIPT = ROOT / "scripts" / "gpu_check.sh"
+CALL = 540  # seconds, of each of the calls that the script's head names
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,28 +34,65 @@ pytestmark = [
 ]
 
 
-def dry_run(out: Path, python: str | Path) -> tuple[subprocess.CompletedProcess[str], dict]:
+def environment(python: str | Path) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("VAE_FAST_", "TRITON_"))} | {
+        "PYTHON": str(python)
+    }
+
+
+def call(*arguments: Any, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [str(a) for a in (SCRIPT, *arguments)]
+    return subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=HANG)
+
+
+def dry_run(out: Path, *options: str, python: str | Path = sys.executable) -> tuple[Any, dict[str, Any]]:
     """The script and its record; OUT has to be flat, small and plainly named."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("VAE_FAST_", "TRITON_"))}
-    command = [ROOT / "scripts" / "gpu_check.sh", "--dry-run", out]
-    run = subprocess.run(
-        command, env=env | {"PYTHON": str(python)}, capture_output=True, text=True, timeout=HANG
-    )
+    run = call("--dry-run", *options, out, python=python)
     files = list(out.iterdir())
-    assert len(files) <= 8 and all(f.is_file() and f.stat().st_size < 16e6 for f in files)
+    assert all(f.is_file() and f.stat().st_size < 16e6 for f in files)
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", f.name) for f in files)
-    return run, json.loads((out / "record.json").read_text())
+    record = json.loads((out / "record.json").read_text())
+    logs = {f"{stage['name']}.log" for stage in record["stages"]}
+    assert {f.name for f in files} == logs | {"record.json", "summary.txt"}
+    return run, record
+
+
+def stub(path: Path, script: str) -> Path:
+    """An interpreter that can write the record, and else runs the shell script."""
+    path.write_text(f'#!/bin/sh\ncase "$*" in *gpu_record*) exec "{sys.executable}" "$@";; esac\n{script}\n')
+    path.chmod(0o755)
+    return path
+
+
+def stages() -> dict[str, int]:
+    """Each stage's seconds."""
+    return {name: int(n) for name, n, _ in map(str.split, call("--list").stdout.splitlines())}
+
+
+def test_three_calls_hold_every_stage() -> None:
+    text, seconds = SCRIPT.read_text(), stages()
+    calls = [names.split(",") for names in re.findall(r"^#.* --only (\w[\w,]+) OUT$", text, re.MULTILINE)]
+    grace = int(re.search(r"^GRACE=(\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert len(calls) == 3 and {name for names in calls for name in names} == seconds.keys()
+    for names in calls:
+        assert sum(seconds[name] + grace for name in names) <= CALL, names
+        assert len(names) + 2 <= 8, "few files"
+        assert {"smoke", "build"} & set(names) or all("triton" in name for name in names), (
+            "an engine is missing"
+        )
+    assert calls[0][0] == "smoke" and seconds["smoke"] <= 90
+    assert call("--only", "smok").returncode == 2
 
 
 @needs_native
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("pybind11") is None, reason="pybind11 is not installed")
 def test_dry_run_passes(tmp_path: Path) -> None:
-    run, record = dry_run(tmp_path / "out", sys.executable)
+    run, record = dry_run(tmp_path / "out")
     assert run.returncode == 0, run.stdout + run.stderr
     last = run.stdout.splitlines()[-1]
     assert last == record["verdict"] == "PASS (dry run: no GPU was used)"
-    assert [(s["name"], s["result"]) for s in record["stages"]] == [(name, "pass") for name in STAGES]
+    assert [(s["name"], s["result"]) for s in record["stages"]] == [(name, "pass") for name in stages()]
     for key in ("machine", "device", "versions", "targets", "benchmarks"):
         assert record[key], key
     rows = [row for row in record["benchmarks"] if row["provider"] != "eager"]
@@ -63,28 +110,152 @@ def test_dry_run_passes(tmp_path: Path) -> None:
 
 
 def test_a_failed_stage_fails_the_run_and_stops_no_other(tmp_path: Path) -> None:
-    """An interpreter that can write the record and nothing else."""
-    broken = tmp_path / "python"
-    broken.write_text(
-        f'#!/bin/sh\ncase "$*" in *gpu_record*) exec "{sys.executable}" "$@";; esac\n'
-        'case "$*" in *small_run*) echo "3 checks passed"; exit 0;; esac\necho "broken on purpose"; exit 3\n'
+    broken = stub(
+        tmp_path / "python",
+        'case "$*" in *small_run*) echo "all right"; exit 0;; esac\necho "broken on purpose"; exit 3',
     )
-    broken.chmod(0o755)
-    run, record = dry_run(tmp_path / "out", broken)
+    run, record = dry_run(tmp_path / "out", python=broken)
     assert run.returncode == 1 and run.stdout.splitlines()[-1] == record["verdict"]
     assert record["verdict"].startswith("FAIL")
-    results = {s["name"]: s["result"] for s in record["stages"]}
-    assert results == {name: "pass" if name == "sanitizers" else "fail" for name in STAGES}
-    assert record["stages"][-1]["exit"] == 3 and record["stages"][-1]["note"] == "broken on purpose"
+    results = {s["name"]: s for s in record["stages"]}
+    right = ("smoke", "sanitizers")
+    assert {n: s["result"] for n, s in results.items()} == {
+        n: "pass" if n in right else "fail" for n in stages()
+    }
+    assert results["bench"]["exit"] == 3 and results["bench"]["note"] == "broken on purpose"
+
+
+def test_a_second_call_adds_to_the_record(tmp_path: Path) -> None:
+    python = stub(tmp_path / "python", "echo nothing to do")
+    for name in ("large", "build"):
+        run, record = dry_run(tmp_path / "out", "--only", name, python=python)
+        assert run.returncode == 0, run.stdout
+    assert [s["name"] for s in record["stages"]] == ["large", "build"]
+
+
+def sleepers(seconds: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            found += [process.name] if words[:2] == [b"sleep", seconds.encode()] else []
+    return found
+
+
+def planted(path: Path) -> tuple[Path, str]:
+    """An interpreter that sleeps, with a child in its process group, one in a session of its own, and one that ignores
+    what a terminal sends; and for how long, which names them."""
+    seconds = f"{90_000 + os.getpid() % 9000}.25"
+    script = f"""echo begun
+sleep {seconds} &
+setsid sleep {seconds} &
+(trap '' INT TERM HUP; exec sleep {seconds}) &
+sleep {seconds}"""
+    return stub(path, script), seconds
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_stage_out_of_time_leaves_its_log_its_record_and_no_process(tmp_path: Path) -> None:
+    python, seconds = planted(tmp_path / "python")
+    run, record = dry_run(tmp_path / "out", "--limit", "2", "--only", "large,bench", python=python)
+    assert run.returncode == 1 and run.stdout.splitlines()[-1].startswith("FAIL")
+    assert not sleepers(seconds)
+    assert [s["name"] for s in record["stages"]] == ["large", "bench"]
+    for stage in record["stages"]:
+        assert stage["result"] == "fail" and stage["exit"] == 124
+        assert stage["note"] == "stopped after 2 s; begun"
+        assert (tmp_path / "out" / f"{stage['name']}.log").read_text().startswith("begun")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_stopped_from_outside_it_leaves_the_record_of_what_ended_and_no_process(tmp_path: Path) -> None:
+    python, seconds = planted(tmp_path / "python")
+    content = python.read_text().replace("echo begun", 'case "$*" in *build_ext*) exit 0;; esac\necho begun')
+    python.write_text(content)
+    command = [str(a) for a in (SCRIPT, "--dry-run", "--only", "build,large,bench", tmp_path / "out")]
+    with subprocess.Popen(command, env=environment(python), stdout=subprocess.DEVNULL) as run:
+        end = time.monotonic() + HANG
+        while len(sleepers(seconds)) < 4 and time.monotonic() < end:
+            time.sleep(0.1)
+        run.terminate()
+        run.wait(HANG)
+    assert not sleepers(seconds)
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert [(s["name"], s["result"]) for s in record["stages"]] == [("build", "pass")]
+    assert record["verdict"] == "FAIL (dry run: no GPU was used) (not ended: large, bench)"
+    assert (tmp_path / "out" / "large.log").read_text().startswith("begun")
+
+
+def test_pytests_report_survives_the_end_of_time(tmp_path: Path) -> None:
+    """SIGINT reaches pytest alone, which then tells what had failed."""
+    slow = (
+        "def test_wrong():\n    assert 1 == 2\n\n\ndef test_slow():\n    import time\n    time.sleep(90000)\n"
+    )
+    (tmp_path / "test_slow.py").write_text(slow)
+    command = (
+        f'exec "{sys.executable}" -m pytest -q -p no:cacheprovider -c /dev/null "{tmp_path}/test_slow.py"'
+    )
+    python = stub(tmp_path / "python", command)
+    _, record = dry_run(tmp_path / "out", "--limit", "8", "--only", "tests_cuda", python=python)
+    assert record["stages"][0]["exit"] == 124
+    log = (tmp_path / "out" / "tests_cuda.log").read_text()
+    assert "assert 1 == 2" in log and "1 failed in" in log
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU")
 def test_without_a_gpu_it_fails_at_once(tmp_path: Path) -> None:
-    command = [ROOT / "scripts" / "gpu_check.sh", tmp_path / "out"]
-    env = os.environ | {"PYTHON": sys.executable}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG)
+    run = call(tmp_path / "out")
     assert run.returncode == 1 and run.stdout.splitlines()[-1] == "FAIL"
     assert "torch finds no CUDA device" in run.stderr
+
+
+def test_setuptools_older_than_77_can_read_pyproject() -> None:
+    """They refuse a license as a string, and do not know license-files."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert not isinstance(project.get("license"), str) and "license-files" not in project
+
+
+@pytest.fixture
+def small_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("small_run")
+
+
+def test_wrong_numbers_are_seen(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One element that is off, or NaN, in one result of one dtype; an op that raises; a device that is lost."""
+    arguments = argparse.Namespace(
+        cases="few", dtypes=["float32", "bfloat16"], shapes=["3x7", "2x5"], device="cpu"
+    )
+
+    def faulty(raises: str = "", off: float = 0.0) -> Any:
+        def build(m: Any) -> Any:
+            case = small_run.bernoulli(m)
+
+            def compute(f: Any, logits: Any, x: Any) -> Any:
+                nll = case.call(f, logits, x)
+                if f is vae_fast.reference or logits.dtype == torch.float32:
+                    return nll
+                if raises:
+                    raise RuntimeError(raises)
+                return nll + off * (torch.arange(len(nll)) == 1)
+
+            return case._replace(call=compute)
+
+        return build
+
+    def report(**fault: Any) -> Any:
+        monkeypatch.setitem(small_run.CASES, "gaussian, logvar per feature", faulty(**fault))
+        return small_run.run("twin", arguments)
+
+    good = report()
+    assert not good.failed and good.checks > 90
+    assert {dtype for _, dtype, _ in good.worst} == {"float32", "bfloat16"}
+    for fault in ({"off": 1e-2}, {"off": math.nan}, {"raises": "no such kernel"}):
+        failed = report(**fault).failed
+        assert [f[:2] for f in failed] == [("gaussian, logvar per feature", "bfloat16")] * 2, fault
+    assert "no such kernel" in failed[0][2] and "FAIL" in report(off=1.0).table("twin", arguments.dtypes)
+    lost = report(raises="CUDA error: an illegal memory access")
+    assert len(lost.failed) == 2 and "did not run" in lost.failed[1][2] and lost.checks < good.checks
 
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
