@@ -111,7 +111,7 @@ def cases(quick: bool) -> list[Case]:
                 features = 256 if op == "latent" else 1024
                 found.append(Case(op, dtype, (megabytes << 20) // (features * kind.itemsize), features))
         if megabytes == 256:
-            sizes = ((128, 20), (4096, 64))
+            sizes = ((1 << 18, 32), (128, 20), (4096, 64))  # the first: a large batch of a small latent
             found += [Case(op, dtype, *size) for size in sizes for op in OPS for dtype in DTYPES]
     return found
 

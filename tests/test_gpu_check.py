@@ -1,5 +1,5 @@
-"""scripts/gpu_check.sh as far as a CPU goes: every stage runs, the record is whole, a failed stage is told, and one out of
-time leaves what it wrote and no process."""
+"""scripts/gpu_check.sh as far as a CPU goes: every stage runs, the record is whole, a failed stage is told, and a stage
+out of time leaves what it wrote and no process."""
 
 from __future__ import annotations
 
@@ -263,8 +263,15 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks import gpu_record
 
-    def rows(tensor_bytes: int, forward: float, compiled: float, eager: float) -> list[dict]:
-        case = {"op": "latent", "dtype": "float32", "rows": 8, "features": 4, "tensor_bytes": tensor_bytes}
+    def rows(
+        tensor_bytes: int,
+        forward: float,
+        compiled: float,
+        eager: float,
+        op: str = "latent",
+        dtype: str = "float32",
+    ) -> list[dict]:
+        case = {"op": op, "dtype": dtype, "rows": 8, "features": 4, "tensor_bytes": tensor_bytes}
         ours = [
             case | {"direction": d, "provider": "triton", "median_s": 1.0, "host_s": 1.0, "of_copy": share}
             for d, share in (("forward", forward), ("backward", 0.95), ("both", 0.94))
@@ -277,15 +284,19 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*ours, *theirs]
 
     large = 256 << 20
-    for tensor_bytes, forward, compiled, eager, met in (
-        (large, 0.93, 1.4, 6.5, True),
-        (large, 0.91, 1.4, 6.5, False),
-        (large, 0.93, 1.2, 6.5, False),
-        (large, 0.93, 1.4, 5.5, False),
-        (10, 0.1, 1.0, 0.5, True),
-        (10, 0.1, 0.9, 0.5, False),
+    for met, tensor_bytes, forward, compiled, eager, *case in (
+        (True, large, 0.93, 1.3, 5.5),
+        (False, large, 0.91, 1.3, 5.5),
+        (False, large, 0.93, 1.1, 5.5),
+        (False, large, 0.93, 1.3, 4.5),
+        (True, large, 0.86, 1.3, 5.5, "latent", "bfloat16"),
+        (False, large, 0.84, 1.3, 5.5, "latent", "bfloat16"),
+        (True, large, 0.93, 0.99, 3.0, "bernoulli"),
+        (False, large, 0.93, 0.97, 3.0, "bernoulli"),
+        (True, 10, 0.1, 1.0, 0.5),
+        (False, 10, 0.1, 0.9, 0.5),
     ):
-        (target,) = gpu_record.judge(rows(tensor_bytes, forward, compiled, eager))
+        (target,) = gpu_record.judge(rows(tensor_bytes, forward, compiled, eager, *case))
         assert target["met"] is met and target["over_compile"] == compiled
     (target,) = gpu_record.judge(rows(large, 0.93, 1.4, 6.5)[:3])
     assert target["met"] is False  # nothing to compare with

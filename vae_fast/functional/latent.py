@@ -46,7 +46,8 @@ def reparameterize_kl(
             and 0 outside.
         generator: where the noise comes from, on mu's device; by default torch's own generator of that device, so
             that torch.manual_seed repeats a run. (torch.compile takes no generator= here, and Inductor draws other
-            numbers than eager from the same seed: pass rng_state for the same noise in both.)
+            numbers than eager from the same seed: pass rng_state for the same noise in both. A CUDA graph that is
+            captured with a generator of your own needs torch's graph.register_generator_state(generator) first.)
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the noise exactly
             (`vae_fast.noise`).
         noise: a constant to take for eps, in z's shape. At most one of noise, rng_state and generator.
