@@ -154,16 +154,19 @@ smoke() {
         return
     fi
     begin triton "$python" scripts/small_run.py triton --each --shapes 33x7 2x20001 --dtypes float32 bfloat16 float16
-    if build_cuda > "$work/build.log" 2>&1; then
+    if build_cuda > "$work/job.build" 2>&1; then
         built=1
-        tail -n 1 "$work/build.log"
+        tail -n 1 "$work/job.build"
         begin cuda "$python" scripts/small_run.py cuda --each
     else
         echo "The CUDA engine is not built. The first errors, then the last lines:"
-        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/build.log" | cut -c 1-300
-        tail -n 10 "$work/build.log" | cut -c 1-300
+        grep -n -m 8 -A 4 -E 'error|fatal|Error' "$work/job.build" | cut -c 1-300
+        tail -n 10 "$work/job.build" | cut -c 1-300
     fi
-    finish && [ -n "$built" ] && echo "both engines build, load and give right numbers"
+    rm "$work/job.build"
+    finish || return 1
+    [ -n "$built" ] || { echo "Triton is right; the CUDA engine is not built"; return 1; }
+    echo "both engines build, load and give right numbers"
 }
 
 run_pytest() {  # a run in which every test is skipped proves nothing

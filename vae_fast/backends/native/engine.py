@@ -376,7 +376,8 @@ class Scratch:
     """Memory for sums that several blocks share: float64 partial sums, and 32-bit zeros. Most launches ask for none.
 
     It lives until the launch is queued, and torch gives it to later work of the same stream only. Nothing is kept from
-    call to call: a CUDA graph's private pool has to be empty when the graph is recorded, and kept zeros would lie there.
+    call to call: kept zeros would lie in the private pool of whichever CUDA graph is being recorded, and torch.compile
+    raises when it finds them there.
 
     One allocation, cleared as a whole: 3 us of the host, 6 us for two (measured on a CPU); the partial sums are 1 MB a
     gradient at most.
