@@ -44,6 +44,7 @@ FATAL = (
     "illegal memory access",
     "launch failure",
 )  # no kernel runs after one of these
+NO_REPORT = "a process without a report"
 CELL = 11
 LAST_WORD = 3.0  # seconds
 
@@ -305,7 +306,7 @@ class Report:
             text = f"{worst[case, dtype]:.0e}" if (case, dtype) in worst else "-"
             return (f"FAIL {text}" if (case, dtype) in bad else text).rjust(CELL)
 
-        names = [c for c in ("noise", *CASES) if any((c, d) in worst.keys() | bad for d in dtypes)]
+        names = [c for c in ("noise", *CASES, NO_REPORT) if any((c, d) in worst.keys() | bad for d in dtypes)]
         head = f"{engine}: worst error / (1 + size)".ljust(32) + "".join(d.rjust(CELL) for d in dtypes)
         lines = [head, *(c.ljust(32) + "".join(cell(c, d) for d in dtypes) for c in names)]
         lines += [f"wrong: {case}, {dtype}: {message[:400]}" for case, dtype, message in self.failed[:12]]
