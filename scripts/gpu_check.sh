@@ -149,7 +149,7 @@ smoke() {
     describe
     if [ -n "$dry" ]; then
         TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
-        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --dtypes float32 bfloat16 --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --cases few --dtypes float32 bfloat16 --shapes 3x7
         finish && echo "right numbers"
         return
     fi
