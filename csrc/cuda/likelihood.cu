@@ -16,11 +16,11 @@ namespace {
 // flight at once; the others keep to one copy of their long code, and wait for arithmetic, not for 16-bit accesses.
 template <class Likelihood, class = void> constexpr bool kLight = false;
 template <class Likelihood> constexpr bool kLight<Likelihood, std::void_t<decltype(Likelihood::is_light)>> = Likelihood::is_light;
-// Those of whose elements some are rare and long: the others are told by is_common(), and have a formula of their own.
+// Those that have a shorter formula for all but rare elements, as is_common() tells.
 template <class Likelihood, class = void> constexpr bool kHasCommon = false;
 template <class Likelihood>
 constexpr bool kHasCommon<Likelihood, std::void_t<decltype(&Likelihood::template is_common<float>)>> = true;
-// Long ones without rare elements: a loop costs 12 to 40 instructions an element (sm_90).
+// Those of which every element of a chunk has its code: a loop costs 12 to 40 instructions an element (sm_90).
 template <class Likelihood> constexpr bool kUnrolled = kLight<Likelihood>;
 template <> constexpr bool kUnrolled<ContinuousBernoulli> = true;
 template <> constexpr bool kUnrolled<DiscretizedLogistic> = true;
@@ -33,6 +33,13 @@ template <> constexpr bool kBinarizes<Bernoulli> = true;
 template <class A, class Likelihood, bool kSums>
 constexpr int kResident =
     Likelihood::parameters > 3 ? (kSums ? 1 : 2) : kSums ? 2 : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
+
+// Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of three parameters and of any strides
+// spill 8 to 28 bytes, and with 128 chunks of 8 with more than two parameters 8 to 28 (2026-11-29).
+template <class A, class Likelihood>
+constexpr int kResidentForward = kHasCommon<Likelihood> && !(A::plain && A::size == 4 && Likelihood::parameters < 3)
+                                     ? 2 : kResident<A, Likelihood, false>;
+constexpr int kMostOfEight = 2;  // parameters
 
 // A chunk: parameters and target by element, and which elements count.
 template <class A, class Likelihood> struct Chunk {
@@ -109,7 +116,7 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
 }
 
 template <class A, class Likelihood>
-__global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, false>)
+__global__ void __launch_bounds__(kThreads, kResidentForward<A, Likelihood>)
 likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double nll = 0;
@@ -161,10 +168,10 @@ template <class Body> void with_likelihood(int place, Body body) {
 }
 
 // Calls body(Access{}, Likelihood{}).
-template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
+template <bool kMayBeWide, int kMost = kMaxParameters, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
   with_likelihood(likelihood, [&](auto m) {
     const auto of_likelihood = [&](auto access) { body(access, m); };
-    with_access<kMayBeWide && kLight<decltype(m)>, kMayBeWide>(kind, of_likelihood);
+    with_access<kMayBeWide && kLight<decltype(m)>, kMayBeWide && decltype(m)::parameters <= kMost>(kind, of_likelihood);
   });
 }
 
@@ -172,6 +179,12 @@ bool may_be_wide(int likelihood) {
   bool light = false;
   with_likelihood(likelihood, [&](auto m) { light = kLight<decltype(m)>; });
   return light;
+}
+
+int parameters_of(int likelihood) {
+  int parameters = 0;
+  with_likelihood(likelihood, [&](auto m) { parameters = decltype(m)::parameters; });
+  return parameters;
 }
 
 void check_binarization(const Noise& binarization, int likelihood) {
@@ -200,11 +213,12 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* views[kMaxParameters + 2];
   list_inputs(a, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants, true});
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants,
+                                                                    parameters_of(a.likelihood) <= kMostOfEight});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   share(a.nll, grid, allocate);
-  with_kernel<true>(kind, a.likelihood, [&](auto access, auto likelihood) {
+  with_kernel<true, kMostOfEight>(kind, a.likelihood, [&](auto access, auto likelihood) {
     launch("likelihood_forward", likelihood_forward<decltype(access), decltype(likelihood)>, stream, grid.blocks(), kThreads, a, grid);
   });
 }
