@@ -225,7 +225,7 @@ def differences() -> Iterator[str]:
             continue
         text, where = path.read_text(), path.relative_to(ROOT)
         marks = list(re.finditer(r"(?://|#) (fit_polynomials\.py (\w+): .*)", text))
-        calls = 0 if path.name == "portable.h" else len(re.findall(r"\bpolynomial\(", text))
+        calls = 0 if path.name in ("portable.h", "rough.h") else len(re.findall(r"\bpolynomial\(", text))
         if path.suffix != ".py" and calls != len(marks):
             yield f"{where}: {calls} polynomials, {len(marks)} comments that name their fit"
         for mark in marks:
