@@ -52,7 +52,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx512"] += ["-Wno-uninitialized"]  # GCC 12 warns of its own headers' minimum and maximum
 
 
-# No fast math and no fusing of its own either: the noise has the bits that the CPU engine gives.
+# No fast math and no fusing of its own either: approximations are chosen by name (csrc/math/approximate.h), and what
+# takes none has the bits of the CPU engine.
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",

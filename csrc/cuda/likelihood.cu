@@ -32,7 +32,9 @@ template <> constexpr bool kBinarizes<Bernoulli> = true;
 // of the mixture in a loop that is not unrolled spills 80 bytes on sm_80, sums with two blocks 28 (2026-11-29).
 template <class A, class Likelihood, bool kSums>
 constexpr int kResident =
-    Likelihood::parameters > 3 ? (kSums ? 1 : 2) : kSums ? 2 : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
+    Likelihood::parameters > 3 ? (kSums ? 1 : 2)
+    : kSums || (Likelihood::parameters > 2 && !A::plain) ? 2
+    : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
 
 // Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of three parameters and of any strides
 // spill 8 to 28 bytes, and with 128 chunks of 8 with more than two parameters 8 to 28 (2026-11-29).
@@ -47,17 +49,26 @@ template <class A, class Likelihood> struct Chunk {
   std::uint32_t kept;
 };
 
+// Where a row of the inputs begins.
+template <class A, class Likelihood> struct Starts {
+  RowStart<A> parameters[Likelihood::parameters], target;
+  template <class Args> VAE_FAST_DEVICE Starts(const Args& a, std::int64_t row) : target(start_of<A>(a.target, row)) {
+#pragma unroll
+    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = start_of<A>(a.parameters[p], row);
+  }
+};
+
 template <class A, class Likelihood, class Args>
-VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, std::int64_t row, std::int64_t column, int count) {
+VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, const Starts<A, Likelihood>& in, std::int64_t row, Column<A> column, int count) {
   Chunk<A, Likelihood> chunk;
   Raw<A> raw[Likelihood::parameters], raw_mask = {};
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p)
-    raw[p] = p == 0 ? load_raw<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count)
-                    : load_raw<A, Content::reals, true>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
+    raw[p] = p == 0 ? load_raw<A>(a.parameters[p], in.parameters[p], column, count)
+                    : load_raw<A, Content::reals, true>(a.parameters[p], in.parameters[p], column, count);
   if constexpr (!A::plain)
     if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
-  load<A, Content::targets>(a.target, row * a.target.row_stride, column, count, chunk.target);
+  load<A, Content::targets>(a.target, in.target, column, count, chunk.target);
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
   chunk.kept = A::plain ? 0xFFu : kept_of<A>(a.mask, raw_mask, count);
@@ -118,16 +129,18 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
 template <class A, class Likelihood>
 __global__ void __launch_bounds__(kThreads, kResidentForward<A, Likelihood>)
 likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_constant__ Grid grid) {
-  const Place at = place(grid);
-  double nll = 0;
-  if (const std::int64_t row = at.row; row < at.row_end) {
-    for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, c);
-      auto chunk = load_chunk<A, Likelihood>(a, row, column, count_of<A>(grid, column));
-      nll += sum_of_nlls(chunk);
+  Place at = place(grid);
+  for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
+    double nll = 0;
+    if (const std::int64_t row = at.row; row < at.row_end) {
+      const Starts<A, Likelihood> in(a, row);
+      for_each_chunk<A>(grid, at, [&](auto column, int count) {
+        auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
+        nll += sum_of_nlls(chunk);
+      });
     }
+    reduce_row(a.nll, grid, at, nll);
   }
-  reduce_row(a.nll, grid, at, nll);
 }
 
 template <class A, class Likelihood, bool kSums>
@@ -135,12 +148,14 @@ __global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, kSums>)
 likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double sums[Likelihood::parameters][A::size] = {};
-  for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
     const float upstream = a.grad_nll[row * a.grad_nll_stride];
-    for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, c);
-      const int count = count_of<A>(grid, column);
-      auto chunk = load_chunk<A, Likelihood>(a, row, column, count);
+    const Starts<A, Likelihood> in(a, row);
+    RowStart<A> out[Likelihood::parameters];
+#pragma unroll
+    for (int p = 0; p < Likelihood::parameters; ++p) out[p] = start_of<A>(a.gradients[p].view, row);
+    for_each_chunk<A>(grid, at, [&](auto column, int count) {
+      auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
       for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
         decltype(target) by[Likelihood::parameters];
         Likelihood::gradient(parameters, target, by);
@@ -149,8 +164,8 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
       });
 #pragma unroll
       for (int p = 0; p < Likelihood::parameters; ++p)
-        emit<A, kSums>(a.gradients[p], row, column, count, chunk.parameters[p], sums[p]);
-    }
+        emit<A, kSums>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p]);
+    });
   }
   if constexpr (kSums) {
 #pragma unroll
