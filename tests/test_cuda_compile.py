@@ -88,6 +88,13 @@ def objects() -> dict[str, tuple[Path, str]]:
     return compile_ops()
 
 
+def test_the_library_is_small(objects: dict[str, tuple[Path, str]]) -> None:
+    """Under 25 MB for three architectures and PTX; linking adds the runtime's 1 MB."""
+    sizes = {kernel: path.stat().st_size / 1e6 for kernel, (path, _) in objects.items()}
+    print({kernel: round(size, 2) for kernel, size in sizes.items()})
+    assert sum(sizes.values()) < 20
+
+
 @pytest.mark.parametrize("kernel", OPS)
 def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> None:
     found = list(entries(objects[kernel][1]))
