@@ -34,13 +34,15 @@ template <class A, class Likelihood, bool kSums>
 constexpr int kResident =
     Likelihood::parameters > 3 ? (kSums ? 1 : 2)
     : kSums || (Likelihood::parameters > 2 && !A::plain) ? 2
-    : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
+    : kLight<Likelihood> ? (A::dense && A::size == 4 ? 4 : 3)
+    : kUnrolled<Likelihood> && A::size == 8 && Likelihood::parameters > 1 ? 2 : 3;  // 3 spill 4 bytes on sm_80
 
-// Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of three parameters and of any strides
-// spill 8 to 28 bytes, and with 128 chunks of 8 with more than two parameters 8 to 28 (2026-11-29).
+// Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of two parameters and of any strides
+// spill 8 to 28 bytes; with 128 those of 8 and more than two parameters, and all of five, 4 to 28 (2026-11-29).
 template <class A, class Likelihood>
-constexpr int kResidentForward = kHasCommon<Likelihood> && !(A::plain && A::size == 4 && Likelihood::parameters < 3)
-                                     ? 2 : kResident<A, Likelihood, false>;
+constexpr int kResidentForward =
+    !kHasCommon<Likelihood> ? kResident<A, Likelihood, false>
+    : Likelihood::parameters > 3 ? 1 : A::plain && A::size == 4 && Likelihood::parameters < 2 ? 3 : 2;
 constexpr int kMostOfEight = 2;  // parameters
 
 // A chunk: parameters and target by element, and which elements count.
