@@ -298,7 +298,9 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
         need["FFMA|MUFU"] = 2 * t.size  # the class is not ignored
     forward, backward = COUNTED.get(t.likelihood or "", (0, 0))
     need["MUFU"] = backward if kernel.endswith("backward") else forward * t.size
-    inner = {"MUFU": backward} if kernel.endswith("backward") else {}
+    inner = {pattern: n for pattern, n in need.items() if pattern.startswith("MUFU\\")}  # the loop over draws
+    if kernel == "likelihood_backward":
+        inner = {"MUFU": backward}
     size = float(t.size)
 
     def each_element(once: HotPath) -> float:
