@@ -298,7 +298,9 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
         need["FFMA|MUFU"] = 2 * t.size  # the class is not ignored
     forward, backward = COUNTED.get(t.likelihood or "", (0, 0))
     need["MUFU"] = backward if kernel.endswith("backward") else forward * t.size
-    inner = {"MUFU": backward} if kernel.endswith("backward") else {}
+    inner = {pattern: n for pattern, n in need.items() if pattern.startswith("MUFU\\")}  # the loop over draws
+    if kernel == "likelihood_backward":
+        inner = {"MUFU": backward}
     size = float(t.size)
 
     def each_element(once: HotPath) -> float:
@@ -416,7 +418,12 @@ def _count_triton(name: str, dtype: str, job: Any, cubin: bytes) -> Count:
         return each / at_once if at_once else 2  # the two components of the negative binomial mixture
 
     need = {"LDG": PER_COMPONENT if mixture else work.loads, "STG": min(work.stores, PER_COMPONENT)}
-    path = Code(code, trips=trips).whole(need)
+    whole = Code(code, trips=trips)
+    if (
+        "binomial" in name or "poisson" in name
+    ):  # loops of one block are the careful form of an extreme tile's counts
+        whole.closed |= {at for at, body in whole.bodies.items() if len(body) == 1}
+    path = whole.whole(need)
     assert path is not None, name
     return Count(name, "triton", dtype, bytes_of(name, dtype), path, each, registers, job.threads)
 

@@ -229,7 +229,7 @@ def differences() -> Iterator[str]:
             continue
         text, where = path.read_text(), path.relative_to(ROOT)
         marks = list(re.finditer(r"(?://|#) (fit_polynomials\.py (\w+): .*)", text))
-        calls = 0 if path.name == "portable.h" else len(re.findall(r"\bpolynomial\(", text))
+        calls = len(re.findall(r"\bpolynomial\([^;]*?\d\.\d", text))  # of numbers, not of a definition's own
         if path.suffix != ".py" and calls != len(marks):
             yield f"{where}: {calls} polynomials, {len(marks)} comments that name their fit"
         for mark in marks:

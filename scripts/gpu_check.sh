@@ -149,7 +149,7 @@ smoke() {
     describe
     if [ -n "$dry" ]; then
         TRITON_INTERPRET=1 begin triton "$python" scripts/small_run.py triton --device cpu --cases few --dtypes float32 --shapes 3x7
-        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --dtypes float32 bfloat16 --shapes 3x7
+        begin cpu "$python" scripts/small_run.py cpu --device cpu --each --cases few --dtypes float32 bfloat16 --shapes 3x7
         finish && echo "right numbers"
         return
     fi
@@ -268,10 +268,16 @@ bench() {
 # --- running them ---
 
 running=
-stop_all() {  # SIGKILL for the process group of the stage, and for what has left it: they carry the stage's name
+stop_all() {  # SIGKILL for the process group of the stage, and for what has left it: all carry the stage's name
+    local left _
     [ -n "$running" ] || return 0
     kill -KILL -- "-$pid" 2> /dev/null
-    grep -lszxF "GPU_CHECK_STAGE=$running" /proc/[0-9]*/environ 2> /dev/null | cut -d / -f 3 | xargs -r kill -KILL 2> /dev/null
+    for _ in {1..50}; do  # until they are gone, which takes a busy machine a moment
+        left=$(grep -lszxF "GPU_CHECK_STAGE=$running" /proc/[0-9]*/environ 2> /dev/null | cut -d / -f 3)
+        [ -n "$left" ] || break
+        xargs kill -KILL <<< "$left" 2> /dev/null
+        sleep 0.1
+    done
     running=
 }
 is_running() { kill -0 "$pid" 2> /dev/null; }

@@ -122,9 +122,10 @@ class Code:
         self.bodies = {header: self._body(header) for header in self.latches}
 
     def loop(self, need: Mapping[str, int]) -> Path | None:
-        """The shortest round of any loop that does what is needed."""
-        found = [path for header in self.latches if (path := self._around(header, need))]
-        return min(found, key=Path.total, default=None)
+        """The shortest round of any loop that does what is needed, and has none inside that does."""
+        found = {header: path for header in self.latches if (path := self._around(header, need))}
+        inner = [path for at, path in found.items() if not self.bodies[at] & (found.keys() - {at})]
+        return min(inner, key=Path.total, default=None)
 
     def whole(self, need: Mapping[str, int]) -> Path | None:
         """From the entry to an end."""
@@ -147,8 +148,10 @@ class Code:
                 once = self._around(at, self.inner_need)
                 if once is None:
                     return None
-                more = self.trips(once) - 1
-                ops.update({op: n * more for op, n in once.ops.items()})
+                # Instead of the walk's own way through it, which knows nothing of loops inside.
+                ops.subtract(Counter(op for b in walk if b in self.bodies[at] for op in self.blocks[b].ops))
+                trips = self.trips(once)
+                ops.update({op: n * trips for op, n in once.ops.items()})
         return Path(ops)
 
     def _latches(self) -> dict[int, set[int]]:

@@ -62,6 +62,23 @@ def deviance(t: Array) -> Array:
     return near_or_far(t, [(-1) ** k / (k * (k - 1)) for k in range(2, 10)], far)
 
 
+def only_near_pairs(x: Array, y: Array) -> tuple[Array, ...]:
+    """Numbers whose ratio is between 3/4 and 4/3."""
+    return x, x * (1 + (y / np.float32(1e30) - np.float32(0.43)) * np.float32(0.58)).astype(np.float32)
+
+
+def near_pairs(x: Array, y: Array) -> tuple[Array, ...]:
+    """Every other pair of these."""
+    _, near = only_near_pairs(x, y)
+    return x, np.where(np.arange(len(x)) % 2, near, y)
+
+
+def atanh_cubic(x: Array, y: Array) -> Array:
+    """log(x / y) less 2w, w = (x - y) / (x + y), where they nearly cancel."""
+    w = (x - y) / (x + y)
+    return sum(2 * w ** (2 * k + 1) / (2 * k + 1) for k in range(1, 16))
+
+
 def exact_sum(t: Array) -> tuple[Array, ...]:
     """t of which 1 + t is exact, unless it is so small that this does not matter."""
     return (np.where(abs(t) < 0.25, t, (np.float32(1) + t) - np.float32(1)),)
@@ -122,12 +139,15 @@ CASES = {
     "log1p": Case(f"{LOG1P}.value", np.log1p, prepare=exact_sum),
     "log1p_minus": Case(f"{LOG1P}.minus", log1p_minus, prepare=exact_sum),
     "log1p_deviance": Case(f"{LOG1P}.deviance", deviance, prepare=exact_sum),
+    "log_ratio": Case("log_ratio(x, y, x - y).value()", lambda x, y: np.log(x / y), prepare=near_pairs),
+    "log_ratio_cubic": Case("log_ratio(x, y, x - y).cubic", atanh_cubic, prepare=only_near_pairs),
     "softplus_tail": Case("softplus_tail(x)", lambda x: np.log1p(np.exp(-abs(x)))),
     "softplus": Case("softplus(x)", lambda x: np.maximum(x, 0) + np.log1p(np.exp(-abs(x)))),
     "sigmoid": Case("sigmoid(x).value", lambda x: 1 / (1 + np.exp(-x))),
     "sigmoid_complement": Case("sigmoid(x).complement", lambda x: 1 / (1 + np.exp(x))),
     "shifted": Case("shifted(x).inverse", lambda x: 1 / np.where(x < 1, x + 1, x)),
     "stirling_of_inverse": mp_case("stirling_of_inverse(x)", lambda x: stirling(1 / x)),
+    "stirling_wide": mp_case("stirling_wide(x)", lambda x: stirling(1 / x)),
     "stirling_series": mp_case("stirling_series(x)", stirling),
     "stirling": mp_case("stirling(x)", stirling),
     "stirling_small": mp_case("stirling(x)", stirling),

@@ -152,32 +152,33 @@ template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64
 template <class A, bool kCounts>
 __global__ void __launch_bounds__(kThreads, kResident)
 categorical_forward(const __grid_constant__ Forward a, const __grid_constant__ Grid grid) {
-  const Place at = place(grid);
-  Terms<kCounts> terms;
-  if (at.row < at.row_end) {
-    const Position position(at.row, a.positions);
-    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = chunk * A::size;
-      const int count = count_of<A>(grid, column);
-      const Raw<A> raw = load_raw<A>(a.logits, position.in(a.logits), column, count);
-      float logits[A::size], target[A::size];
-      if constexpr (kCounts) load<A, Content::targets>(a.target, position.in(a.target), column, count, target);
-      unpack<A>(a.logits, raw, logits);
-      terms.template add<Arithmetic<A>>(logits, target, count);
+  Place at = place(grid);
+  for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
+    Terms<kCounts> terms;
+    if (at.row < at.row_end) {
+      const Position position(at.row, a.positions);
+      const auto in_logits = start_at<A>(a.logits, position.in(a.logits)), in_target = start_at<A>(a.target, position.in(a.target));
+      for_each_chunk<A>(grid, at, [&](auto column, int count) {
+        const Raw<A> raw = load_raw<A>(a.logits, in_logits, column, count);
+        float logits[A::size], target[A::size];
+        if constexpr (kCounts) load<A, Content::targets>(a.target, in_target, column, count, target);
+        unpack<A>(a.logits, raw, logits);
+        terms.template add<Arithmetic<A>>(logits, target, count);
+      });
     }
+    terms = merge_over_lanes(terms, grid.lanes());
+    const bool first = (threadIdx.x & (grid.lanes() - 1)) == 0 && at.row < at.row_end;
+    if (grid.segments > 1) {  // as reduce_row in reduce.h
+      constexpr int numbers = Terms<kCounts>::numbers;
+      double* partial = a.partial + at.row * grid.segments * numbers;
+      if (first) terms.write(partial + at.segment * numbers);
+      if (!comes_last(grid.tickets + at.row, grid.segments)) return;
+      terms = {};
+      for (std::int64_t s = threadIdx.x; s < grid.segments; s += kThreads) terms.merge(Terms<kCounts>::read(partial + s * numbers));
+      terms = merge_over_lanes(terms, kThreads);
+    }
+    if (first) finish(a, at.row, terms);
   }
-  terms = merge_over_lanes(terms, grid.lanes());
-  const bool first = (threadIdx.x & (grid.lanes() - 1)) == 0 && at.row < at.row_end;
-  if (grid.segments > 1) {  // as reduce_row in reduce.h
-    constexpr int numbers = Terms<kCounts>::numbers;
-    double* partial = a.partial + at.row * grid.segments * numbers;
-    if (first) terms.write(partial + at.segment * numbers);
-    if (!comes_last(grid.tickets + at.row, grid.segments)) return;
-    terms = {};
-    for (std::int64_t s = threadIdx.x; s < grid.segments; s += kThreads) terms.merge(Terms<kCounts>::read(partial + s * numbers));
-    terms = merge_over_lanes(terms, kThreads);
-  }
-  if (first) finish(a, at.row, terms);
 }
 
 // grad_nll·(n·softmax(l) - x)
@@ -185,32 +186,33 @@ template <class A, bool kCounts>
 __global__ void __launch_bounds__(kThreads, kResident)
 categorical_backward(const __grid_constant__ Backward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
-  if (at.row >= at.row_end) return;
-  const Position position(at.row, a.positions);
-  const float lse = a.lse[at.row];
-  float total = a.total[at.row];
-  const float upstream = reinterpret_cast<const float*>(a.grad_nll.data)[position.sample * a.grad_nll.stride[0] +
-                                                                         position.position * a.grad_nll.stride[1]];
-  std::int64_t index = 0;
-  if constexpr (!kCounts) {
-    index = class_at(a.target, position.in(a.target));
-    if (index != kIgnored && !is_class(index, a.classes)) total = kNaN;
-  }
-  const bool ignored = !kCounts && index == kIgnored;  // whatever its logits are
-  for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-    const std::int64_t column = chunk * A::size;
-    const int count = count_of<A>(grid, column);
-    const Raw<A> raw = load_raw<A>(a.logits, position.in(a.logits), column, count);
-    float logits[A::size], target[A::size];
-    if constexpr (kCounts) load<A, Content::targets>(a.target, position.in(a.target), column, count, target);
-    unpack<A>(a.logits, raw, logits);
-#pragma unroll
-    for (int i = 0; i < A::size; ++i) {
-      const float x = kCounts ? target[i] : column + i == index ? 1.0f : 0.0f;
-      const auto share = exp_factors_below(Arithmetic<A>(logits[i] - lse));  // a total may count what exp() leaves out
-      logits[i] = ignored ? 0.0f : upstream * fma(total * value(share.first), value(share.second), -x);
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
+    const Position position(row, a.positions);
+    const float lse = a.lse[row];
+    float total = a.total[row];
+    const float upstream = reinterpret_cast<const float*>(a.grad_nll.data)[position.sample * a.grad_nll.stride[0] +
+                                                                           position.position * a.grad_nll.stride[1]];
+    std::int64_t index = 0;
+    if constexpr (!kCounts) {
+      index = class_at(a.target, position.in(a.target));
+      if (index != kIgnored && !is_class(index, a.classes)) total = kNaN;
     }
-    store<A>(a.grad_logits, position.in(a.grad_logits), column, count, logits);
+    const bool ignored = !kCounts && index == kIgnored;  // whatever its logits are
+    const auto in_logits = start_at<A>(a.logits, position.in(a.logits)), in_target = start_at<A>(a.target, position.in(a.target));
+    const auto in_grad = start_at<A>(a.grad_logits, position.in(a.grad_logits));
+    for_each_chunk<A>(grid, at, [&](auto column, int count) {
+      const Raw<A> raw = load_raw<A>(a.logits, in_logits, column, count);
+      float logits[A::size], target[A::size];
+      if constexpr (kCounts) load<A, Content::targets>(a.target, in_target, column, count, target);
+      unpack<A>(a.logits, raw, logits);
+#pragma unroll
+      for (int i = 0; i < A::size; ++i) {
+        const float x = kCounts ? target[i] : column + i == index ? 1.0f : 0.0f;
+        const auto share = exp_factors_below(Arithmetic<A>(logits[i] - lse));  // a total may count what exp() leaves out
+        logits[i] = ignored ? 0.0f : upstream * fma(total * value(share.first), value(share.second), -x);
+      }
+      store<A>(a.grad_logits, in_grad, column, count, logits);
+    });
   }
 }
 
@@ -233,6 +235,7 @@ Grid tile(std::int64_t rows, std::int64_t classes, AccessKind kind, const View& 
   grid.lane_bits = 0;
   grid.segments = 1;
   grid.chunks_per_segment = grid.chunks;
+  grid.row_steps = 1;
   grid.rows_per_tile = grid.rows_at_once();
   grid.row_tiles = ceil_div(rows, grid.rows_per_tile);
   return grid;

@@ -7,7 +7,8 @@ namespace vae_fast {
 namespace {
 
 // Blocks that share a processor: what its registers allow without spilling.
-template <class A, bool kHasPrior> constexpr int kResident = (A::plain || (A::dense && A::size == 4)) && !kHasPrior ? 3 : 2;
+template <class A, bool kHasPrior, bool kSums = false>
+constexpr int kResident = (A::plain && !kSums) || (A::dense && A::size == 4 && !kHasPrior) ? 3 : 2;
 
 // One branch a chunk, so that a launch without bounds pays nothing for them.
 template <int kSize> VAE_FAST_DEVICE void apply(const Clamp& c, float (&logvar)[kSize]) {
@@ -20,76 +21,81 @@ template <class A, bool kHasPrior>
 __global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
 latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {
   using F = Arithmetic<A>;
-  const Place at = place(grid);
+  Place at = place(grid);
   const bool wants_kl = a.kl.value && at.draw_part == 0;
-  double kl = 0;
-  if (const std::int64_t row = at.row; row < at.row_end) {
-    const RngState state = state_of(a.noise, row);
-    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, chunk);
-      const int count = count_of<A>(grid, column);
-      const Raw<A> raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
-      const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
-      float prior_mu[A::size], prior_logvar[A::size];
-      if constexpr (kHasPrior) {
-        const Raw<A> raw = load_raw<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
-        load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
-        unpack<A>(a.prior_mu, raw, prior_mu);
-      }
-      float mu[A::size], first[A::size], second[A::size], sum = 0;  // first·second = exp(logvar/2)
-      unpack<A>(a.mu, raw_mu, mu);
-      unpack<A>(a.logvar, raw_logvar, first);
-      apply(a.clamp, first);
+  RngState state = shared_state_of(a.noise);
+  for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
+    double kl = 0;
+    if (const std::int64_t row = at.row; row < at.row_end) {
+      if (!A::plain && a.noise.state_per_sample) state = state_of(a.noise, row);
+      const auto in_mu = start_of<A>(a.mu, row), in_logvar = start_of<A>(a.logvar, row), in_z = start_of<A>(a.z, row);
+      RowStart<A> in_prior_mu{}, in_prior_logvar{};
+      if constexpr (kHasPrior) in_prior_mu = start_of<A>(a.prior_mu, row), in_prior_logvar = start_of<A>(a.prior_logvar, row);
+      for_each_chunk<A>(grid, at, [&](auto column, int count) {
+        const Raw<A> raw_mu = load_raw<A>(a.mu, in_mu, column, count);
+        const Raw<A> raw_logvar = load_raw<A>(a.logvar, in_logvar, column, count);
+        [[maybe_unused]] float prior_mu[A::size], prior_logvar[A::size];
+        if constexpr (kHasPrior) {
+          const Raw<A> raw = load_raw<A>(a.prior_mu, in_prior_mu, column, count);
+          load<A>(a.prior_logvar, in_prior_logvar, column, count, prior_logvar);
+          unpack<A>(a.prior_mu, raw, prior_mu);
+        }
+        float mu[A::size], first[A::size], second[A::size], sum = 0;  // first·second = exp(logvar/2)
+        unpack<A>(a.mu, raw_mu, mu);
+        unpack<A>(a.logvar, raw_logvar, first);
+        apply(a.clamp, first);
 #pragma unroll
-      for (int i = 0; i < A::size; ++i) {
-        const float logvar = first[i];
-        const auto e = exponential_of_logvar<F>(logvar);
-        first[i] = value(e.first);
-        second[i] = value(e.second);
-        float term;
-        if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
-        else term = value(divergence(F(mu[i]), e));
-        if (i < count) sum += term;
-      }
-      kl += sum;
+        for (int i = 0; i < A::size; ++i) {
+          const float logvar = first[i];
+          const auto e = exponential_of_logvar<F>(logvar);
+          first[i] = value(e.first);
+          second[i] = value(e.second);
+          float term;
+          if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
+          else term = value(divergence(F(mu[i]), e));
+          if (i < count) sum += term;
+        }
+        kl += sum;
 
-      const auto sample = [&](std::int64_t draw) {
-        float z[A::size];
-        normals<A>(a.noise, state, draw, row, column, count, z);
+        const auto sample = [&](std::int64_t draw) {
+          float z[A::size];
+          normals<A>(a.noise, state, draw, row, column, count, z);
 #pragma unroll
-        for (int i = 0; i < A::size; ++i) z[i] = fma(first[i] * z[i], second[i], mu[i]);
-        store<A>(a.z, row * a.z.row_stride + draw * a.z.draw_stride, column, count, z);
-      };
-      if constexpr (A::plain) {
-        sample(0);
-      } else if (a.z) {
-        const std::int64_t begin = at.draw_part * grid.draws_per_part, end = smaller(begin + grid.draws_per_part, a.draws);
-        for (std::int64_t draw = begin; draw < end; ++draw) sample(draw);
-      }
+          for (int i = 0; i < A::size; ++i) z[i] = fma(first[i] * z[i], second[i], mu[i]);
+          store<A>(a.z, in_z + (A::plain ? 0 : draw * a.z.draw_stride), column, count, z);
+        };
+        if constexpr (A::plain) {
+          sample(0);
+        } else if (a.z) {
+          const std::int64_t begin = at.draw_part * grid.draws_per_part, end = smaller(begin + grid.draws_per_part, a.draws);
+          for (std::int64_t draw = begin; draw < end; ++draw) sample(draw);
+        }
+      });
     }
+    if (A::plain || wants_kl) reduce_row(a.kl, grid, at, kl);
   }
-  if (A::plain || wants_kl) reduce_row(a.kl, grid, at, kl);
 }
 
 template <class A, bool kHasPrior, bool kSums>
-__global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
+__global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior, kSums>)
 latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant__ Grid grid) {
   using F = Arithmetic<A>;
   const bool has_grad_z = A::plain || a.grad_z, has_grad_kl = A::plain || a.grad_kl;
   const Place at = place(grid);
+  RngState state = shared_state_of(a.noise);
   double mu_sums[A::size] = {}, logvar_sums[A::size] = {};
-  for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
-    const RngState state = state_of(a.noise, row);
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
+    if (!A::plain && a.noise.state_per_sample) state = state_of(a.noise, row);
     const float upstream = has_grad_kl ? a.grad_kl[row * a.grad_kl_stride] : 0.0f;
-    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, chunk);
-      const int count = count_of<A>(grid, column);
-      const Raw<A> raw_logvar = load_raw<A>(a.logvar, row * a.logvar.row_stride, column, count);
+    // Of the other tensors the starts are computed for every chunk: they would be registers too many.
+    const auto in_mu = start_of<A>(a.mu, row), in_logvar = start_of<A>(a.logvar, row), in_grad_z = start_of<A>(a.grad_z, row);
+    for_each_chunk<A>(grid, at, [&](auto column, int count) {
+      const Raw<A> raw_logvar = load_raw<A>(a.logvar, in_logvar, column, count);
 
       // grad_z summed over the draws, and grad_z·eps likewise: all that the draws contribute.
       float by_mu[A::size] = {}, by_logvar[A::size] = {};
       const auto add_draw = [&](std::int64_t draw) {
-        const Raw<A> raw = load_raw<A>(a.grad_z, row * a.grad_z.row_stride + draw * a.grad_z.draw_stride, column, count);
+        const Raw<A> raw = load_raw<A>(a.grad_z, in_grad_z + (A::plain ? 0 : draw * a.grad_z.draw_stride), column, count);
         float grad[A::size], eps[A::size] = {};
         if (A::plain || a.grad_logvar) normals<A>(a.noise, state, draw, row, column, count, eps);
         unpack<A>(a.grad_z, raw, grad);
@@ -101,18 +107,19 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
       };
       Raw<A> raw_mu = {};
       if constexpr (A::plain) {
-        raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+        raw_mu = load_raw<A>(a.mu, in_mu, column, count);
         add_draw(0);
       } else {
         for (std::int64_t draw = 0; a.grad_z && draw < a.draws; ++draw) add_draw(draw);
-        if (a.grad_kl) raw_mu = load_raw<A>(a.mu, row * a.mu.row_stride, column, count);
+        if (a.grad_kl) raw_mu = load_raw<A>(a.mu, in_mu, column, count);
       }
-      float mu[A::size], logvar[A::size], prior_mu[A::size], prior_logvar[A::size];
+      float mu[A::size], logvar[A::size];
+      [[maybe_unused]] float prior_mu[A::size], prior_logvar[A::size];
       unpack<A>(a.mu, raw_mu, mu);
       unpack<A>(a.logvar, raw_logvar, logvar);
       if constexpr (kHasPrior) {
-        const Raw<A> raw = load_raw<A>(a.prior_mu, row * a.prior_mu.row_stride, column, count);
-        load<A>(a.prior_logvar, row * a.prior_logvar.row_stride, column, count, prior_logvar);
+        const Raw<A> raw = load_raw<A>(a.prior_mu, start_of<A>(a.prior_mu, row), column, count);
+        load<A>(a.prior_logvar, start_of<A>(a.prior_logvar, row), column, count, prior_logvar);
         unpack<A>(a.prior_mu, raw, prior_mu);
       }
       apply(a.clamp, logvar);
@@ -138,13 +145,13 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         for (int i = 0; i < A::size; ++i) by_logvar[i] = clamp_gradient(by_logvar[i], logvar[i], a.clamp.low, a.clamp.high);
       }
 
-      if (A::plain || a.grad_mu) store<A>(a.grad_mu, row * a.grad_mu.row_stride, column, count, by_mu);
-      if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, row * a.grad_logvar.row_stride, column, count, by_logvar);
+      if (A::plain || a.grad_mu) store<A>(a.grad_mu, start_of<A>(a.grad_mu, row), column, count, by_mu);
+      if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, start_of<A>(a.grad_logvar, row), column, count, by_logvar);
       if constexpr (kHasPrior) {
-        emit<A, kSums>(a.grad_prior_mu, row, column, count, prior_mu, mu_sums);
-        emit<A, kSums>(a.grad_prior_logvar, row, column, count, prior_logvar, logvar_sums);
+        emit<A, kSums>(a.grad_prior_mu, start_of<A>(a.grad_prior_mu.view, row), column, count, prior_mu, mu_sums);
+        emit<A, kSums>(a.grad_prior_logvar, start_of<A>(a.grad_prior_logvar.view, row), column, count, prior_logvar, logvar_sums);
       }
-    }
+    });
   }
   if constexpr (kSums) {
     reduce_gradient<A>(a.grad_prior_mu, grid, at, 0, mu_sums);
@@ -159,7 +166,7 @@ void run(LatentForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z};
   const bool prior = a.kl.value && a.prior_mu;
-  const bool plain = a.draws == 1 && a.z && a.kl.value && !a.noise.given;
+  const bool plain = a.draws == 1 && a.z && a.kl.value && is_plain(a.noise);
   const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
   follow_memory(grid, kind, views);
@@ -176,7 +183,7 @@ void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
                                &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar)};
-  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl && a.grad_mu && a.grad_logvar && !a.noise.given;
+  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl && a.grad_mu && a.grad_logvar && is_plain(a.noise);
   const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);

@@ -16,11 +16,11 @@ namespace {
 // flight at once; the others keep to one copy of their long code, and wait for arithmetic, not for 16-bit accesses.
 template <class Likelihood, class = void> constexpr bool kLight = false;
 template <class Likelihood> constexpr bool kLight<Likelihood, std::void_t<decltype(Likelihood::is_light)>> = Likelihood::is_light;
-// Those of whose elements some are rare and long: the others are told by is_common(), and have a formula of their own.
+// Those that have a shorter formula for all but rare elements, as is_common() tells.
 template <class Likelihood, class = void> constexpr bool kHasCommon = false;
 template <class Likelihood>
 constexpr bool kHasCommon<Likelihood, std::void_t<decltype(&Likelihood::template is_common<float>)>> = true;
-// Long ones without rare elements: a loop costs 12 to 40 instructions an element (sm_90).
+// Those of which every element of a chunk has its code: a loop costs 12 to 40 instructions an element (sm_90).
 template <class Likelihood> constexpr bool kUnrolled = kLight<Likelihood>;
 template <> constexpr bool kUnrolled<ContinuousBernoulli> = true;
 template <> constexpr bool kUnrolled<DiscretizedLogistic> = true;
@@ -32,7 +32,18 @@ template <> constexpr bool kBinarizes<Bernoulli> = true;
 // of the mixture in a loop that is not unrolled spills 80 bytes on sm_80, sums with two blocks 28 (2026-11-29).
 template <class A, class Likelihood, bool kSums>
 constexpr int kResident =
-    Likelihood::parameters > 3 ? (kSums ? 1 : 2) : kSums ? 2 : kLight<Likelihood> && A::dense && A::size == 4 ? 4 : 3;
+    Likelihood::parameters > 3 ? (kSums ? 1 : 2)
+    : kSums || (Likelihood::parameters > 2 && !A::plain) ? 2
+    : kLight<Likelihood> ? (A::dense && A::size == 4 ? 4 : 3)
+    : kUnrolled<Likelihood> && A::size == 8 && Likelihood::parameters > 1 ? 2 : 3;  // 3 spill 4 bytes on sm_80
+
+// Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of two parameters and of any strides
+// spill 8 to 28 bytes; with 128 those of 8 and more than two parameters, and all of five, 4 to 28 (2026-11-29).
+template <class A, class Likelihood>
+constexpr int kResidentForward =
+    !kHasCommon<Likelihood> ? kResident<A, Likelihood, false>
+    : Likelihood::parameters > 3 ? 1 : A::plain && A::size == 4 && Likelihood::parameters < 2 ? 3 : 2;
+constexpr int kMostOfEight = 2;  // parameters
 
 // A chunk: parameters and target by element, and which elements count.
 template <class A, class Likelihood> struct Chunk {
@@ -40,17 +51,26 @@ template <class A, class Likelihood> struct Chunk {
   std::uint32_t kept;
 };
 
+// Where a row of the inputs begins.
+template <class A, class Likelihood> struct Starts {
+  RowStart<A> parameters[Likelihood::parameters], target;
+  template <class Args> VAE_FAST_DEVICE Starts(const Args& a, std::int64_t row) : target(start_of<A>(a.target, row)) {
+#pragma unroll
+    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = start_of<A>(a.parameters[p], row);
+  }
+};
+
 template <class A, class Likelihood, class Args>
-VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, std::int64_t row, std::int64_t column, int count) {
+VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, const Starts<A, Likelihood>& in, std::int64_t row, Column<A> column, int count) {
   Chunk<A, Likelihood> chunk;
   Raw<A> raw[Likelihood::parameters], raw_mask = {};
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p)
-    raw[p] = p == 0 ? load_raw<A>(a.parameters[p], row * a.parameters[p].row_stride, column, count)
-                    : load_raw<A, Content::reals, true>(a.parameters[p], row * a.parameters[p].row_stride, column, count);
+    raw[p] = p == 0 ? load_raw<A>(a.parameters[p], in.parameters[p], column, count)
+                    : load_raw<A, Content::reals, true>(a.parameters[p], in.parameters[p], column, count);
   if constexpr (!A::plain)
     if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
-  load<A, Content::targets>(a.target, row * a.target.row_stride, column, count, chunk.target);
+  load<A, Content::targets>(a.target, in.target, column, count, chunk.target);
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
   chunk.kept = A::plain ? 0xFFu : kept_of<A>(a.mask, raw_mask, count);
@@ -67,8 +87,7 @@ template <int kSize> VAE_FAST_DEVICE void rotate(float (&v)[kSize], float last) 
 
 // Calls body(parameters, target, kept) for one element after the other; what it leaves in `parameters` takes their place.
 // One copy of the code: the elements move through the same registers, since an index into them would need memory.
-template <class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
-  using F = Arithmetic<A>;
+template <class F, class A, class Likelihood, class Body> VAE_FAST_DEVICE void for_each_element(Chunk<A, Likelihood>& chunk, Body body) {
 #pragma unroll(kUnrolled<Likelihood> ? A::size : 1)
   for (int i = 0; i < A::size; ++i) {
     F parameters[Likelihood::parameters];
@@ -102,7 +121,7 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
       return sum;
     }
   }
-  for_each_element(chunk, [&](const auto* parameters, auto target, bool kept) {
+  for_each_element<std::conditional_t<kHasCommon<Likelihood>, float, Arithmetic<A>>>(chunk, [&](const auto* parameters, auto target, bool kept) {
     const float term = value(Likelihood::nll(parameters, target));
     if (kept) sum += term;
   });
@@ -110,18 +129,20 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
 }
 
 template <class A, class Likelihood>
-__global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, false>)
+__global__ void __launch_bounds__(kThreads, kResidentForward<A, Likelihood>)
 likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_constant__ Grid grid) {
-  const Place at = place(grid);
-  double nll = 0;
-  if (const std::int64_t row = at.row; row < at.row_end) {
-    for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, c);
-      auto chunk = load_chunk<A, Likelihood>(a, row, column, count_of<A>(grid, column));
-      nll += sum_of_nlls(chunk);
+  Place at = place(grid);
+  for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
+    double nll = 0;
+    if (const std::int64_t row = at.row; row < at.row_end) {
+      const Starts<A, Likelihood> in(a, row);
+      for_each_chunk<A>(grid, at, [&](auto column, int count) {
+        auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
+        nll += sum_of_nlls(chunk);
+      });
     }
+    reduce_row(a.nll, grid, at, nll);
   }
-  reduce_row(a.nll, grid, at, nll);
 }
 
 template <class A, class Likelihood, bool kSums>
@@ -129,13 +150,15 @@ __global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, kSums>)
 likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double sums[Likelihood::parameters][A::size] = {};
-  for (std::int64_t row = at.row; row < at.row_end; row = kSums ? row + grid.rows_at_once() : at.row_end) {
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
     const float upstream = a.grad_nll[row * a.grad_nll_stride];
-    for (std::int64_t c = at.chunk; c < at.chunk_end; c += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, c);
-      const int count = count_of<A>(grid, column);
-      auto chunk = load_chunk<A, Likelihood>(a, row, column, count);
-      for_each_element(chunk, [&](auto* parameters, auto target, bool kept) {
+    const Starts<A, Likelihood> in(a, row);
+    RowStart<A> out[Likelihood::parameters];
+#pragma unroll
+    for (int p = 0; p < Likelihood::parameters; ++p) out[p] = start_of<A>(a.gradients[p].view, row);
+    for_each_chunk<A>(grid, at, [&](auto column, int count) {
+      auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
+      for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
         decltype(target) by[Likelihood::parameters];
         Likelihood::gradient(parameters, target, by);
 #pragma unroll
@@ -143,8 +166,8 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
       });
 #pragma unroll
       for (int p = 0; p < Likelihood::parameters; ++p)
-        emit<A, kSums>(a.gradients[p], row, column, count, chunk.parameters[p], sums[p]);
-    }
+        emit<A, kSums>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p]);
+    });
   }
   if constexpr (kSums) {
 #pragma unroll
@@ -162,11 +185,10 @@ template <class Body> void with_likelihood(int place, Body body) {
 }
 
 // Calls body(Access{}, Likelihood{}).
-template <bool kMayBeWide, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
+template <bool kMayBeWide, int kMost = kMaxParameters, class Body> void with_kernel(AccessKind kind, int likelihood, Body body) {
   with_likelihood(likelihood, [&](auto m) {
     const auto of_likelihood = [&](auto access) { body(access, m); };
-    if constexpr (kMayBeWide && kLight<decltype(m)>) with_access<true>(kind, of_likelihood);
-    else with_access<false>(kind, of_likelihood);
+    with_access<kMayBeWide && kLight<decltype(m)>, kMayBeWide && decltype(m)::parameters <= kMost>(kind, of_likelihood);
   });
 }
 
@@ -174,6 +196,12 @@ bool may_be_wide(int likelihood) {
   bool light = false;
   with_likelihood(likelihood, [&](auto m) { light = kLight<decltype(m)>; });
   return light;
+}
+
+int parameters_of(int likelihood) {
+  int parameters = 0;
+  with_likelihood(likelihood, [&](auto m) { parameters = decltype(m)::parameters; });
+  return parameters;
 }
 
 void check_binarization(const Noise& binarization, int likelihood) {
@@ -202,11 +230,12 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   if (rows == 0) return;
   const View* views[kMaxParameters + 2];
   list_inputs(a, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants});
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants,
+                                                                    parameters_of(a.likelihood) <= kMostOfEight});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   share(a.nll, grid, allocate);
-  with_kernel<true>(kind, a.likelihood, [&](auto access, auto likelihood) {
+  with_kernel<true, kMostOfEight>(kind, a.likelihood, [&](auto access, auto likelihood) {
     launch("likelihood_forward", likelihood_forward<decltype(access), decltype(likelihood)>, stream, grid.blocks(), kThreads, a, grid);
   });
 }
@@ -221,7 +250,7 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const View* views[2 * kMaxParameters + 2];
   list_inputs(a, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 2 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants});
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants, !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);

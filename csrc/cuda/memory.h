@@ -94,11 +94,6 @@ VAE_FAST_DEVICE std::uint64_t divide(std::uint64_t a, std::uint64_t b, std::uint
   return q;
 }
 
-// How many elements the chunk at `column` has.
-template <class A> VAE_FAST_DEVICE int count_of(const Grid& grid, std::int64_t column) {
-  return A::dense ? A::size : static_cast<int>(smaller(A::size, grid.columns - column));
-}
-
 // Memory offsets, in elements, of `count` elements of a row from `column` on; `base` is the row's own.
 VAE_FAST_DEVICE void find_offsets(const View& v, std::int64_t base, std::int64_t column, int count, std::int64_t (&at)[4]) {
   const int last = v.dims - 1;
@@ -158,41 +153,59 @@ VAE_FAST_DEVICE void load_long(const char* from, std::uint32_t (&word)[4]) {
     word[i] = bits_of_long(static_cast<std::int64_t>(static_cast<std::uint64_t>(half[2 * i + 1]) << 32 | half[2 * i]));
 }
 
-// Starts loading `count` elements from `column` on, of the row at `base`. A dense access always has all of them. A plain
+// Where a row begins: its offset in elements, or in a plain form its address, which the compiler is kept from computing
+// anew for every chunk (SASS of latent forward). Call it outside the loop over chunks.
+template <class A> using RowStart = std::conditional_t<A::plain, char*, std::int64_t>;
+template <class A> VAE_FAST_DEVICE RowStart<A> start_at(const View& v, std::int64_t offset) {
+  if constexpr (A::plain) {
+    char* start = v ? v.data + offset * kItemSize<A::dtype> : nullptr;
+#if defined(__CUDA_ARCH__)
+    std::size_t address = __cvta_generic_to_global(start);  // there and back, or the compiler forgets which memory it is
+    asm volatile("" : "+l"(address));
+    start = static_cast<char*>(__cvta_global_to_generic(address));
+#endif
+    return start;
+  } else {
+    return offset;
+  }
+}
+template <class A> VAE_FAST_DEVICE RowStart<A> start_of(const View& v, std::int64_t row) { return start_at<A>(v, row * v.row_stride); }
+
+// Starts loading `count` elements from `column` on, of the row at `start`. A dense access always has all of them. A plain
 // one looks only with kMayBeConstant at whether the row is constant.
 template <class A, Content kContent = Content::reals, bool kMayBeConstant = false>
-VAE_FAST_DEVICE Raw<A> load_raw(const View& v, std::int64_t base, std::int64_t column, int count) {
+VAE_FAST_DEVICE Raw<A> load_raw(const View& v, RowStart<A> start, Column<A> column, int count) {
   constexpr bool bytes = kContent != Content::reals, words = kContent != Content::flags, longs = kContent == Content::targets;
   Raw<A> raw;
   if constexpr (A::plain) {
     constexpr int bytes = kItemSize<A::dtype>;
     if (kMayBeConstant && constant_row(v)) {
-      const char* from = v.data + base * bytes;
-      if constexpr (bytes == 4) raw.word[0] = *reinterpret_cast<const std::uint32_t*>(from);
-      else raw.word[0] = *reinterpret_cast<const std::uint16_t*>(from) * 0x10001u;
+      if constexpr (bytes == 4) raw.word[0] = *reinterpret_cast<const std::uint32_t*>(start);
+      else raw.word[0] = *reinterpret_cast<const std::uint16_t*>(start) * 0x10001u;
       raw.word[1] = raw.word[2] = raw.word[3] = raw.word[0];
     } else {
-      load_words<4>(v.data + (base + column) * bytes, raw.word);
+      load_words<4>(start + std::uint64_t{column} * bytes, raw.word);
     }
     return raw;
-  }
-  const std::int64_t size = item_size<kContent>(v);
-  if (A::dense && !constant_row(v)) {
-    const char* from = v.data + (base + column) * size;
-    if (words && A::size == 4 && size == 4) load_words<4>(from, raw.word);
-    else if (longs && A::size == 4 && size == 8) load_long(from, raw.word);
-    else if (words && size == 2) load_words<A::size / 2>(from, raw.word);
-    else if (bytes) load_words<A::size / 4>(from, raw.word);
+  } else {
+    const std::int64_t size = item_size<kContent>(v);
+    if (A::dense && !constant_row(v)) {
+      const char* from = v.data + (start + column) * size;
+      if (words && A::size == 4 && size == 4) load_words<4>(from, raw.word);
+      else if (longs && A::size == 4 && size == 8) load_long(from, raw.word);
+      else if (words && size == 2) load_words<A::size / 2>(from, raw.word);
+      else if (bytes) load_words<A::size / 4>(from, raw.word);
+      return raw;
+    }
+    std::int64_t at[4];
+    if (A::dense) at[0] = start, count = 1;
+    else find_offsets(v, start, column, count, at);
+    if (words && size == 4) gather<std::uint32_t>(v.data, at, count, raw.word);
+    else if (longs && size == 8) gather<std::int64_t>(v.data, at, count, raw.word);
+    else if (words && size == 2) gather<std::uint16_t>(v.data, at, count, raw.word);
+    else if (bytes) gather<std::uint8_t>(v.data, at, count, raw.word);
     return raw;
   }
-  std::int64_t at[4];
-  if (A::dense) at[0] = base, count = 1;
-  else find_offsets(v, base, column, count, at);
-  if (words && size == 4) gather<std::uint32_t>(v.data, at, count, raw.word);
-  else if (longs && size == 8) gather<std::int64_t>(v.data, at, count, raw.word);
-  else if (words && size == 2) gather<std::uint16_t>(v.data, at, count, raw.word);
-  else if (bytes) gather<std::uint8_t>(v.data, at, count, raw.word);
-  return raw;
 }
 
 template <class A, DType kDType> VAE_FAST_DEVICE void unpack_words(const Raw<A>& raw, float (&out)[A::size]) {
@@ -221,8 +234,8 @@ VAE_FAST_DEVICE void unpack(const View& v, const Raw<A>& raw, float (&out)[A::si
 }
 
 template <class A, Content kContent = Content::reals>
-VAE_FAST_DEVICE void load(const View& v, std::int64_t base, std::int64_t column, int count, float (&out)[A::size]) {
-  unpack<A, kContent>(v, load_raw<A, kContent>(v, base, column, count), out);
+VAE_FAST_DEVICE void load(const View& v, RowStart<A> start, Column<A> column, int count, float (&out)[A::size]) {
+  unpack<A, kContent>(v, load_raw<A, kContent>(v, start, column, count), out);
 }
 
 // Bit i: whether element i of the chunk is there and the mask, if any, lets it count.
@@ -240,7 +253,7 @@ template <class A> VAE_FAST_DEVICE std::uint32_t kept_of(const View& mask, const
 }
 
 template <class A>
-VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column, int count, const float (&in)[A::size]) {
+VAE_FAST_DEVICE void store(const View& v, RowStart<A> start, Column<A> column, int count, const float (&in)[A::size]) {
   std::uint32_t word[4];
   if constexpr (A::plain) {
 #pragma unroll
@@ -248,29 +261,29 @@ VAE_FAST_DEVICE void store(const View& v, std::int64_t base, std::int64_t column
       if constexpr (A::size == 4) word[i] = bit_cast<std::uint32_t>(in[i]);
       else word[i] = bits_of<A::dtype>(in[2 * i], in[2 * i + 1]);
     }
-    store_words<4>(word, v.data + (base + column) * kItemSize<A::dtype>);
-    return;
-  }
-  std::int64_t at[4];
-  if constexpr (!A::dense) find_offsets(v, base, column, count, at);
-  char* const to = v.data + (base + column) * item_size<Content::reals>(v);
-  if constexpr (A::size == 4) {
-    if (v.dtype == DType::float32) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) word[i] = bit_cast<std::uint32_t>(in[i]);
-      if (A::dense) store_words<4>(word, to);
-      else scatter<std::uint32_t>(word, at, count, v.data);
-      return;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < A::size; i += 2)
-    word[i / 2] = v.dtype == DType::bfloat16 ? bits_of<DType::bfloat16>(in[i], in[i + 1]) : bits_of<DType::float16>(in[i], in[i + 1]);
-  if constexpr (A::dense) {
-    store_words<A::size / 2>(word, to);
+    store_words<4>(word, start + std::uint64_t{column} * kItemSize<A::dtype>);
   } else {
-    const std::uint32_t element[4] = {word[0], word[0] >> 16, word[1], word[1] >> 16};
-    scatter<std::uint16_t>(element, at, count, v.data);
+    std::int64_t at[4];
+    if constexpr (!A::dense) find_offsets(v, start, column, count, at);
+    char* const to = v.data + (start + column) * item_size<Content::reals>(v);
+    if constexpr (A::size == 4) {
+      if (v.dtype == DType::float32) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) word[i] = bit_cast<std::uint32_t>(in[i]);
+        if (A::dense) store_words<4>(word, to);
+        else scatter<std::uint32_t>(word, at, count, v.data);
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < A::size; i += 2)
+      word[i / 2] = v.dtype == DType::bfloat16 ? bits_of<DType::bfloat16>(in[i], in[i + 1]) : bits_of<DType::float16>(in[i], in[i + 1]);
+    if constexpr (A::dense) {
+      store_words<A::size / 2>(word, to);
+    } else {
+      const std::uint32_t element[4] = {word[0], word[0] >> 16, word[1], word[1] >> 16};
+      scatter<std::uint16_t>(element, at, count, v.data);
+    }
   }
 }
 

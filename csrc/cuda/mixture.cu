@@ -28,47 +28,49 @@ VAE_FAST_DEVICE bool is_kept(const View3& mask, std::int64_t row, std::int64_t p
 template <int C>
 __global__ void __launch_bounds__(kThreads, kResident)
 mixture_forward(const __grid_constant__ MixtureForward a, const __grid_constant__ Grid grid) {
-  const Place at = place(grid);
-  double nll = 0;
-  if (const std::int64_t row = at.row; row < at.row_end) {
-    for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
-      if (!is_kept(a.mask, row, pixel)) continue;
-      float t[C];
-      load_target<C>(a.target, row, pixel, t);
-      const std::int64_t from = place_in(a.parameters, row, pixel);
-      nll += mixture_nll<C>(t, static_cast<int>(a.components), [&](int p) {
-        return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
-      });
+  Place at = place(grid);
+  for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
+    double nll = 0;
+    if (const std::int64_t row = at.row; row < at.row_end) {
+      for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
+        if (!is_kept(a.mask, row, pixel)) continue;
+        float t[C];
+        load_target<C>(a.target, row, pixel, t);
+        const std::int64_t from = place_in(a.parameters, row, pixel);
+        nll += mixture_nll<C>(t, static_cast<int>(a.components), [&](int p) {
+          return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
+        });
+      }
     }
+    reduce_row(a.nll, grid, at, nll);
   }
-  reduce_row(a.nll, grid, at, nll);
 }
 
 template <int C>
 __global__ void __launch_bounds__(kThreads, kResident)
 mixture_backward(const __grid_constant__ MixtureBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
-  const std::int64_t row = at.row;
-  if (row >= at.row_end) return;
-  const float upstream = a.grad_nll[row * a.grad_nll_stride];
-  for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
-    const std::int64_t from = place_in(a.parameters, row, pixel), to = place_in(a.grad_parameters, row, pixel);
-    const int components = static_cast<int>(a.components);
-    const auto store = [&](int p, float value) {
-      set_element(a.grad_parameters.data, a.grad_parameters.dtype, to + p * a.grad_parameters.stride[1], value);
-    };
-    if (!is_kept(a.mask, row, pixel)) {
-      for (int p = 0; p < MixtureLayout<C>::per_component * components; ++p) store(p, 0.0f);
-      continue;
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
+    const float upstream = a.grad_nll[row * a.grad_nll_stride];
+    for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
+      const std::int64_t from = place_in(a.parameters, row, pixel), to = place_in(a.grad_parameters, row, pixel);
+      const int components = static_cast<int>(a.components);
+      const auto store = [&](int p, float value) {
+        set_element(a.grad_parameters.data, a.grad_parameters.dtype, to + p * a.grad_parameters.stride[1], value);
+      };
+      if (!is_kept(a.mask, row, pixel)) {
+        for (int p = 0; p < MixtureLayout<C>::per_component * components; ++p) store(p, 0.0f);
+        continue;
+      }
+      float t[C];
+      load_target<C>(a.target, row, pixel, t);
+      mixture_gradient<C>(
+          t, components,
+          [&](int p) {
+            return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
+          },
+          [&](int p, float value) { store(p, upstream * value); });
     }
-    float t[C];
-    load_target<C>(a.target, row, pixel, t);
-    mixture_gradient<C>(
-        t, components,
-        [&](int p) {
-          return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
-        },
-        [&](int p, float value) { store(p, upstream * value); });
   }
 }
 

@@ -8,17 +8,17 @@ template <class A>
 __global__ void __launch_bounds__(kThreads, 3) noise_fill(const __grid_constant__ NoiseFill a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   const std::int64_t first = at.draw_part * grid.draws_per_part, end = smaller(first + grid.draws_per_part, a.draws);
-  if (const std::int64_t row = at.row; row < at.row_end) {
-    const RngState state = state_of(a.noise, row);
-    for (std::int64_t chunk = at.chunk; chunk < at.chunk_end; chunk += grid.lanes()) {
-      const std::int64_t column = column_of<A>(grid, chunk);
-      const int count = count_of<A>(grid, column);
+  RngState state = shared_state_of(a.noise);
+  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
+    if (!A::plain && a.noise.state_per_sample) state = state_of(a.noise, row);
+    const auto in_eps = start_of<A>(a.eps, row);
+    for_each_chunk<A>(grid, at, [&](auto column, int count) {
       for (std::int64_t draw = A::plain ? 0 : first; draw < (A::plain ? 1 : end); ++draw) {
         float eps[A::size];
         normals<A>(a.noise, state, draw, row, column, count, eps);
-        store<A>(a.eps, row * a.eps.row_stride + draw * a.eps.draw_stride, column, count, eps);
+        store<A>(a.eps, in_eps + (A::plain ? 0 : draw * a.eps.draw_stride), column, count, eps);
       }
-    }
+    });
   }
 }
 
@@ -28,7 +28,7 @@ void run(NoiseFill a, const Stream& stream, const Allocate&) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows * columns * a.draws == 0) return;
   const View* const views[] = {&a.eps};
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {a.draws == 1});
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {a.draws == 1 && is_plain(a.noise)});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
   follow_memory(grid, kind, views);
   with_access<true>(kind, [&](auto access) {

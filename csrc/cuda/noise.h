@@ -1,8 +1,8 @@
 // The noise contract on the GPU: the standard normals of a chunk, a pure function of (rng_state, row, element).
 //
-// TODO instructions a normal on sm_80, sm_90 and sm_100 (SASS; tests/test_cuda_compile.py counts them): 13 for Philox, the
-// rest for Box and Muller's transform with the hardware's logarithm and root (math/approximate.h), within 4e-6 and without
-// the bits of the CPU engine, whose polynomials cost 12 more.
+// 28 instructions a normal on sm_80, sm_90 and sm_100 (SASS; tests/test_cuda_compile.py counts them): 13 for Philox, 15 for
+// Box and Muller's transform with the hardware's logarithm and root (math/approximate.h), within 4e-6 and without the bits
+// of the CPU engine, whose polynomials would be 10 more.
 #pragma once
 
 #include "../math/philox.h"
@@ -10,12 +10,17 @@
 
 namespace vae_fast {
 
+// Drawn, from one state: the schedule of Philox's keys stays in registers.
+inline bool is_plain(const Noise& noise) { return !noise.given && !noise.state_per_sample; }
+
 // Read in the kernel: a CUDA-graph replay sees the state of that moment.
 VAE_FAST_DEVICE RngState state_of(const Noise& noise, std::int64_t row) {
   if (!noise.rng_state) return {};
   const std::int64_t* state = noise.rng_state + (noise.state_per_sample ? 2 * row : 0);
   return RngState::from(state[0], state[1]);
 }
+// That of all rows, or nothing where each has its own.
+VAE_FAST_DEVICE RngState shared_state_of(const Noise& noise) { return noise.state_per_sample ? RngState{} : state_of(noise, 0); }
 
 VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, std::int64_t draw, std::int64_t row) {
   return static_cast<std::uint32_t>(noise.state_per_sample ? draw : draw * noise.rows_per_draw + noise.row_offset + row);

@@ -68,7 +68,7 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
 
 // A chunk of a gradient: into its tensor, or onto this thread's sum.
 template <class A, bool kSums>
-VAE_FAST_DEVICE void emit(const Gradient& gradient, std::int64_t row, std::int64_t column, int count, const float (&value)[A::size],
+VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A> column, int count, const float (&value)[A::size],
                           double (&sum)[A::size]) {
   if (!gradient.view) return;
   if constexpr (kSums) {
@@ -79,7 +79,7 @@ VAE_FAST_DEVICE void emit(const Gradient& gradient, std::int64_t row, std::int64
       return;
     }
   }
-  store<A>(gradient.view, row * gradient.view.row_stride, column, count, value);
+  store<A>(gradient.view, start, column, count, value);
 }
 
 // A gradient summed over the batch or over everything, from each thread's sum over its rows; `index` is that of the

@@ -39,17 +39,28 @@ def test_sums_do_not_depend_on_the_order_of_blocks_and_threads(shape: tuple[int,
 
 def test_many_short_rows() -> None:
     before = EMULATION.emulation_blocks()
-    rows = 66_000
+    rows = 2100
     x, logits, nll = (
         values((rows, 16), F32, 1).sigmoid(),
         values((rows, 16), F32, 2),
         poisoned((rows,), F32, "dense"),
     )
     cuda.likelihood_forward("bernoulli", (logits,), x, None, None, nll=nll)
-    assert EMULATION.emulation_blocks() - before == -(-rows // 64)  # 4 threads a row
+    assert EMULATION.emulation_blocks() - before == -(-rows // (64 * 4))  # 4 threads a row, 4 rows a thread
     truth = torch.empty(rows, dtype=torch.float64)
     reference.likelihood_forward("bernoulli", (logits.double(),), x.double(), None, None, nll=truth)
     close(nll, truth, 16)
+
+
+@pytest.mark.parametrize("rows", [1 << 12, 1 << 18, 1 << 24])
+def test_warps_read_whole_lines(rows: int) -> None:
+    """An access of a warp is 512 bytes, 4 lines at best; rows that are no multiple of a line straddle some."""
+    for columns in (32, 64, 256, 1024):
+        for size in (4, 8):
+            assert EMULATION.emulation_lines(rows, columns, size) == 4, (columns, size)
+    for columns in (8, 16, 24, 40, 48, 80, 96, 112, 200, 784):
+        for size in (4, 8):
+            assert EMULATION.emulation_lines(rows, columns, size) <= 12, (columns, size)
 
 
 def test_offsets_beyond_32_bits() -> None:

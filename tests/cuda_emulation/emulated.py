@@ -55,6 +55,7 @@ def load() -> ctypes.CDLL:
     for name in ("emulation_launches", "emulation_blocks", "emulation_stream"):
         getattr(library, name).restype = ctypes.c_uint64
     library.emulation_seed.argtypes = [ctypes.c_uint64]
+    library.emulation_lines.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     return library
 
 

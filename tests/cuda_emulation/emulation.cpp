@@ -9,8 +9,11 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <vector>
 
+#include "../../csrc/cuda/grid.h"
+#include "../../csrc/math/approximate.h"
 #include "../../csrc/math/philox.h"
 #include "cuda_emulation.h"
 
@@ -236,6 +239,30 @@ VAE_FAST_EXPORT std::uint64_t emulation_blocks() { return emulation::blocks_run;
 VAE_FAST_EXPORT std::uint64_t emulation_stream() { return reinterpret_cast<std::uintptr_t>(emulation::last_stream); }
 VAE_FAST_EXPORT int emulation_launch_device() { return emulation::last_device; }
 VAE_FAST_EXPORT int emulation_device() { return emulation::device; }
+
+// The largest number of 128-byte lines that the lanes of a warp touch when each takes 16 bytes of its dense row.
+VAE_FAST_EXPORT int emulation_lines(std::int64_t rows, std::int64_t columns, int chunk_size) {
+  const vae_fast::Grid grid = vae_fast::tile_rows(rows, columns, chunk_size);
+  std::size_t most = 0;
+  for (blockIdx.x = 0; blockIdx.x < 2; ++blockIdx.x) {
+    std::map<std::uint32_t, std::set<std::int64_t>> lines;  // by warp
+    for (threadIdx.x = 0; threadIdx.x < vae_fast::kThreads; ++threadIdx.x) {
+      const vae_fast::Place at = vae_fast::place(grid);
+      const std::int64_t chunk = at.row * grid.chunks + at.chunk;
+      if (at.row < at.row_end && at.chunk < at.chunk_end) lines[threadIdx.x / vae_fast::kWarp].insert(chunk / 8);
+    }
+    for (const auto& [warp, touched] : lines) most = std::max(most, touched.size());
+  }
+  return static_cast<int>(most);
+}
+
+// The normals of two words as a thread computes them, of which the approximations err as much as they may.
+VAE_FAST_EXPORT void emulation_normals(const std::uint32_t* w0, const std::uint32_t* w1, std::int64_t count, float* first, float* second) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const vae_fast::NormalPair<float> pair = vae_fast::approximate_box_muller(w0[i], w1[i]);
+    first[i] = pair.first, second[i] = pair.second;
+  }
+}
 
 // The random words of a counter as a thread computes them.
 VAE_FAST_EXPORT void emulation_words(std::int64_t seed, std::int64_t offset, std::uint32_t group, std::uint32_t row, std::uint32_t* words) {

@@ -44,6 +44,11 @@ template <class F> struct CommonCount {
   VAE_FAST_FN explicit CommonCount(F x)
       : counted(is_counted(x)), value(select(counted, x, splat<F>(0.0f))), at_least_1(select(counted, x, splat<F>(1.0f))) {}
 };
+// Not where one of them is NaN, which log_ratio does not pass on.
+template <class F, class... Parameters> VAE_FAST_FN bool is_common_count(F at_least_1, Parameters... parameters) {
+  const F none = splat<F>(0.0f);
+  return ((at_least_1 >= splat<F>(1.0f)) & ... & (parameters >= none)) & ((at_least_1 + ... + parameters) <= splat<F>(0x1p62f));
+}
 // log x! - x·log x + x, of x >= 1 and times a ratio that is wanted below the root of 2πx; `series` more of Stirling's errors.
 template <class F> VAE_FAST_FN F log_factorial_rest(F x, F ratio, F series) {
   const F of_x = stirling_of_inverse(reciprocal_of_small_term(x));

@@ -89,8 +89,7 @@ struct NegativeBinomial : OfCounts<NegativeBinomial> {
   }
 
   template <class F> static VAE_FAST_FN bool is_common(const F* p, F x) {
-    const CommonCount<F> count(x);
-    return are_ordinary(p[0] + splat<F>(kTiny), p[1] + splat<F>(kTiny), count.at_least_1) & !(count.at_least_1 < splat<F>(1.0f));
+    return is_common_count(CommonCount<F>(x).at_least_1, p[0] + splat<F>(kTiny), p[1] + splat<F>(kTiny));
   }
   template <class F> static VAE_FAST_FN F nll_common(const F* p, F x) {
     const CommonCount<F> count(x);

@@ -25,7 +25,7 @@ from . import layout
 from .formulas import exp, factors
 from .launch import INTERPRETED as _IN_PYTHON
 from .launch import Job, Key, Spec, cached, key, run, specs
-from .layout import Plan, Strides, choice_of, elementwise_plan
+from .layout import Plan, Strides, choice_of, elementwise_plan, exact
 from .tile import elements, samples
 from .tuning import EIGHT, Choice
 
@@ -163,8 +163,8 @@ def _merge_parts(
 def _backward(
     logits, target, lse, total, grad_nll, grad_logits,
     logits_s, logits_c, target_s, target_c, grad_nll_s, grad_logits_s, grad_logits_c, rows, positions, n,
-    INDEX: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr, VEC: tl.constexpr, OFFSETS_64: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    INDEX: tl.constexpr, EXACT: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
+    VEC: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     first, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
@@ -175,14 +175,16 @@ def _backward(
     log_sum = tl.load(lse + first + local)
     count = tl.load(total + first + local)
     at = _rows(logits, first, local, positions, logits_s, VEC) + cols * logits_c
-    # A count may be so large that it sees what exp() leaves out.
-    top, scale = factors(tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum, 2)
-    p = count * scale * (scale * top)
+    far = tl.load(at, mask=mask, other=0).to(tl.float32) - log_sum
     if INDEX:
+        p = count * exp(far, EXACT)
         index = tl.load(_rows(target, first, local, positions, target_s, 1)).to(tl.int64)
         g = tl.where((index >= 0) & (index < n), g, float("nan"))
         grad = tl.where(index == _IGNORED, 0.0, g * tl.where(cols == index, p - 1.0, p))
     else:
+        # A count may be so large that it sees what exp() leaves out.
+        top, scale = factors(far, 2)
+        p = count * scale * (scale * top)
         x_at = _rows(target, first, local, positions, target_s, VEC) + cols * target_c
         grad = g * (p - tl.load(x_at, mask=mask, other=0).to(tl.float32))
     out = _rows(grad_logits, first, local, positions, grad_logits_s, VEC) + cols * grad_logits_c
@@ -277,7 +279,8 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     strides = [*at.strides[:3], 0, *at.strides[3:]] if index else at.strides
     plan = elementwise_plan(rows, n, choice_of("categorical_backward", logits))
     return Job(
-        _backward, (plan.programs,), plan.threads, (*strides, rows, positions, n, index, *_constants(plan, at)),
+        _backward, (plan.programs,), plan.threads,
+        (*strides, rows, positions, n, index, exact(logits), *_constants(plan, at)),
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from .layout import (
 )
 from .noise import normals, read_state, row_words
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, locate, origin, read, samples, step_of, store, write
+from .tile import elements, load, load_each, locate, of_samples, origin, read, samples, step_of, store, write
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -117,7 +117,7 @@ def _forward(
     if kl is not None and not EACH:
         sums = tl.sum(total, axis=1)[:, None]
         if ONE or tl.program_id(1) == 0:
-            tl.store(kl + (first_row * kl_s[0] + part * kl_s[1]) + local * kl_s[0], sums, mask=inside)
+            tl.store(of_samples(kl + part * kl_s[1], kl_s[0], first_row, local), sums, mask=inside)
 
 
 @triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws"])

@@ -25,7 +25,7 @@ from .layout import choice_of, constants, describe, elementwise_plan, exact, pai
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, samples, store
+from .tile import elements, load, load_each, of_samples, samples, store
 
 
 @triton.jit
@@ -86,7 +86,7 @@ def _forward(
         else:
             total += terms
     if not EACH:
-        out = nll + (first * nll_s[0] + part * nll_s[1]) + local * nll_s[0]
+        out = of_samples(nll + part * nll_s[1], nll_s[0], first, local)
         tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
 
 

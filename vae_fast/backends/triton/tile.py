@@ -107,7 +107,13 @@ def load(tensor, strides, at, sizes, VEC: tl.constexpr):
 @triton.jit
 def load_each(tensor, stride, at):
     """One value a sample (ROWS, 1)."""
-    return tl.load(tensor + at[0] * stride + at[1] * stride)
+    return tl.load(of_samples(tensor, stride, at[0], at[1]))
+
+
+@triton.jit
+def of_samples(tensor, stride, first, local):
+    """Where samples have their one value, with a stride that no Layout knows: their distance has 64 bits."""
+    return tensor + first * stride + local.to(tl.int64) * stride
 
 
 @triton.jit

@@ -10,8 +10,9 @@ accurate computation of binomial probabilities", 2000), and what is left to comp
 
 Most tiles are plain: counts of 0 or from 1, and no number that is negative, above 2^40 or NaN. One comparison for the
 whole tile finds out, and a plain one takes the form that needs no care: half the instructions, and half of MUFU's.
-Others are computed in quarters, one after the other in a loop that is not unrolled, so that the rare case does not say
-how many registers a thread has: 144 of a negative binomial with eight elements a thread otherwise.
+Of others, what needs care is computed once more, so that no element depends on its neighbours: in quarters, one after
+the other in a loop that is not unrolled, so that the rare case does not say how many registers a thread has: 144 of a
+negative binomial with eight elements a thread otherwise.
 
 Always to float32 accuracy: the parameters of 16 bits are exact numbers too, and counts are large.
 """
@@ -39,13 +40,13 @@ def _bits(v):
 
 
 @triton.jit
-def is_plain(params, x):
-    """Whether all x of a tile are 0 or from 1 to 2^40, and its means and thetas from 0 to 2^40. An x below 2^-60
-    counts as 0."""
+def are_plain(params, x):
+    """Whether x is 0 or from 1 to 2^40, and means and thetas from 0 to 2^40: of each element, and of all. An x below
+    2^-60 counts as 0."""
     bits = _bits(tl.where(x < 1.0, x * 1.2676506002282294e30, x))  # 2^100
     for i in tl.static_range(len(params)):
         bits = tl.maximum(bits, _bits(params[i]))
-    return tl.max(bits) <= 0x53800000  # 2^40
+    return bits <= 0x53800000, tl.max(bits) <= 0x53800000  # 2^40
 
 
 @triton.jit
@@ -81,16 +82,19 @@ def put(i, parts, v):
 
 
 @triton.jit
+def _log_excess(z):
+    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
+    series = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
+    return 0.6666666865348816 + z * (0.3999970257282257 + z * series)
+
+
+@triton.jit
 def log1p_minus(v, w, ratio):
     """log(1 + v) - v where it is near 0, else log(1 + v), and whether it is near, for w = v / (2 + v) and
     ratio = 1 + v."""
     near = tl.abs(w) < 1 / 3
     z = w * w
-    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
-    minus = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
-    minus = 0.6666666865348816 + z * (0.3999970257282257 + z * minus)
-    minus = w * (z * minus - v)
-    return tl.where(near, minus, log(ratio)), near
+    return tl.where(near, w * (z * _log_excess(z) - v), log(ratio)), near
 
 
 @triton.jit
@@ -117,9 +121,7 @@ def unit_of(total):
 def excess(a, b, ratio, w):
     """log(ratio) - 2 w, for ratio = a / b, which may leave float32, and w = (ratio - 1) / (ratio + 1)."""
     z = w * w
-    # fit_polynomials.py log_excess: (2·atanh(w) - 2w)/w³ of w², w <= 1/3; 3.0e-08 relative
-    near = 0.2859250009059906 + z * (0.21704532206058502 + z * 0.2323356419801712)
-    near = w * z * (0.6666666865348816 + z * (0.3999970257282257 + z * near))
+    near = w * z * _log_excess(z)
     extreme = (ratio < 8.673617379884035e-19) | (ratio > 1.152921504606847e18)  # 2^-60, 2^60
     return tl.where(tl.abs(w) < 1 / 3, near, tl.where(extreme, log(a) - log(b), log(ratio)) - 2.0 * w)
 

@@ -11,12 +11,12 @@ from .counts import (
     EPS,
     LARGEST,
     NOTHING,
+    are_plain,
     digamma_rest,
     digamma_rest_from_1,
     excess,
     growth_of_infinite,
     in_domain,
-    is_plain,
     log1p_minus,
     log_factorial_minus,
     pick,
@@ -45,10 +45,10 @@ def negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
 @triton.jit
 def value(mean, theta, x):
     """-log p(x)"""
-    if is_plain((mean, theta), x):
-        result = plain_value(mean + EPS, theta + EPS, x)
-    else:
-        result = careful_value(mean, theta, x)
+    result = plain_value(mean + EPS, theta + EPS, x)
+    plain, all_plain = are_plain((mean, theta), x)
+    if not all_plain:
+        result = tl.where(plain, result, careful_value(mean, theta, x))
     return result
 
 
@@ -68,10 +68,12 @@ def careful_value(mean, theta, x):
 @triton.jit
 def slopes(mean, theta, x):
     """Its derivatives by mean and theta."""
-    if is_plain((mean, theta), x):
-        by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
-    else:
-        by_mean, by_theta, _ = careful_slopes(mean, theta, x)
+    by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
+    plain, all_plain = are_plain((mean, theta), x)
+    if not all_plain:
+        careful_mean, careful_theta, _ = careful_slopes(mean, theta, x)
+        by_mean = tl.where(plain, by_mean, careful_mean)
+        by_theta = tl.where(plain, by_theta, careful_theta)
     return by_mean, by_theta
 
 
