@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, kResident<A, kHasPrior>)
 latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {
   using F = Arithmetic<A>;
   Place at = place(grid);
-  const bool wants_kl = a.kl.value && at.draw_part == 0;
+  const bool wants_kl = a.kl && at.draw_part == 0;
   RngState state = shared_state_of(a.noise);
   for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
     double kl = 0;
@@ -40,7 +40,7 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
           load<A>(a.prior_logvar, in_prior_logvar, column, count, prior_logvar);
           unpack<A>(a.prior_mu, raw, prior_mu);
         }
-        float mu[A::size], first[A::size], second[A::size], sum = 0;  // first·second = exp(logvar/2)
+        float mu[A::size], first[A::size], second[A::size], terms[A::size], sum = 0;  // first·second = exp(logvar/2)
         unpack<A>(a.mu, raw_mu, mu);
         unpack<A>(a.logvar, raw_logvar, first);
         apply(a.clamp, first);
@@ -50,12 +50,13 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
           const auto e = exponential_of_logvar<F>(logvar);
           first[i] = value(e.first);
           second[i] = value(e.second);
-          float term;
-          if constexpr (kHasPrior) term = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
-          else term = value(divergence(F(mu[i]), e));
-          if (i < count) sum += term;
+          if constexpr (kHasPrior) terms[i] = divergence(mu[i], logvar, prior_mu[i], prior_logvar[i]).value;
+          else terms[i] = value(divergence(F(mu[i]), e));
+          if (i < count) sum += terms[i];
         }
         kl += sum;
+        if constexpr (!A::plain)
+          if (wants_kl && a.kl.elements) store<A>(a.kl.elements, start_of<A>(a.kl.elements, row), column, count, terms);
 
         const auto sample = [&](std::int64_t draw) {
           float z[A::size];
@@ -72,7 +73,7 @@ latent_forward(const __grid_constant__ LatentForward a, const __grid_constant__ 
         }
       });
     }
-    if (A::plain || wants_kl) reduce_row(a.kl, grid, at, kl);
+    if (A::plain || (wants_kl && a.kl.value)) reduce_row(a.kl, grid, at, kl);
   }
 }
 
@@ -86,7 +87,7 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
   double mu_sums[A::size] = {}, logvar_sums[A::size] = {};
   for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
     if (!A::plain && a.noise.state_per_sample) state = state_of(a.noise, row);
-    const float upstream = has_grad_kl ? a.grad_kl[row * a.grad_kl_stride] : 0.0f;
+    const float of_row = of_sample(a.grad_kl, row);
     // Of the other tensors the starts are computed for every chunk: they would be registers too many.
     const auto in_mu = start_of<A>(a.mu, row), in_logvar = start_of<A>(a.logvar, row), in_grad_z = start_of<A>(a.grad_z, row);
     for_each_chunk<A>(grid, at, [&](auto column, int count) {
@@ -123,6 +124,8 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         unpack<A>(a.prior_mu, raw, prior_mu);
       }
       apply(a.clamp, logvar);
+      float upstream[A::size];
+      load_upstream<A>(a.grad_kl, of_row, row, column, count, upstream);
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
         const auto e = exponential_of_logvar<F>(logvar[i]);
@@ -130,13 +133,13 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         by_logvar[i] = has_grad_z ? 0.5f * by_logvar[i] * value(e.first) * value(e.second) : 0.0f;
         if constexpr (kHasPrior) {
           const PriorDivergence<float> d = divergence(mu[i], logvar[i], prior_mu[i], prior_logvar[i]);
-          by_mu[i] = has_grad_kl ? fma(upstream, d.by_mu, by_mu[i]) : by_mu[i];
-          by_logvar[i] = has_grad_kl ? fma(upstream, d.by_logvar, by_logvar[i]) : by_logvar[i];
-          prior_mu[i] = has_grad_kl ? -(upstream * d.by_mu) : 0.0f;
-          prior_logvar[i] = has_grad_kl ? upstream * d.by_prior_logvar : 0.0f;
+          by_mu[i] = has_grad_kl ? fma(upstream[i], d.by_mu, by_mu[i]) : by_mu[i];
+          by_logvar[i] = has_grad_kl ? fma(upstream[i], d.by_logvar, by_logvar[i]) : by_logvar[i];
+          prior_mu[i] = has_grad_kl ? -(upstream[i] * d.by_mu) : 0.0f;
+          prior_logvar[i] = has_grad_kl ? upstream[i] * d.by_prior_logvar : 0.0f;
         } else if (has_grad_kl) {
-          by_mu[i] = fma(upstream, mu[i], by_mu[i]);
-          by_logvar[i] = fma(upstream, value(e.half_expm1), by_logvar[i]);
+          by_mu[i] = fma(upstream[i], mu[i], by_mu[i]);
+          by_logvar[i] = fma(upstream[i], value(e.half_expm1), by_logvar[i]);
         }
       }
       if (a.clamp.active) {
@@ -164,8 +167,8 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
 void run(LatentForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0) return;
-  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z};
-  const bool prior = a.kl.value && a.prior_mu;
+  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z, &a.kl.elements};
+  const bool prior = a.kl && a.prior_mu;
   const bool plain = a.draws == 1 && a.z && a.kl.value && is_plain(a.noise);
   const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
@@ -182,8 +185,9 @@ void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
   const bool sums = any_sum(summed), prior = a.prior_mu && (a.grad_kl || a.grad_prior_mu.view || a.grad_prior_logvar.view);
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
-                               &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar)};
-  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl && a.grad_mu && a.grad_logvar && is_plain(a.noise);
+                               &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar),
+                               &a.grad_kl.elements};
+  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl.value && a.grad_mu && a.grad_logvar && is_plain(a.noise);
   const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);

@@ -100,7 +100,8 @@ template <class F, class A, class Likelihood, class Body> VAE_FAST_DEVICE void f
   }
 }
 
-template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, Likelihood>& chunk) {
+// The sum, and each in `terms`.
+template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, Likelihood>& chunk, float (&terms)[A::size]) {
   float sum = 0;
   if constexpr (kHasCommon<Likelihood>) {
     using F = std::conditional_t<std::is_same_v<Arithmetic<A>, float>, Full, Arithmetic<A>>;
@@ -116,7 +117,9 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
         const float term = value(Likelihood::nll_common(parameters[i], F(chunk.target[i])));
-        if (chunk.kept >> i & 1) sum += term;
+        const bool kept = (chunk.kept >> i & 1) != 0;
+        if (kept) sum += term;
+        if constexpr (!A::plain) terms[i] = kept ? term : 0.0f;
       }
       return sum;
     }
@@ -124,6 +127,7 @@ template <class A, class Likelihood> VAE_FAST_DEVICE float sum_of_nlls(Chunk<A, 
   for_each_element<std::conditional_t<kHasCommon<Likelihood>, float, Arithmetic<A>>>(chunk, [&](const auto* parameters, auto target, bool kept) {
     const float term = value(Likelihood::nll(parameters, target));
     if (kept) sum += term;
+    if constexpr (!A::plain) rotate(terms, kept ? term : 0.0f);
   });
   return sum;
 }
@@ -138,10 +142,13 @@ likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_con
       const Starts<A, Likelihood> in(a, row);
       for_each_chunk<A>(grid, at, [&](auto column, int count) {
         auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
-        nll += sum_of_nlls(chunk);
+        float terms[A::size];
+        nll += sum_of_nlls(chunk, terms);
+        if constexpr (!A::plain)
+          if (a.nll.elements) store<A>(a.nll.elements, start_of<A>(a.nll.elements, row), column, count, terms);
       });
     }
-    reduce_row(a.nll, grid, at, nll);
+    if (A::plain || a.nll.value) reduce_row(a.nll, grid, at, nll);
   }
 }
 
@@ -151,18 +158,21 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
   const Place at = place(grid);
   double sums[Likelihood::parameters][A::size] = {};
   for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
-    const float upstream = a.grad_nll[row * a.grad_nll_stride];
+    const float of_row = of_sample(a.grad_nll, row);
     const Starts<A, Likelihood> in(a, row);
     RowStart<A> out[Likelihood::parameters];
 #pragma unroll
     for (int p = 0; p < Likelihood::parameters; ++p) out[p] = start_of<A>(a.gradients[p].view, row);
     for_each_chunk<A>(grid, at, [&](auto column, int count) {
       auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
+      float upstream[A::size];
+      load_upstream<A>(a.grad_nll, of_row, row, column, count, upstream);
       for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
         decltype(target) by[Likelihood::parameters];
         Likelihood::gradient(parameters, target, by);
 #pragma unroll
-        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream * value(by[p]) : 0.0f;
+        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream[0] * value(by[p]) : 0.0f;
+        if constexpr (!A::plain) rotate(upstream, 0.0f);
       });
 #pragma unroll
       for (int p = 0; p < Likelihood::parameters; ++p)
@@ -212,14 +222,17 @@ void check_binarization(const Noise& binarization, int likelihood) {
 }
 
 // What a plain form has no code for.
-template <class Arguments> bool is_plain(const Arguments& a) { return !a.mask && !a.binarization.rng_state; }
+template <class Arguments> bool is_plain(const Arguments& a, const View& elements) {
+  return !a.mask && !a.binarization.rng_state && !elements;
+}
 constexpr std::uint32_t kConstants = (1u << kMaxParameters) - 2;  // a parameter after the first, perhaps one number for all
 
-// The first kMaxParameters + 2 views: parameters, target, mask.
-template <class Arguments> void list_inputs(const Arguments& a, const View** views) {
+// The first kMaxParameters + 3 views: parameters, target, mask, and the loss or what comes from above by element.
+template <class Arguments> void list_inputs(const Arguments& a, const View& elements, const View** views) {
   for (int p = 0; p < kMaxParameters; ++p) views[p] = &a.parameters[p];
   views[kMaxParameters] = &a.target;
   views[kMaxParameters + 1] = &a.mask;
+  views[kMaxParameters + 2] = &elements;
 }
 
 }  // namespace
@@ -228,9 +241,9 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   check_binarization(a.binarization, a.likelihood);
   if (rows == 0) return;
-  const View* views[kMaxParameters + 2];
-  list_inputs(a, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), may_be_wide(a.likelihood), kConstants,
+  const View* views[kMaxParameters + 3];
+  list_inputs(a, a.nll.elements, views);
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a, a.nll.elements), may_be_wide(a.likelihood), kConstants,
                                                                     parameters_of(a.likelihood) <= kMostOfEight});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
@@ -247,10 +260,11 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   for (int p = 0; p < kMaxParameters; ++p) summed[p] = &a.gradients[p];
   const bool sums = any_sum(summed);
   if (rows * columns == 0 && !sums) return;
-  const View* views[2 * kMaxParameters + 2];
-  list_inputs(a, views);
-  for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 2 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a), !sums && may_be_wide(a.likelihood), kConstants, !sums});
+  const View* views[2 * kMaxParameters + 3];
+  list_inputs(a, a.grad_nll.elements, views);
+  for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 3 + p] = per_element(a.gradients[p]);
+  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a, a.grad_nll.elements), !sums && may_be_wide(a.likelihood),
+                                                                   kConstants, !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);

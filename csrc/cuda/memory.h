@@ -238,6 +238,19 @@ VAE_FAST_DEVICE void load(const View& v, RowStart<A> start, Column<A> column, in
   unpack<A, kContent>(v, load_raw<A, kContent>(v, start, column, count), out);
 }
 
+// What comes from above: for a sample, and for each element of a chunk of it.
+VAE_FAST_DEVICE float of_sample(const Upstream& upstream, std::int64_t row) {
+  return upstream.value ? upstream.value[row * upstream.stride] : 0.0f;
+}
+template <class A>
+VAE_FAST_DEVICE void load_upstream(const Upstream& upstream, float of_row, std::int64_t row, Column<A> column, int count,
+                                   float (&out)[A::size]) {
+#pragma unroll
+  for (int i = 0; i < A::size; ++i) out[i] = of_row;
+  if constexpr (!A::plain)
+    if (upstream.elements) load<A>(upstream.elements, start_of<A>(upstream.elements, row), column, count, out);
+}
+
 // Bit i: whether element i of the chunk is there and the mask, if any, lets it count.
 template <class A> VAE_FAST_DEVICE std::uint32_t kept_of(const View& mask, const Raw<A>& raw, int count) {
   const std::uint32_t all = (1u << count) - 1;

@@ -13,6 +13,10 @@ VAE_FAST_DEVICE std::int64_t place_in(const View3& v, std::int64_t row, std::int
   return row * v.stride[0] + pixel * v.stride[2];
 }
 
+VAE_FAST_DEVICE std::int64_t place_in(const View& v, std::int64_t row, std::int64_t pixel) {
+  return row * v.row_stride + (v.dims == 0 ? 0 : pixel * v.stride[0]);
+}
+
 template <int C> VAE_FAST_DEVICE void load_target(const View3& target, std::int64_t row, std::int64_t pixel, float (&t)[C]) {
   const std::int64_t at = place_in(target, row, pixel);
 #pragma unroll
@@ -33,16 +37,20 @@ mixture_forward(const __grid_constant__ MixtureForward a, const __grid_constant_
     double nll = 0;
     if (const std::int64_t row = at.row; row < at.row_end) {
       for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
-        if (!is_kept(a.mask, row, pixel)) continue;
-        float t[C];
-        load_target<C>(a.target, row, pixel, t);
-        const std::int64_t from = place_in(a.parameters, row, pixel);
-        nll += mixture_nll<C>(t, static_cast<int>(a.components), [&](int p) {
-          return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
-        });
+        float term = 0;
+        if (is_kept(a.mask, row, pixel)) {
+          float t[C];
+          load_target<C>(a.target, row, pixel, t);
+          const std::int64_t from = place_in(a.parameters, row, pixel);
+          term = mixture_nll<C>(t, static_cast<int>(a.components), [&](int p) {
+            return element_at<Content::reals>(a.parameters.data, a.parameters.dtype, from + p * a.parameters.stride[1]);
+          });
+        }
+        nll += term;
+        if (a.nll.elements) reinterpret_cast<float*>(a.nll.elements.data)[place_in(a.nll.elements, row, pixel)] = term;
       }
     }
-    reduce_row(a.nll, grid, at, nll);
+    if (a.nll.value) reduce_row(a.nll, grid, at, nll);
   }
 }
 
@@ -51,10 +59,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
 mixture_backward(const __grid_constant__ MixtureBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
-    const float upstream = a.grad_nll[row * a.grad_nll_stride];
+    const float of_row = of_sample(a.grad_nll, row);
     for (std::int64_t pixel = at.chunk; pixel < at.chunk_end; pixel += grid.lanes()) {
       const std::int64_t from = place_in(a.parameters, row, pixel), to = place_in(a.grad_parameters, row, pixel);
       const int components = static_cast<int>(a.components);
+      const View& each = a.grad_nll.elements;
+      const float upstream = each ? reinterpret_cast<const float*>(each.data)[place_in(each, row, pixel)] : of_row;
       const auto store = [&](int p, float value) {
         set_element(a.grad_parameters.data, a.grad_parameters.dtype, to + p * a.grad_parameters.stride[1], value);
       };

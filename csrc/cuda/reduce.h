@@ -36,7 +36,7 @@ VAE_FAST_DEVICE double sum_over_lanes(double value, int lanes) {
 }
 
 // The sum of a sample, from what its threads have of it.
-VAE_FAST_DEVICE void reduce_row(const RowSum& out, const Grid& grid, const Place& at, double value) {
+VAE_FAST_DEVICE void reduce_row(const Loss& out, const Grid& grid, const Place& at, double value) {
   value = sum_over_lanes(value, grid.lanes());
   const bool first = (threadIdx.x & (grid.lanes() - 1)) == 0 && at.row < at.row_end;
   if (grid.segments > 1) {  // then the row has this block, and others, for itself
@@ -132,7 +132,7 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
 
 // ---- on the host: the memory that blocks share ----
 
-inline void share(RowSum& sum, Grid& grid, const Allocate& allocate) {
+inline void share(Loss& sum, Grid& grid, const Allocate& allocate) {
   if (!sum.value || grid.segments == 1) return;
   const Scratch scratch = allocate(grid.rows * grid.segments, grid.rows);
   sum.partial = scratch.partials;
