@@ -8,11 +8,11 @@ accurate computation of binomial probabilities", 2000), and what is left to comp
     lgamma(y) = (y - 1/2) log y - y + log(2 pi) / 2 + stirling(y)
     digamma(y) = log y - 1 / (2 y) + digamma_rest(y)
 
-Most tiles are plain: counts of 0 or from 1, and no number that is negative, above 2^40 or NaN. One comparison for the
-whole tile finds out, and a plain one takes the form that needs no care: half the instructions, and half of MUFU's.
-Of others, what needs care is computed once more, so that no element depends on its neighbours: in quarters, one after
-the other in a loop that is not unrolled, so that the rare case does not say how many registers a thread has: 144 of a
-negative binomial with eight elements a thread otherwise.
+Most tiles are plain: counts of 0 or from 1, and no number that is negative or above 2^40. One comparison for the whole
+tile finds out, and a plain one takes the form that needs no care: half the instructions, and half of MUFU's. NaN needs
+none, so that it changes no bit of its neighbours.
+Others are computed in quarters, one after the other in a loop that is not unrolled, so that the rare case does not say
+how many registers a thread has: 144 of a negative binomial with eight elements a thread otherwise.
 
 Always to float32 accuracy: the parameters of 16 bits are exact numbers too, and counts are large.
 """
@@ -35,18 +35,18 @@ QUARTERS = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def _bits(v):
-    """Ordered as the numbers are from 0 to inf; all others are larger."""
-    return v.to(tl.uint32, bitcast=True)
+    """Ordered as the numbers are from 0 to inf; negative ones are larger, and NaN is 0."""
+    return tl.where(v == v, v, 0.0).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def are_plain(params, x):
-    """Whether x is 0 or from 1 to 2^40, and means and thetas from 0 to 2^40: of each element, and of all. An x below
-    2^-60 counts as 0."""
-    bits = _bits(tl.where(x < 1.0, x * 1.2676506002282294e30, x))  # 2^100
+def is_plain(params, x):
+    """Whether all x of a tile are none or from 1 to 2^40, and its means and thetas from 0 to 2^40."""
+    # The factor takes NOTHING, and no number below it, beyond 2^40.
+    bits = _bits(tl.where(x < 1.0, tl.abs(x) * 1.0995117157369302e20, x))
     for i in tl.static_range(len(params)):
         bits = tl.maximum(bits, _bits(params[i]))
-    return bits <= 0x53800000, tl.max(bits) <= 0x53800000  # 2^40
+    return tl.max(bits) <= 0x53800000  # 2^40
 
 
 @triton.jit

@@ -11,12 +11,12 @@ from .counts import (
     EPS,
     LARGEST,
     NOTHING,
-    are_plain,
     digamma_rest,
     digamma_rest_from_1,
     excess,
     growth_of_infinite,
     in_domain,
+    is_plain,
     log1p_minus,
     log_factorial_minus,
     pick,
@@ -45,10 +45,10 @@ def negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
 @triton.jit
 def value(mean, theta, x):
     """-log p(x)"""
-    result = plain_value(mean + EPS, theta + EPS, x)
-    plain, all_plain = are_plain((mean, theta), x)
-    if not all_plain:
-        result = tl.where(plain, result, careful_value(mean, theta, x))
+    if is_plain((mean, theta), x):
+        result = plain_value(mean + EPS, theta + EPS, x)
+    else:
+        result = careful_value(mean, theta, x)
     return result
 
 
@@ -68,12 +68,10 @@ def careful_value(mean, theta, x):
 @triton.jit
 def slopes(mean, theta, x):
     """Its derivatives by mean and theta."""
-    by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
-    plain, all_plain = are_plain((mean, theta), x)
-    if not all_plain:
-        careful_mean, careful_theta, _ = careful_slopes(mean, theta, x)
-        by_mean = tl.where(plain, by_mean, careful_mean)
-        by_theta = tl.where(plain, by_theta, careful_theta)
+    if is_plain((mean, theta), x):
+        by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
+    else:
+        by_mean, by_theta, _ = careful_slopes(mean, theta, x)
     return by_mean, by_theta
 
 
@@ -109,6 +107,8 @@ def plain_value(mu, th, x):
     x log(1 + u) - theta log(1 + v), whose first-order terms x u - theta v are theta u v, and what Stirling leaves of
     the lgammas. A theta below 1 is taken as theta Gamma(theta) = Gamma(theta + 1).
     """
+    none = x < 0.5
+    x = tl.where(none, 0.0, x)
     X = th + x
     Y = th + mu
     d = x - mu
@@ -132,7 +132,7 @@ def plain_value(mu, th, x):
     rest = stirling_from_1(by_th) + (stirling_from_1(by_x) - stirling_from_1(by_X))
     rest += 0.9189385332046727 + 0.34657359027997264 * log2(x * X * by_th)  # log(2 pi) / 2, log(2) / 2
     rest += tl.where(small, th_1 * (0.6931471805599453 * (log2(th_1) - log2(th))) - 1.0, 0.0)
-    return tl.where(x < 0.5, of_zero, x * of_x - th * of_th + linear + rest)
+    return tl.where(none, of_zero, x * of_x - th * of_th + linear + rest)
 
 
 @triton.jit
@@ -141,10 +141,11 @@ def plain_slopes(mu, th, x):
     Gamma(theta + 1) / theta: e / Y + log(1 - e / X), whose first-order terms are e d / (X Y), and what Stirling leaves
     of the digammas. No 1 / theta is left to cancel.
     """
+    none = x < 0.5
+    x = tl.where(none, 0.0, x)
     X = th + x
     Y = th + mu
     d = x - mu
-    none = x < 0.5
     by_muY = reciprocal(mu * Y)
     by_Y = mu * by_muY
     by_X = reciprocal(X)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..formulas import divide, exp, expm1, log1p, sigmoid, softplus
-from .counts import EPS, are_plain
+from .counts import EPS, is_plain
 from .negative_binomial import careful_value, plain_value, slopes
 
 
@@ -58,10 +58,10 @@ def negative_binomial_mixture_grads(params, x, g, EXACT: tl.constexpr):
 def _values(params, x):
     """-log p(x) of either component."""
     mean_1, mean_2, theta, _, theta_2 = params
-    first = plain_value(mean_1 + EPS, theta + EPS, x)
-    second = plain_value(mean_2 + EPS, theta_2 + EPS, x)
-    plain, all_plain = are_plain((mean_1, mean_2, theta, theta_2), x)
-    if not all_plain:
-        first = tl.where(plain, first, careful_value(mean_1, theta, x))
-        second = tl.where(plain, second, careful_value(mean_2, theta_2, x))
+    if is_plain((mean_1, mean_2, theta, theta_2), x):
+        first = plain_value(mean_1 + EPS, theta + EPS, x)
+        second = plain_value(mean_2 + EPS, theta_2 + EPS, x)
+    else:
+        first = careful_value(mean_1, theta, x)
+        second = careful_value(mean_2, theta_2, x)
     return first, second

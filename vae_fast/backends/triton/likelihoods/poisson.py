@@ -11,10 +11,10 @@ from .counts import (
     EPS,
     LARGEST,
     NOTHING,
-    are_plain,
     excess,
     growth_of_infinite,
     in_domain,
+    is_plain,
     log1p_minus,
     log_factorial_minus,
     pick,
@@ -29,10 +29,10 @@ from .counts import (
 @triton.jit
 def poisson_nll(params, x, EXACT: tl.constexpr):
     (mean,) = params
-    result = _plain_value(mean + EPS, x)
-    plain, all_plain = are_plain(params, x)
-    if not all_plain:
-        result = tl.where(plain, result, _careful_value(mean, x))
+    if is_plain(params, x):
+        result = _plain_value(mean + EPS, x)
+    else:
+        result = _careful_value(mean, x)
     return result
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..formulas import divide, exp, expm1, log1p, sigmoid, softplus
-from .counts import EPS, LARGEST, NOTHING, are_plain
+from .counts import EPS, LARGEST, NOTHING, is_plain
 from .negative_binomial import careful_slopes, plain_slopes, value
 
 
@@ -27,14 +27,11 @@ def zero_inflated_negative_binomial_nll(params, x, EXACT: tl.constexpr):
 def zero_inflated_negative_binomial_grads(params, x, g, EXACT: tl.constexpr):
     mean, theta, p = params
     none = tl.abs(x) < NOTHING
-    by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
-    nb = (theta + EPS) * by_theta + (mean + EPS) * by_mean  # of a count of 0: theta log(1 + mu / theta)
-    plain, all_plain = are_plain((mean, theta), x)
-    if not all_plain:
-        careful_mean, careful_theta, careful_nb = careful_slopes(mean, theta, x)
-        by_mean = tl.where(plain, by_mean, careful_mean)
-        by_theta = tl.where(plain, by_theta, careful_theta)
-        nb = tl.where(plain, nb, careful_nb)
+    if is_plain((mean, theta), x):
+        by_mean, by_theta = plain_slopes(mean + EPS, theta + EPS, x)
+        nb = (theta + EPS) * by_theta + (mean + EPS) * by_mean  # of a count of 0: theta log(1 + mu / theta)
+    else:
+        by_mean, by_theta, nb = careful_slopes(mean, theta, x)
     q = tl.where(none, sigmoid(-p - nb, True), 1.0)  # the zero is one of the negative binomial's
     by_p = sigmoid(-p, True) * sigmoid(p + nb, True) * expm1(-nb)
     by_theta = q * tl.where(none & (nb > LARGEST), 0.0, by_theta)
