@@ -32,7 +32,7 @@ struct Loss {
   std::int64_t stride = 1;
   double* partial = nullptr;
   View elements;
-  explicit operator bool() const { return value || elements; }
+  VAE_FAST_FN explicit operator bool() const { return value || elements; }
 };
 
 // The gradient by a loss, likewise.
@@ -40,7 +40,7 @@ struct Upstream {
   const float* value = nullptr;
   std::int64_t stride = 0;
   View elements;
-  explicit operator bool() const { return value || elements; }
+  VAE_FAST_FN explicit operator bool() const { return value || elements; }
 };
 
 // The gradient of a parameter: per element, summed over the batch, or summed over everything. Sums are gathered per
