@@ -22,61 +22,34 @@ VAE_FAST_FN float off_by(float x, double exact, double relative, double absolute
 }
 #endif
 
+// The body of a function of x: the instruction, or elsewhere than on a GPU `otherwise`.
+#if defined(__CUDA_ARCH__)
+#define VAE_FAST_APPROXIMATION(instruction, otherwise)                \
+  float y;                                                            \
+  asm(instruction ".approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));      \
+  return y
+#else
+#define VAE_FAST_APPROXIMATION(instruction, otherwise) return otherwise
+#endif
+
 // log2(x): off by 2^-22, absolute for 1/2 < x < 2, elsewhere relative. -inf of 0.
 VAE_FAST_FN float approximate_log2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  const bool near = x > 0.5f && x < 2.0f;
-  return off_by(x, __builtin_log2(static_cast<double>(flushed(x))), 0x1p-22, near ? 0x1p-22 : 0);
-#endif
+  VAE_FAST_APPROXIMATION("lg2", off_by(x, __builtin_log2(static_cast<double>(flushed(x))), 0x1p-22,
+                                       x > 0.5f && x < 2.0f ? 0x1p-22 : 0));
 }
-
 // 2^x: off by 2^-22, relative.
 VAE_FAST_FN float approximate_exp2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return off_by(x, __builtin_exp2(static_cast<double>(flushed(x))), 0x1p-22);
-#endif
+  VAE_FAST_APPROXIMATION("ex2", off_by(x, __builtin_exp2(static_cast<double>(flushed(x))), 0x1p-22));
 }
-
 // 1/x: off by 1 ulp.
 VAE_FAST_FN float approximate_reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return off_by(x, 1.0 / static_cast<double>(flushed(x)), 0x1p-23);
-#endif
+  VAE_FAST_APPROXIMATION("rcp", off_by(x, 1.0 / static_cast<double>(flushed(x)), 0x1p-23));
 }
-
 // √x: off by 2^-23, relative.
 VAE_FAST_FN float approximate_sqrt(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return off_by(x, __builtin_sqrt(static_cast<double>(flushed(x))), 0x1p-23);
-#endif
+  VAE_FAST_APPROXIMATION("sqrt", off_by(x, __builtin_sqrt(static_cast<double>(flushed(x))), 0x1p-23));
 }
-
-// 1/√x: off by 2^-22.9, relative.
-VAE_FAST_FN float approximate_rsqrt(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return off_by(x, 1.0 / __builtin_sqrt(static_cast<double>(flushed(x))), 0x1.126p-23);
-#endif
-}
+#undef VAE_FAST_APPROXIMATION
 
 // ---- the functions of Full and Rough that are shorter than those of float ----
 

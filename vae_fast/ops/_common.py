@@ -37,7 +37,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     double = False
     for t in (first, *others):
         if t is not None:
-            if not traced:
+            if not traced:  # `_is_real`, spelled out: its call would take as long as what it looks at
                 kind = type(t)
                 traced = (
                     (kind is not Tensor and kind is not Parameter)

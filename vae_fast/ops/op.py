@@ -82,7 +82,7 @@ class Op:
         constants = [i for i in range(self.num_single) if i not in tensors]
         learning = [names.index(name) for name in differentiable]
         saved = {argument: place for place, argument in enumerate((*tensors, *constants))}
-        self.num_tensors, self.num_learning, self.learning_places = len(tensors), len(learning), learning
+        self.num_tensors, self.num_learning = len(tensors), len(learning)
         self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
         self.in_order = _items([saved[i] for i in range(self.num_single)])
         # Of each argument of the library op, where its gradient is: None stands last.
