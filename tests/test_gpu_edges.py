@@ -18,6 +18,7 @@ import test_extreme_values
 import test_gpu
 import test_likelihood_extremes
 import test_negative_binomial_mixture
+import test_reduction
 from conformance import cases, edges, known
 from test_gpu import DEVICE, OnDevice
 
@@ -25,7 +26,11 @@ pytestmark = test_gpu.pytestmark
 backend, kernels, on_device = test_gpu.backend, test_gpu.kernels, test_gpu.on_device
 globals().update(
     test_gpu.taken_along(
-        test_counts, test_extreme_values, test_likelihood_extremes, test_negative_binomial_mixture
+        test_counts,
+        test_extreme_values,
+        test_likelihood_extremes,
+        test_negative_binomial_mixture,
+        test_reduction,
     )
 )
 F32 = torch.float32

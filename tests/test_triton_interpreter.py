@@ -327,9 +327,9 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def check_latent(
-    mu, logvar, prior=None, rng_state=None, eps=None, clamp=None, draws=None, kl_step=1, brief=False
+    mu, logvar, prior=None, rng_state=None, eps=None, clamp=None, draws=None, kl_step=1, brief=False, kls=None
 ) -> None:
-    """Both kernels against the reference in float64, which is given the noise that the kernel made."""
+    """Both kernels against the reference in float64, which is given the noise that the kernel made; kls: kl's shape."""
     rng_state = state() if rng_state is None else rng_state
     shape = mu.shape if draws is None else (draws, *mu.shape)
     if eps is None:
@@ -337,7 +337,8 @@ def check_latent(
         kernels.noise_fill(made, rng_state)
         made = made.view(shape)
     z = same_layout(mu) if draws is None and 0 not in mu.stride() else filled(shape, mu.dtype)
-    kl = filled((mu.shape[0] * kl_step,))[::kl_step]
+    kls = mu.shape[:1] if kls is None else kls
+    kl = filled((mu.shape[0] * kl_step, *kls[1:]))[::kl_step]
     given = (rng_state, None) if eps is None else (None, eps)
     kernels.latent_forward(mu, logvar, prior, *given, clamp, z=z, kl=kl)
 
@@ -346,13 +347,13 @@ def check_latent(
 
     args = (*double(mu, logvar), None if prior is None else double(*prior))
     noise_ = (made if eps is None else eps).double()
-    z_true, kl_true = filled(shape, torch.float64), filled(mu.shape[:1], torch.float64)
+    z_true, kl_true = filled(shape, torch.float64), filled(kls, torch.float64)
     reference.latent_forward(*args, None, noise_, clamp, z=z_true, kl=kl_true)
     assert_close("z", z, z_true)
     assert_close("kl", kl, kl_true, terms=2)
 
-    grad_z, grad_kl = normal(*shape, seed=7, dtype=z.dtype), normal(mu.shape[0], seed=8)
-    ones = (grad_z[..., :1].expand(shape), grad_kl[:1].expand(len(kl)))
+    grad_z, grad_kl = normal(*shape, seed=7, dtype=z.dtype), normal(*kls, seed=8)
+    ones = (grad_z[..., :1].expand(shape), grad_kl[:1].expand(kls))
     for gz, gk in ((grad_z, grad_kl), ones, (None, grad_kl), (grad_z, None))[: 1 if brief else 4]:
         grads = [same_layout(x) if 0 not in x.stride() else filled(x.shape, x.dtype) for x in (mu, logvar)]
         true = [filled(mu.shape, torch.float64) for _ in grads]
@@ -453,6 +454,14 @@ class TestLatent:
         assert layout.row_sum_plan(*shape).parts == 3 and layout.column_sum_plan(*shape).programs > 1
         prior = (normal(150, seed=2).expand(shape), normal(1, seed=3).expand(shape))
         check_latent(mu, logvar, prior=prior, clamp=(-1.0, 1.0), draws=2, kl_step=2, brief=True)
+
+    @pytest.mark.parametrize("draws", [None, 3])
+    def test_losses_of_each_element(self, draws: int | None) -> None:
+        for name in ("packed", "channels-last packed", "odd"):
+            mu, logvar = layouts()[name]
+            prior = (normal(*mu.shape, seed=7), normal(*mu.shape[1:], seed=8).expand(mu.shape))
+            for p in (None, prior):
+                check_latent(mu, logvar, p, draws=draws, kls=mu.shape, brief=True)
 
     def test_sample_or_kl_alone(self) -> None:
         mu, logvar = layouts()["odd"]

@@ -115,6 +115,24 @@ class TestMembers:
         for dtype in TARGETS:
             check(likelihood, parameters(likelihood, 3, 21), target(likelihood, 3, 21, dtype=dtype))
 
+    @pytest.mark.parametrize("likelihood", PARAMETERS)
+    def test_losses_of_each_element(self, likelihood: str) -> None:
+        """Those of samples of one element, bit for bit; a parameter of the whole batch has their sum."""
+        for shape in ((3, 21), (2, 3, 4)):
+            params, x = parameters(likelihood, *shape), target(likelihood, *shape)
+            shared = (*params[:-1], params[-1][:1].expand(shape))
+            nll, grads = filled(shape), [*(filled(shape) for _ in params[1:]), filled(shape[1:])]
+            kernels.likelihood_forward(likelihood, shared, x, None, None, nll=nll)
+            kernels.likelihood_backward(likelihood, shared, x, None, None, torch.ones(shape), grads=grads)
+            value, alone = each(likelihood, shared, x)
+            assert torch.equal(nll.double(), value.view(shape))
+            for got, want in zip(grads, alone, strict=True):
+                want = want.view(shape)
+                if got.shape == shape:
+                    assert torch.equal(got.double(), want)
+                else:
+                    torch.testing.assert_close(got.double(), want.sum(0), rtol=1e-6, atol=1e-6)
+
     @pytest.mark.parametrize(
         ("likelihood", "axes"),
         [
