@@ -455,7 +455,7 @@ def test_jit_trace(kernels: str) -> None:
 
 def test_double_backward_of_the_library_op_is_refused(kernels: str) -> None:
     mu = leaf(3, 4)
-    _, kl = LATENT(mu, mu, 1, None, None, None, None, None, None, False, True)
+    _, kl = LATENT(mu, mu, 1, None, None, None, None, None, None, False, True, False)
     (grad,) = torch.autograd.grad(kl.sum(), mu, create_graph=True)
     with pytest.raises(RuntimeError, match=r'second derivative.*backend\("reference"\)'):
         grad.sum().backward()

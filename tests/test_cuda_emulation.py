@@ -128,8 +128,8 @@ DEFECTS = {
     ),
     "a mask that backward forgets": (
         "cuda/likelihood.cu",
-        "= kept ? upstream * value(by[p]) : 0.0f;",
-        "= kept || !kept ? upstream * value(by[p]) : 0.0f;",
+        "= kept ? upstream[0] * value(by[p]) : 0.0f;",
+        "= kept || !kept ? upstream[0] * value(by[p]) : 0.0f;",
         "likelihood",
         "test_mask",
     ),

@@ -283,13 +283,13 @@ def test_sizes_beyond_the_noise_are_refused_when_the_op_runs() -> None:
     )
     rows = "fewer than 2\\*\\*32"
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many, many, 1, None, None, state(), None, None, None, True, True)
+        ops.latent(many, many, 1, None, None, state(), None, None, None, True, True, False)
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many.expand(-1, 2), None, 1, None, None, state(), None, None, None, True, False)
+        ops.latent(many.expand(-1, 2), None, 1, None, None, state(), None, None, None, True, False, False)
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many[: 1 << 31], many[: 1 << 31], 1, None, None, state(), None, None, 2, True, True)
+        ops.latent(many[: 1 << 31], many[: 1 << 31], 1, None, None, state(), None, None, 2, True, True, False)
     with pytest.raises(ValueError, match="elements per sample"):
-        ops.likelihood("bernoulli", long, None, state(), [long])
+        ops.likelihood("bernoulli", long, None, state(), False, [long])
     with pytest.raises(ValueError, match=rows):
         ops.binarize(many, state())
     with pytest.raises(ValueError, match=rows):
