@@ -35,7 +35,9 @@ def test_likelihood_elements(dtype: torch.dtype, layout: str) -> None:
             slopes = tuple(torch.empty(shape, dtype=torch.float64) for _ in params)
             wide = double(params)
             reference.likelihood_forward(likelihood, wide, x.double(), None, None, nll=truth)
-            reference.likelihood_backward(likelihood, wide, x.double(), None, None, grad.double(), grads=slopes)
+            reference.likelihood_backward(
+                likelihood, wide, x.double(), None, None, grad.double(), grads=slopes
+            )
             close(nll, truth)
             for got, slope in zip(grads, slopes, strict=True):
                 close(got, slope)
