@@ -8,7 +8,7 @@ from . import functional
 from .backends import backend, info, reference
 from .functional import *  # noqa: F403
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
-from .rng import binarize, noise
+from .rng import binarize, draw_rng_state, noise
 
 if TYPE_CHECKING:
     from . import nn as nn
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "backend",
     "binarize",
+    "draw_rng_state",
     "info",
     "nn",
     "noise",
