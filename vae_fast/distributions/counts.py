@@ -16,7 +16,7 @@ from ._fused import log_prob, wide
 _LEAST = 1e-12
 
 
-def _bare(parameter: Tensor) -> Tensor:
+def bare(parameter: Tensor) -> Tensor:
     """Less what the kernels add, as scvi-tools does; torch.distributions does not. Negative stays negative: NaN."""
     return torch.where(parameter.abs() < _LEAST, _LEAST, parameter) - EPS
 
@@ -31,7 +31,7 @@ class Poisson(torch.distributions.Poisson):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return log_prob(functional.poisson_nll, value, _bare(wide(self.rate)), counts=True)
+        return log_prob(functional.poisson_nll, value, bare(wide(self.rate)), counts=True)
 
 
 class NegativeBinomial(torch.distributions.NegativeBinomial):
@@ -51,7 +51,7 @@ class NegativeBinomial(torch.distributions.NegativeBinomial):
 def mean_and_theta(base: torch.distributions.NegativeBinomial) -> tuple[Tensor, Tensor]:
     """As the kernels take them."""
     theta = wide(base.total_count)
-    return _bare(theta * torch.exp(wide(base.logits))), _bare(theta)
+    return bare(theta * torch.exp(wide(base.logits))), bare(theta)
 
 
 class ZeroInflatedNegativeBinomial(Distribution):
