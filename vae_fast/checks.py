@@ -358,12 +358,17 @@ def check_generator(generator: Generators, other_name: str, other: Tensor) -> Ge
         if not isinstance(one, torch.Generator):
             raise TypeError(f"expected generator to be a torch.Generator, but got {type(one).__name__}")
         check_device("generator", one, other_name, other)
-    if generators is not None and len(generators) != other.shape[0]:
+    if generators is not None:
+        check_generator_count(generators, other.shape[0])
+    return generator
+
+
+def check_generator_count(generators: Sequence[torch.Generator], batch: int) -> None:
+    if len(generators) != batch:
         raise ValueError(  # in the words of diffusers
             f"You have passed a list of generators of length {len(generators)}, but requested an effective batch "
-            f"size of {other.shape[0]}. Make sure the batch size matches the length of the generators."
+            f"size of {batch}. Make sure the batch size matches the length of the generators."
         )
-    return generator
 
 
 def check_logits(logits: Tensor) -> None:

@@ -66,14 +66,13 @@ def switch(library: Any) -> Switch:
 
 
 def on(switch: Switch, factor: int = 10) -> Patch:
-    return switch.patch(
-        {
-            PATHS[0]: lambda self, x: factor * x,
-            PATHS[1]: staticmethod(lambda x: factor * x + 1),
-            PATHS[2]: lambda x: factor * x + 2,
-            "made_up.part:Thing.half": lambda self, x: x / 2,
-        }
-    )
+    replacements = {
+        PATHS[0]: lambda self, x: factor * x,
+        PATHS[1]: staticmethod(lambda x: factor * x + 1),
+        PATHS[2]: lambda x: factor * x + 2,
+        "made_up.part:Thing.half": lambda self, x: x / 2,
+    }
+    return switch.patch(lambda: replacements)
 
 
 def results(module: Any) -> tuple[int, int, int]:
@@ -155,7 +154,7 @@ def test_every_version_that_is_known(library: Any, switch: Switch, tmp_path: Pat
 def test_missing_library() -> None:
     missing = Switch("not_there_at_all", "not-there", {"1": {"not_there_at_all:f": "0"}})
     with pytest.raises(ImportError, match="pip install not-there"):
-        missing.patch({})
+        missing.patch(dict)
 
 
 def test_integrations_are_attributes() -> None:

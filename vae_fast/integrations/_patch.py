@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -56,8 +56,11 @@ class Switch:
         self.current: Mapping[str, Any] | None = None
         self._originals: dict[str, Any] = {}
 
-    def patch(self, replacements: Mapping[str, Any]) -> Patch:
+    def patch(self, replacements: Callable[[], Mapping[str, Any]]) -> Patch:
         """Replaces what the paths name, after a look at the code of all that is known. Nothing is half replaced.
+
+        Args:
+            replacements: makes them, path -> replacement, once the code is known.
 
         Raises:
             ImportError: the library is not installed.
@@ -67,7 +70,7 @@ class Switch:
         if self.current is None:
             self._originals = self._checked()
         before = self.current
-        self.set(replacements)
+        self.set(replacements())
         return Patch(self, before)
 
     def set(self, replacements: Mapping[str, Any] | None) -> None:

@@ -58,7 +58,7 @@ def patch(*, noise: str = "vae_fast") -> Patch:
     for path, loss_function in ((_VAE, _loss), (_BETA, _beta_loss)):
         replacements[path + "forward"] = _forward(path, draw)
         replacements[path + "loss_function"] = loss_function
-    return _SWITCH.patch(replacements)
+    return _SWITCH.patch(lambda: replacements)
 
 
 def _forward(path: str, draw: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ def patch(*, noise: str = "vae_fast") -> Patch:
         return q_z, q_l, latent, {"z": z, "l": log_library}
 
     encoders = {_NN + "Encoder.forward": encode, _NN + "EncoderTOTALVI.forward": encode_totalvi}
-    return _SWITCH.patch(encoders | _LOG_PROBS)
+    return _SWITCH.patch(lambda: encoders | _LOG_PROBS)
 
 
 class TorchNoiseNormal(Normal):
