@@ -14,10 +14,11 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-import vae_fast
 from diffusers import AutoencoderKL, AutoencoderOobleck
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution as Oobleck
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Gaussian
+
+import vae_fast
 from integrations.common import check_moved, check_switch, gradients, leaf, randn
 from vae_fast.integrations import diffusers as patched
 
@@ -164,7 +165,9 @@ def test_generators(cls: type) -> None:
         assert torch.equal(z, cls(leaf(x)).sample())  # alone, and with its KL divergence
         eps = vae_fast.noise(z.shape, vae_fast.draw_rng_state("cpu", seeded(9)[0]))
         torch.testing.assert_close(cls(x).sample(seeded(9)[0]), cls(x).mean + cls(x).std * eps)
-        with pytest.raises(ValueError, match="list of generators of length 2, but requested an effective batch size of 3"):
+        with pytest.raises(
+            ValueError, match="list of generators of length 2, but requested an effective batch size of 3"
+        ):
             cls(x).sample(seeded(1, 2))
 
 

@@ -55,7 +55,10 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def raw(module: Any) -> dict[str, Any]:
-    return {**{n: vars(module.Thing).get(n) for n in ("double", "triple", "half")}, "quadruple": module.quadruple}
+    return {
+        **{n: vars(module.Thing).get(n) for n in ("double", "triple", "half")},
+        "quadruple": module.quadruple,
+    }
 
 
 @pytest.fixture
@@ -119,9 +122,7 @@ def test_twice_and_nested(library: Any, switch: Switch) -> None:
         ("def double", "half = None\n    def double", "made_up.part:Thing.half"),
     ],
 )
-def test_upstream_moved(
-    library: Any, switch: Switch, tmp_path: Path, old: str, new: str, path: str
-) -> None:
+def test_upstream_moved(library: Any, switch: Switch, tmp_path: Path, old: str, new: str, path: str) -> None:
     """Refused by name, and nothing is replaced, not even what comes before."""
     moved = write(tmp_path, SOURCE.replace(old, new))
     before = dict(vars(moved)), dict(vars(getattr(moved, "Thing", moved)))

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 
 pythae = pytest.importorskip("pythae")
 
-import vae_fast
-from integrations.common import check_moved, check_switch, gradients, leaf, randn
 from pythae.models import (
     IWAE,
     VAE,
@@ -28,6 +26,9 @@ from pythae.models import (
 )
 from pythae.pipelines import TrainingPipeline
 from pythae.trainers import BaseTrainerConfig
+
+import vae_fast
+from integrations.common import check_moved, check_switch, gradients, leaf
 from vae_fast.integrations import pythae as patched
 
 pytestmark = pytest.mark.no_poison
@@ -90,7 +91,11 @@ def test_training_and_reload(name: str, loss: str, tmp_path: Path) -> None:
         with context():
             model = make(cls, config, loss, **options)
             trainer = BaseTrainerConfig(
-                output_dir=str(tmp_path / str(i)), num_epochs=2, per_device_train_batch_size=16, seed=3, no_cuda=True
+                output_dir=str(tmp_path / str(i)),
+                num_epochs=2,
+                per_device_train_batch_size=16,
+                seed=3,
+                no_cuda=True,
             )
             TrainingPipeline(model=model, training_config=trainer)(train_data=IMAGES, eval_data=IMAGES[:16])
             (folder,) = (tmp_path / str(i)).iterdir()

@@ -17,10 +17,16 @@ from torch.distributions import kl_divergence
 scvi = pytest.importorskip("scvi")
 anndata = pytest.importorskip("anndata")
 
+from scvi.distributions import (
+    NegativeBinomial,
+    NegativeBinomialMixture,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from scvi.nn import Encoder, EncoderTOTALVI
+
 import vae_fast
 from integrations.common import check_moved, check_switch, gradients, leaf, randn
-from scvi.distributions import NegativeBinomial, NegativeBinomialMixture, Poisson, ZeroInflatedNegativeBinomial
-from scvi.nn import Encoder, EncoderTOTALVI
 from vae_fast.integrations import scvi as patched
 
 pytestmark = pytest.mark.no_poison

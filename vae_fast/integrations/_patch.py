@@ -9,7 +9,7 @@ import importlib.metadata
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 _NONE = object()  # the owner has no attribute of that name
@@ -103,8 +103,8 @@ class Switch:
                 seen = fingerprint(found)
             if seen not in {paths[path] for paths in self.known.values() if path in paths}:
                 raise RuntimeError(
-                    f"{self.package} {self.version()}: the code of {path} is not what vae_fast replaces, expected one of "
-                    f"versions {', '.join(self.known)}. Nothing was replaced."
+                    f"{self.package} {self.version()}: the code of {path} is not what vae_fast replaces, "
+                    f"expected one of versions {', '.join(self.known)}. Nothing was replaced."
                 )
             originals[path] = found
         return originals
@@ -137,14 +137,26 @@ def import_library(name: str, package: str) -> Any:
         ) from error
 
 
-def fingerprint(function: Any) -> str | None:
-    """Of a function's source text, the same in every version of Python. None: there is no such attribute."""
-    if function is _NONE:
+def fingerprint(found: Any) -> str | None:
+    """Of a function's source text, or of a class's bases and functions: the same in every version of Python. None:
+    there is no such attribute."""
+    if found is _NONE:
         return None
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    try:
-        source = textwrap.dedent(inspect.getsource(code)) if code is not None else repr(function)
-    except OSError:
-        return "no source"
-    lines = [line.rstrip() for line in source.splitlines() if line.strip()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    if isinstance(found, type):
+        own = [
+            (n, fingerprint(f)) for n, f in sorted(vars(found).items()) if _code(f) and "__annotate" not in n
+        ]
+        text = str(([base.__name__ for base in found.__bases__], own))
+    else:
+        code = _code(found)
+        try:
+            source = textwrap.dedent(inspect.getsource(code)) if code is not None else repr(found)
+        except OSError:
+            return "no source"
+        text = "\n".join(line.rstrip() for line in source.splitlines() if line.strip())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _code(found: Any) -> CodeType | None:
+    """Not that of what a wrapper wraps, which inspect would show."""
+    return getattr(getattr(found, "__func__", found), "__code__", None)

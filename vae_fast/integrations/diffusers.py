@@ -2,10 +2,10 @@
 
     vae_fast.integrations.diffusers.patch()
 
-Replaced are the methods of DiagonalGaussianDistribution and OobleckDiagonalGaussianDistribution, which 60 modules import
-by name. std and var are computed when they are asked for. Arithmetic is in float32 for 16-bit parameters, and so are kl
-and nll, which are then finite where sums or variances leave float16; samples have the parameters' dtype and layout. A
-sample that learns brings its KL divergence along, so that both are one pass forward and one back.
+Replaced are the methods of DiagonalGaussianDistribution and OobleckDiagonalGaussianDistribution, which 60 modules
+import by name. std and var are computed when they are asked for. Arithmetic is in float32 for 16-bit parameters, and so
+are kl and nll, which are then finite where sums or variances leave float16; samples have the parameters' dtype and
+layout. A sample that learns brings its KL divergence along, so that both are one pass forward and one back.
 
 Objects that were made before the patch take part in it; those that are made while it is on stay as they are after
 `undo()`. The distribution is that of `parameters`: an assignment to one of its parts does not change it.
@@ -48,7 +48,7 @@ KNOWN = {
 }
 _SWITCH = Switch("diffusers", "diffusers", KNOWN)
 _CLAMP = (-30.0, 20.0)
-Draw = Callable[[Tensor, Generators], dict[str, Tensor]]
+Draw = Callable[[Tensor, Generators], dict[str, Any]]
 
 
 def patch(*, noise: str = "vae_fast", kl: str = "diffusers") -> Patch:
@@ -109,20 +109,21 @@ def _init(path: str, members: dict[str, Any]) -> Callable[..., None]:
     return __init__
 
 
-def _own_noise(like: Tensor, generator: Generators) -> dict[str, Tensor]:
-    if isinstance(generator, (list, tuple)):
-        if len(generator) == 1:  # as diffusers takes it
-            (generator,) = generator
-        else:
-            check_generator_count(generator, like.shape[0])
-    first = generator[0] if isinstance(generator, (list, tuple)) else generator
-    device = like.device if first is None else first.device
+def _own_noise(like: Tensor, generator: Generators) -> dict[str, Any]:
+    device = like.device
+    if isinstance(generator, (list, tuple)) and len(generator) == 1:  # as diffusers takes it
+        (generator,) = generator
+    if isinstance(generator, torch.Generator):
+        device = generator.device
+    elif generator is not None:
+        check_generator_count(generator, like.shape[0])
+        device = generator[0].device
     if device.type not in (like.device.type, "cpu"):
         raise ValueError(f"Cannot generate a {like.device} tensor from a generator of type {device.type}.")
     return {"rng_state": draw_rng_state(device, generator).to(like.device)}
 
 
-def _torch_noise(like: Tensor, generator: Generators) -> dict[str, Tensor]:
+def _torch_noise(like: Tensor, generator: Generators) -> dict[str, Any]:
     from diffusers.utils.torch_utils import randn_tensor
 
     return {"noise": randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)}
@@ -163,7 +164,7 @@ def _gaussian(draw: Draw, per_sample: bool) -> dict[str, Callable[..., Tensor]]:
                 reduction=reduction,
             )
         elif reduction == "sample" and _learns(self.parameters) and "_kl" in self.__dict__:
-            return self._kl  # type: ignore[no-any-return]
+            return self._kl
         else:
             found = functional.kl_divergence(mean, raw, clamp=_CLAMP, reduction=reduction)
         return found if reduction == "sample" else found.sum([1, 2, 3])
@@ -186,7 +187,7 @@ def _zeros_if_deterministic(compute: Callable[[Tensor], Tensor]) -> Any:
     )
 
 
-_LAZY_GAUSSIAN = {
+_LAZY_GAUSSIAN: dict[str, Any] = {
     "logvar": lazy_property(lambda self: torch.clamp(self._raw, *_CLAMP)),
     "std": _zeros_if_deterministic(lambda logvar: torch.exp(0.5 * logvar)),
     "var": _zeros_if_deterministic(torch.exp),
@@ -230,7 +231,7 @@ def _mean_of_twice(per_sample: Tensor, mean: Tensor) -> Tensor:
     return per_sample.sum() * (2 * mean.shape[1] / mean.numel())
 
 
-_LAZY_OOBLECK = {
+_LAZY_OOBLECK: dict[str, Any] = {
     "scale": lazy_property(lambda self: self._raw),
     "std": lazy_property(lambda self: F.softplus(self._raw) + 1e-4),
     "var": lazy_property(lambda self: self.std * self.std),

@@ -2,11 +2,10 @@
 
     vae_fast.integrations.scvi.patch()
 
-Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob of
-scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion of
-each gene stays (genes,) in memory, its gradient too. Where arguments or values are validated that costs no
-synchronization of a GPU, as nothing is validated there; ZeroInflatedNegativeBinomial and NegativeBinomialMixture are
-validated on request only, as NegativeBinomial is.
+Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob
+of scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion
+of each gene stays (genes,) in memory, its gradient too. No validation synchronizes a GPU: posteriors and Poisson's
+counts are validated on the CPU only, the counts of the other classes on request (validate_args=True).
 """
 
 from __future__ import annotations
@@ -173,7 +172,9 @@ _LOG_PROBS = {
     f"{_COUNTS}{name}.log_prob": _log_prob(name, compute)
     for name, compute in {
         "NegativeBinomial": lambda self, x: log_nb_positive(x, self.mu, self.theta),
-        "ZeroInflatedNegativeBinomial": lambda self, x: log_zinb_positive(x, self.mu, self.theta, self.zi_logits),
+        "ZeroInflatedNegativeBinomial": lambda self, x: log_zinb_positive(
+            x, self.mu, self.theta, self.zi_logits
+        ),
         "NegativeBinomialMixture": lambda self, x: log_mixture_nb(
             x, self.mu1, self.mu2, self.theta1, self.theta2, self.mixture_logits
         ),
