@@ -28,6 +28,7 @@ from ..checks import check_generator_count
 from ..distributions.normal import exchanged
 from ..likelihoods.numerics import arithmetic_dtype
 from ..rng import draw_rng_state
+from ._noise import check_noise
 from ._patch import Patch, Switch
 
 _GAUSSIAN = "diffusers.models.autoencoders.vae:DiagonalGaussianDistribution"
@@ -71,11 +72,9 @@ def patch(*, noise: str = "vae_fast", kl: str = "diffusers") -> Patch:
         RuntimeError: its code is not that of a version that is known here.
         ValueError: no such noise or kl.
     """
-    if noise not in ("vae_fast", "torch"):
-        raise ValueError(f'expected noise to be "vae_fast" or "torch", but got {noise!r}')
+    draw = _torch_noise if check_noise(noise) else _own_noise
     if kl not in ("diffusers", "sample"):
         raise ValueError(f'expected kl to be "diffusers" or "sample", but got {kl!r}')
-    draw = _torch_noise if noise == "torch" else _own_noise
 
     def replacements() -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import distributions as fused
 from ..distributions.normal import remember
+from ._noise import TorchNoise, check_noise
 from ._patch import Patch, Switch, import_library
 
 import_library("pyro", "pyro-ppl")
@@ -24,6 +25,10 @@ __all__ = [*fused.__all__, "patch"]
 
 class Normal(fused.Normal, theirs.Normal):
     pass
+
+
+class TorchNoiseNormal(TorchNoise, Normal):
+    """The Normal of patch(noise="torch")."""
 
 
 class Bernoulli(fused.Bernoulli, theirs.Bernoulli):
@@ -64,7 +69,7 @@ class Categorical(fused.Categorical, theirs.Categorical):
 
 
 _own_poisson, _own_categorical = theirs.Poisson.log_prob, theirs.Categorical.log_prob
-remember((Normal, Normal), (Normal, torch.distributions.Normal), (theirs.Independent,) * 2)
+remember((Normal, Normal), (Normal, torch.distributions.Normal), (theirs.Independent, theirs.Independent))
 
 _FINGERPRINTS = {
     "1.9.2": {
@@ -94,15 +99,23 @@ KNOWN = {
 _SWITCH = Switch("pyro", "pyro-ppl", KNOWN)
 
 
-def patch() -> Patch:
+def patch(*, noise: str = "vae_fast") -> Patch:
     """Has pyro.distributions give these classes: what asks for `dist.Normal` from now on, Pyro's own guides too.
 
     A class that a module imported by its name before (`from pyro.distributions import Normal`) stays Pyro's.
+
+    Args:
+        noise: "vae_fast" draws a Normal's samples as `vae_fast.reparameterize` does; "torch" draws them exactly as Pyro
+            does, so that a seed gives the same numbers with and without the patch, within rounding.
 
     Returns:
         A context manager and a switch: `with patch(): ...`, or `.undo()`. Objects that were made stay as they are.
 
     Raises:
         RuntimeError: Pyro's code is not that of a version that is known here.
+        ValueError: no such noise.
     """
-    return _SWITCH.patch(lambda: {path: globals()[name] for name in fused.__all__ for path in _paths(name)})
+    classes = {name: globals()[name] for name in fused.__all__}
+    if check_noise(noise):
+        classes["Normal"] = TorchNoiseNormal
+    return _SWITCH.patch(lambda: {path: cls for name, cls in classes.items() for path in _paths(name)})

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
+from ._noise import check_noise
 from ._patch import Patch, Switch
 
 _VAE, _BETA = "pythae.models.vae.vae_model:VAE.", "pythae.models.beta_vae.beta_vae_model:BetaVAE."
@@ -51,9 +52,7 @@ def patch(*, noise: str = "vae_fast") -> Patch:
         RuntimeError: its code is not that of a version that is known here.
         ValueError: no such noise.
     """
-    if noise not in ("vae_fast", "torch"):
-        raise ValueError(f'expected noise to be "vae_fast" or "torch", but got {noise!r}')
-    draw = torch.randn_like if noise == "torch" else lambda log_var: None
+    draw = torch.randn_like if check_noise(noise) else lambda log_var: None
     replacements: dict[str, Any] = {}
     for path, loss_function in ((_VAE, _loss), (_BETA, _beta_loss)):
         replacements[path + "forward"] = _forward(path, draw)

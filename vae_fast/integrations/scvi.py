@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.utils import _standard_normal
 
 from .. import functional
 from ..distributions import Normal
 from ..distributions import _fused as fused
 from ..distributions.counts import Poisson, bare
+from ._noise import TorchNoise, check_noise
 from ._patch import Patch, Switch
 
 _NN, _COUNTS = "scvi.nn._base_components:", "scvi.distributions._negative_binomial:"
@@ -57,9 +57,7 @@ def patch(*, noise: str = "vae_fast") -> Patch:
         RuntimeError: its code is not that of a version that is known here.
         ValueError: no such noise.
     """
-    normal = {"vae_fast": Normal, "torch": TorchNoiseNormal}.get(noise)
-    if normal is None:
-        raise ValueError(f'expected noise to be "vae_fast" or "torch", but got {noise!r}')
+    normal = TorchNoiseNormal if check_noise(noise) else Normal
 
     def posterior(mean: Tensor, variance: Tensor) -> Normal:
         return normal.from_logvar(mean, variance.log(), validate_args=None if mean.is_cpu else False)
@@ -88,18 +86,8 @@ def patch(*, noise: str = "vae_fast") -> Patch:
     return _SWITCH.patch(lambda: encoders | _LOG_PROBS)
 
 
-class TorchNoiseNormal(Normal):
-    """The noise of torch.distributions.Normal, which a seed repeats bit for bit."""
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own default)
-        shape = self._extended_shape(sample_shape)
-        eps = _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
-        if sample_shape or self.loc.ndim == 0:
-            return self.loc + eps * self.scale
-        return functional.reparameterize(self.loc, self.logvar, noise=eps)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        return torch.distributions.Normal.sample(self, sample_shape)
+class TorchNoiseNormal(TorchNoise, Normal):
+    """A posterior of patch(noise="torch")."""
 
 
 def log_nb_positive(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
