@@ -5,6 +5,8 @@
 #   make check    two minutes of it: linters, types, and the tests that break first on each backend
 #   make build    install the package into .venv, editable, native code built
 #   make bench    measure against eager PyTorch, torch.compile and JAX
+#   make integrations          scvi-tools, diffusers, pythae and Pyro: numbers, time and memory with and without
+#                              (QUICK=1: numbers alone), in .venv-integrations
 #   make lint     ruff and mypy
 #   make clean    remove what was built (make distclean: and .venv)
 #
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test check bench lint format clean distclean
+.PHONY: help build train test check bench integrations lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +69,17 @@ check: lint
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks --capture=no
 
+# The libraries pin much of what they need: they do not share the environment of everything else.
+LIBRARIES := .venv-integrations
+$(LIBRARIES)/stamp: tests/integrations/requirements.txt $(SOURCES)
+	$(MAKE) $(LIBRARIES)/torch.stamp VENV=$(LIBRARIES)
+	$(LIBRARIES)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" -r $< "pytest>=8" --editable .
+	@touch $@
+
+integrations: $(LIBRARIES)/stamp
+	$(LIBRARIES)/bin/python -m pytest -q tests/integrations tests/test_distributions.py
+	$(LIBRARIES)/bin/python -m benchmarks.integrations $(if $(QUICK),--quick)
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +94,4 @@ clean:
 	find vae_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LIBRARIES)

@@ -156,6 +156,16 @@ CASES = [
     (lambda: kl(X, X, rng_state=state(), generator=torch.Generator()), ValueError, "at most one of"),
     (lambda: kl(X, X, generator=7), TypeError, "expected generator to be a torch.Generator, but got int"),
     (
+        lambda: kl(X, X, generator=[torch.Generator(), 7]),
+        TypeError,
+        "expected generator to be a torch.Generator, but got int",
+    ),
+    (
+        lambda: kl(X, X, generator=[torch.Generator()] * 2),
+        ValueError,
+        "You have passed a list of generators of length 2, but requested an effective batch size of 8",
+    ),
+    (
         lambda: kl(META, META, generator=torch.Generator()),
         ValueError,
         "expected generator to be on meta like mu, but got cpu",

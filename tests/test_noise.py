@@ -267,3 +267,33 @@ def test_independence(backend: str) -> None:
 @needs_native
 def test_threads_do_not_change_the_bits() -> None:
     assert_same_bits_for_threads(lambda: (vae_fast.noise((1001, 333), state()),))
+
+
+def test_a_generator_for_each_sample(backend: str) -> None:
+    """Sample b has the noise that it has alone with its generator, in every op that draws."""
+
+    def seeded(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    mu = torch.zeros(3, 2, 5)
+    for draw in (
+        lambda mu, **options: vae_fast.reparameterize(mu, mu, **options),
+        lambda mu, **options: vae_fast.reparameterize_kl(mu, mu, num_samples=2, **options)[0].transpose(0, 1),
+        lambda mu, **options: vae_fast.reparameterize_kl_packed(
+            torch.cat([mu, mu], 1), generator=options["generator"]
+        )[0],
+        lambda mu, **options: vae_fast.bernoulli_nll(
+            mu, mu + 0.5, binarize=True, reduction="none", **options
+        ),
+    ):
+        together = draw(mu, generator=seeded(7, 8, 7))
+        for b, seed in enumerate((7, 8, 7)):
+            assert torch.equal(together[b], draw(mu[:1], generator=seeded(seed)[0])[0])
+    states = vae_fast.draw_rng_state("cpu", seeded(7, 8, 7))
+    assert states.shape == (3, 2) and states.dtype == torch.int64
+    z = vae_fast.reparameterize(mu, mu, generator=tuple(seeded(7, 8, 7)))
+    assert torch.equal(z, vae_fast.noise(mu.shape, states))
+    torch.manual_seed(5)
+    first = vae_fast.draw_rng_state(mu.device)
+    torch.manual_seed(5)
+    assert torch.equal(vae_fast.reparameterize(mu, mu), vae_fast.noise(mu.shape, first))

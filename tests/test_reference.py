@@ -25,7 +25,8 @@ import vae_fast
 from conftest import state
 from vae_fast import reference
 
-FUNCTIONS = sorted(set(vae_fast.__all__) - {"__version__", "backend", "info", "nn", "reference", "training"})
+MODULES = {"distributions", "integrations", "nn", "reference", "training"}
+FUNCTIONS = sorted(set(vae_fast.__all__) - MODULES - {"__version__", "backend", "info"})
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 

@@ -8,16 +8,18 @@ from . import functional
 from .backends import backend, info, reference
 from .functional import *  # noqa: F403
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
-from .rng import binarize, noise
+from .rng import binarize, draw_rng_state, noise
 
 if TYPE_CHECKING:
+    from . import distributions as distributions
+    from . import integrations as integrations
     from . import nn as nn
     from . import training as training
 else:  # hidden from type checkers: with it, they would take any name
 
     def __getattr__(name: str) -> Any:
-        """`vae_fast.nn` and `vae_fast.training` are imported when they are asked for."""
-        if name not in ("nn", "training"):
+        """These modules are imported when they are asked for."""
+        if name not in ("distributions", "integrations", "nn", "training"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
@@ -31,7 +33,10 @@ __all__ = [
     "__version__",
     "backend",
     "binarize",
+    "distributions",
+    "draw_rng_state",
     "info",
+    "integrations",
     "nn",
     "noise",
     "reference",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .backends.contract import Rows
+from .backends.contract import Generators, Rows
 from .backends.reference import draw_rng_state
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -196,7 +196,7 @@ def resolve_rng_state(
     mu: Tensor,
     shape: torch.Size,
     num_samples: int | None,
-    generator: torch.Generator | None,
+    generator: Generators,
     rng_state: Tensor | None,
     noise: Tensor | None,
 ) -> Tensor | None:
@@ -326,7 +326,7 @@ def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
 
 
 def resolve_bits_state(
-    target: Tensor, binarize: bool, generator: torch.Generator | None, rng_state: Tensor | None
+    target: Tensor, binarize: bool, generator: Generators, rng_state: Tensor | None
 ) -> Tensor:
     """Checks where the bits of a target come from, and returns the rng_state to use."""
     if not isinstance(binarize, bool):
@@ -350,14 +350,25 @@ def resolve_bits_state(
     return draw_rng_state(target.device, check_generator(generator, "target", target))
 
 
-def check_generator(
-    generator: torch.Generator | None, other_name: str, other: Tensor
-) -> torch.Generator | None:
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"expected generator to be a torch.Generator, but got {type(generator).__name__}")
-        check_device("generator", generator, other_name, other)
+def check_generator(generator: Generators, other_name: str, other: Tensor) -> Generators:
+    if generator is None:
+        return None
+    generators = generator if isinstance(generator, (list, tuple)) else None
+    for one in (generator,) if generators is None else generators:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"expected generator to be a torch.Generator, but got {type(one).__name__}")
+        check_device("generator", one, other_name, other)
+    if generators is not None:
+        check_generator_count(generators, other.shape[0])
     return generator
+
+
+def check_generator_count(generators: Sequence[torch.Generator], batch: int) -> None:
+    if len(generators) != batch:
+        raise ValueError(  # in the words of diffusers
+            f"You have passed a list of generators of length {len(generators)}, but requested an effective batch "
+            f"size of {batch}. Make sure the batch size matches the length of the generators."
+        )
 
 
 def check_logits(logits: Tensor) -> None:

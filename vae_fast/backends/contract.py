@@ -6,10 +6,13 @@ Kernels fill outputs that `ops` allocated. A gradient's own shape says what it i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+Generators = torch.Generator | Sequence[torch.Generator] | None  # several: one for each sample
 Prior = tuple[Tensor, Tensor] | None
 Clamp = tuple[float, float] | None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..backends.contract import Generators
 from ..checks import (
     check_mask,
     check_per_sample,
@@ -28,7 +28,7 @@ def bernoulli_nll(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """-log p(target | logits) of independent Bernoulli variables, per sample.
@@ -48,7 +48,8 @@ def bernoulli_nll(
             where its target or parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
         reduction: "sample" gives a loss for each sample, "none" one for each element, in target's shape.
-        generator: where the bits come from, on logits' device; by default torch's own generator of that device.
+        generator: where the bits come from, on logits' device; by default torch's own generator of that device. A
+            list has one for each sample.
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the bits. The same
             rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
 

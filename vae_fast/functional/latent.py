@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..backends.contract import Generators
 from ..checks import (
     check_clamp,
     check_dim,
@@ -26,7 +26,7 @@ def reparameterize_kl(
     prior: tuple[Tensor, Tensor] | None = None,
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,8 @@ def reparameterize_kl(
             and 0 outside.
         reduction: "sample" gives a KL for each sample, "none" one for each element, in mu's shape.
         generator: where the noise comes from, on mu's device; by default torch's own generator of that device, so
-            that torch.manual_seed repeats a run. (torch.compile takes no generator= here, and Inductor draws other
+            that torch.manual_seed repeats a run. A list, one a sample, draws each sample's noise from its own, so
+            that a sample is the same in any batch. (torch.compile takes no generator= here, and Inductor draws other
             numbers than eager from the same seed: pass rng_state for the same noise in both. A CUDA graph that is
             captured with a generator of your own needs torch's graph.register_generator_state(generator) first.)
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the noise exactly
@@ -90,7 +91,7 @@ def reparameterize_kl_packed(
     prior: tuple[Tensor, Tensor] | None = None,
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ def reparameterize(
     *,
     num_samples: int | None = None,
     clamp: tuple[float, float] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:

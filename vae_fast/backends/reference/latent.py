@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...likelihoods.numerics import half_square, times_exp, total, upcast
+from ..contract import Generators
 from .rng import draw_rng_state
 from .rng import noise as draw_noise
 
@@ -43,7 +44,7 @@ def reparameterize(
     *,
     num_samples: int | None = None,
     clamp: Clamp | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
@@ -81,7 +82,7 @@ def reparameterize_kl(
     prior: Prior | None = None,
     clamp: Clamp | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ def reparameterize_kl_packed(
     prior: Prior | None = None,
     clamp: Clamp | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...likelihoods import bernoulli
+from ..contract import Generators
 from .rng import binarize as draw_bits
 from .rng import draw_rng_state
 
@@ -18,7 +18,7 @@ def bernoulli_nll(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "sample",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """-log p(target | logits), or of the bits that are drawn with the target as their probability."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contract import Rows
+from ..contract import Generators, Rows
 
 _MASK = 0xFFFFFFFF
 _BITS = 0x80000000
@@ -38,9 +38,20 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def draw_rng_state(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A fresh (seed, offset), 63 random bits each, from torch's generator: on the device, without a sync."""
-    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)
+def draw_rng_state(device: torch.device | str, generator: Generators = None) -> Tensor:
+    """A fresh rng_state, 63 random bits each for seed and offset, drawn on the device without a sync.
+
+    Args:
+        device: where to; that of the generators.
+        generator: what it is drawn from; by default torch's own generator of that device. A list or tuple of them
+            gives each sample a state of its own: the same sample whatever else is in the batch.
+
+    Returns:
+        int64 (2,), or (number of generators, 2).
+    """
+    if isinstance(generator, (list, tuple)):
+        return torch.stack([draw_rng_state(device, g) for g in generator])
+    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)  # type: ignore[arg-type]
 
 
 def _words(

@@ -1,0 +1,97 @@
+"""pythae on the fused ops: one line, and VAE and BetaVAE train as before, faster.
+
+    vae_fast.integrations.pythae.patch()
+
+Replaced are `forward`, for its sample, and `loss_function` of the two classes, so a model that is loaded later has
+them too. A class that has its own `_sample_gauss` or `loss_function` keeps it; models with their own forward (IWAE,
+VAMP and others) are pythae's. The binary cross-entropy is a fused pass, with torch's numbers at probabilities of 0 and
+1; where a probability or a pixel is not in [0, 1] it is NaN. The squared error is torch's: 5.0 ms at (4096, 784) on one
+thread where the kernel takes 3.7, whose sum has a constant that hides small errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from ._noise import check_noise
+from ._patch import Patch, Switch
+
+_VAE, _BETA = "pythae.models.vae.vae_model:VAE.", "pythae.models.beta_vae.beta_vae_model:BetaVAE."
+KNOWN = {
+    "0.1.2": {
+        _VAE + "forward": "8a206a0956ea635b",
+        _VAE + "loss_function": "813d40149aa752a8",
+        _VAE + "_sample_gauss": "e1842b2723d539fb",
+        _BETA + "forward": "8a206a0956ea635b",
+        _BETA + "loss_function": "3bea8aab1fcc01b4",
+        _BETA + "_sample_gauss": "e1842b2723d539fb",
+    }
+}
+_SWITCH = Switch("pythae", "pythae", KNOWN)
+Losses = tuple[Tensor, Tensor, Tensor]
+
+
+def patch(*, noise: str = "vae_fast") -> Patch:
+    """Has pythae's VAE and BetaVAE compute with vae_fast.
+
+    Args:
+        noise: "vae_fast" draws the latent noise as `vae_fast.reparameterize` does; "torch" draws it exactly as pythae
+            does, so that a run with a seed has the same numbers with and without the patch, within rounding.
+
+    Returns:
+        A context manager and a switch: `with patch(): ...`, or `.undo()`.
+
+    Raises:
+        ImportError: pythae is not installed.
+        RuntimeError: its code is not that of a version that is known here.
+        ValueError: no such noise.
+    """
+    draw = torch.randn_like if check_noise(noise) else lambda log_var: None
+    replacements: dict[str, Any] = {}
+    for path, loss_function in ((_VAE, _loss), (_BETA, _beta_loss)):
+        replacements[path + "forward"] = _forward(path, draw)
+        replacements[path + "loss_function"] = loss_function
+    return _SWITCH.patch(lambda: replacements)
+
+
+def _forward(path: str, draw: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    def forward(self: Any, inputs: Any, **kwargs: Any) -> Any:
+        from pythae.models.base.base_utils import ModelOutput
+
+        x = inputs["data"]
+        encoded = self.encoder(x)
+        mu, log_var = encoded.embedding, encoded.log_covariance
+        if type(self)._sample_gauss is _SWITCH.original(path + "_sample_gauss"):
+            z = functional.reparameterize(mu, log_var, noise=draw(log_var))
+        else:
+            z, _ = self._sample_gauss(mu, torch.exp(0.5 * log_var))
+        recon_x = self.decoder(z)["reconstruction"]
+        loss, recon_loss, kld = self.loss_function(recon_x, x, mu, log_var, z)
+        return ModelOutput(recon_loss=recon_loss, reg_loss=kld, loss=loss, recon_x=recon_x, z=z)
+
+    return forward
+
+
+def _loss(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Losses:
+    return _losses(self, recon_x, x, mu, log_var, 1.0)
+
+
+def _beta_loss(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Losses:
+    return _losses(self, recon_x, x, mu, log_var, self.beta)
+
+
+def _losses(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, beta: float) -> Losses:
+    """Means over the batch: the loss, its reconstruction and its KL divergence."""
+    recon, target = recon_x.flatten(1), x.flatten(1)
+    if self.model_config.reconstruction_loss == "bce":
+        reconstruction = functional.bernoulli_nll_from_probs(recon, target)
+    else:
+        reconstruction = 0.5 * F.mse_loss(recon, target, reduction="none").sum(-1)
+    kl = functional.kl_divergence(mu, log_var)
+    return (reconstruction + beta * kl).mean(), reconstruction.mean(), kl.mean()
