@@ -130,12 +130,28 @@ def check_device(name: str, tensor: Tensor | torch.Generator, other_name: str, o
         )
 
 
-def check_target(target: Tensor, other_name: str, other: Tensor) -> None:
+def check_target(target: Tensor, other_name: str, other: Tensor) -> int | None:
+    """Returns how many draws the other, a parameter, has of each sample: None where it has target's shape."""
     _check_dense("target", target, _TARGETS)
+    draws = None
     if target.shape != other.shape:
-        check_shape("target", target, other_name, other.shape)
+        if not has_draws(other, target):
+            check_shape("target", target, other_name, other.shape)
+        draws = other.shape[0]
     if target.device != other.device:
         check_device("target", target, other_name, other)
+    return draws
+
+
+def has_draws(param: Tensor, target: Tensor) -> bool:
+    """Whether it is (draws, batch, ...) to a target (batch, ...), or broadcasts to that after its first dim."""
+    return param.ndim == target.ndim + 1 > 1 and _broadcasts(param.shape[1:], target.shape)
+
+
+def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
+    return len(shape) <= len(full) and all(
+        n == m or n == 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
+    )
 
 
 def check_target_type(name: str, target: Tensor) -> None:
@@ -151,10 +167,7 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
 
 
 def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:
-    shape = tensor.shape
-    if len(shape) > len(full) or any(
-        n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
-    ):
+    if not _broadcasts(tensor.shape, full):
         raise ValueError(
             f"expected {name} to broadcast to the shape {tuple(full)} of {other_name}, but got {shape_of(tensor)}"
         )
@@ -277,15 +290,26 @@ def check_counters(
 
 
 def check_parameter(
-    name: str, parameter: Tensor | float | None, other_name: str, other: Tensor, optional: bool = False
+    name: str,
+    parameter: Tensor | float | None,
+    other_name: str,
+    other: Tensor,
+    optional: bool = False,
+    may_draw: bool = False,
 ) -> Tensor:
-    """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional."""
+    """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional.
+
+    may_draw: it may have draws, though the other has none.
+    """
     if isinstance(parameter, Tensor):
         # Like `other`, which was checked: nothing to broadcast.
         is_alike = parameter.dtype is other.dtype and parameter.ndim == other.ndim
         is_alike = is_alike and parameter.shape == other.shape
         if not (is_alike and parameter.layout is torch.strided and parameter.device == other.device):
-            check_broadcast(name, parameter, other_name, other)
+            like = other
+            if may_draw and has_draws(parameter, other):
+                like = other.expand(parameter.shape[0], *other.shape)
+            check_broadcast(name, parameter, other_name, like)
         return parameter
     if isinstance(parameter, (int, float, numbers.Real)) or (optional and parameter is None):
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
@@ -312,13 +336,13 @@ def check_reduction(reduction: str) -> bool:
     return reduction == "none"
 
 
-def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
-    """Of a number for each sample of target, if it is given."""
+def check_per_sample(name: str, tensor: Tensor | None, target: Tensor, draws: int | None = None) -> None:
+    """Of a number for each sample of target, or for each of its draws, if it is given."""
     if tensor is None:
         return
     check_is_tensor(name, tensor, "a tensor (batch,)")
     _check_dense(name, tensor, FLOATS)
-    if tensor.shape != target.shape[:1]:
+    if tensor.shape != target.shape[:1] and (draws is None or tensor.shape != (draws, target.shape[0])):
         raise ValueError(
             f"expected {name} to have shape (batch,) = ({target.shape[0]},), but got {shape_of(tensor)}"
         )
