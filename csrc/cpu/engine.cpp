@@ -96,7 +96,7 @@ void zero(const Loss& sum, std::int64_t rows, std::int64_t draws = 1) {
 }
 void zero(const Gradient& g, std::int64_t columns) {
   if (!g.view || g.reduction == Reduction::none) return;
-  std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::batch ? columns : 1, 0.0f);
+  std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::all ? 1 : columns, 0.0f);
 }
 
 bool is_sum(const Gradient& g) { return g.view && (g.reduction == Reduction::batch || g.reduction == Reduction::all); }
