@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import linear_heads
 import vae_fast
 from conftest import BACKENDS, DTYPES, assert_same_bits_for_threads, needs_native, state
 from likelihoods import LIKELIHOODS, WITH_OTHERS, function, leaf, make, make_params, make_target, uniform
 from vae_fast import backends
-from vae_fast.ops import _common
+from vae_fast.ops import _common, chunks
 
 every_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
 FULL = (5, 2, 3)
@@ -408,3 +409,89 @@ def test_opcheck(kernels: str) -> None:
             grad = make(*((3, 4, 5) if each else (3, 4)))
             back = ([True, True], grad, "gaussian", target, None, None, each, [p.detach() for p in params], [])
             torch.library.opcheck(torch.ops.vae_fast.likelihood_backward, back, test_utils=checks)
+
+
+def class_call(name: str, image: tuple[int, ...] = ()) -> tuple[Call, Tensor, Tensor]:
+    """The function, params (3, 4, ...) and a target of 4 samples."""
+    if name == "mixture":
+        x = (256 * uniform(4, 3, *image)).to(torch.uint8)
+        return vae_fast.discretized_logistic_mixture_nll, make(3, 4, 20, *image), x
+    counts = (9 * uniform(4, *image, 8)).floor()
+    if name == "multinomial":
+        return vae_fast.multinomial_nll, make(3, 4, *image, 8), counts
+    return vae_fast.categorical_nll, make(3, 4, *image, 8), counts[..., 0].long() % 8
+
+
+@pytest.mark.parametrize("name", ["categorical", "multinomial", "mixture"])
+@pytest.mark.parametrize("image", [(), (5,), (2, 3)], ids=str)
+def test_classes_and_mixtures(backend: str, name: str, image: tuple[int, ...]) -> None:
+    call, params, x = class_call(name, image)
+    shape = (4, 1, *image) if name == "mixture" else (4, *image)
+    keep = uniform(*shape, seed=3) > 0.3
+    if name == "categorical":
+        x[0] = -100
+    for dtype in (torch.float32, torch.bfloat16):
+        for kind in ("dense", "batch first"):
+            for mask, weight in ((None, None), (keep, uniform(4)), (keep[:1], uniform(3, 4))):
+                options = {"mask": mask, "weight": weight}
+                given = [laid(kind, params.to(dtype))]
+                check(lambda p, **o: call(p, x, **o), given, [True], (4,), **options)
+                check(lambda p, **o: call(p, x, **o), given, [True], (4, *image), reduction="none", **options)
+    nll = call(leaf(params[:0]), x)
+    assert nll.shape == (0, 4) and not torch.isnan(nll).any()
+    wide, reference = call(params.double(), x), getattr(vae_fast.reference, call.__name__)
+    torch.testing.assert_close(reference(params.double(), x), wide)
+    torch.testing.assert_close(wide[1], call(params[1].double(), x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vae_fast.categorical_nll(make(3, 4, 5), torch.zeros(5).long()), r"expected target to have shape \(3, 4\) for logits of shape \(3, 4, 5\)"),
+        (lambda: vae_fast.multinomial_nll(make(3, 1, 5), X), r"expected target to have shape \(3, 1, 5\) like logits, but got \(4, 5\)"),
+        (lambda: vae_fast.discretized_logistic_mixture_nll(make(2, 4, 6, 5), make(4, 1, 4)), r"expected target to have shape \(2, 1 or 3, 6, 5\) for params"),
+        (lambda: vae_fast.linear_bernoulli_nll(make(2, 3, 4, 5), make(6, 5), None, make(4, 6)), r"expected hidden to have shape \(batch, H\), but got \(2, 3, 4, 5\)"),
+        (lambda: vae_fast.linear_bernoulli_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)), r"expected target to have shape \(4, features, ...\) for hidden of shape \(3, 4, 5\)"),
+        (lambda: vae_fast.linear_multinomial_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)), r"expected target to have shape \(3, 4, 6\) for hidden"),
+    ],
+)  # fmt: skip
+def test_other_shapes_of_classes_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("most", [10**9, 22, 4], ids=["one chunk", "two draws a chunk", "parts of a draw"])
+@pytest.mark.parametrize("case", linear_heads.CASES)
+def test_linear_heads(engine: str, case: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a call for each draw has it; the products are BLAS's, whose bits depend on the number of rows."""
+    monkeypatch.setattr(chunks, "_most_rows", lambda *_: most)
+    name, heads, target, given, _ = linear_heads.CASES[case]
+    inputs, outputs = linear_heads.HIDDEN, heads * linear_heads.FEATURES
+    tensors = make(3, linear_heads.BATCH, *target.shape[1:-1], inputs), make(outputs, inputs, seed=1), make(outputs, seed=2)
+    if name == "categorical":
+        tensors = make(3, *target.shape, inputs), *tensors[1:]
+    call, mask = getattr(vae_fast, f"linear_{name}_nll"), uniform(*target.shape, seed=3) > 0.2
+    if name == "multinomial":
+        mask = mask[..., 0]
+    for options in ({}, {"sample_weight": uniform(linear_heads.BATCH), "mask": mask}):
+        results = []
+        for whole in (True, False):
+            hidden, *rest = learning = [leaf(t.clone()) for t in (*tensors, *given.values())]
+            others = dict(zip(given, rest[2:], strict=True)) | options
+            nlls = [call(h, *rest[:2], target, **others) for h in ([hidden] if whole else hidden.unbind(0))]
+            nll = nlls[0] if whole else torch.stack(nlls)
+            apart = torch.autograd.grad(nll, learning, make(*nll.shape, seed=5), retain_graph=True)
+            results.append([nll.detach(), *apart, *torch.autograd.grad(nll.mean(), learning)])
+        for got, want in zip(*results, strict=True):
+            scale = want.abs().max().item()
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_linear_heads_of_the_reference() -> None:
+    with vae_fast.backend("reference"):
+        for name, heads, target, given, _ in linear_heads.CASES.values():
+            shape = target.shape if name == "categorical" else (*target.shape[:1], *target.shape[1:-1])
+            hidden, weight = make(3, *shape, 3), make(heads * linear_heads.FEATURES, 3, seed=1)
+            call = getattr(vae_fast, f"linear_{name}_nll")
+            nll = call(hidden, weight, None, target, **given)
+            torch.testing.assert_close(nll, torch.stack([call(h, weight, None, target, **given) for h in hidden]))

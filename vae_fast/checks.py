@@ -397,33 +397,49 @@ def check_class_type(name: str, target: Tensor) -> None:
     _check_dense(name, target, _CLASSES, " (class numbers)")
 
 
-def check_classes(target: Tensor, logits: Tensor) -> None:
+def check_classes(target: Tensor, logits: Tensor) -> int | None:
+    """Returns how many draws the logits have of each sample; None where they have target's shape, and classes."""
     check_class_type("target", target)
-    if target.shape != logits.shape[:-1]:
+    has_draws = target.ndim > 0 and target.shape == logits.shape[1:-1]
+    if not has_draws and target.shape != logits.shape[:-1]:
         raise ValueError(
             f"expected target to have shape {shape_of(logits)[:-1]} for logits of shape {shape_of(logits)}, "
             f"but got {shape_of(target)}"
         )
     check_device("target", target, "logits", logits)
+    return logits.shape[0] if has_draws else None
 
 
-def check_mixture(params: Tensor, target: Tensor) -> None:
+def check_counts(target: Tensor, logits: Tensor) -> int | None:
+    """Likewise, for target's numbers of every class."""
+    draws = check_target(target, "logits", logits)
+    if draws is not None and target.shape != logits.shape[1:]:
+        check_shape("target", target, "logits", logits.shape)
+    return draws
+
+
+def check_mixture(params: Tensor, target: Tensor) -> int | None:
+    """Returns how many draws the params have of each sample; None where they have target's shape, but for dim 1."""
     check_tensor("params", params)
     check_target_type("target", target)
     if params.ndim < 2:
         raise ValueError(f"expected params to have shape (batch, P, ...), but got {shape_of(params)}")
     channels = target.shape[1] if target.ndim > 1 else 0
-    expected = (params.shape[0], channels, *params.shape[2:])
-    if channels not in (1, 3) or target.shape != expected:
-        takes = ", ".join(map(str, (params.shape[0], "1 or 3", *params.shape[2:])))
+    draws, (batch, size, *image) = None, params.shape
+    if channels in (1, 3) and params.ndim == target.ndim + 1:
+        if target.shape == (size, channels, *image[1:]):
+            draws, batch, size, image = batch, size, image[0], image[1:]
+    if channels not in (1, 3) or target.shape != (batch, channels, *image):
+        takes = ", ".join(map(str, (batch, "1 or 3", *image)))
         raise ValueError(
             f"expected target to have shape ({takes}) for params of shape {shape_of(params)}, "
             f"but got {shape_of(target)}"
         )
     each = 3 if channels == 1 else 10
-    if params.shape[1] < each or params.shape[1] % each:
+    if size < each or size % each:
         raise ValueError(
             f"expected params to have a multiple of {each} along dim 1 for target of {channels} channel(s), "
             f"but got shape {shape_of(params)}"
         )
     check_device("target", target, "params", params)
+    return draws

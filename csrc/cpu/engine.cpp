@@ -94,12 +94,11 @@ void zero(const Loss& sum, std::int64_t rows, std::int64_t draws = 1) {
   for (std::int64_t draw = 0; sum.value && draw < draws; ++draw)
     for (std::int64_t row = 0; row < rows; ++row) sum.value[draw * sum.draw_stride + row * sum.stride] = 0.0f;
 }
+bool is_sum(const Gradient& g) { return g.view && g.reduction >= Reduction::batch; }
 void zero(const Gradient& g, std::int64_t columns) {
-  if (!g.view || g.reduction == Reduction::none) return;
-  std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::all ? 1 : columns, 0.0f);
+  if (!is_sum(g)) return;
+  std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::batch ? columns : 1, 0.0f);
 }
-
-bool is_sum(const Gradient& g) { return g.view && (g.reduction == Reduction::batch || g.reduction == Reduction::all); }
 
 std::int64_t partial_width(const Gradient& g, const Tiling& t) {
   return g.reduction == Reduction::batch ? t.columns : t.column_segments;
@@ -265,8 +264,8 @@ void run(LikelihoodForward a, int threads) {
 
 void run(LikelihoodBackward a, int threads) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
-  if (rows == 0 || columns == 0 || a.draws == 0) {
-    for (const Gradient& g : a.gradients) zero(g, g.reduction == Reduction::draws ? rows * columns : columns);
+  if (rows == 0 || columns == 0) {
+    for (const Gradient& g : a.gradients) zero(g, columns);
     return;
   }
   bool sums = false, over_draws = false;

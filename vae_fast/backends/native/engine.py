@@ -210,6 +210,11 @@ class Engine:
         rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
+        if draws == 0:
+            for grad in grads:
+                if grad is not None:
+                    grad.zero_()
+            return
         view = self._view
         _alive, state, per_sample = _state(rng_state)
         self.extension.likelihood_backward(
