@@ -25,7 +25,7 @@ H, W, B = normal(4, 3), normal(6, 3), normal(6)
 X = uniform(4, 6)
 ERRORS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("bernoulli", {"hidden": H[0]}, ValueError, r"hidden to have shape \(batch, ..., H\), but got \(3,\)"),
-    ("bernoulli", {"hidden": H[None]}, ValueError, r"hidden to have shape \(batch, H\), but got \(1, 4, 3\)"),
+    ("bernoulli", {"hidden": H[None, None]}, ValueError, r"hidden to have shape \(batch, H\), but got \(1, 1, 4, 3\)"),
     ("bernoulli", {"hidden": H.long()}, TypeError, "hidden to have dtype float32, .*, but got torch.int64"),
     ("bernoulli", {"weight": W.t()}, ValueError, r"weight to have shape \(outputs, H\) with H = 3, but got \(3, 6\)"),
     ("bernoulli", {"weight": W.double()}, TypeError, "weight to have dtype .*32 like hidden, but got .*64"),

@@ -130,12 +130,28 @@ def check_device(name: str, tensor: Tensor | torch.Generator, other_name: str, o
         )
 
 
-def check_target(target: Tensor, other_name: str, other: Tensor) -> None:
+def check_target(target: Tensor, other_name: str, other: Tensor) -> int | None:
+    """Returns how many draws the other, a parameter, has of each sample: None where it has target's shape."""
     _check_dense("target", target, _TARGETS)
+    draws = None
     if target.shape != other.shape:
-        check_shape("target", target, other_name, other.shape)
+        if not has_draws(other, target):
+            check_shape("target", target, other_name, other.shape)
+        draws = other.shape[0]
     if target.device != other.device:
         check_device("target", target, other_name, other)
+    return draws
+
+
+def has_draws(param: Tensor, target: Tensor) -> bool:
+    """Whether it is (draws, batch, ...) to a target (batch, ...), or broadcasts to that after its first dim."""
+    return param.ndim == target.ndim + 1 > 1 and _broadcasts(param.shape[1:], target.shape)
+
+
+def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
+    return len(shape) <= len(full) and all(
+        n == m or n == 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
+    )
 
 
 def check_target_type(name: str, target: Tensor) -> None:
@@ -151,10 +167,7 @@ def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -
 
 
 def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequence[int]) -> None:
-    shape = tensor.shape
-    if len(shape) > len(full) or any(
-        n != m and n != 1 for n, m in zip(shape[::-1], full[::-1], strict=False)
-    ):
+    if not _broadcasts(tensor.shape, full):
         raise ValueError(
             f"expected {name} to broadcast to the shape {tuple(full)} of {other_name}, but got {shape_of(tensor)}"
         )
@@ -277,15 +290,26 @@ def check_counters(
 
 
 def check_parameter(
-    name: str, parameter: Tensor | float | None, other_name: str, other: Tensor, optional: bool = False
+    name: str,
+    parameter: Tensor | float | None,
+    other_name: str,
+    other: Tensor,
+    optional: bool = False,
+    may_draw: bool = False,
 ) -> Tensor:
-    """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional."""
+    """A likelihood's second parameter, as a tensor: a number becomes one, and so does None (0) where it is optional.
+
+    may_draw: it may have draws, though the other has none.
+    """
     if isinstance(parameter, Tensor):
         # Like `other`, which was checked: nothing to broadcast.
         is_alike = parameter.dtype is other.dtype and parameter.ndim == other.ndim
         is_alike = is_alike and parameter.shape == other.shape
         if not (is_alike and parameter.layout is torch.strided and parameter.device == other.device):
-            check_broadcast(name, parameter, other_name, other)
+            like = other
+            if may_draw and has_draws(parameter, other):
+                like = other.expand(parameter.shape[0], *other.shape)
+            check_broadcast(name, parameter, other_name, like)
         return parameter
     if isinstance(parameter, (int, float, numbers.Real)) or (optional and parameter is None):
         dtype = torch.float64 if other.dtype is torch.float64 else torch.float32
@@ -312,13 +336,13 @@ def check_reduction(reduction: str) -> bool:
     return reduction == "none"
 
 
-def check_per_sample(name: str, tensor: Tensor | None, target: Tensor) -> None:
-    """Of a number for each sample of target, if it is given."""
+def check_per_sample(name: str, tensor: Tensor | None, target: Tensor, draws: int | None = None) -> None:
+    """Of a number for each sample of target, or for each of its draws, if it is given."""
     if tensor is None:
         return
     check_is_tensor(name, tensor, "a tensor (batch,)")
     _check_dense(name, tensor, FLOATS)
-    if tensor.shape != target.shape[:1]:
+    if tensor.shape != target.shape[:1] and (draws is None or tensor.shape != (draws, target.shape[0])):
         raise ValueError(
             f"expected {name} to have shape (batch,) = ({target.shape[0]},), but got {shape_of(tensor)}"
         )
@@ -384,33 +408,49 @@ def check_class_type(name: str, target: Tensor) -> None:
     _check_dense(name, target, _CLASSES, " (class numbers)")
 
 
-def check_classes(target: Tensor, logits: Tensor) -> None:
+def check_classes(target: Tensor, logits: Tensor) -> int | None:
+    """Returns how many draws the logits have of each sample; None where they have target's shape, and classes."""
     check_class_type("target", target)
-    if target.shape != logits.shape[:-1]:
+    has_draws = target.ndim > 0 and target.shape == logits.shape[1:-1]
+    if not has_draws and target.shape != logits.shape[:-1]:
         raise ValueError(
             f"expected target to have shape {shape_of(logits)[:-1]} for logits of shape {shape_of(logits)}, "
             f"but got {shape_of(target)}"
         )
     check_device("target", target, "logits", logits)
+    return logits.shape[0] if has_draws else None
 
 
-def check_mixture(params: Tensor, target: Tensor) -> None:
+def check_counts(target: Tensor, logits: Tensor) -> int | None:
+    """Likewise, for target's numbers of every class."""
+    draws = check_target(target, "logits", logits)
+    if draws is not None and target.shape != logits.shape[1:]:
+        check_shape("target", target, "logits", logits.shape)
+    return draws
+
+
+def check_mixture(params: Tensor, target: Tensor) -> int | None:
+    """Returns how many draws the params have of each sample; None where they have target's shape, but for dim 1."""
     check_tensor("params", params)
     check_target_type("target", target)
     if params.ndim < 2:
         raise ValueError(f"expected params to have shape (batch, P, ...), but got {shape_of(params)}")
     channels = target.shape[1] if target.ndim > 1 else 0
-    expected = (params.shape[0], channels, *params.shape[2:])
-    if channels not in (1, 3) or target.shape != expected:
-        takes = ", ".join(map(str, (params.shape[0], "1 or 3", *params.shape[2:])))
+    draws, (batch, size, *image) = None, params.shape
+    if channels in (1, 3) and params.ndim == target.ndim + 1:
+        if target.shape == (size, channels, *image[1:]):
+            draws, batch, size, image = batch, size, image[0], image[1:]
+    if channels not in (1, 3) or target.shape != (batch, channels, *image):
+        takes = ", ".join(map(str, (batch, "1 or 3", *image)))
         raise ValueError(
             f"expected target to have shape ({takes}) for params of shape {shape_of(params)}, "
             f"but got {shape_of(target)}"
         )
     each = 3 if channels == 1 else 10
-    if params.shape[1] < each or params.shape[1] % each:
+    if size < each or size % each:
         raise ValueError(
             f"expected params to have a multiple of {each} along dim 1 for target of {channels} channel(s), "
             f"but got shape {shape_of(params)}"
         )
     check_device("target", target, "params", params)
+    return draws

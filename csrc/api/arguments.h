@@ -29,7 +29,7 @@ struct Noise {
 // row; or of each element.
 struct Loss {
   float* value = nullptr;
-  std::int64_t stride = 1;
+  std::int64_t stride = 1, draw_stride = 0;
   double* partial = nullptr;
   View elements;
   VAE_FAST_FN explicit operator bool() const { return value || elements; }
@@ -38,14 +38,15 @@ struct Loss {
 // The gradient by a loss, likewise.
 struct Upstream {
   const float* value = nullptr;
-  std::int64_t stride = 0;
+  std::int64_t stride = 0, draw_stride = 0;
   View elements;
   VAE_FAST_FN explicit operator bool() const { return value || elements; }
 };
 
-// The gradient of a parameter: per element, summed over the batch, or summed over everything. Sums are gathered per
-// row group in `partial` (row_groups x columns, or row_groups x column_segments) and added up in order.
-enum class Reduction : int { none, batch, all };
+// The gradient of a parameter: per element, summed over the draws (in float32), over the draws and the batch, or over
+// everything. The last two are gathered per row group in `partial` (row_groups x columns, or row_groups x column_segments)
+// and added up in order.
+enum class Reduction : int { none, draws, batch, all };
 struct Gradient { View view; Reduction reduction = Reduction::none; double* partial = nullptr; };
 
 struct Clamp { bool active = false; float low = 0, high = 0; };
@@ -82,9 +83,10 @@ struct NoiseFill {
 constexpr int kMaxParameters = 5;  // of a likelihood
 
 // mask: false leaves an element out, whatever its target is. binarization: where its rng_state is given, the target is
-// 1 with probability `target`, else 0.
+// 1 with probability `target`, else 0. draws: of parameters, losses and gradients; one target and one mask serve them all.
 struct LikelihoodForward {
   Tiling tiling;
+  std::int64_t draws = 1;
   int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
@@ -93,6 +95,7 @@ struct LikelihoodForward {
 
 struct LikelihoodBackward {
   Tiling tiling;
+  std::int64_t draws = 1;
   int likelihood = 0;  // its place in likelihoods.def
   View parameters[kMaxParameters], target, mask;
   Noise binarization;

@@ -70,28 +70,31 @@ inline float* floats_of(const py::object& tensor) {
   return reinterpret_cast<float*>(tensor.cast<py::tuple>()[0].cast<std::uintptr_t>());
 }
 
-// A Loss or an Upstream: with one dimension the samples', with the shape's the elements'.
-template <class T> T loss_of(const py::object& tensor, const Shape& shape) {
+// A Loss or an Upstream: with one dimension the samples', with the shape's the elements'. With draws, after theirs.
+template <class T> T loss_of(const py::object& tensor, const Shape& shape, bool has_draws = false) {
   T loss;
   if (tensor.is_none()) return loss;
   const py::tuple parts = tensor.cast<py::tuple>(), strides = parts[2].cast<py::tuple>();
-  if (strides.size() > 1) {
+  const std::size_t lead = has_draws ? 1 : 0;
+  if (strides.size() > lead + 1) {
     loss.elements = view_of(tensor, shape);
   } else {
     loss.value = reinterpret_cast<float*>(parts[0].cast<std::uintptr_t>());
-    loss.stride = strides[0].cast<std::int64_t>();
+    loss.stride = strides[lead].cast<std::int64_t>();
+    if (has_draws) loss.draw_stride = strides[0].cast<std::int64_t>();
   }
   return loss;
 }
 
-// A summed gradient is dense float32 and has fewer dimensions than the shape: those of a sample, or none.
-inline Gradient gradient_of(const py::object& tensor, const Shape& shape) {
+// A summed gradient is float32 and has fewer dimensions: with draws those of the shape; dense, those of a sample, or none.
+inline Gradient gradient_of(const py::object& tensor, const Shape& shape, bool has_draws = false) {
   Gradient g;
   if (tensor.is_none()) return g;
   const py::tuple parts = tensor.cast<py::tuple>();
   const std::size_t dims = parts[2].cast<py::tuple>().size();
-  if (dims == shape.sizes.size()) {
+  if (dims >= shape.sizes.size()) {
     g.view = view_of(tensor, shape);
+    if (has_draws && dims == shape.sizes.size()) g.reduction = Reduction::draws;
   } else {
     g.view.data = reinterpret_cast<char*>(parts[0].cast<std::uintptr_t>());
     g.reduction = dims == 0 ? Reduction::all : Reduction::batch;
@@ -192,38 +195,41 @@ inline void check_parameters(int likelihood, const py::tuple& parameters) {
     throw std::invalid_argument("likelihood: expected " + std::to_string(expected[likelihood]) + " parameters, but got " + std::to_string(given));
 }
 
+// draws: their number, None where no parameter has any.
 template <class Engine>
-void likelihood_forward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
+void likelihood_forward(const py::object& where, const py::tuple& sizes, const py::object& draws, int likelihood, const py::tuple& parameters, const py::object& target,
                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& nll) {
   check_parameters(likelihood, parameters);
   const Shape shape(sizes);
   auto a = of_shape<LikelihoodForward>(shape);
+  if (!draws.is_none()) a.draws = draws.cast<std::int64_t>();
   a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
-  a.nll = loss_of<Loss>(nll, shape);
+  a.nll = loss_of<Loss>(nll, shape, !draws.is_none());
   Engine(where).run(a);
 }
 
 template <class Engine>
-void likelihood_backward(const py::object& where, const py::tuple& sizes, int likelihood, const py::tuple& parameters, const py::object& target,
+void likelihood_backward(const py::object& where, const py::tuple& sizes, const py::object& draws, int likelihood, const py::tuple& parameters, const py::object& target,
                          const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows,
                          const py::object& grad_nll, const py::tuple& gradients) {
   check_parameters(likelihood, parameters);
   if (gradients.size() != parameters.size()) throw std::invalid_argument("likelihood: expected a gradient, or None, for each parameter");
   const Shape shape(sizes);
   auto a = of_shape<LikelihoodBackward>(shape);
+  if (!draws.is_none()) a.draws = draws.cast<std::int64_t>();
   a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     a.parameters[p] = view_of(parameters[p], shape);
-    a.gradients[p] = gradient_of(gradients[p], shape);
+    a.gradients[p] = gradient_of(gradients[p], shape, !draws.is_none());
   }
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
-  a.grad_nll = loss_of<Upstream>(grad_nll, shape);
+  a.grad_nll = loss_of<Upstream>(grad_nll, shape, !draws.is_none());
   Engine(where).run(a);
 }
 

@@ -17,6 +17,7 @@ namespace {
 constexpr std::int64_t kTaskElements = 1 << 14;  // some 20 µs of work
 constexpr std::int64_t kSerialElements = 1 << 14;  // below, waking the other threads costs more than it saves
 constexpr std::int64_t kMaxGroups = 4096, kMaxSummedGroups = 32;
+constexpr std::int64_t kMostTasks = 256;  // into which few rows are cut
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -30,10 +31,9 @@ Tiling tile(std::int64_t rows, std::int64_t columns, bool sums, std::int64_t blo
   t.columns = columns;
   t.rows_per_block = std::max<std::int64_t>(1, block / columns);
   // Long samples are cut into segments only where there are too few rows to share out.
-  const std::int64_t wanted_tasks = 256;
   t.columns_per_segment =
-      rows >= wanted_tasks ? columns
-                           : std::min(columns, round_up(std::max(task_columns, ceil_div(rows * columns, wanted_tasks)), block));
+      rows >= kMostTasks ? columns
+                         : std::min(columns, round_up(std::max(task_columns, ceil_div(rows * columns, kMostTasks)), block));
   t.column_segments = ceil_div(columns, t.columns_per_segment);
   const std::int64_t most_groups = sums ? kMaxSummedGroups : kMaxGroups;
   const std::int64_t rows_per_task = std::max(task_columns / t.columns_per_segment, ceil_div(rows, most_groups));
@@ -46,16 +46,15 @@ Tiling tile(std::int64_t rows, std::int64_t columns, bool sums, std::int64_t blo
 #define VAE_FAST_KERNEL(name, Args) auto kernel_of(const Args&) { return kernels().name; }
 #include "../api/ops.def"
 
-template <class Args> void run_tasks(const Args& args, std::int64_t elements, int threads) {
-  const auto kernel = kernel_of(args);
-  const Tiling& t = args.tiling;
-  const std::int64_t tasks = t.row_groups * t.column_segments;
-  const auto run_one = [&](std::int64_t i) {
-    const std::int64_t group = i / t.column_segments, segment = i % t.column_segments;
-    const std::int64_t row = group * t.rows_per_group, column = segment * t.columns_per_segment;
-    kernel(args, Task{group, segment, row, std::min(row + t.rows_per_group, t.rows), column,
-                      std::min(column + t.columns_per_segment, t.columns)});
-  };
+std::int64_t task_count(const Tiling& t) { return t.row_groups * t.column_segments; }
+
+Task task_of(const Tiling& t, std::int64_t i) {
+  const std::int64_t group = i / t.column_segments, segment = i % t.column_segments;
+  const std::int64_t row = group * t.rows_per_group, column = segment * t.columns_per_segment;
+  return {group, segment, row, std::min(row + t.rows_per_group, t.rows), column, std::min(column + t.columns_per_segment, t.columns)};
+}
+
+template <class RunOne> void share_out(std::int64_t tasks, std::int64_t elements, int threads, RunOne run_one) {
   // All of torch's threads or none: a team of another size makes libgomp end threads and start them again.
   if (threads <= 1 || tasks == 1 || elements <= kSerialElements) {
     for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
@@ -66,49 +65,59 @@ template <class Args> void run_tasks(const Args& args, std::int64_t elements, in
   for (std::int64_t i = 0; i < tasks; ++i) run_one(i);
 }
 
+template <class Args> void run_tasks(const Args& args, std::int64_t elements, int threads) {
+  const auto kernel = kernel_of(args);
+  share_out(task_count(args.tiling), elements, threads, [&](std::int64_t i) { kernel(args, task_of(args.tiling, i)); });
+}
+
 using Scratch = std::unique_ptr<double[]>;
 
-Scratch prepare(Loss& sum, const Tiling& t) {
+Scratch prepare(Loss& sum, const Tiling& t, std::int64_t draws = 1) {
   if (!sum.value || t.column_segments == 1) return nullptr;
-  Scratch scratch(new double[t.rows * t.column_segments]);
+  Scratch scratch(new double[draws * t.rows * t.column_segments]);
   sum.partial = scratch.get();
   return scratch;
 }
-void finish(const Loss& sum, const Tiling& t) {
+void finish(const Loss& sum, const Tiling& t, std::int64_t draws = 1) {
   if (!sum.partial) return;
-  for (std::int64_t row = 0; row < t.rows; ++row) {
-    double total = 0;
-    for (std::int64_t s = 0; s < t.column_segments; ++s) total += sum.partial[row * t.column_segments + s];
-    sum.value[row * sum.stride] = static_cast<float>(total);
-  }
+  const double* partial = sum.partial;
+  for (std::int64_t draw = 0; draw < draws; ++draw)
+    for (std::int64_t row = 0; row < t.rows; ++row, partial += t.column_segments) {
+      double total = 0;
+      for (std::int64_t s = 0; s < t.column_segments; ++s) total += partial[s];
+      sum.value[draw * sum.draw_stride + row * sum.stride] = static_cast<float>(total);
+    }
 }
 
 // The sums over nothing.
-void zero(const Loss& sum, std::int64_t rows) {
-  for (std::int64_t row = 0; sum.value && row < rows; ++row) sum.value[row * sum.stride] = 0.0f;
+void zero(const Loss& sum, std::int64_t rows, std::int64_t draws = 1) {
+  for (std::int64_t draw = 0; sum.value && draw < draws; ++draw)
+    for (std::int64_t row = 0; row < rows; ++row) sum.value[draw * sum.draw_stride + row * sum.stride] = 0.0f;
 }
+bool is_sum(const Gradient& g) { return g.view && g.reduction >= Reduction::batch; }
 void zero(const Gradient& g, std::int64_t columns) {
-  if (!g.view || g.reduction == Reduction::none) return;
+  if (!is_sum(g)) return;
   std::fill_n(reinterpret_cast<float*>(g.view.data), g.reduction == Reduction::batch ? columns : 1, 0.0f);
 }
 
 std::int64_t partial_width(const Gradient& g, const Tiling& t) {
   return g.reduction == Reduction::batch ? t.columns : t.column_segments;
 }
-Scratch prepare(Gradient& g, const Tiling& t) {
-  if (!g.view || g.reduction == Reduction::none) return nullptr;
-  Scratch scratch(new double[t.row_groups * partial_width(g, t)]());
+// `parts`: of the draws, each with row groups of its own.
+Scratch prepare(Gradient& g, const Tiling& t, std::int64_t parts = 1) {
+  if (!is_sum(g)) return nullptr;
+  Scratch scratch(new double[parts * t.row_groups * partial_width(g, t)]());
   g.partial = scratch.get();
   return scratch;
 }
-void finish(const Gradient& g, const Tiling& t) {
+void finish(const Gradient& g, const Tiling& t, std::int64_t parts = 1) {
   if (!g.partial) return;
   float* out = reinterpret_cast<float*>(g.view.data);
   const std::int64_t width = partial_width(g, t);
   double all = 0;
   for (std::int64_t c = 0; c < width; ++c) {
     double total = 0;
-    for (std::int64_t group = 0; group < t.row_groups; ++group) total += g.partial[group * width + c];
+    for (std::int64_t group = 0; group < parts * t.row_groups; ++group) total += g.partial[group * width + c];
     if (g.reduction == Reduction::batch) out[c] = static_cast<float>(total);
     all += total;
   }
@@ -135,7 +144,45 @@ void advise_huge_pages(const View& view, const Tiling& t, std::int64_t draws = 1
   advise_huge_pages(view.data, (last + 1) * view.item_size());
 }
 
-bool is_sum(const Gradient& g) { return g.view && g.reduction != Reduction::none; }
+// What a draw has of its own. `part`: of the draws, where it belongs.
+void take_draw(LikelihoodForward& a, std::int64_t draw, std::int64_t part) {
+  (void)part;
+  for (View& v : a.parameters) v = v.draw(draw);
+  a.nll.value += a.nll.value ? draw * a.nll.draw_stride : 0;
+  a.nll.partial += a.nll.partial ? draw * a.tiling.rows * a.tiling.column_segments : 0;
+  a.nll.elements = a.nll.elements.draw(draw);
+}
+void take_draw(LikelihoodBackward& a, std::int64_t draw, std::int64_t part) {
+  for (View& v : a.parameters) v = v.draw(draw);
+  a.grad_nll.value += a.grad_nll.value ? draw * a.grad_nll.draw_stride : 0;
+  a.grad_nll.elements = a.grad_nll.elements.draw(draw);
+  for (Gradient& g : a.gradients) {
+    if (g.reduction == Reduction::none) g.view = g.view.draw(draw);
+    if (g.reduction == Reduction::draws && draw == 0) g.reduction = Reduction::none;
+    if (g.partial) g.partial += part * a.tiling.row_groups * partial_width(g, a.tiling);
+  }
+}
+
+// The draws of a task are run one after the other, while its target is in the cache; in several parts only where there
+// are few tasks. Each is computed as if it were alone, tile by tile, so that it has the same bits.
+std::int64_t parts_of_draws(std::int64_t draws, const Tiling& t, std::int64_t most_tasks) {
+  return std::max<std::int64_t>(1, std::min(draws, most_tasks / task_count(t)));
+}
+template <class Args> void run_draws(const Args& args, std::int64_t parts, int threads) {
+  const Tiling& t = args.tiling;
+  const std::int64_t draws = args.draws, elements = t.rows * t.columns * draws;
+  if (draws == 1) return run_tasks(args, elements, threads);
+  const auto kernel = kernel_of(args);
+  share_out(task_count(t) * parts, elements, threads, [&](std::int64_t i) {
+    const Task task = task_of(t, i / parts);
+    const std::int64_t part = i % parts;
+    for (std::int64_t draw = part * draws / parts; draw < (part + 1) * draws / parts; ++draw) {
+      Args own = args;
+      take_draw(own, draw, part);
+      kernel(own, task);
+    }
+  });
+}
 
 void advise_huge_pages(const View3& t, std::int64_t batch, std::int64_t rows, std::int64_t columns) {
   const std::int64_t last = (batch - 1) * t.stride[0] + (rows - 1) * t.stride[1] + (columns - 1) * t.stride[2];
@@ -207,12 +254,12 @@ void run(NoiseFill a, int threads) {
 
 void run(LikelihoodForward a, int threads) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
-  if (rows == 0 || columns == 0) return zero(a.nll, rows);
+  if (rows == 0 || columns == 0) return zero(a.nll, rows, a.draws);
   a.tiling = tile(rows, columns, false);
-  advise_huge_pages(a.nll.elements, a.tiling);
-  const Scratch nll = prepare(a.nll, a.tiling);
-  run_tasks(a, rows * columns, threads);
-  finish(a.nll, a.tiling);
+  advise_huge_pages(a.nll.elements, a.tiling, a.draws);
+  const Scratch nll = prepare(a.nll, a.tiling, a.draws);
+  run_draws(a, parts_of_draws(a.draws, a.tiling, kMostTasks), threads);
+  finish(a.nll, a.tiling, a.draws);
 }
 
 void run(LikelihoodBackward a, int threads) {
@@ -221,16 +268,22 @@ void run(LikelihoodBackward a, int threads) {
     for (const Gradient& g : a.gradients) zero(g, columns);
     return;
   }
-  bool sums = false;
-  for (const Gradient& g : a.gradients) sums = sums || is_sum(g);
+  bool sums = false, over_draws = false;
+  for (Gradient& g : a.gradients) {
+    if (a.draws == 1 && g.reduction == Reduction::draws) g.reduction = Reduction::none;
+    sums = sums || is_sum(g);
+    over_draws = over_draws || g.reduction == Reduction::draws;
+  }
   a.tiling = tile(rows, columns, sums);
+  // A task adds up all draws of its elements itself.
+  const std::int64_t parts = over_draws ? 1 : parts_of_draws(a.draws, a.tiling, sums ? kMaxSummedGroups : kMostTasks);
   Scratch scratch[kMaxParameters];
   for (int p = 0; p < kMaxParameters; ++p) {
-    if (a.gradients[p].reduction == Reduction::none) advise_huge_pages(a.gradients[p].view, a.tiling);
-    scratch[p] = prepare(a.gradients[p], a.tiling);
+    if (!is_sum(a.gradients[p])) advise_huge_pages(a.gradients[p].view, a.tiling, a.draws);
+    scratch[p] = prepare(a.gradients[p], a.tiling, parts);
   }
-  run_tasks(a, rows * columns, threads);
-  for (const Gradient& g : a.gradients) finish(g, a.tiling);
+  run_draws(a, parts, threads);
+  for (const Gradient& g : a.gradients) finish(g, a.tiling, parts);
 }
 
 void run(CategoricalForward a, int threads) {

@@ -54,9 +54,9 @@ template <class A, class Likelihood> struct Chunk {
 // Where a row of the inputs begins.
 template <class A, class Likelihood> struct Starts {
   RowStart<A> parameters[Likelihood::parameters], target;
-  template <class Args> VAE_FAST_DEVICE Starts(const Args& a, std::int64_t row) : target(start_of<A>(a.target, row)) {
+  template <class Args> VAE_FAST_DEVICE Starts(const Args& a, std::int64_t row, std::int64_t draw) : target(start_of<A>(a.target, row)) {
 #pragma unroll
-    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = start_of<A>(a.parameters[p], row);
+    for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = start_of<A>(a.parameters[p], row, draw);
   }
 };
 
@@ -136,19 +136,20 @@ template <class A, class Likelihood>
 __global__ void __launch_bounds__(kThreads, kResidentForward<A, Likelihood>)
 likelihood_forward(const __grid_constant__ LikelihoodForward a, const __grid_constant__ Grid grid) {
   Place at = place(grid);
+  const std::int64_t draw = A::plain ? 0 : at.draw_part;  // a block each; those of a row are neighbours and share its target
   for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
     double nll = 0;
     if (const std::int64_t row = at.row; row < at.row_end) {
-      const Starts<A, Likelihood> in(a, row);
+      const Starts<A, Likelihood> in(a, row, draw);
       for_each_chunk<A>(grid, at, [&](auto column, int count) {
         auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
         float terms[A::size];
         nll += sum_of_nlls(chunk, terms);
         if constexpr (!A::plain)
-          if (a.nll.elements) store<A>(a.nll.elements, start_of<A>(a.nll.elements, row), column, count, terms);
+          if (a.nll.elements) store<A>(a.nll.elements, start_of<A>(a.nll.elements, row, draw), column, count, terms);
       });
     }
-    if (A::plain || a.nll.value) reduce_row(a.nll, grid, at, nll);
+    if (A::plain || a.nll.value) reduce_row(a.nll, grid, at, nll, draw);
   }
 }
 
@@ -157,27 +158,35 @@ __global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, kSums>)
 likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double sums[Likelihood::parameters][A::size] = {};
-  for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
-    const float of_row = of_sample(a.grad_nll, row);
-    const Starts<A, Likelihood> in(a, row);
-    RowStart<A> out[Likelihood::parameters];
+  const auto run_draw = [&](std::int64_t draw) {
+    for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
+      const float of_row = of_sample(a.grad_nll, row, draw);
+      const Starts<A, Likelihood> in(a, row, draw);
+      RowStart<A> out[Likelihood::parameters];
 #pragma unroll
-    for (int p = 0; p < Likelihood::parameters; ++p) out[p] = start_of<A>(a.gradients[p].view, row);
-    for_each_chunk<A>(grid, at, [&](auto column, int count) {
-      auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
-      float upstream[A::size];
-      load_upstream<A>(a.grad_nll, of_row, row, column, count, upstream);
-      for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
-        decltype(target) by[Likelihood::parameters];
-        Likelihood::gradient(parameters, target, by);
+      for (int p = 0; p < Likelihood::parameters; ++p) out[p] = start_of<A>(a.gradients[p].view, row, draw);
+      for_each_chunk<A>(grid, at, [&](auto column, int count) {
+        auto chunk = load_chunk<A, Likelihood>(a, in, row, column, count);
+        float upstream[A::size];
+        load_upstream<A>(a.grad_nll, of_row, row, column, count, upstream, draw);
+        for_each_element<Arithmetic<A>>(chunk, [&](auto* parameters, auto target, bool kept) {
+          decltype(target) by[Likelihood::parameters];
+          Likelihood::gradient(parameters, target, by);
 #pragma unroll
-        for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream[0] * value(by[p]) : 0.0f;
-        if constexpr (!A::plain) rotate(upstream, 0.0f);
+          for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = kept ? upstream[0] * value(by[p]) : 0.0f;
+          if constexpr (!A::plain) rotate(upstream, 0.0f);
+        });
+#pragma unroll
+        for (int p = 0; p < Likelihood::parameters; ++p)
+          emit<A, kSums>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p], draw);
       });
-#pragma unroll
-      for (int p = 0; p < Likelihood::parameters; ++p)
-        emit<A, kSums>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p]);
-    });
+    }
+  };
+  if constexpr (A::plain) {
+    run_draw(0);
+  } else {
+    const std::int64_t begin = at.draw_part * grid.draws_per_part;
+    for (std::int64_t draw = begin; draw < begin + grid.draws_per_part; ++draw) run_draw(draw);
   }
   if constexpr (kSums) {
 #pragma unroll
@@ -223,7 +232,7 @@ void check_binarization(const Noise& binarization, int likelihood) {
 
 // What a plain form has no code for.
 template <class Arguments> bool is_plain(const Arguments& a, const View& elements) {
-  return !a.mask && !a.binarization.rng_state && !elements;
+  return !a.mask && !a.binarization.rng_state && !elements && a.draws == 1;
 }
 constexpr std::uint32_t kConstants = (1u << kMaxParameters) - 2;  // a parameter after the first, perhaps one number for all
 
@@ -240,14 +249,15 @@ template <class Arguments> void list_inputs(const Arguments& a, const View& elem
 void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   check_binarization(a.binarization, a.likelihood);
-  if (rows == 0) return;
+  if (rows * a.draws == 0) return;
   const View* views[kMaxParameters + 3];
   list_inputs(a, a.nll.elements, views);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a, a.nll.elements), may_be_wide(a.likelihood), kConstants,
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.nll.elements), may_be_wide(a.likelihood), kConstants,
                                                                     parameters_of(a.likelihood) <= kMostOfEight});
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
-  share(a.nll, grid, allocate);
+  grid.draw_parts = a.draws;
+  share(a.nll, grid, allocate, a.draws);
   with_kernel<true, kMostOfEight>(kind, a.likelihood, [&](auto access, auto likelihood) {
     launch("likelihood_forward", likelihood_forward<decltype(access), decltype(likelihood)>, stream, grid.blocks(), kThreads, a, grid);
   });
@@ -257,16 +267,23 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   check_binarization(a.binarization, a.likelihood);
   Gradient* summed[kMaxParameters];
-  for (int p = 0; p < kMaxParameters; ++p) summed[p] = &a.gradients[p];
+  bool over_draws = false;
+  for (int p = 0; p < kMaxParameters; ++p) {
+    summed[p] = &a.gradients[p];
+    if (a.draws == 1 && a.gradients[p].reduction == Reduction::draws) a.gradients[p].reduction = Reduction::none;
+    over_draws = over_draws || a.gradients[p].reduction == Reduction::draws;
+  }
   const bool sums = any_sum(summed);
   if (rows * columns == 0 && !sums) return;
   const View* views[2 * kMaxParameters + 3];
   list_inputs(a, a.grad_nll.elements, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 3 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, 1, {is_plain(a, a.grad_nll.elements), !sums && may_be_wide(a.likelihood),
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && may_be_wide(a.likelihood),
                                                                    kConstants, !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
+  // A block adds up all draws of its elements.
+  (sums || over_draws ? grid.draws_per_part : grid.draw_parts) = a.draws;
   if (sums) share(summed, grid, chunk_size(kind), allocate);
   const auto run_kernel = [&](auto kernel) { launch("likelihood_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
   if (sums) {

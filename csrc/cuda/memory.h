@@ -169,7 +169,9 @@ template <class A> VAE_FAST_DEVICE RowStart<A> start_at(const View& v, std::int6
     return offset;
   }
 }
-template <class A> VAE_FAST_DEVICE RowStart<A> start_of(const View& v, std::int64_t row) { return start_at<A>(v, row * v.row_stride); }
+template <class A> VAE_FAST_DEVICE RowStart<A> start_of(const View& v, std::int64_t row, std::int64_t draw = 0) {
+  return start_at<A>(v, row * v.row_stride + draw * v.draw_stride);
+}
 
 // Starts loading `count` elements from `column` on, of the row at `start`. A dense access always has all of them. A plain
 // one looks only with kMayBeConstant at whether the row is constant.
@@ -239,16 +241,16 @@ VAE_FAST_DEVICE void load(const View& v, RowStart<A> start, Column<A> column, in
 }
 
 // What comes from above: for a sample, and for each element of a chunk of it.
-VAE_FAST_DEVICE float of_sample(const Upstream& upstream, std::int64_t row) {
-  return upstream.value ? upstream.value[row * upstream.stride] : 0.0f;
+VAE_FAST_DEVICE float of_sample(const Upstream& upstream, std::int64_t row, std::int64_t draw = 0) {
+  return upstream.value ? upstream.value[row * upstream.stride + draw * upstream.draw_stride] : 0.0f;
 }
 template <class A>
 VAE_FAST_DEVICE void load_upstream(const Upstream& upstream, float of_row, std::int64_t row, Column<A> column, int count,
-                                   float (&out)[A::size]) {
+                                   float (&out)[A::size], std::int64_t draw = 0) {
 #pragma unroll
   for (int i = 0; i < A::size; ++i) out[i] = of_row;
   if constexpr (!A::plain)
-    if (upstream.elements) load<A>(upstream.elements, start_of<A>(upstream.elements, row), column, count, out);
+    if (upstream.elements) load<A>(upstream.elements, start_of<A>(upstream.elements, row, draw), column, count, out);
 }
 
 // Bit i: whether element i of the chunk is there and the mask, if any, lets it count.

@@ -36,18 +36,19 @@ VAE_FAST_DEVICE double sum_over_lanes(double value, int lanes) {
 }
 
 // The sum of a sample, from what its threads have of it.
-VAE_FAST_DEVICE void reduce_row(const Loss& out, const Grid& grid, const Place& at, double value) {
+VAE_FAST_DEVICE void reduce_row(const Loss& out, const Grid& grid, const Place& at, double value, std::int64_t draw = 0) {
   value = sum_over_lanes(value, grid.lanes());
   const bool first = (threadIdx.x & (grid.lanes() - 1)) == 0 && at.row < at.row_end;
   if (grid.segments > 1) {  // then the row has this block, and others, for itself
-    double* partial = out.partial + at.row * grid.segments;
+    const std::int64_t row = draw * grid.rows + at.row;
+    double* partial = out.partial + row * grid.segments;
     if (first) partial[at.segment] = value;
-    if (!comes_last(grid.tickets + at.row, grid.segments)) return;
+    if (!comes_last(grid.tickets + row, grid.segments)) return;
     value = 0;
     for (std::int64_t s = threadIdx.x; s < grid.segments; s += kThreads) value += __ldcg(partial + s);
     value = sum_over_lanes(value, kThreads);
   }
-  if (first) out.value[at.row * out.stride] = static_cast<float>(value);
+  if (first) out.value[at.row * out.stride + draw * out.draw_stride] = static_cast<float>(value);
 }
 
 // The sums over the threads with the same chunk, which are `lanes` apart; the first of them have the result.
@@ -66,17 +67,26 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
   for (int i = 0; i < kSize; ++i) value[i] = shared[i][threadIdx.x];
 }
 
-// A chunk of a gradient: into its tensor, or onto this thread's sum.
+// A chunk of a gradient: into its tensor, or onto this thread's sum. A sum over draws is in the tensor, and this thread's.
 template <class A, bool kSums>
 VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A> column, int count, const float (&value)[A::size],
-                          double (&sum)[A::size]) {
+                          double (&sum)[A::size], std::int64_t draw = 0) {
   if (!gradient.view) return;
   if constexpr (kSums) {
-    if (gradient.reduction != Reduction::none) {
+    if (gradient.reduction >= Reduction::batch) {
 #pragma unroll
       for (int i = 0; i < A::size; ++i)
         if (i < count) sum[i] += value[i];
       return;
+    }
+  }
+  if constexpr (!A::plain) {
+    if (draw > 0 && gradient.reduction == Reduction::draws) {
+      float before[A::size];
+      load<A>(gradient.view, start, column, count, before);
+#pragma unroll
+      for (int i = 0; i < A::size; ++i) before[i] += value[i];
+      return store<A>(gradient.view, start, column, count, before);
     }
   }
   store<A>(gradient.view, start, column, count, value);
@@ -87,7 +97,7 @@ VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A>
 template <class A>
 VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid, const Place& at, int index, double (&value)[A::size]) {
   constexpr int size = A::size;
-  if (!gradient.view || gradient.reduction == Reduction::none) return;
+  if (!gradient.view || gradient.reduction < Reduction::batch) return;
   float* out = reinterpret_cast<float*>(gradient.view.data);
   std::uint32_t* tickets = grid.tickets + index * (grid.segments + 1);
 
@@ -132,14 +142,14 @@ VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid,
 
 // ---- on the host: the memory that blocks share ----
 
-inline void share(Loss& sum, Grid& grid, const Allocate& allocate) {
+inline void share(Loss& sum, Grid& grid, const Allocate& allocate, std::int64_t draws = 1) {
   if (!sum.value || grid.segments == 1) return;
-  const Scratch scratch = allocate(grid.rows * grid.segments, grid.rows);
+  const Scratch scratch = allocate(draws * grid.rows * grid.segments, draws * grid.rows);
   sum.partial = scratch.partials;
   grid.tickets = scratch.tickets;
 }
 
-inline bool is_sum(const Gradient& g) { return g.view && g.reduction != Reduction::none; }
+inline bool is_sum(const Gradient& g) { return g.view && g.reduction >= Reduction::batch; }
 
 template <std::size_t n> bool any_sum(Gradient* const (&gradients)[n]) {
   return std::any_of(gradients, gradients + n, [](const Gradient* g) { return is_sum(*g); });

@@ -79,9 +79,11 @@ class Kernels(Protocol):
         *,
         nll: Tensor,
         rows: Rows | None = None,
+        draws: int | None = None,
     ) -> None:
         """params, target and mask of one shape, by strides of 0 where they broadcast. With rng_state the target is
-        binarized: 1 with the probability that it is."""
+        binarized: 1 with the probability that it is. With draws, nll and some of params have them before that shape;
+        all draws of a sample meet one target, with the same bits."""
 
     def likelihood_backward(
         self,
@@ -94,7 +96,9 @@ class Kernels(Protocol):
         *,
         grads: tuple[Tensor | None, ...],
         rows: Rows | None = None,
-    ) -> None: ...
+        draws: int | None = None,
+    ) -> None:
+        """With draws, grad_nll has them; the gradient of a parameter without is summed over them, too, and in float32."""
 
     def categorical_forward(
         self, logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor

@@ -28,16 +28,22 @@ def elementwise_nll(
     **others: Tensor | float | None,
 ) -> Tensor:
     """The nll that the op calls `op_name`. `param` has target's shape, the `others` broadcast to it (`optional`: None
-    is 0). An error names them as here."""
+    is 0), and all may have draws. An error names them as here."""
     check_tensor(param_name, param)
-    check_target(target, param_name, param)
-    params = [param]
+    draws = check_target(target, param_name, param)
+    params, like = [param], param if draws is None else param.expand(draws, *target.shape)
     for name, other in others.items():
-        params.append(check_parameter(name, other, param_name, param, optional))
+        found = check_parameter(name, other, param_name, like, optional, draws is None)
+        if draws is None and found.ndim > like.ndim:
+            draws = found.shape[0]
+            like = param.expand(draws, *target.shape)
+        if draws is not None and found.ndim == like.ndim and found.shape[0] != draws:
+            found = found.squeeze(0)  # one for all draws
+        params.append(found)
     if mask is not None:
         check_mask(mask, target)
     if weight is not None:
-        check_per_sample("weight", weight, param)
+        check_per_sample("weight", weight, target, draws)
     per_element = reduction != "sample" and check_reduction(reduction)
-    nll = likelihood(op_name, target, *params, mask=mask, per_element=per_element)
-    return nll if weight is None else weighted(nll, weight)
+    nll = likelihood(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)
+    return nll if weight is None else weighted(nll, weight, target.ndim if per_element else 1)

@@ -31,13 +31,13 @@ def check_layer(
 ) -> int:
     """The checks of likelihoods with a parameter per element; returns how many parameters the layer makes."""
     _check_linear(hidden, weight, bias)
-    if hidden.ndim != 2:
+    if hidden.ndim not in (2, 3):
         raise ValueError(f"expected hidden to have shape (batch, H), but got {shape_of(hidden)}")
     check_target_type("target", target)
     check_device("target", target, "hidden", hidden)
-    if target.ndim < 2 or target.shape[0] != hidden.shape[0]:
+    if target.ndim < 2 or target.shape[0] != hidden.shape[-2]:
         raise ValueError(
-            f"expected target to have shape ({hidden.shape[0]}, features, ...) for hidden of shape {shape_of(hidden)}, "
+            f"expected target to have shape ({hidden.shape[-2]}, features, ...) for hidden of shape {shape_of(hidden)}, "
             f"but got {shape_of(target)}: the first dim is the batch"
         )
     features = math.prod(target.shape[1:])
@@ -51,7 +51,8 @@ def check_layer(
             f"expected weight to have {takes} rows for target's {features} elements per sample, "
             f"but got shape {shape_of(weight)}"
         )
-    _check_options(target, "target", target.shape, mask, sample_weight)
+    draws = hidden.shape[0] if hidden.ndim == 3 else None
+    _check_options(target, "target", target.shape, mask, sample_weight, draws)
     return weight.shape[0] // features
 
 
@@ -72,13 +73,16 @@ def check_class_layer(
         check_class_type("target", target)
     check_device("target", target, "hidden", hidden)
     positions = tuple(hidden.shape[:-1])
-    expected = (*positions, weight.shape[0]) if counts else positions
-    if tuple(target.shape) != expected:
+    classes = (weight.shape[0],) if counts else ()
+    expected, draws = (*positions, *classes), None
+    if len(positions) > 1 and tuple(target.shape) == expected[1:]:
+        draws, positions = positions[0], positions[1:]
+    elif tuple(target.shape) != expected:
         raise ValueError(
             f"expected target to have shape {expected} for hidden of shape {shape_of(hidden)} "
             f"and weight of shape {shape_of(weight)}, but got {shape_of(target)}"
         )
-    _check_options(target, "the positions of target", positions, mask, sample_weight)
+    _check_options(target, "the positions of target", positions, mask, sample_weight, draws)
 
 
 def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -108,11 +112,16 @@ def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_options(
-    target: Tensor, masked: str, shape: Sequence[int], mask: Tensor | None, sample_weight: Tensor | None
+    target: Tensor,
+    masked: str,
+    shape: Sequence[int],
+    mask: Tensor | None,
+    sample_weight: Tensor | None,
+    draws: int | None,
 ) -> None:
     if mask is not None:
         check_mask(mask, target, masked, shape)
-    check_per_sample("sample_weight", sample_weight, target)
+    check_per_sample("sample_weight", sample_weight, target, draws)
 
 
 def check_fixed_param(

@@ -64,16 +64,18 @@ def bernoulli_nll(
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, appendix C.1.
     """
     check_tensor("logits", logits)
-    check_target(target, "logits", logits)
+    draws = check_target(target, "logits", logits)
     if mask is not None:
         check_mask(mask, target)
     if weight is not None:
-        check_per_sample("weight", weight, logits)
+        check_per_sample("weight", weight, target, draws)
     if binarize or rng_state is not None or generator is not None:
         rng_state = resolve_bits_state(target, binarize, generator, rng_state)
     per_element = reduction != "sample" and check_reduction(reduction)
-    nll = likelihood("bernoulli", target, logits, mask=mask, rng_state=rng_state, per_element=per_element)
-    return nll if weight is None else weighted(nll, weight)
+    nll = likelihood(
+        "bernoulli", target, logits, mask=mask, rng_state=rng_state, per_element=per_element, draws=draws
+    )
+    return nll if weight is None else weighted(nll, weight, target.ndim if per_element else 1)
 
 
 def bernoulli_nll_from_probs(

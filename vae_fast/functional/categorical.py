@@ -45,13 +45,14 @@ def categorical_nll(
     Source: Bowman et al., "Generating sentences from a continuous space", 2016.
     """
     check_logits(logits)
-    check_classes(target, logits)
+    draws = check_classes(target, logits)
     if mask is not None:
         check_mask(mask, target)
     if weight is not None:
-        check_per_sample("weight", weight, logits)
-    nll = categorical(logits, target, mask, reduction != "sample" and check_reduction(reduction))
-    return nll if weight is None else weighted(nll, weight)
+        check_per_sample("weight", weight, target, draws)
+    per_element = reduction != "sample" and check_reduction(reduction)
+    nll = categorical(logits, target, mask, per_element, draws)
+    return nll if weight is None else weighted(nll, weight, target.ndim if per_element else 1)
 
 
 def linear_categorical_nll(

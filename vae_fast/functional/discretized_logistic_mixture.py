@@ -46,10 +46,11 @@ def discretized_logistic_mixture_nll(
 
     Source: Salimans et al., "PixelCNN++", 2017, sections 2.1 and 2.2.
     """
-    check_mixture(params, target)
+    draws = check_mixture(params, target)
     if mask is not None:
         check_mask(mask, target, "the pixels of target", (target.shape[0], 1, *target.shape[2:]))
     if weight is not None:
-        check_per_sample("weight", weight, params)
-    nll = mixture(params, target, mask, reduction != "sample" and check_reduction(reduction))
-    return nll if weight is None else weighted(nll, weight)
+        check_per_sample("weight", weight, target, draws)
+    per_element = reduction != "sample" and check_reduction(reduction)
+    nll = mixture(params, target, mask, per_element)
+    return nll if weight is None else weighted(nll, weight, target.ndim - 1 if per_element else 1)

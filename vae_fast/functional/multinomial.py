@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_logits, check_mask, check_per_sample, check_reduction, check_target
+from ..checks import check_counts, check_logits, check_mask, check_per_sample, check_reduction
 from ..likelihoods.numerics import weighted
 from ..ops.categorical import categorical
 from ..ops.linear_likelihood import linear_likelihood
@@ -44,13 +44,14 @@ def multinomial_nll(
     Source: Liang et al., "Variational autoencoders for collaborative filtering", 2018.
     """
     check_logits(logits)
-    check_target(target, "logits", logits)
+    draws = check_counts(target, logits)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
     if weight is not None:
-        check_per_sample("weight", weight, logits)
-    nll = categorical(logits, target, mask, reduction != "sample" and check_reduction(reduction))
-    return nll if weight is None else weighted(nll, weight)
+        check_per_sample("weight", weight, target, draws)
+    per_element = reduction != "sample" and check_reduction(reduction)
+    nll = categorical(logits, target, mask, per_element, draws)
+    return nll if weight is None else weighted(nll, weight, target.ndim - 1 if per_element else 1)
 
 
 def linear_multinomial_nll(

@@ -21,7 +21,7 @@ def bernoulli_nll(
 ) -> Tensor:
     """x log(1 + exp(-l)) + (1 - x) log(1 + exp(l)): terms of one sign."""
     x, el = read(target, logits, mask=mask)
-    return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight, reduction)
+    return total(-x * F.logsigmoid(el) - (1 - x) * F.logsigmoid(-el), mask, weight, reduction, target.ndim)
 
 
 def bernoulli_nll_from_probs(
@@ -41,7 +41,7 @@ def bernoulli_nll_from_probs(
     parabola = 0.5e12 * (safe - x.detach()) ** 2
     far = F.binary_cross_entropy(safe.detach(), x, reduction="none") + (parabola - parabola.detach())
     invalid = torch.where(valid, 0.0, p) * torch.where(valid, 1.0, torch.nan)
-    return total(torch.where(flat, far, near) + invalid, mask, weight, reduction)
+    return total(torch.where(flat, far, near) + invalid, mask, weight, reduction, target.ndim)
 
 
 def d_bernoulli_probs(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:

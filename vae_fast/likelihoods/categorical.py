@@ -22,7 +22,7 @@ def categorical_nll(
 ) -> Tensor:
     """-log_softmax(l)[x], 0 where x is -100, NaN where there is no class x."""
     el = logits.to(widest(logits))
-    index, classes = target.long(), logits.shape[-1]
+    index, classes = target.long().expand(logits.shape[:-1]), logits.shape[-1]
     counted = index != IGNORED
     if mask is not None:
         counted = counted & mask
@@ -30,7 +30,8 @@ def categorical_nll(
     known = (index >= 0) & (index < classes)
     log_p = torch.log_softmax(el, -1).gather(-1, torch.where(known, index, 0)[..., None])[..., 0]
     nll = -log_p * torch.where(known, 1.0, torch.nan)
-    return weighted(total(nll, counted, None, reduction).to(arithmetic_dtype(logits)), weight)
+    nll = total(nll, counted, None, reduction, target.ndim).to(arithmetic_dtype(logits))
+    return weighted(nll, weight, 1 if reduction == "sample" else target.ndim)
 
 
 CATEGORICAL = Spec(

@@ -29,8 +29,9 @@ def continuous_bernoulli_nll(
     near = (0.5 - x) * el + torch.log1p(_sinh_series(torch.where(small, el / 2, 0.0))[0])
     a = torch.where(small, 2.0, el.abs())
     far = a * torch.where(el < 0, x, 1 - x) + torch.log1p(-torch.exp(-a)) - torch.log(a)
-    nll = total(torch.where(small, near, far), mask, None, reduction)
-    return weighted(nll.to(arithmetic_dtype(target, logits)), weight)
+    nll = total(torch.where(small, near, far), mask, None, reduction, target.ndim)
+    dtype = arithmetic_dtype(target, logits)
+    return weighted(nll.to(dtype), weight, 1 if reduction == "sample" else target.ndim)
 
 
 def d_continuous_bernoulli(x: Tensor, el: Tensor) -> tuple[Tensor, ...]:

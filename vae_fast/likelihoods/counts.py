@@ -30,8 +30,9 @@ def count_nll(
     reduction: str,
 ) -> Tensor:
     values = read(target, *params, mask=mask, dtype=torch.float64, counts=True)
-    nll = total(with_derivatives(terms, derivatives, *values), mask, None, reduction)
-    return weighted(nll.to(arithmetic_dtype(target, *params)), weight)
+    nll = total(with_derivatives(terms, derivatives, *values), mask, None, reduction, target.ndim)
+    dtype = arithmetic_dtype(target, *params)
+    return weighted(nll.to(dtype), weight, 1 if reduction == "sample" else target.ndim)
 
 
 def domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

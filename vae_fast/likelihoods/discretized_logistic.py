@@ -28,7 +28,7 @@ def discretized_logistic_nll(
 ) -> Tensor:
     """-log P(level of x) under a logistic, x in [0, 1] in 256 levels; mean and scale in the units of 2 x - 1."""
     x, m, s = read(target, mean, log_scale, mask=mask)
-    return total(discretized_logistic(2 * x - 1, m, s), mask, weight, reduction)
+    return total(discretized_logistic(2 * x - 1, m, s), mask, weight, reduction, target.ndim)
 
 
 def discretized_logistic(t: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

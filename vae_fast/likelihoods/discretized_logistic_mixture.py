@@ -46,6 +46,14 @@ def discretized_logistic_mixture_nll(
     reduction: str = "sample",
 ) -> Tensor:
     """-log sum_k softmax(logits)_k prod_channels P_k(x | channels before), in float64: a scale may be e^-7."""
+    if params.ndim > target.ndim:  # draws
+        lead = params.shape[:2]
+        x = target.expand(lead[0], *target.shape).flatten(0, 1)
+        if mask is not None:
+            mask = mask.expand(*lead, 1, *target.shape[2:]).flatten(0, 1)
+        nll = discretized_logistic_mixture_nll(params.flatten(0, 1), x, mask=mask, reduction=reduction)
+        nll = nll.unflatten(0, lead)
+        return weighted(nll, weight, nll.ndim - 1)
     wide = read(target, params, mask=mask, dtype=widest(params))
     x, p = (v.flatten(2) if v.ndim > 2 else v[..., None] for v in wide)
     logits, means, log_scales, coefficients = unpack(p, x.shape[1])
@@ -60,7 +68,8 @@ def discretized_logistic_mixture_nll(
         nll = torch.where(mask.expand(shape).reshape(nll.shape), nll, 0.0)
     if reduction == "none":
         nll = nll.view(target.shape[0], *target.shape[2:])
-    return weighted(total(nll, None, None, reduction).to(arithmetic_dtype(params, target)), weight)
+    nll = total(nll, None, None, reduction).to(arithmetic_dtype(params, target))
+    return weighted(nll, weight, nll.ndim)
 
 
 def derivatives(params: Tensor, target: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def laplace_nll(
     """log 2 + s + |x - m| exp(-s); log_scale None is 0."""
     x, m, s = read(target, location, log_scale, mask=mask)
     distance = times_exp(x - m, -s) * sign(x - m).detach()
-    return total(math.log(2) + s + distance, mask, weight, reduction)
+    return total(math.log(2) + s + distance, mask, weight, reduction, target.ndim)
 
 
 def d_laplace(x: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ def linear_nll(
         if parameter.may_be_fixed and len(outputs) < len(spec.parameters):
             params.append(parameter.default if value is None else value)
         elif i == 0 and library is not None:
-            params.append(library_share(next(made), library, mask))
+            params.append(library_share(next(made), library, mask, target.ndim))
         else:
             params.append(linked(parameter, next(made), mask))
     first, *others = params
@@ -47,9 +47,9 @@ def linear_nll(
 
 
 def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
-    """The layer's outputs: one tensor in target's shape for every parameter."""
+    """The layer's outputs: one tensor in target's shape, after hidden's draws, for every parameter."""
     heads = F.linear(hidden, weight, bias).split(math.prod(target.shape[1:]), -1)
-    return [head.view(target.shape) for head in heads]
+    return [head.view(*hidden.shape[:-2], *target.shape) for head in heads]
 
 
 def linked(parameter: Parameter, outputs: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,11 +65,13 @@ def linked(parameter: Parameter, outputs: Tensor, mask: Tensor | None) -> Tensor
     return torch.exp(outputs)
 
 
-def library_share(outputs: Tensor, library: Tensor, mask: Tensor | None) -> Tensor:
-    """The library's size times the softmax of the outputs over all features."""
+def library_share(outputs: Tensor, library: Tensor, mask: Tensor | None, ndim: int) -> Tensor:
+    """The library's size times the softmax of the outputs over all features, that is over all but the first of the last
+    `ndim` dims."""
     (outputs,) = upcast(outputs)
-    share = torch.softmax(outputs.flatten(1), -1).view_as(outputs)
-    sizes = library.view(-1, *(1,) * (outputs.ndim - 1))
+    share = torch.softmax(outputs.flatten(1 - ndim), -1).view_as(outputs)
+    sizes = library.view(-1, *(1,) * (ndim - 1))
     if mask is not None:  # a sample that is left out altogether may have any size
-        sizes = torch.where(mask.expand_as(outputs).flatten(1).any(1).view_as(sizes), sizes, 0.0)
+        kept = mask.expand(outputs.shape[-ndim:]).flatten(1).any(1)
+        sizes = torch.where(kept.view_as(sizes), sizes, 0.0)
     return sizes * share

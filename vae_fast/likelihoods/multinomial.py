@@ -27,8 +27,10 @@ def multinomial_nll(
     half = 0.5 * el - 0.5 * el.detach().max(-1, keepdim=True).values  # twice of it might not fit
     log_sum = torch.logsumexp(2 * half, -1)
     counted = 2 * (x * half.masked_fill((x == 0) & (half == -math.inf), 0)).sum(-1)
-    nll = total(x.sum(-1) * log_sum - counted, None, None, reduction)
-    return weighted(nll.to(arithmetic_dtype(logits, target)), weight)
+    ndim = target.ndim - 1
+    nll = total(x.sum(-1) * log_sum - counted, None, None, reduction, ndim)
+    nll = nll.to(arithmetic_dtype(logits, target))
+    return weighted(nll, weight, 1 if reduction == "sample" else ndim)
 
 
 MULTINOMIAL = Spec(

@@ -25,9 +25,9 @@ def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
-def per_sample(x: Tensor) -> Tensor:
-    """Sum over all dims but the first."""
-    return x.sum(dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x
+def per_sample(x: Tensor, ndim: int) -> Tensor:
+    """Sum over all dims of (batch, ...), `ndim` dims, but the first. Draws before them stay."""
+    return x.sum(dim=tuple(range(1 - ndim, 0))) if ndim > 1 else x
 
 
 def times_exp(d: Tensor, x: Tensor) -> Tensor:
@@ -69,12 +69,20 @@ def read(
     return tuple(values if mask is None else (torch.where(mask, v, 1.0) for v in values))
 
 
-def total(terms: Tensor, mask: Tensor | None, weight: Tensor | None, reduction: str) -> Tensor:
-    """The weighted sum of each sample, over what the mask leaves in; or, with "none", each element's part of it."""
+def total(
+    terms: Tensor, mask: Tensor | None, weight: Tensor | None, reduction: str, ndim: int | None = None
+) -> Tensor:
+    """The weighted sum of each sample, over what the mask leaves in; or, with "none", each element's part of it.
+
+    Terms are (batch, ...), of `ndim` dims where draws stand before them.
+    """
+    ndim = terms.ndim if ndim is None else ndim
     nll = terms if mask is None else torch.where(mask, terms, 0.0)
-    return weighted(per_sample(nll) if reduction == "sample" else nll, weight)
+    if reduction == "sample":
+        return weighted(per_sample(nll, ndim), weight)
+    return weighted(nll, weight, ndim)
 
 
-def weighted(nll: Tensor, weight: Tensor | None) -> Tensor:
-    """Times a factor for each sample."""
-    return nll if weight is None else nll * weight.view(-1, *(1,) * (nll.ndim - 1))
+def weighted(nll: Tensor, weight: Tensor | None, ndim: int = 1) -> Tensor:
+    """Times a factor for each sample (or each of its draws); nll has `ndim` dims from the batch on."""
+    return nll if weight is None else nll * weight.view(*weight.shape, *(1,) * (ndim - 1))

@@ -124,11 +124,16 @@ def empty(
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-def empty_loss(backend: Any, like: Tensor, per_element: bool, dtype: torch.dtype) -> Tensor:
-    """Where the kernel writes a loss of `like` (batch, ...): of each sample, or of each element, in its layout."""
+def empty_loss(
+    backend: Any, like: Tensor, per_element: bool, dtype: torch.dtype, draws: int | None = None
+) -> Tensor:
+    """Where the kernel writes a loss of `like` (batch, ...): of each sample, or of each element, in its layout; after
+    the draws, if there are any."""
     if per_element:
-        return empty_like(backend, like, dtype=dtype)
+        return empty_like(backend, like, draws, dtype)
     n = like.shape[0]
+    if draws is not None:
+        return torch.empty((draws, n), dtype=dtype, device=like.device)
     if like.dtype is dtype:  # a quarter less time
         return like.new_empty(n)
     return torch.empty(n, dtype=dtype, device=like.device)
@@ -157,16 +162,23 @@ def empty_like(
     return empty(backend, shape, dtype, like.device, strides)
 
 
-def empty_gradient(backend: Any, param: Tensor | None, shape: Sequence[int], wanted: bool) -> Tensor | None:
-    """Where the kernel writes the gradient of `param`, which broadcasts to `shape` (batch, ...).
+def empty_gradient(
+    backend: Any, param: Tensor | None, shape: Sequence[int], wanted: bool, draws: int | None = None
+) -> Tensor | None:
+    """Where the kernel writes the gradient of `param`, which broadcasts to `shape` (batch, ...), after draws or not.
 
-    Full shape: one per element. shape[1:]: summed over the batch. (): summed over everything.
+    (draws, *shape), or shape where there are no draws: one per element. shape beside draws: summed over them.
+    shape[1:]: summed over the batch, too. (): summed over everything.
     """
     if param is None or not wanted:
         return None
     if param.ndim == len(shape) and param.shape == shape:
-        return empty_like(backend, param)
-    if param.numel() == 1:
+        return empty_like(backend, param, dtype=None if draws is None else result_dtype(param))
+    if draws is not None and param.ndim > len(shape):
+        if param.shape[1:] == shape:
+            return empty_like(backend, param)
+        shape = (draws, *shape)
+    elif param.numel() == 1:
         shape = ()
     elif param.ndim < len(shape) or param.shape[0] == 1:
         shape = shape[1:]

@@ -20,15 +20,48 @@ from .op import Args, Gradients, Op
 
 
 def categorical(
-    logits: Tensor, target: Tensor, mask: Tensor | None = None, per_element: bool = False
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    per_element: bool = False,
+    draws: int | None = None,
 ) -> Tensor:
     """The negative log-likelihood. The arguments have been checked in `functional`."""
+    if draws is not None:
+        return _of_draws(draws, logits, target, mask, per_element)
     backend = _common.dispatch("categorical", logits, target, mask)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         function = reference.multinomial_nll if target.ndim == logits.ndim else reference.categorical_nll
         return function(logits, target, mask=mask, reduction="none" if per_element else "sample")
     nll: Tensor = CATEGORICAL(backend, logits, target, mask, per_element)
     return nll
+
+
+def _of_draws(
+    draws: int, logits: Tensor, target: Tensor, mask: Tensor | None, per_element: bool
+) -> Tensor:
+    """The draws as the op's batch, and all positions of all samples as its positions: the target has stride 0."""
+    shape, classes = logits.shape[1:-1], logits.shape[-1]
+    positions = math.prod(shape)
+    if mask is not None:
+        mask = mask.expand(shape).reshape(positions)
+    if target.ndim == len(shape):
+        target = target.reshape(positions)
+        if mask is not None:
+            target, mask = _without(target, mask), None
+    else:
+        target = target.reshape(positions, classes)
+    target = target.expand(draws, *target.shape)
+    nll = categorical(logits.reshape(draws, positions, classes), target, mask, per_element=True)
+    nll = nll.view(draws, *shape)
+    if per_element or len(shape) == 1:
+        return nll
+    return nll.flatten(2).sum(2, dtype=torch.float64).to(nll.dtype)
+
+
+def _without(target: Tensor, mask: Tensor) -> Tensor:
+    """Classes, those that the mask leaves out ignored."""
+    return torch.where(mask, target if target.dtype != torch.uint8 else target.to(torch.int16), IGNORED)
 
 
 def categorical_forward(
@@ -75,7 +108,7 @@ def _flatten(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
         return logits.reshape(*shape, classes), target.reshape(*shape, classes), mask
     target = target.reshape(shape)
     if mask is not None:
-        target = torch.where(mask, target if target.dtype != torch.uint8 else target.to(torch.int16), IGNORED)
+        target = _without(target, mask)
     return logits.reshape(*shape, classes), target, None
 
 

@@ -33,7 +33,7 @@ Gradients = list[Tensor | None]
 class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
-    hidden (batch, ..., H) and weight (heads * features, H); `dtype` is that of the matrix products; `forward_grads`
+    hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix products; `forward_grads`
     says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second parameter where the layer does
     not make it.
     """
@@ -71,9 +71,54 @@ class Inputs(NamedTuple):
         return self.hidden, self.weight, self.bias, self.library, *self.fixed_params
 
     @property
+    def draws(self) -> int | None:
+        """How many hidden has of each sample of target, if it has that dim."""
+        spec, hidden = self.spec, self.hidden
+        of_positions = self.target.ndim - spec.is_counts if spec.op == "categorical" else 1
+        return hidden.shape[0] if hidden.ndim - 1 > of_positions else None
+
+    @property
+    def num_lead(self) -> int:
+        """The number of dims of a loss per sample: batch, or draws and batch."""
+        return 1 if self.draws is None else 2
+
+    @property
     def is_per_sample(self) -> tuple[bool, ...]:
-        """Whose gradient has rows of its own for every sample, rather than being a sum over samples."""
+        """Whose gradient has rows of its own for every sample, rather than being a sum over samples or draws."""
+        if self.draws is not None:
+            return True, *(False for _ in self.grad_inputs[1:])
         return True, False, False, True, *(has_rows(p, self.target) for p in self.fixed_params)
+
+
+class Chunk(NamedTuple):
+    """Rows of hidden, of the chunk's buffers and of the samples; how many draws of these the rows are."""
+
+    rows: slice
+    own: slice
+    samples: slice
+    draws: int | None
+
+    def by_draw(self, tensor: Tensor) -> Tensor:
+        """Rows (rows, ...), after their draws if there are any."""
+        return tensor if self.draws is None else tensor.unflatten(0, (self.draws, -1))
+
+
+def cut(size: int, draws: int | None, most: int) -> Iterator[Chunk]:
+    """Chunks of at most `most` rows, evenly cut, so that the last is as worthwhile as the others: all draws of some
+    samples would be rows apart, so it is all samples of some draws, or some samples of one."""
+    step = _even(size, most)
+    together = 1 if draws is None or step < size else _even(draws, max(1, most // max(1, size)))
+    for draw in range(0, draws or 1, together) if draws != 0 else ():
+        count = min(together, (draws or 1) - draw)
+        for start in range(0, size, step):
+            samples = slice(start, min(start + step, size))
+            first = draw * size + start
+            rows = slice(first, first + (count - 1) * size + samples.stop - start)
+            yield Chunk(rows, slice(rows.stop - first), samples, None if draws is None else count)
+
+
+def _even(size: int, most: int) -> int:
+    return max(1, -(-size // max(1, -(-size // most))))
 
 
 def run_chunks(
@@ -113,21 +158,20 @@ class _Layer:
         self.linked = any(head.is_log for head in inputs.heads)
         wide = torch.float32 if self.linked else dtype
         needs_grad = any(g is not None for g in grads)
-        # Evenly cut, so that the last chunk is as worthwhile as the others.
-        count = max(1, -(-size // _most_rows(self.weight, wide, needs_grad)))
-        self.step = max(1, -(-size // count))
-        self.is_whole = self.step >= size
-        self.buffer = _common.empty(backend, (min(self.step, size), outputs), dtype, device)
+        draws = inputs.draws
+        samples = size if draws is None else math.prod(inputs.hidden.shape[1:-1])
+        self.plan = list(cut(samples, draws, _most_rows(self.weight, wide, needs_grad)))
+        self.most_rows = max((chunk.own.stop for chunk in self.plan), default=0)
+        self.is_whole = len(self.plan) <= 1
+        self.buffer = _common.empty(backend, (self.most_rows, outputs), dtype, device)
         self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device) if needs_grad else None
-        _, grad_weight, grad_bias, _, *grad_fixed = grads
+        _, grad_weight, grad_bias, *grad_others = grads
         # A row a chunk, added up in the end.
         self.bias_sums = None
         if grad_bias is not None:
-            self.bias_sums = (
-                grad_bias[None] if count == 1 else grad_bias.new_empty(-(-size // self.step), outputs)
-            )
+            self.bias_sums = grad_bias[None] if self.is_whole else grad_bias.new_empty(len(self.plan), outputs)
         # The weight's gradient is overwritten by the first chunk, if there is one.
-        for grad, is_per_sample in zip(grad_fixed, inputs.is_per_sample[4:], strict=True):
+        for grad, is_per_sample in zip(grad_others, inputs.is_per_sample[3:], strict=True):
             if grad is not None and not is_per_sample:
                 grad.zero_()
         if size == 0:
@@ -139,24 +183,22 @@ class _Layer:
         """The rows of a chunk. A view takes longer than a small kernel: a single chunk has none."""
         return tensor if self.is_whole else tensor[rows]
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """(rows, outputs, where to write their gradients)"""
-        size, transposed = self.hidden.shape[0], self.weight.t()
-        for start in range(0, size, self.step):
-            rows = slice(start, min(start + self.step, size))
-            hidden = self.cut(self.hidden, rows).to(self.weight.dtype)
-            own = slice(rows.stop - start)
-            outputs = self.cut(self.buffer, own)
+    def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
+        """(chunk, outputs, where to write their gradients)"""
+        transposed = self.weight.t()
+        for i, chunk in enumerate(self.plan):
+            hidden = self.cut(self.hidden, chunk.rows).to(self.weight.dtype)
+            outputs = self.cut(self.buffer, chunk.own)
             if self.bias is None:
                 torch.mm(hidden, transposed, out=outputs)
             else:
                 torch.addmm(self.bias, hidden, transposed, out=outputs)
-            grad_outputs = None if self.grad_buffer is None else self.cut(self.grad_buffer, own)
-            yield rows, outputs.float() if self.linked else outputs, grad_outputs
+            grad_outputs = None if self.grad_buffer is None else self.cut(self.grad_buffer, chunk.own)
+            yield chunk, outputs.float() if self.linked else outputs, grad_outputs
             if grad_outputs is not None:
-                self.backward(rows, hidden, grad_outputs.to(self.weight.dtype))
+                self.backward(i, chunk.rows, hidden, grad_outputs.to(self.weight.dtype))
 
-    def backward(self, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
+    def backward(self, i: int, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
         grad_hidden, grad_weight, *_ = self.grads
         if grad_hidden is not None:
             out = self.cut(grad_hidden.flatten(0, -2), rows)
@@ -167,9 +209,9 @@ class _Layer:
             else:
                 out.copy_(torch.mm(grad_outputs, self.weight))
         if grad_weight is not None:
-            _add_product(grad_weight, grad_outputs.t(), hidden, beta=min(rows.start, 1))
+            _add_product(grad_weight, grad_outputs.t(), hidden, beta=min(i, 1))
         if self.bias_sums is not None:
-            torch.sum(grad_outputs, 0, dtype=torch.float32, out=self.bias_sums[rows.start // self.step])
+            torch.sum(grad_outputs, 0, dtype=torch.float32, out=self.bias_sums[i])
 
     def finish(self) -> None:
         """After the last chunk."""
@@ -181,86 +223,113 @@ class _Layer:
 def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     likelihood, target, library, backend = inputs.likelihood, inputs.target, inputs.library, layer.backend
     spec, features = inputs.spec, math.prod(target.shape[1:])
+    if inputs.draws is not None:
+        nll = None if nll is None else nll.view(-1)
+        grad_nll = None if grad_nll is None else grad_nll.reshape(-1)
     columns = [
         (head, slice(i * features, (i + 1) * features)) for i, head in enumerate(inputs.heads) if head.is_log
     ]
-    share = None  # softmax of the first head
+    share_buffer = None  # softmax of the first head
     if library is not None:
-        share = _common.empty(backend, (layer.step, features), torch.float32, target.device)
+        share_buffer = _common.empty(backend, (layer.most_rows, features), torch.float32, target.device)
     grad_library, *grad_fixed = layer.grads[3:]
-    for rows, outputs, grad_outputs in layer.chunks():
-        x = layer.cut(target, rows)
-        size = x.shape[0]
+    for chunk, outputs, grad_outputs in layer.chunks():
+        x, share = layer.cut(target, chunk.samples), None
+        size, draws = x.shape[0], chunk.draws
+        outputs = chunk.by_draw(outputs)
         for i, (head, at) in enumerate(columns):
-            param = outputs[:, at]
-            if i == 0 and share is not None and library is not None:
-                torch.softmax(param, -1, out=share[:size])
-                torch.mul(share[:size], library[rows, None], out=param)
+            param = outputs[..., at]
+            if i == 0 and share_buffer is not None and library is not None:
+                share = chunk.by_draw(share_buffer[chunk.own])
+                torch.softmax(param, -1, out=share)
+                torch.mul(share, library[chunk.samples, None], out=param)
             else:
                 (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
-        fixed_params = [layer.cut(p, rows) if has_rows(p, target) else p for p in inputs.fixed_params]
+        fixed_params = [
+            layer.cut(p, chunk.samples) if has_rows(p, target) else p for p in inputs.fixed_params
+        ]
         mask = inputs.mask
         if mask is not None:
-            mask = _common.expand(layer.cut(mask, rows) if has_rows(mask, target) else mask, x.shape)
+            mask = _common.expand(layer.cut(mask, chunk.samples) if has_rows(mask, target) else mask, x.shape)
         params = spec.in_order(_by_head(outputs, x.shape), [_common.expand(p, x.shape) for p in fixed_params])
         if nll is not None:
-            backend.likelihood_forward(likelihood, params, x, mask, None, nll=layer.cut(nll, rows))
+            losses = chunk.by_draw(layer.cut(nll, chunk.rows))
+            backend.likelihood_forward(likelihood, params, x, mask, None, nll=losses, draws=draws)
         if grad_outputs is None or grad_nll is None:
             continue
 
         sums = [
-            _common.empty_gradient(backend, p, x.shape, g is not None)
+            _common.empty_gradient(backend, p, x.shape, g is not None, draws)
             for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
+        grad_outputs = chunk.by_draw(grad_outputs)
         grads = spec.in_order(_by_head(grad_outputs, x.shape), sums)
-        backend.likelihood_backward(likelihood, params, x, mask, None, layer.cut(grad_nll, rows), grads=grads)
+        upstream = chunk.by_draw(layer.cut(grad_nll, chunk.rows))
+        backend.likelihood_backward(likelihood, params, x, mask, None, upstream, grads=grads, draws=draws)
         for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
             if grad is not None and part is not None:
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
-                if grad.shape == p.shape and not has_rows(p, target):
-                    grad += part
-                else:
-                    grad[rows] = part
+                _put(grad, part, chunk if grad.shape != p.shape or has_rows(p, target) else None)
         if grad_library is not None and share is not None:
-            grad_library[rows] = (grad_outputs[:, :features] * share[:size]).sum(-1)
+            of_library = (grad_outputs[..., :features] * share).sum(-1)
+            _put(grad_library, of_library if draws is None else of_library.sum(0), chunk)
         for _, at in columns:
-            grad_outputs[:, at].mul_(outputs[:, at])
+            grad_outputs[..., at].mul_(outputs[..., at])
             if mask is not None:  # 0 times a parameter that overflowed
-                grad_outputs[:, at].masked_fill_(~mask.reshape(size, features), 0)
+                grad_outputs[..., at].masked_fill_(~mask.reshape(size, features), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
-            total = grad_outputs[:, :features].sum(-1, keepdim=True)
-            grad_outputs[:, :features].addcmul_(share[:size], total, value=-1)
+            total = grad_outputs[..., :features].sum(-1, keepdim=True)
+            grad_outputs[..., :features].addcmul_(share, total, value=-1)
+
+
+def _put(grad: Tensor, part: Tensor, chunk: Chunk | None) -> None:
+    """A chunk's part of a gradient, which has rows of its own for the chunk's samples, or for draws of them a share."""
+    if chunk is None:
+        grad += part
+    elif chunk.draws is None:
+        grad[chunk.samples] = part
+    else:
+        grad[chunk.samples] += part
 
 
 def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     """Every position of every sample is a row."""
-    positions = inputs.hidden.shape[:-1]
+    positions = inputs.hidden.shape[inputs.num_lead - 1 : -1]
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
     if grad_nll is not None:
-        grad_nll = _common.per_sample(grad_nll, len(positions)).expand(positions).reshape(-1, 1)
+        grad_nll = grad_nll[(..., *(None,) * (len(positions) - 1))].expand(inputs.hidden.shape[:-1])
+        grad_nll = grad_nll.reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
-    for rows, outputs, grad_outputs in layer.chunks():
-        logits = outputs.unsqueeze(1)
+    for chunk, outputs, grad_outputs in layer.chunks():
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
         if nll is not None:
-            part = layer.cut(nll.view(-1, 1), rows)
-        x = layer.cut(target, rows)
+            part = layer.cut(nll.view(-1, 1), chunk.rows)
+        x, kept_out = layer.cut(target, chunk.samples), None if masked is None else masked[chunk.samples]
+        if chunk.draws is None:
+            shape: tuple[int, ...] = (outputs.shape[0], 1)
+        else:  # the draws are the kernel's batch, the rows of each its positions
+            shape = (chunk.draws, x.shape[0])
+            x = x.squeeze(1).expand(*shape, *x.shape[2:])
+            kept_out = None if kept_out is None else kept_out.view(-1)
+        logits = outputs.view(*shape, -1)
+        part, lse, total = part.view(shape), lse.view(shape), total.view(shape)
         layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
-        if nll is not None and masked is not None:
-            part.masked_fill_(masked[rows], 0)
+        if nll is not None and kept_out is not None:
+            part.masked_fill_(kept_out, 0)
         if grad_outputs is not None and grad_nll is not None:
-            layer.backend.categorical_backward(
-                logits, x, lse, total, layer.cut(grad_nll, rows), grad_logits=grad_outputs.unsqueeze(1)
-            )
-            if masked is not None:
-                grad_outputs.masked_fill_(masked[rows], 0)
+            grad_logits = grad_outputs.view(*shape, -1)
+            upstream = layer.cut(grad_nll, chunk.rows).view(shape)
+            layer.backend.categorical_backward(logits, x, lse, total, upstream, grad_logits=grad_logits)
+            if kept_out is not None:
+                grad_logits.masked_fill_(kept_out[..., None], 0)
 
 
 def _by_head(outputs: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """The layer's outputs (rows, heads * features), in the target's shape."""
+    """The layer's outputs (rows, heads * features), perhaps after draws, in the target's shape."""
     if outputs.shape == shape:
         return (outputs,)
-    return outputs.view(shape[0], -1, *shape[1:]).unbind(1)
+    lead = outputs.shape[:-1]
+    return outputs.view(*lead, -1, *shape[1:]).unbind(len(lead))
 
 
 def has_rows(tensor: Tensor, target: Tensor) -> bool:

@@ -26,8 +26,13 @@ def likelihood(
     mask: Tensor | None = None,
     rng_state: Tensor | None = None,
     per_element: bool = False,
+    draws: int | None = None,
 ) -> Tensor:
-    """The negative log-likelihood. The arguments have been checked in `functional`."""
+    """The negative log-likelihood. The arguments have been checked in `functional`.
+
+    draws: of some of the params, before target's shape. A tensor of their number of dims says it again, and that is
+    where forward and backward find it.
+    """
     backend = _common.dispatch("likelihood", target, mask, *params)
     if backend is reference or (target.requires_grad and torch.is_grad_enabled()):
         # The kernels take the target as data; a target that learns is the reference's.
@@ -37,7 +42,9 @@ def likelihood(
         reduction = "none" if per_element else "sample"
         return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction)
     if backend is not None and torch.is_grad_enabled():
-        params = tuple([_common.unexpanded(p) if p._is_view() else p for p in params])
+        bases = tuple([_common.unexpanded(p) if p._is_view() else p for p in params])
+        if draws is None or any(p.ndim > target.ndim for p in bases):
+            params = bases
     nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, per_element, *params)
     return nll
 
@@ -52,9 +59,9 @@ def likelihood_forward(
     *params: Tensor,
 ) -> tuple[Tensor, tuple[()]]:
     dtype = _common.result_dtype(target, *params)
-    nll = _common.empty_loss(backend, target, per_element, dtype)
-    expanded, mask = _expand(params, mask, target)
-    backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll)
+    expanded, mask, draws = _expand(params, mask, target)
+    nll = _common.empty_loss(backend, target, per_element, dtype, draws)
+    backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll, draws=draws)
     return nll, ()
 
 
@@ -64,20 +71,30 @@ def likelihood_backward(
     """Gradients of params."""
     likelihood, target, mask, rng_state, _, *params = args
     shape = target.shape
-    found = tuple([_common.empty_gradient(backend, p, shape, n) for p, n in zip(params, needs, strict=True)])
-    expanded, mask = _expand(params, mask, target)
-    backend.likelihood_backward(likelihood, expanded, target, mask, rng_state, grads[0], grads=found)
+    expanded, mask, draws = _expand(params, mask, target)
+    found = tuple(
+        [_common.empty_gradient(backend, p, shape, n, draws) for p, n in zip(params, needs, strict=True)]
+    )
+    backend.likelihood_backward(
+        likelihood, expanded, target, mask, rng_state, grads[0], grads=found, draws=draws
+    )
     return tuple([_common.reduce_gradient(g, p) for g, p in zip(found, params, strict=True)])
 
 
 def _expand(
     params: Sequence[Tensor], mask: Tensor | None, target: Tensor
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """All in the target's shape, by strides of zero."""
+) -> tuple[tuple[Tensor, ...], Tensor | None, int | None]:
+    """All in the target's shape, by strides of zero, after the draws that some params have; the number of draws."""
     shape = target.shape
-    return tuple([_common.expand(p, shape) for p in params]), mask if mask is None else _common.expand(
-        mask, shape
-    )
+    ndim, draws, expanded = len(shape), None, []
+    for p in params:
+        if p.ndim > ndim:
+            draws = p.shape[0]
+            p = p.expand(draws, *shape)
+        elif p.shape != shape:
+            p = p.expand(shape)
+        expanded.append(p)
+    return tuple(expanded), mask if mask is None else _common.expand(mask, shape), draws
 
 
 def _check(likelihood: str, target: Tensor, mask: Any, rng_state: Tensor | None, *_: Any) -> None:

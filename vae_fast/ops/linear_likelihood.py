@@ -71,12 +71,12 @@ def linear_likelihood_forward(backend: Any, *args: Any) -> tuple[Tensor, list[Te
     inputs = Inputs.of(args)
     hidden, weights = inputs.hidden, inputs.sample_weight
     nll = torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
-    ones = None
+    ones, samples = None, inputs.num_lead  # dims of a loss per sample
     if any(inputs.forward_grads):
-        ones = torch.ones((), device=hidden.device).expand(hidden.shape[0])
+        ones = torch.ones((), device=hidden.device).expand(hidden.shape[:samples])
     unit_grads = run_chunks(backend, inputs, inputs.forward_grads, nll, ones)
-    if nll.ndim > 1:
-        nll = nll.flatten(1).sum(1, dtype=torch.float64).float()  # torch's order depends on its threads
+    if nll.ndim > samples:
+        nll = nll.flatten(samples).sum(samples, dtype=torch.float64).float()  # torch's order depends on its threads
     return nll if weights is None else nll * weights, [g for g in unit_grads if g is not None]
 
 
@@ -93,7 +93,10 @@ def linear_likelihood_backward(
     """Gradients of `inputs.grad_inputs`; `in_place` overwrites what forward took."""
     inputs, (grad_nll,) = Inputs.of(args), grads
     forward_grads = inputs.forward_grads if kept else [False] * len(needs)
-    same = any(forward_grads) and backend is not FakeBackend and bool((grad_nll == grad_nll[:1]).all())
+    same = any(forward_grads) and backend is not FakeBackend
+    if same:
+        first = grad_nll.reshape(-1)[:1]
+        same = bool((grad_nll == first).all())
     taken = [
         n and e and (same or by) for n, e, by in zip(needs, forward_grads, inputs.is_per_sample, strict=True)
     ]
@@ -106,9 +109,9 @@ def linear_likelihood_backward(
         unit_grad = next(unit_grads) if was_taken else None
         if unit_grad is not None and taken[i]:
             factor = (
-                _common.per_sample(grad_nll, unit_grad.ndim)
+                grad_nll[(..., *(None,) * (unit_grad.ndim - grad_nll.ndim))]
                 if inputs.is_per_sample[i]
-                else grad_nll[:1].sum()
+                else first.sum()
             )
             out = unit_grad
             if not in_place:

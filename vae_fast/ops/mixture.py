@@ -10,13 +10,15 @@ gradient would be rounded twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.contract import FakeBackend
 from . import _common
 from .op import Args, Gradients, Op
 
@@ -43,13 +45,18 @@ def mixture_forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """nll; kept is the gradient of its sum, if `forward_grads`."""
     dtype = _common.result_dtype(params, target)
-    shape = params.shape[0], *params.shape[2:]
-    flat, target, mask = _flatten(params, target, mask)
-    nll = _common.empty_loss(backend, flat[:, 0], per_element, dtype)
+    flat, flat_target, mask = _flatten(params, target, mask)
     unit_grad = _common.empty_like(backend, flat) if forward_grads else None
-    backend.mixture_forward(flat, target, mask, nll=nll, grad_params=unit_grad)
+    if params.ndim == target.ndim:
+        nll = _common.empty_loss(backend, flat[:, 0], per_element, dtype)
+        backend.mixture_forward(flat, flat_target, mask, nll=nll, grad_params=unit_grad)
+    else:
+        lead, pixels = flat.shape[:2], flat.shape[3:]
+        nll = torch.empty((*lead, *pixels) if per_element else lead, dtype=dtype, device=flat.device)
+        for params_of, nll_of, grad_of in _draws(backend, flat, nll, unit_grad):
+            backend.mixture_forward(params_of, flat_target, mask, nll=nll_of, grad_params=grad_of)
     if per_element:
-        nll = nll.view(shape)
+        nll = nll.view(*flat.shape[:-2], *target.shape[2:])
     return nll, () if unit_grad is None else (unit_grad.view(params.shape),)
 
 
@@ -62,23 +69,37 @@ def mixture_backward(
     if kept:
         (unit_grad,) = kept
         out = _common.empty_like(backend, unit_grad)
-        factor = grad_nll[:, None] if per_element else _common.per_sample(grad_nll, unit_grad.ndim)
+        lead = unit_grad.ndim - target.ndim + 1
+        factor = grad_nll.unsqueeze(lead) if per_element else grad_nll[(..., *(None,) * (target.ndim - 1))]
         return (torch.mul(unit_grad, factor, out=out),)
-    flat, target, mask = _flatten(params, target, mask)
+    flat, flat_target, mask = _flatten(params, target, mask)
     if per_element:
-        grad_nll = grad_nll.reshape(flat[:, 0].shape)
+        grad_nll = grad_nll.reshape(flat[..., 0, :].shape)
     grad = _common.empty_like(backend, flat)
-    backend.mixture_backward(flat, target, mask, grad_nll, grad_params=grad)
+    if params.ndim == target.ndim:
+        backend.mixture_backward(flat, flat_target, mask, grad_nll, grad_params=grad)
+    else:
+        for params_of, grad_nll_of, grad_of in _draws(backend, flat, grad_nll, grad):
+            backend.mixture_backward(params_of, flat_target, mask, grad_nll_of, grad_params=grad_of)
     return (grad.view(params.shape),)
+
+
+def _draws(backend: Any, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """The tensors of each draw: a launch has much arithmetic, and one of them all would save nothing. A fake kernel has
+    nothing to do, and may not know how many there are."""
+    if backend is FakeBackend:
+        return ()
+    return zip(*(repeat(None) if t is None else t for t in tensors), strict=False)
 
 
 def _flatten(params: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Views with one dim of pixels, wherever strides allow."""
-    batch, size, *image = params.shape
+    batch, channels, *image = target.shape
     pixels = math.prod(image)
     if mask is not None:
         mask = mask.expand(batch, 1, *image).reshape(batch, pixels)
-    return params.reshape(batch, size, pixels), target.reshape(batch, target.shape[1], pixels), mask
+    lead = params.shape[: 1 - target.ndim]
+    return params.reshape(*lead, params.shape[len(lead)], pixels), target.reshape(batch, channels, pixels), mask
 
 
 MIXTURE = Op(

@@ -76,6 +76,12 @@ inline void emit(const Gradient& gradient, const Tiling& tiling, const Task& tas
   switch (gradient.reduction) {
     case Reduction::none:
       return write(gradient.view, block, values);
+    case Reduction::draws: {  // not the first of them: onto what is there
+      Buffer sums;
+      copy_in(gradient.view, block, sums.data);
+      for (std::int64_t i = 0; i < block.size(); ++i) sums.data[i] += values[i];
+      return copy_out(gradient.view, block, sums.data);
+    }
     case Reduction::batch: {
       double* partial = gradient.partial + task.group * tiling.columns + block.column;
       for (std::int64_t r = 0; r < block.rows; ++r)

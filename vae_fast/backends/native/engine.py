@@ -179,12 +179,14 @@ class Engine:
         *,
         nll: Tensor,
         rows: Rows | None = None,
+        draws: int | None = None,
     ) -> None:
         view = self._view
         _alive, state, per_sample = _state(rng_state)
         self.extension.likelihood_forward(
             self.where(target),
             target.shape,
+            draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
             self._counts(target) if likelihood in self.of_counts else view(target),
@@ -206,12 +208,19 @@ class Engine:
         *,
         grads: tuple[Tensor | None, ...],
         rows: Rows | None = None,
+        draws: int | None = None,
     ) -> None:
+        if draws == 0:
+            for grad in grads:
+                if grad is not None:
+                    grad.zero_()
+            return
         view = self._view
         _alive, state, per_sample = _state(rng_state)
         self.extension.likelihood_backward(
             self.where(target),
             target.shape,
+            draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
             self._counts(target) if likelihood in self.of_counts else view(target),

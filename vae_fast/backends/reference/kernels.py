@@ -111,11 +111,12 @@ def likelihood_forward(
     *,
     nll: Tensor,
     rows: Rows | None = None,
+    draws: int | None = None,
 ) -> None:
     if rng_state is not None:
         target = binarize(target, rng_state, rows=rows)
     first, *others = params
-    reduction = _reduction(nll, target)
+    reduction = _reduction(nll, target, draws is not None)
     nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction))
 
 
@@ -129,13 +130,14 @@ def likelihood_backward(
     *,
     grads: Sequence[Tensor | None],
     rows: Rows | None = None,
+    draws: int | None = None,
 ) -> None:
     if rng_state is not None:
         target = binarize(target, rng_state, rows=rows)
     spec = LIKELIHOODS[likelihood]
     assert spec.derivatives is not None
     x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
-    g = _per_element(grad_nll, target.ndim).to(x.dtype)
+    g = _per_element(grad_nll, target.ndim, draws is not None).to(x.dtype)
     for out, slope in zip(grads, spec.derivatives(x, *p), strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
 
@@ -211,10 +213,10 @@ def _fill(out: Tensor | None, grad: Tensor) -> None:
         out.copy_(grad.sum_to_size(out.shape))
 
 
-def _reduction(loss: Tensor, of: Tensor) -> str:
-    return "none" if loss.ndim == of.ndim else "sample"
+def _reduction(loss: Tensor, of: Tensor, has_draws: bool = False) -> str:
+    return "none" if loss.ndim - has_draws == of.ndim else "sample"
 
 
-def _per_element(grad: Tensor, ndim: int) -> Tensor:
-    """A number an element, or a sample, to multiply what has `ndim` dims."""
-    return grad if grad.ndim == ndim else grad.view(-1, *(1,) * (ndim - 1))
+def _per_element(grad: Tensor, ndim: int, has_draws: bool = False) -> Tensor:
+    """A number an element, or a sample, to multiply what has `ndim` dims, after those of draws."""
+    return grad if grad.ndim - has_draws == ndim else grad[(..., *(None,) * (ndim - 1))]

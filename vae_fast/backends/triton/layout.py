@@ -107,6 +107,21 @@ def lead(x: Spec | None, over: Spec) -> tuple[int, int, Strides | None]:
     return x.shape[0], x.strides[0], x.strides[1:]
 
 
+def after_lead(x: Spec) -> Spec:
+    """A tensor (draws, ...) without its draws."""
+    return x._replace(shape=x.shape[1:], strides=x.strides[1:])
+
+
+def lead_all(tensors: Iterable[Spec], over: Spec) -> tuple[Strides, list[Spec]]:
+    """The draws' strides (0: without draws) of tensors (batch, ...) or (draws, batch, ...), and those after draws."""
+    of_draw, rest = [], []
+    for x in tensors:
+        _, stride, strides = lead(x, over)
+        of_draw.append(stride)
+        rest.append(after_lead(x) if strides != x.strides else x)
+    return tuple(of_draw), rest
+
+
 class Plan(NamedTuple):
     programs: int  # along the first grid dim
     parts: int  # of a sample
@@ -196,6 +211,14 @@ def column_sum_plan(rows: int, n: int, choice: Choice = EIGHT) -> Plan:
 def draw_steps(draws: int, programs: int) -> int:
     """How many draws one program makes: all of them, unless few programs would be left."""
     return max(1, triton.cdiv(draws, GRID_Y), min(draws, draws * programs // MANY))
+
+
+def draw_parts(draws: int | None, programs: int) -> tuple[int, int | None]:
+    """Programs that share the draws, and how many each makes."""
+    if draws is None:
+        return 1, None
+    steps = draw_steps(draws, programs)
+    return triton.cdiv(draws, steps), steps
 
 
 def choice_of(name: str, *tensors: Spec | None, part: str = "") -> Choice:

@@ -21,11 +21,35 @@ from torch import Tensor
 
 from ..contract import Rows
 from .launch import Job, Key, cached, key, run, specs
-from .layout import choice_of, constants, describe, elementwise_plan, exact, pair, per_element, row_sum_plan
+from .layout import (
+    after_lead,
+    choice_of,
+    constants,
+    describe,
+    draw_parts,
+    elementwise_plan,
+    exact,
+    lead_all,
+    pair,
+    per_element,
+    row_sum_plan,
+)
 from .likelihoods import LIKELIHOODS
 from .noise import row_words, uniforms
-from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, of_samples, samples, store
+from .sums import (
+    ELEMENT,
+    add,
+    add_up,
+    begin,
+    keep,
+    kind,
+    outputs,
+    plan_gradients,
+    share_draws,
+    strides,
+    zeros,
+)
+from .tile import elements, load, load_each, of_samples, samples, step_of, store
 
 
 @triton.jit
@@ -35,9 +59,36 @@ def _inputs(
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The parameters and the target."""
+    params = _parameters(parameters, parameters_s, at, sizes, VEC)
+    x = _target(
+        target, rng, row_offset, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS
+    )
+    return params, x
+
+
+@triton.jit
+def _parameters(parameters, parameters_s, at, sizes, VEC: tl.constexpr):
     params = ()
     for i in tl.static_range(len(parameters)):
         params += (load(parameters[i], parameters_s[i], at, sizes, VEC),)  # type: ignore[assignment]
+    return params
+
+
+@triton.jit
+def _of_draw(parameters, strides, draw, VEC: tl.constexpr):
+    """Where the draw's parameters are."""
+    moved = ()
+    for i in tl.static_range(len(parameters)):
+        moved += (parameters[i] + step_of(draw, strides[i], VEC),)  # type: ignore[assignment]
+    return moved
+
+
+@triton.jit
+def _target(
+    target, rng, row_offset, target_s, rng_s, at, start, n, sizes,
+    LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     x = load(target, target_s, at, sizes, VEC)
     if LEVELS and target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
         level = x * (1.0 / 255.0)
@@ -45,7 +96,7 @@ def _inputs(
     if rng is not None:
         u = uniforms(rng, rng_s, at, row_offset, start, n, sizes, PAIR, SWAP, ROWS, COLS)
         x = tl.where(x == x, tl.where(u < x, 1.0, 0.0), x)  # NaN stays NaN
-    return params, x
+    return x
 
 
 @triton.jit
@@ -56,15 +107,14 @@ def _counted_only(slopes, counted):
     return masked
 
 
-# Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
-# function of a tuple that holds None, not even len(grads).
-@triton.jit(do_not_specialize=["row_offset", "rows"])
-def _forward(
+@triton.jit
+def _losses(
     target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes,
     NLL: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr,
     PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    """Those of one draw."""
     pid = tl.program_id(0)
     part = pid % PARTS
     first, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
@@ -90,10 +140,39 @@ def _forward(
         tl.store(out, tl.sum(total, axis=1)[:, None], mask=inside)
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows"])
+# Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
+# function of a tuple that holds None, not even len(grads).
+@triton.jit(do_not_specialize=["row_offset", "draws", "each", "rows"])
+def _forward(
+    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+    draws, each, parameters_d, nll_d, rows, n, sizes,
+    NLL: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr,
+    PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
+    VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    if draws is None:
+        _losses(
+            target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+            rows, n, sizes, NLL, LEVELS, EACH, STEPS, EXACT, PAIR, PARTS, WHOLE, VEC, SWAP, OFFSETS_64, ROWS, COLS,
+        )  # fmt: skip
+    else:
+        draw = tl.program_id(1).to(tl.int64) * each
+        end = tl.minimum(draw + each, draws)
+        while draw < end:
+            _losses(
+                target, _of_draw(parameters, parameters_d, draw, VEC), kept, rng,
+                nll + step_of(draw, nll_d, VEC if EACH else 1),
+                row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+                rows, n, sizes, NLL, LEVELS, EACH, STEPS, EXACT, PAIR, PARTS, WHOLE, VEC, SWAP, OFFSETS_64, ROWS, COLS,
+            )  # fmt: skip
+            draw += 1
+
+
+@triton.jit(do_not_specialize=["row_offset", "draws", "each", "rows"])
 def _backward(
     target, parameters, kept, rng, grad_nll, grads, row_offset,
-    target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s, rows, n, sizes,
+    target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s,
+    draws, each, parameters_d, grads_d, grad_nll_d, rows, n, sizes,
     GRADS: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, KINDS: tl.constexpr,
     STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -107,75 +186,139 @@ def _backward(
     for step in range(STEPS):
         first, local, inside = samples((pid // PARTS) * STEPS + step, rows, OFFSETS_64, ROWS)
         at = (first, local, cols, inside, there, inside & there)
-        params, x = _inputs(
-            target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
-            LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
-        )  # fmt: skip
-        if EACH:
-            g = load(grad_nll, grad_nll_s, at, sizes, VEC)
+        if draws is None:
+            params, x = _inputs(
+                target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
+                LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
+            )  # fmt: skip
+            if EACH:
+                g = load(grad_nll, grad_nll_s, at, sizes, VEC)
+            else:
+                g = load_each(grad_nll, grad_nll_s[0], at)
+            slopes = GRADS(params, x, g, EXACT)
+            if kept is not None:
+                slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
+            added = ()
+            for i in tl.static_range(len(KINDS)):
+                added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
+            sums = added
         else:
-            g = load_each(grad_nll, grad_nll_s[0], at)
-        slopes = GRADS(params, x, g, EXACT)
-        if kept is not None:
-            slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
-        added = ()
-        for i in tl.static_range(len(KINDS)):
-            added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
-        sums = added
+            x = _target(
+                target, rng, row_offset, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS
+            )  # fmt: skip
+            begun = ()
+            for i in tl.static_range(len(KINDS)):
+                begun += (begin(KINDS[i], sums[i], ROWS, COLS),)  # type: ignore[assignment]
+            sums = begun
+            draw = tl.program_id(1).to(tl.int64) * each
+            end = tl.minimum(draw + each, draws)
+            while draw < end:
+                params = _parameters(_of_draw(parameters, parameters_d, draw, VEC), parameters_s, at, sizes, VEC)
+                if EACH:
+                    g = load(grad_nll + step_of(draw, grad_nll_d, VEC), grad_nll_s, at, sizes, VEC)
+                else:
+                    g = load_each(grad_nll + draw * grad_nll_d, grad_nll_s[0], at)
+                slopes = GRADS(params, x, g, EXACT)
+                if kept is not None:
+                    slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
+                added = ()
+                for i in tl.static_range(len(KINDS)):
+                    if KINDS[i] == 1:
+                        out = grads[i] + step_of(draw, grads_d[i], VEC)
+                        added += (add(1, sums[i], slopes[i], out, grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
+                    else:
+                        added += (add(KINDS[i], sums[i], slopes[i], grads[i], grads_s[i], at, sizes, VEC),)  # type: ignore[assignment]
+                sums = added
+                draw += 1
+            for i in tl.static_range(len(KINDS)):
+                if KINDS[i] == 4:
+                    store(grads[i], grads_s[i], sums[i], at, sizes, VEC)
+    if draws is not None:  # partial sums of their own for each part of the draws
+        pid += tl.program_id(1) * tl.num_programs(0)
     for i in tl.static_range(len(KINDS)):
         keep(KINDS[i], sums[i], grads[i], pid, there, cols, n, PARTS)
 
 
 @cached
-def _forward_job(device: torch.device, likelihood: str, params: tuple[Key, ...], *keys: Key) -> Job:
+def _forward_job(
+    device: torch.device, likelihood: str, draws: int | None, params: tuple[Key, ...], *keys: Key
+) -> Job:
     given = [p for p in specs(*params) if p is not None]
     target, kept, rng, nll = specs(*keys)
     assert target is not None and nll is not None
     rows = target.shape[0]
+    of_draw, nll_d = (), None
+    if draws is not None:
+        of_draw, given = lead_all(given, target)
+        nll_d, nll = nll.strides[0], after_lead(nll)
     each = per_element(nll, target.shape)
     tensors = [x and x.strides for x in (target, *given, kept)]
+    steps_of_draws = of_draw if not each or nll_d is None else (*of_draw, nll_d)
     # bits are drawn in row-major order
-    at = describe(target.shape, *tensors, nll.strides if each else None, free=rng is None)
+    at = describe(
+        target.shape, *tensors, nll.strides if each else None, draws=steps_of_draws, free=rng is None
+    )
     target_s, *params_s, kept_s, nll_s = at.strides
     plan = (elementwise_plan if each else row_sum_plan)(
         rows, at.n, choice_of("likelihood_forward", *given, target, part=likelihood)
     )
     split = plan.parts > 1 and not each
+    sums = rows * (draws or 1)
     if not each:
-        nll_s = (1, rows) if split else (nll.strides[0], 0)
+        nll_s = (1, sums) if split else (nll.strides[0], 0)
+        nll_d = rows if split and draws is not None else nll_d
     value, _, levels = LIKELIHOODS[likelihood]
+    parts, steps = draw_parts(draws, plan.programs)
     job = Job(
-        _forward, (plan.programs,), plan.threads,
-        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, rows, at.n, at.sizes,
+        _forward, (plan.programs, parts), plan.threads,
+        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, draws, steps, of_draw, nll_d,
+         rows, at.n, at.sizes,
          value, levels, each, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
          *constants(at, plan)),
     )  # fmt: skip
-    job.scratch = [(plan.parts, rows) if split else None]
+    job.scratch = [(plan.parts, sums) if split else None]
     return job
 
 
 @cached
 def _backward_job(
-    device: torch.device, likelihood: str, params: tuple[Key, ...], grads: tuple[Key, ...], *keys: Key
+    device: torch.device,
+    likelihood: str,
+    draws: int | None,
+    params: tuple[Key, ...],
+    grads: tuple[Key, ...],
+    *keys: Key,
 ) -> Job:
     given, wanted = [p for p in specs(*params) if p is not None], specs(*grads)
     target, kept, rng, grad_nll = specs(*keys)
     assert target is not None and grad_nll is not None
     shape = target.shape
+    of_draw, of_grads, grad_nll_d = (), (), None
+    kinds = tuple(kind(g, shape, draws is not None) for g in wanted)
+    if draws is not None:
+        of_draw, given = lead_all(given, target)
+        grad_nll_d, grad_nll = grad_nll.strides[0], after_lead(grad_nll)
+        of_grads = tuple(
+            g.strides[0] if g is not None and k == ELEMENT else 0 for g, k in zip(wanted, kinds, strict=True)
+        )
     each = per_element(grad_nll, shape)
     inputs = [x and x.strides for x in (target, *given, kept)]
     upstream = grad_nll.strides if each else None
-    at = describe(shape, *inputs, upstream, *(strides(g, shape) for g in wanted), free=rng is None)
+    steps_of_draws = (*of_draw, *of_grads) if not each or grad_nll_d is None else (*of_draw, *of_grads, grad_nll_d)
+    at = describe(
+        shape, *inputs, upstream, *(strides(g, shape) for g in wanted), draws=steps_of_draws, free=rng is None
+    )
     target_s, *params_s = at.strides[: 1 + len(given)]
     kept_s, grad_nll_s, *grads_s = at.strides[1 + len(given) :]
     choice = choice_of("likelihood_backward", *given, target, part=likelihood)
-    plan, scratch = plan_gradients(wanted, shape, at.n, choice)
+    plan, scratch = plan_gradients(wanted, shape, at.n, choice, draws)
+    parts, steps = share_draws(draws, kinds, plan)
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
-        _backward, (plan.programs,), plan.threads,
+        _backward, (plan.programs, parts), plan.threads,
         (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (),
-         grad_nll_s if each else grad_nll.strides, shape[0],
-         at.n, at.sizes, slopes, levels, each, tuple(kind(g, shape) for g in wanted), plan.steps,
+         grad_nll_s if each else grad_nll.strides, draws, steps, of_draw, of_grads, grad_nll_d, shape[0],
+         at.n, at.sizes, slopes, levels, each, kinds, plan.steps,
          exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
     )  # fmt: skip
     job.scratch, job.order = scratch, at.order
@@ -191,14 +334,15 @@ def likelihood_forward(
     *,
     nll: Tensor,
     rows: Rows | None = None,
+    draws: int | None = None,
 ) -> None:
     """Fills nll (batch,) or (batch, ...). Every parameter and the mask have the target's shape (stride 0 where they are
     broadcast). Given an rng_state, the target is the probability of a 1, and the bits drawn from it count."""
-    if target.numel() == 0:
+    if target.numel() == 0 or draws == 0:
         nll.zero_()
         return
     tensors = (target, mask, rng_state, nll)
-    job = _forward_job(target.device, likelihood, tuple(map(key, params)), *map(key, tensors))
+    job = _forward_job(target.device, likelihood, draws, tuple(map(key, params)), *map(key, tensors))
     (out,) = outputs(job, (nll,), target)
     run(job, target, target, tuple(params), mask, rng_state, out, row_words(rows, target.shape[0])[0])
     add_up(out, nll)
@@ -214,16 +358,18 @@ def likelihood_backward(
     *,
     grads: Sequence[Tensor | None],
     rows: Rows | None = None,
+    draws: int | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller one is a sum (see `sums`)."""
-    if target.numel() == 0:
+    is_empty = target.numel() == 0 or draws == 0
+    if is_empty:
         for g in grads:
             if g is not None:
                 g.zero_()
-    if target.numel() == 0 or all(g is None for g in grads):
+    if is_empty or all(g is None for g in grads):
         return
     keys = tuple(map(key, params)), tuple(map(key, grads))
-    job = _backward_job(target.device, likelihood, *keys, *map(key, (target, mask, rng_state, grad_nll)))
+    job = _backward_job(target.device, likelihood, draws, *keys, *map(key, (target, mask, rng_state, grad_nll)))
     outs = outputs(job, grads, target)
     place = row_words(rows, target.shape[0])[0]
     run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs), place)

@@ -1,7 +1,7 @@
 """Sums in two stages: a program's own, and one small launch that adds those of all programs in a fixed order.
 
 A gradient of a broadcast parameter has a kind: 0 not wanted, 1 one value per element, 2 summed over the batch,
-3 summed over everything.
+3 summed over everything; with draws, 2 and 3 are sums over them, too, and 4 is one over them alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Job, Key, Spec, cached, key, run, specs
-from .layout import Plan, Strides, column_sum_plan, describe, elementwise_plan
+from .layout import MANY, Plan, Strides, column_sum_plan, describe, draw_parts, elementwise_plan
 from .tile import combine, store
 from .tuning import Choice
 
-ABSENT, ELEMENT, BATCH, ALL = 0, 1, 2, 3
+ABSENT, ELEMENT, BATCH, ALL, OVER_DRAWS = range(5)
 
 
 @triton.jit
@@ -27,6 +27,15 @@ def zeros(KIND: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
         return tl.full((ROWS, COLS), -0.0, tl.float32)  # which an addition leaves out
     else:
         return 0.0
+
+
+@triton.jit
+def begin(KIND: tl.constexpr, total, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The running sum where a tile of samples begins: 0 for a sum over its draws."""
+    if KIND == 4:
+        return zeros(KIND, ROWS, COLS)
+    else:
+        return total
 
 
 @triton.jit
@@ -49,28 +58,36 @@ def keep(KIND: tl.constexpr, total, partial, pid, there, cols, n, PARTS: tl.cons
         tl.store(partial + pid, tl.sum(total))
 
 
-def kind(grad: Spec | None, shape: Strides) -> int:
+def kind(grad: Spec | None, shape: Strides, has_draws: bool = False) -> int:
     if grad is None:
         return ABSENT
-    if grad.shape == shape:
+    if len(grad.shape) > len(shape):
         return ELEMENT
+    if grad.shape == shape:
+        return OVER_DRAWS if has_draws else ELEMENT
     return BATCH if grad.shape else ALL
 
 
 def strides(grad: Spec | None, shape: Strides) -> Strides | None:
-    """Strides of a gradient per element; None where the kernel writes partial sums."""
-    return grad.strides if grad is not None and kind(grad, shape) == ELEMENT else None
+    """Strides of a gradient per element, after its draws; None where the kernel writes partial sums."""
+    return None if kind(grad, shape) in (ABSENT, BATCH, ALL) else grad.strides[-len(shape) :]  # type: ignore[union-attr]
+
+
+def share_draws(draws: int | None, kinds: Sequence[int], plan: Plan) -> tuple[int, int | None]:
+    """draw_parts of a backward kernel: a program has all draws of its elements where it adds them up."""
+    return draw_parts(draws, MANY if OVER_DRAWS in kinds else plan.programs)
 
 
 def plan_gradients(
-    grads: Sequence[Spec | None], shape: Strides, n: int, choice: Choice
+    grads: Sequence[Spec | None], shape: Strides, n: int, choice: Choice, draws: int | None = None
 ) -> tuple[Plan, list[tuple[int, int] | None]]:
     """The plan of a backward kernel, and the shapes of its partial sums."""
-    kinds = [kind(g, shape) for g in grads]
-    if max(kinds) < BATCH:
+    kinds = [kind(g, shape, draws is not None) for g in grads]
+    if BATCH not in kinds and ALL not in kinds:
         return elementwise_plan(shape[0], n, choice), [None] * len(kinds)
     plan = column_sum_plan(shape[0], n, choice)
-    sizes = {BATCH: (plan.programs // plan.parts, n), ALL: (plan.programs, 1)}
+    parts, _ = share_draws(draws, kinds, plan)
+    sizes = {BATCH: (plan.programs // plan.parts * parts, n), ALL: (plan.programs * parts, 1)}
     return plan, [sizes.get(k) for k in kinds]
 
 
