@@ -59,6 +59,7 @@ TRITON = os.environ.get("TRITON_INTERPRET") == "1" and backends.unavailable_reas
 needs_native = pytest.mark.skipif(
     not NATIVE, reason=f"no native CPU engine: {backends.unavailable_reason('cpu')}"
 )
+LOGVAR = ("logvar", 0.0, None, None, None)  # the op's parametrization, epsilon, soft_clamp, shift and scale
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = [
     "reference",

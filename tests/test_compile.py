@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
-from conftest import needs_native, state
+from conftest import LOGVAR, needs_native, state
 
 pytestmark = [pytest.mark.no_poison, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
 LATENT = torch.ops.vae_fast.latent
@@ -279,7 +279,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_latent(kernels: str, name: str) -> None:
-    torch.library.opcheck(LATENT, SAMPLES[name], test_utils=OPCHECKS)
+    torch.library.opcheck(LATENT, (*SAMPLES[name], *LOGVAR), test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -455,7 +455,7 @@ def test_jit_trace(kernels: str) -> None:
 
 def test_double_backward_of_the_library_op_is_refused(kernels: str) -> None:
     mu = leaf(3, 4)
-    _, kl = LATENT(mu, mu, 1, None, None, None, None, None, None, False, True, False)
+    _, kl = LATENT(mu, mu, 1, None, None, None, None, None, None, False, True, False, *LOGVAR)
     (grad,) = torch.autograd.grad(kl.sum(), mu, create_graph=True)
     with pytest.raises(RuntimeError, match=r'second derivative.*backend\("reference"\)'):
         grad.sum().backward()

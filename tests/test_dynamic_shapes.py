@@ -18,7 +18,7 @@ from torch.export import Dim, export
 
 import linear_heads
 import vae_fast
-from conftest import HANG, state
+from conftest import HANG, LOGVAR, state
 from likelihoods import LIKELIHOODS, function, make_params, make_target
 from linear_heads import normal, uniform
 from vae_fast.nn import VAE, VAEOutput
@@ -283,11 +283,27 @@ def test_sizes_beyond_the_noise_are_refused_when_the_op_runs() -> None:
     )
     rows = "fewer than 2\\*\\*32"
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many, many, 1, None, None, state(), None, None, None, True, True, False)
+        ops.latent(many, many, 1, None, None, state(), None, None, None, True, True, False, *LOGVAR)
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many.expand(-1, 2), None, 1, None, None, state(), None, None, None, True, False, False)
+        ops.latent(
+            many.expand(-1, 2), None, 1, None, None, state(), None, None, None, True, False, False, *LOGVAR
+        )
     with pytest.raises(ValueError, match=rows):
-        ops.latent(many[: 1 << 31], many[: 1 << 31], 1, None, None, state(), None, None, 2, True, True, False)
+        ops.latent(
+            many[: 1 << 31],
+            many[: 1 << 31],
+            1,
+            None,
+            None,
+            state(),
+            None,
+            None,
+            2,
+            True,
+            True,
+            False,
+            *LOGVAR,
+        )
     with pytest.raises(ValueError, match="elements per sample"):
         ops.likelihood("bernoulli", long, None, state(), False, [long])
     with pytest.raises(ValueError, match=rows):

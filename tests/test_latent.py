@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import vae_fast
 from conftest import (
     DTYPES,
+    LOGVAR,
     assert_accurate,
     assert_same_bits_for_threads,
     needs_native,
@@ -510,7 +511,7 @@ def test_gradcheck_of_the_library_op(shape: tuple[int, ...], draws: int | None) 
     prior = tuple(leaf(t) for t in moments(*shape, dtype=torch.float64, seed=1))
 
     def f(m, lv, mp, lvp, each):
-        options = None, (-0.9, 0.6), draws, True, True, each
+        options = None, (-0.9, 0.6), draws, True, True, each, *LOGVAR
         return torch.ops.vae_fast.latent(m, lv, 1, mp, lvp, state(), *options)
 
     for each in (False, True):
@@ -518,7 +519,7 @@ def test_gradcheck_of_the_library_op(shape: tuple[int, ...], draws: int | None) 
     packed = leaf(torch.randn(2, 4, dtype=torch.float64))
     assert torch.autograd.gradcheck(
         lambda t: torch.ops.vae_fast.latent(
-            t, None, 1, None, None, state(), None, None, draws, True, True, False
+            t, None, 1, None, None, state(), None, None, draws, True, True, False, *LOGVAR
         ),
         packed,
     )

@@ -139,7 +139,9 @@ def test_encoder_without_distribution_and_own_noise() -> None:
 
 def test_nan_is_told_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch.distributions.Normal does, whose error users know."""
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # Pyro may have turned it off
+    monkeypatch.setattr(
+        torch.distributions.Distribution, "_validate_args", True
+    )  # Pyro may have turned it off
     encoder = Encoder(40, 5)
     with patched.patch(), pytest.raises(ValueError, match="Expected parameter loc"):
         encoder(torch.full((6, 40), torch.nan))
