@@ -292,7 +292,7 @@ def test_opcheck_latent_backward(kernels: str, packed: bool) -> None:
     shape = (4, 3, 3) if packed else (4, 6)
     needs, rest = (
         [True, not packed, False, False],
-        (None, None, state(), None, (-1.0, 1.0), 2, True, True, False, []),
+        (None, None, state(), None, (-1.0, 1.0), 2, True, True, False, *LOGVAR, []),
     )
     args = (needs, torch.randn(2, *shape), torch.randn(4), *first, *rest)
     torch.library.opcheck(torch.ops.vae_fast.latent_backward, args, test_utils=OPCHECKS)
