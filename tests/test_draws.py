@@ -47,7 +47,9 @@ def nll_of(name: str, target: Tensor) -> Call:
     return call
 
 
-def check(call: Call, params: list[Tensor], draws: list[bool], shape: tuple[int, ...], **options: Any) -> None:
+def check(
+    call: Call, params: list[Tensor], draws: list[bool], shape: tuple[int, ...], **options: Any
+) -> None:
     """call(*params), those with `draws` of which are (k, ...), against a call for each draw. `shape`: of its result.
 
     A gradient that is summed over the draws agrees to rounding.
@@ -163,7 +165,12 @@ def test_layouts(engine: str, name: str, kind: str, of_target: str) -> None:
 @pytest.mark.parametrize("reduction", ["sample", "none"])
 def test_masks_and_weights(engine: str, name: str, reduction: str) -> None:
     target = make_target(name, *FULL)
-    for mask in (None, uniform(*FULL, seed=3) > 0.4, uniform(5, 1, 1, seed=3) > 0.4, uniform(3, seed=3) > 0.4):
+    for mask in (
+        None,
+        uniform(*FULL, seed=3) > 0.4,
+        uniform(5, 1, 1, seed=3) > 0.4,
+        uniform(3, seed=3) > 0.4,
+    ):
         for weight in (uniform(5), uniform(3, 5)):
             check_all(name, target, [FULL], 3, mask=mask, weight=weight, reduction=reduction)
 
@@ -291,9 +298,14 @@ def test_the_target_is_never_repeated(reduction: str) -> None:
     cases += [("zero_inflated_negative_binomial", counts, (s,), (k, batch, n)) for s in theta_shapes]
     with vae_fast.backend("cpu"):
         for name, target, others, full in cases:
-            params = [leaf(laid("batch first", p) if p.shape == full else p) for p in make_params(name, [full, *others])]
+            params = [
+                leaf(laid("batch first", p) if p.shape == full else p)
+                for p in make_params(name, [full, *others])
+            ]
             of_draws = sum(p.shape == full for p in params)
-            nll, large = sizes(lambda: function(name)(params[0], target, *params[1:], mask=mask, reduction=reduction))  # noqa: B023
+            nll, large = sizes(
+                lambda: function(name)(params[0], target, *params[1:], mask=mask, reduction=reduction)
+            )  # noqa: B023
             assert large == ([whole] if reduction == "none" else [])
             grad = torch.ones(k, batch) if reduction == "sample" else torch.ones(full)
             _, large = sizes(lambda: torch.autograd.grad(nll, params, grad))  # noqa: B023
@@ -407,7 +419,17 @@ def test_opcheck(kernels: str) -> None:
             args = ("gaussian", target, None, None, each, params)
             torch.library.opcheck(torch.ops.vae_fast.likelihood, args, test_utils=checks)
             grad = make(*((3, 4, 5) if each else (3, 4)))
-            back = ([True, True], grad, "gaussian", target, None, None, each, [p.detach() for p in params], [])
+            back = (
+                [True, True],
+                grad,
+                "gaussian",
+                target,
+                None,
+                None,
+                each,
+                [p.detach() for p in params],
+                [],
+            )
             torch.library.opcheck(torch.ops.vae_fast.likelihood_backward, back, test_utils=checks)
 
 
@@ -467,7 +489,11 @@ def test_linear_heads(engine: str, case: str, most: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(chunks, "_most_rows", lambda *_: most)
     name, heads, target, given, _ = linear_heads.CASES[case]
     inputs, outputs = linear_heads.HIDDEN, heads * linear_heads.FEATURES
-    tensors = make(3, linear_heads.BATCH, *target.shape[1:-1], inputs), make(outputs, inputs, seed=1), make(outputs, seed=2)
+    tensors = (
+        make(3, linear_heads.BATCH, *target.shape[1:-1], inputs),
+        make(outputs, inputs, seed=1),
+        make(outputs, seed=2),
+    )
     if name == "categorical":
         tensors = make(3, *target.shape, inputs), *tensors[1:]
     call, mask = getattr(vae_fast, f"linear_{name}_nll"), uniform(*target.shape, seed=3) > 0.2
@@ -494,4 +520,6 @@ def test_linear_heads_of_the_reference() -> None:
             hidden, weight = make(3, *shape, 3), make(heads * linear_heads.FEATURES, 3, seed=1)
             call = getattr(vae_fast, f"linear_{name}_nll")
             nll = call(hidden, weight, None, target, **given)
-            torch.testing.assert_close(nll, torch.stack([call(h, weight, None, target, **given) for h in hidden]))
+            torch.testing.assert_close(
+                nll, torch.stack([call(h, weight, None, target, **given) for h in hidden])
+            )

@@ -48,9 +48,7 @@ def test_draws(likelihood: str, dtype: torch.dtype, layout: str, masked: bool) -
             size = shape if each else shape[:1]
             nll, grad = poisoned((DRAWS, *size), F32, "dense"), tensor((DRAWS, *size), F32, "dense", 9)
             grads = tuple(torch.full_like(p, float("nan")) for p in params)
-            launches_once(
-                cuda.likelihood_forward, likelihood, params, x, mask, state, nll=nll, draws=DRAWS
-            )
+            launches_once(cuda.likelihood_forward, likelihood, params, x, mask, state, nll=nll, draws=DRAWS)
             launches_once(
                 cuda.likelihood_backward, likelihood, params, x, mask, state, grad, grads=grads, draws=DRAWS
             )
@@ -88,6 +86,8 @@ def test_shared_parameters(dtype: torch.dtype, shared: str) -> None:
             wide = (mean[d].float(), params[1])
             cuda.likelihood_backward("gaussian", wide, x, None, None, grad[d], grads=(None, slopes[1]))
             truth += slopes[1].double().sum_to_size(size)
-            cuda.likelihood_backward("gaussian", (mean[d], params[1]), x, None, None, grad[d], grads=(slopes[0], None))
+            cuda.likelihood_backward(
+                "gaussian", (mean[d], params[1]), x, None, None, grad[d], grads=(slopes[0], None)
+            )
             assert torch.equal(grads[0][d], slopes[0])
         close(grads[1], truth, 16 * DRAWS * x.numel() / max(1, truth.numel()))

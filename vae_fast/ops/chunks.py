@@ -169,7 +169,9 @@ class _Layer:
         # A row a chunk, added up in the end.
         self.bias_sums = None
         if grad_bias is not None:
-            self.bias_sums = grad_bias[None] if self.is_whole else grad_bias.new_empty(len(self.plan), outputs)
+            self.bias_sums = (
+                grad_bias[None] if self.is_whole else grad_bias.new_empty(len(self.plan), outputs)
+            )
         # The weight's gradient is overwritten by the first chunk, if there is one.
         for grad, is_per_sample in zip(grad_others, inputs.is_per_sample[3:], strict=True):
             if grad is not None and not is_per_sample:
