@@ -37,10 +37,10 @@ def bernoulli_nll(
 
     The sum runs over all dims but the first. NaN and infinities propagate.
 
-    Draws, in this and every other likelihood: a parameter with exactly one dim more than target, (k, batch, ...) or what
-    broadcasts to it after k, holds k draws. The result then is (k, batch), and its [d] what the parameters' [d] give. The
-    target is read where it lies, never repeated in memory; it has one mask and one set of bits for all draws. A parameter
-    without draws serves all of them, and its gradient is summed over them in the kernel.
+    Draws, in this and every other likelihood: a parameter with exactly one dim more than target, (k, batch, ...) or
+    what broadcasts to it after k, holds k draws. The result then is (k, batch), and its [d] what the parameters' [d]
+    give. The target is read where it lies, never repeated in memory; it has one mask and one set of bits for all draws.
+    A parameter without draws serves all of them, and its gradient is summed over them in the kernel.
 
     Args:
         logits: l, (batch, ...) or draws, (k, batch, ...), float32, bfloat16, float16 or float64, any strides.

@@ -33,9 +33,9 @@ Gradients = list[Tensor | None]
 class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
-    hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix products; `forward_grads`
-    says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second parameter where the layer does
-    not make it.
+    hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix
+    products; `forward_grads` says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second
+    parameter where the layer does not make it.
     """
 
     likelihood: str
