@@ -218,7 +218,8 @@ def test_parameters_of_a_draw(backend: str, shape: tuple[int, ...]) -> None:
         wide = [leaf(p.detach().expand(3, *FULL).clone()) for p in params]
         nll, full = (vae_fast.gaussian_nll(p[0], target, p[1]) for p in (params, wide))
         assert torch.equal(nll, full)
-        for g, w, p in zip(*(torch.autograd.grad(n, ps, grad) for n, ps in ((nll, params), (full, wide))), params, strict=True):  # fmt: skip
+        got, slopes = torch.autograd.grad(nll, params, grad), torch.autograd.grad(full, wide, grad)
+        for g, w, p in zip(got, slopes, params, strict=True):
             torch.testing.assert_close(g, w.sum_to_size(p.shape), rtol=1e-5, atol=1e-5)
 
 
@@ -288,9 +289,9 @@ def test_the_target_is_never_repeated(reduction: str) -> None:
     counts = make_target("poisson", n, batch).t()
     mask = uniform(batch, n) > 0.2
 
-    def sizes(call: Callable[[], Any]) -> tuple[Any, list[int]]:
+    def sizes(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[int]]:
         with torch.profiler.profile(profile_memory=True) as profile:
-            result = call()
+            result = call(*args, **kwargs)
         return result, [size for e in profile.events() if (size := e.self_cpu_memory_usage) >= whole]
 
     theta_shapes = (k, batch, n), (batch, n), (n,), ()
@@ -303,12 +304,11 @@ def test_the_target_is_never_repeated(reduction: str) -> None:
                 for p in make_params(name, [full, *others])
             ]
             of_draws = sum(p.shape == full for p in params)
-            nll, large = sizes(
-                lambda: function(name)(params[0], target, *params[1:], mask=mask, reduction=reduction)
-            )  # noqa: B023
+            options = {"mask": mask, "reduction": reduction}
+            nll, large = sizes(function(name), params[0], target, *params[1:], **options)
             assert large == ([whole] if reduction == "none" else [])
             grad = torch.ones(k, batch) if reduction == "sample" else torch.ones(full)
-            _, large = sizes(lambda: torch.autograd.grad(nll, params, grad))  # noqa: B023
+            _, large = sizes(torch.autograd.grad, nll, params, grad)
             assert large == [whole] * of_draws
 
 
@@ -353,28 +353,67 @@ X = torch.zeros(4, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: vae_fast.gaussian_nll(make(3, 4, 5), make(5, 4)), r"expected target to have shape \(3, 4, 5\) like mean, but got \(5, 4\)"),
-        (lambda: vae_fast.gaussian_nll(make(2, 3, 4, 5), X), r"expected target to have shape \(2, 3, 4, 5\) like mean, but got \(4, 5\)"),
-        (lambda: vae_fast.gaussian_nll(X, make(3, 4, 5)), r"expected target to have shape \(4, 5\) like mean, but got \(3, 4, 5\)"),
-        (lambda: vae_fast.bernoulli_nll(make(3, 4, 2), X), r"expected target to have shape \(3, 4, 2\) like logits, but got \(4, 5\)"),
-        (lambda: vae_fast.bernoulli_nll(make(3), torch.tensor(1.0)), r"expected target to have shape \(3,\) like logits, but got \(\)"),
-        (lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, make(2, 4, 5)), r"expected logvar to broadcast to the shape \(3, 4, 5\) of mean, but got \(2, 4, 5\)"),
-        (lambda: vae_fast.gaussian_nll(make(3, 1, 5), X, make(3, 4, 4)), r"expected logvar to broadcast to the shape \(3, 4, 5\) of mean, but got \(3, 4, 4\)"),
-        (lambda: vae_fast.gaussian_nll(X, X, make(3, 5, 4)), r"expected logvar to broadcast to the shape \(4, 5\) of mean, but got \(3, 5, 4\)"),
-        (lambda: vae_fast.gaussian_nll(X, X, make(2, 3, 4, 5)), r"expected logvar to broadcast to the shape \(4, 5\) of mean, but got \(2, 3, 4, 5\)"),
+        (
+            lambda: vae_fast.gaussian_nll(make(3, 4, 5), make(5, 4)),
+            r"expected target to have shape \(3, 4, 5\) like mean, but got \(5, 4\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(make(2, 3, 4, 5), X),
+            r"expected target to have shape \(2, 3, 4, 5\) like mean, but got \(4, 5\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(X, make(3, 4, 5)),
+            r"expected target to have shape \(4, 5\) like mean, but got \(3, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.bernoulli_nll(make(3, 4, 2), X),
+            r"expected target to have shape \(3, 4, 2\) like logits, but got \(4, 5\)",
+        ),
+        (
+            lambda: vae_fast.bernoulli_nll(make(3), torch.tensor(1.0)),
+            r"expected target to have shape \(3,\) like logits, but got \(\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, make(2, 4, 5)),
+            r"expected logvar to broadcast to the shape \(3, 4, 5\) of mean, but got \(2, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(make(3, 1, 5), X, make(3, 4, 4)),
+            r"expected logvar to broadcast to the shape \(3, 4, 5\) of mean, but got \(3, 4, 4\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(X, X, make(3, 5, 4)),
+            r"expected logvar to broadcast to the shape \(4, 5\) of mean, but got \(3, 5, 4\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(X, X, make(2, 3, 4, 5)),
+            r"expected logvar to broadcast to the shape \(4, 5\) of mean, but got \(2, 3, 4, 5\)",
+        ),
         (
             lambda: vae_fast.zero_inflated_negative_binomial_nll(X, X, make(3, 4, 5), make(2, 4, 5)),
-            r"expected dropout_logits to broadcast to the shape \(3, 4, 5\) of mean, but got \(2, 4, 5\)",
+            r"expected dropout_logits to broadcast to the shape \(3, 4, 5\) of mean, but got \(2, 4, "
+            r"5\)",
         ),
-        (lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, mask=make(3, 4, 5) > 0), r"expected mask to broadcast to the shape \(4, 5\) of target, but got \(3, 4, 5\)"),
-        (lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, weight=make(3)), r"expected weight to have shape \(batch,\) = \(4,\), but got \(3,\)"),
-        (lambda: vae_fast.bernoulli_nll(make(3, 4, 5), X, weight=make(4, 3)), r"expected weight to have shape \(batch,\) = \(4,\), but got \(4, 3\)"),
         (
-            lambda: vae_fast.bernoulli_nll(make(3, 4, 5), X, binarize=True, rng_state=torch.zeros(12, 2, dtype=torch.int64)),
+            lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, mask=make(3, 4, 5) > 0),
+            r"expected mask to broadcast to the shape \(4, 5\) of target, but got \(3, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.gaussian_nll(make(3, 4, 5), X, weight=make(3)),
+            r"expected weight to have shape \(batch,\) = \(4,\), but got \(3,\)",
+        ),
+        (
+            lambda: vae_fast.bernoulli_nll(make(3, 4, 5), X, weight=make(4, 3)),
+            r"expected weight to have shape \(batch,\) = \(4,\), but got \(4, 3\)",
+        ),
+        (
+            lambda: vae_fast.bernoulli_nll(
+                make(3, 4, 5), X, binarize=True, rng_state=torch.zeros(12, 2, dtype=torch.int64)
+            ),
             r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(4, 2\), but got \(12, 2\)",
         ),
     ],
-)  # fmt: skip
+)
 def test_other_shapes_are_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
@@ -469,14 +508,32 @@ def test_classes_and_mixtures(backend: str, name: str, image: tuple[int, ...]) -
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: vae_fast.categorical_nll(make(3, 4, 5), torch.zeros(5).long()), r"expected target to have shape \(3, 4\) for logits of shape \(3, 4, 5\)"),
-        (lambda: vae_fast.multinomial_nll(make(3, 1, 5), X), r"expected target to have shape \(3, 1, 5\) like logits, but got \(4, 5\)"),
-        (lambda: vae_fast.discretized_logistic_mixture_nll(make(2, 4, 6, 5), make(4, 1, 4)), r"expected target to have shape \(2, 1 or 3, 6, 5\) for params"),
-        (lambda: vae_fast.linear_bernoulli_nll(make(2, 3, 4, 5), make(6, 5), None, make(4, 6)), r"expected hidden to have shape \(batch, H\), but got \(2, 3, 4, 5\)"),
-        (lambda: vae_fast.linear_bernoulli_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)), r"expected target to have shape \(4, features, ...\) for hidden of shape \(3, 4, 5\)"),
-        (lambda: vae_fast.linear_multinomial_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)), r"expected target to have shape \(3, 4, 6\) for hidden"),
+        (
+            lambda: vae_fast.categorical_nll(make(3, 4, 5), torch.zeros(5).long()),
+            r"expected target to have shape \(3, 4\) for logits of shape \(3, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.multinomial_nll(make(3, 1, 5), X),
+            r"expected target to have shape \(3, 1, 5\) like logits, but got \(4, 5\)",
+        ),
+        (
+            lambda: vae_fast.discretized_logistic_mixture_nll(make(2, 4, 6, 5), make(4, 1, 4)),
+            r"expected target to have shape \(2, 1 or 3, 6, 5\) for params",
+        ),
+        (
+            lambda: vae_fast.linear_bernoulli_nll(make(2, 3, 4, 5), make(6, 5), None, make(4, 6)),
+            r"expected hidden to have shape \(batch, H\), but got \(2, 3, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.linear_bernoulli_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)),
+            r"expected target to have shape \(4, features, ...\) for hidden of shape \(3, 4, 5\)",
+        ),
+        (
+            lambda: vae_fast.linear_multinomial_nll(make(3, 4, 5), make(6, 5), None, make(3, 6)),
+            r"expected target to have shape \(3, 4, 6\) for hidden",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_shapes_of_classes_are_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

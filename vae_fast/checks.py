@@ -490,9 +490,8 @@ def check_mixture(params: Tensor, target: Tensor) -> int | None:
         raise ValueError(f"expected params to have shape (batch, P, ...), but got {shape_of(params)}")
     channels = target.shape[1] if target.ndim > 1 else 0
     draws, (batch, size, *image) = None, params.shape
-    if channels in (1, 3) and params.ndim == target.ndim + 1:
-        if target.shape == (size, channels, *image[1:]):
-            draws, batch, size, image = batch, size, image[0], image[1:]
+    if channels in (1, 3) and params.ndim > target.ndim and target.shape == (size, channels, *image[1:]):
+        draws, batch, size, image = batch, size, image[0], image[1:]
     if channels not in (1, 3) or target.shape != (batch, channels, *image):
         takes = ", ".join(map(str, (batch, "1 or 3", *image)))
         raise ValueError(

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, kResident<A, Likelihood, kSums>)
 likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   double sums[Likelihood::parameters][A::size] = {};
-  const auto run_draw = [&](std::int64_t draw) {
+  const auto run_draw = [&](int draw) {
     for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
       const float of_row = of_sample(a.grad_nll, row, draw);
       const Starts<A, Likelihood> in(a, row, draw);
@@ -182,11 +182,12 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
       });
     }
   };
-  if constexpr (A::plain) {
+  if constexpr (!kHasDraws<A>) {
     run_draw(0);
   } else {
-    const std::int64_t begin = at.draw_part * grid.draws_per_part;
-    for (std::int64_t draw = begin; draw < begin + grid.draws_per_part; ++draw) run_draw(draw);
+    int draw = static_cast<int>(at.draw_part);  // the one of this block, or all of them
+    do run_draw(draw);
+    while (++draw < grid.draws_per_part);
   }
   if constexpr (kSums) {
 #pragma unroll
@@ -275,10 +276,17 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   }
   const bool sums = any_sum(summed);
   if (rows * columns == 0 && !sums) return;
+  if (sums && over_draws) {  // a launch for each kind
+    LikelihoodBackward other = a;
+    for (int p = 0; p < kMaxParameters; ++p)
+      (a.gradients[p].reduction == Reduction::draws ? a : other).gradients[p] = {};
+    run(other, stream, allocate);
+    over_draws = false;
+  }
   const View* views[2 * kMaxParameters + 3];
   list_inputs(a, a.grad_nll.elements, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 3 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && may_be_wide(a.likelihood),
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && a.draws == 1 && may_be_wide(a.likelihood),
                                                                    kConstants, !sums});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);

@@ -67,29 +67,31 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
   for (int i = 0; i < kSize; ++i) value[i] = shared[i][threadIdx.x];
 }
 
-// A chunk of a gradient: into its tensor, or onto this thread's sum. A sum over draws is in the tensor, and this thread's.
+// A chunk of a gradient: into its tensor, or onto this thread's sum. A sum over draws is in the tensor, and this thread's;
+// a kernel with the other sums has no registers left for it.
 template <class A, bool kSums>
 VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A> column, int count, const float (&value)[A::size],
                           double (&sum)[A::size], std::int64_t draw = 0) {
   if (!gradient.view) return;
   if constexpr (kSums) {
-    if (gradient.reduction >= Reduction::batch) {
+    if (A::plain ? gradient.reduction != Reduction::none : gradient.reduction >= Reduction::batch) {
 #pragma unroll
       for (int i = 0; i < A::size; ++i)
         if (i < count) sum[i] += value[i];
       return;
     }
   }
-  if constexpr (!A::plain) {
-    if (draw > 0 && gradient.reduction == Reduction::draws) {
-      float before[A::size];
-      load<A>(gradient.view, start, column, count, before);
+  if constexpr (kHasDraws<A> && !kSums) {
+    float total[A::size];
 #pragma unroll
-      for (int i = 0; i < A::size; ++i) before[i] += value[i];
-      return store<A>(gradient.view, start, column, count, before);
-    }
+    for (int i = 0; i < A::size; ++i) total[i] = -0.0f;  // which an addition leaves out
+    if (draw > 0 && gradient.reduction == Reduction::draws) load<A>(gradient.view, start, column, count, total);
+#pragma unroll
+    for (int i = 0; i < A::size; ++i) total[i] += value[i];
+    store<A>(gradient.view, start, column, count, total);
+  } else {
+    store<A>(gradient.view, start, column, count, value);
   }
-  store<A>(gradient.view, start, column, count, value);
 }
 
 // A gradient summed over the batch or over everything, from each thread's sum over its rows; `index` is that of the
@@ -97,7 +99,7 @@ VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A>
 template <class A>
 VAE_FAST_DEVICE void reduce_gradient(const Gradient& gradient, const Grid& grid, const Place& at, int index, double (&value)[A::size]) {
   constexpr int size = A::size;
-  if (!gradient.view || gradient.reduction < Reduction::batch) return;
+  if (!gradient.view || (A::plain ? gradient.reduction == Reduction::none : gradient.reduction < Reduction::batch)) return;
   float* out = reinterpret_cast<float*>(gradient.view.data);
   std::uint32_t* tickets = grid.tickets + index * (grid.segments + 1);
 

@@ -121,7 +121,7 @@ class Kernels(Protocol):
         rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
-        """With draws, grad_nll has them; the gradient of a parameter without is summed over them, too, and in float32."""
+        """With draws, grad_nll has them; the gradient of a parameter without is summed over them, too, in float32."""
 
     def categorical_forward(
         self, logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor

@@ -37,8 +37,8 @@ def check_layer(
     check_device("target", target, "hidden", hidden)
     if target.ndim < 2 or target.shape[0] != hidden.shape[-2]:
         raise ValueError(
-            f"expected target to have shape ({hidden.shape[-2]}, features, ...) for hidden of shape {shape_of(hidden)}, "
-            f"but got {shape_of(target)}: the first dim is the batch"
+            f"expected target to have shape ({hidden.shape[-2]}, features, ...) for hidden of shape "
+            f"{shape_of(hidden)}, but got {shape_of(target)}: the first dim is the batch"
         )
     features = math.prod(target.shape[1:])
     if features == 0:

@@ -37,8 +37,13 @@ def bernoulli_nll(
 
     The sum runs over all dims but the first. NaN and infinities propagate.
 
+    Draws, in this and every other likelihood: a parameter with exactly one dim more than target, (k, batch, ...) or
+    what broadcasts to it after k, holds k draws. The result then is (k, batch), and its [d] what the parameters' [d]
+    give. The target is read where it lies, never repeated in memory; it has one mask and one set of bits for all draws.
+    A parameter without draws serves all of them, and its gradient is summed over them in the kernel.
+
     Args:
-        logits: l, (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        logits: l, (batch, ...) or draws, (k, batch, ...), float32, bfloat16, float16 or float64, any strides.
         target: x in logits' shape, read as it is: float (grey values between 0 and 1 give the usual cross-entropy),
             uint8 (255ths), bool, int16, int32 or int64. A target that requires grad is served by the plain PyTorch
             of `vae_fast.reference`.
@@ -46,7 +51,7 @@ def bernoulli_nll(
             2016), drawn as the target is read. `vae_fast.binarize` gives the same bits; NaN stays NaN.
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.
-        weight: (batch,), a factor for each sample's nll.
+        weight: (batch,), a factor for each sample's nll, or (k, batch), one for each of its draws.
         reduction: "sample" gives a loss for each sample, "none" one for each element, in target's shape.
         generator: where the bits come from, on logits' device; by default torch's own generator of that device. A
             list has one for each sample.
@@ -54,8 +59,8 @@ def bernoulli_nll(
             rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
 
     Returns:
-        nll: (batch,), or as `reduction` says, in nats; float32 (float64 if an input is). 0 for samples without
-            elements.
+        nll: (batch,), or as `reduction` says, after draws if there are any, in nats; float32 (float64 if an input is).
+            0 for samples without elements.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -95,7 +100,7 @@ def bernoulli_nll_from_probs(
     (p - x) / max(p (1 - p), 1e-12). NaN where p or x is not in [0, 1], where torch raises on the CPU.
 
     Args:
-        probs: p, (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        probs: p, (batch, ...) or draws as in `bernoulli_nll`, float32, bfloat16, float16 or float64, any strides.
         target: x in probs' shape, as in `bernoulli_nll`.
         mask, weight, reduction: as in `bernoulli_nll`.
 
@@ -128,7 +133,8 @@ def linear_bernoulli_nll(
     Under autocast the matrix products are in autocast's dtype, as in F.linear, and the likelihood in float32.
 
     Args:
-        hidden: (batch, H), the layer's input: float32, bfloat16, float16 or float64.
+        hidden: (batch, H), the layer's input, or draws of it, (k, batch, H), as in `bernoulli_nll`: float32, bfloat16,
+            float16 or float64.
         weight: (features, H), the layer's weight.
         bias: (features,) or None.
         target: x, (batch, features), or (batch, ...) with as many elements, in the order of weight's rows; dtypes as
@@ -137,7 +143,7 @@ def linear_bernoulli_nll(
         sample_weight: (batch,), a factor for every sample.
 
     Returns:
-        nll: (batch,), in nats; float32 (float64 if an input is).
+        nll: (batch,) or (k, batch), in nats; float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

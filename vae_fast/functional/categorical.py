@@ -26,7 +26,8 @@ def categorical_nll(
     The softmax is over the last dim, the sum over all positions of a sample. NaN and infinities propagate.
 
     Args:
-        logits: l, (batch, ..., classes), float32, bfloat16, float16 or float64, any strides.
+        logits: l, (batch, ..., classes) or draws as in `bernoulli_nll`, (k, batch, ..., classes), float32, bfloat16,
+            float16 or float64, any strides.
         target: x, (batch, ...), a class number in uint8, int16, int32 or int64. -100 is left out, as in
             torch.nn.functional.cross_entropy. Any other number that is not in [0, classes) makes the sample's nll and
             the gradient of its position NaN (and costs a GPU no synchronization).
@@ -66,7 +67,8 @@ def linear_categorical_nll(
 ) -> Tensor:
     """`categorical_nll` of the logits hidden weight^T + bias: a text decoder's output layer.
 
-    hidden is (batch, ..., H), weight (classes, H), target (batch, ...) holds classes, mask broadcasts to target.
+    hidden is (batch, ..., H) or draws, (k, batch, ..., H);
+    weight (classes, H), target (batch, ...) holds classes, mask broadcasts to target.
     Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `categorical_nll`.
     """
     check_class_layer(hidden, weight, bias, target, mask, sample_weight, counts=False)

@@ -26,7 +26,7 @@ def discretized_logistic_nll(
     The difference is exact in the tails, where peers put 1e-12 or the density in its place.
 
     Args:
-        mean: (batch, ...), in the units of t: black is -1, white is 1.
+        mean: (batch, ...) or draws as in `bernoulli_nll`, in the units of t: black is -1, white is 1.
         target: x in mean's shape, uint8 (255ths), or float in [0, 1]: multiples of 1/255.
         log_scale: s, the natural log of the scale, in the units of t: a number or a tensor that broadcasts to mean.
             Taken as -7 where it is less, as in PixelCNN++: the gradient is 1 at the bound, 0 below.

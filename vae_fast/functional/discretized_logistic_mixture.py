@@ -27,7 +27,8 @@ def discretized_logistic_mixture_nll(
         mean_k1 + tanh(c_k0) t_0,   mean_k2 + tanh(c_k1) t_0 + tanh(c_k2) t_1
 
     Args:
-        params: (batch, P, ...) for K components at every pixel, float32, bfloat16, float16 or float64, any strides.
+        params: (batch, P, ...) or draws as in `bernoulli_nll`, (k, batch, P, ...), for K components at every pixel,
+            float32, bfloat16, float16 or float64, any strides.
             One channel: P = 3 K, [logits | means | log-scales]. Three channels: P = 10 K, K logits, then for each
             channel [means | log-scales | coefficients], the layout of PixelCNN++, NVAE and VDVAE.
         target: x, (batch, 1 or 3, ...), uint8 (255ths), or float in [0, 1]: multiples of 1/255.

@@ -27,7 +27,7 @@ def gaussian_nll(
     The sum runs over all dims but the first. NaN and infinities propagate.
 
     Args:
-        mean: (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        mean: (batch, ...) or draws as in `bernoulli_nll`, float32, bfloat16, float16 or float64, any strides.
         target: x in mean's shape: float, uint8 (255ths), bool or integers; see `bernoulli_nll`.
         logvar: the natural log of the variance. None is unit variance, a number one for all. A tensor may be a
             learned scalar (), one value per feature (mean's shape without batch), or anything that broadcasts to

@@ -25,7 +25,7 @@ def laplace_nll(
     With log_scale None (a scale of 1) it is the L1 distance, and a constant; the slope at x = location is 0.
 
     Args:
-        location: (batch, ...), float32, bfloat16, float16 or float64, any strides.
+        location: (batch, ...) or draws as in `bernoulli_nll`, float32, bfloat16, float16 or float64, any strides.
         target: x in location's shape: float, uint8 (255ths), bool or integers; see `bernoulli_nll`.
         log_scale: s, the natural log of the scale: None, a number, or a tensor that broadcasts to location, as the
             logvar of `gaussian_nll`.

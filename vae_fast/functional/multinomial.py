@@ -27,7 +27,8 @@ def multinomial_nll(
     is over the last dim, the sum over all positions of a sample.
 
     Args:
-        logits: l, (batch, ..., classes), float32, bfloat16, float16 or float64, any strides.
+        logits: l, (batch, ..., classes) or draws as in `bernoulli_nll`, (k, batch, ..., classes), float32, bfloat16,
+            float16 or float64, any strides.
         target: x in logits' shape, counts: float, uint8 (the number itself), bool, int16, int32 or int64.
         mask: bool, broadcastable to logits' shape without classes. False leaves the position out: it adds nothing
             and its gradient is 0, whatever is there.
@@ -65,7 +66,8 @@ def linear_multinomial_nll(
 ) -> Tensor:
     """`multinomial_nll` of the logits hidden weight^T + bias: a recommender's output layer.
 
-    hidden is (batch, ..., H), weight (classes, H), target (batch, ..., classes) holds counts, mask broadcasts to
+    hidden is (batch, ..., H) or draws, (k, batch, ..., H);
+    weight (classes, H), target (batch, ..., classes) holds counts, mask broadcasts to
     (batch, ...). Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `multinomial_nll`.
     """
     check_class_layer(hidden, weight, bias, target, mask, sample_weight, counts=True)

@@ -28,7 +28,8 @@ def negative_binomial_nll(
     of the textbook form cancel in float32.
 
     Args:
-        mean: (batch, ...), at least 0, float32, bfloat16, float16 or float64, any strides.
+        mean: (batch, ...) or draws as in `bernoulli_nll`, at least 0, float32, bfloat16, float16 or float64, any
+            strides.
         target: x in mean's shape, counts; see `poisson_nll`.
         theta: the inverse dispersion, at least 0: a number, or a tensor that broadcasts to mean, such as one value
             per feature; it is never expanded in memory, and its gradient is summed in the kernel.

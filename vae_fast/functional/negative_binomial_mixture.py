@@ -28,7 +28,8 @@ def negative_binomial_mixture_nll(
     NB as in `negative_binomial_nll`. In totalVI component 1 is a protein's background and component 2 its foreground.
 
     Args:
-        mean_1: (batch, ...), at least 0, float32, bfloat16, float16 or float64, any strides.
+        mean_1: (batch, ...) or draws as in `bernoulli_nll`, at least 0, float32, bfloat16, float16 or float64, any
+            strides.
         target: x in mean_1's shape, counts; see `poisson_nll`.
         mean_2, mixture_logits: numbers, or tensors that broadcast to mean_1.
         theta: the inverse dispersion, at least 0: a number, or a tensor that broadcasts to mean_1, such as one value

@@ -26,7 +26,8 @@ def poisson_nll(
     and x are large and nearly equal, and the textbook form cancels.
 
     Args:
-        mean: (batch, ...), at least 0, float32, bfloat16, float16 or float64, any strides.
+        mean: (batch, ...) or draws as in `bernoulli_nll`, at least 0, float32, bfloat16, float16 or float64, any
+            strides.
         target: x in mean's shape, counts: float, uint8 (the number itself, not 255ths), bool, int16, int32 or int64.
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.

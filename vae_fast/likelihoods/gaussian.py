@@ -22,7 +22,9 @@ def gaussian_nll(
 ) -> Tensor:
     """(log 2 pi + logvar + (x - mean)^2 exp(-logvar)) / 2; logvar None is unit variance."""
     x, m, lv = read(target, mean, logvar, mask=mask)
-    return total(0.5 * math.log(2 * math.pi) + 0.5 * lv + half_square(x - m, lv), mask, weight, reduction, target.ndim)
+    return total(
+        0.5 * math.log(2 * math.pi) + 0.5 * lv + half_square(x - m, lv), mask, weight, reduction, target.ndim
+    )
 
 
 def d_gaussian(x: Tensor, m: Tensor, lv: Tensor) -> tuple[Tensor, ...]:

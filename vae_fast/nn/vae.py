@@ -249,8 +249,7 @@ class VAE(nn.Module):
             nll = partial(self._nll_of_hidden, x, layers[place])
         if draws is None:
             return nll(*tensors)
-        by_draw = zip(*(t.unflatten(0, (draws, x.shape[0])).unbind(0) for t in tensors), strict=True)
-        return torch.stack([nll(*one) for one in by_draw]).mean(0)
+        return nll(*(t.unflatten(0, (draws, x.shape[0])) for t in tensors)).mean(0)
 
     def _nll_of_params(self, x: Tensor, *params: Tensor) -> Tensor:
         return self.likelihood.nll(params, x)

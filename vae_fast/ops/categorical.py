@@ -37,9 +37,7 @@ def categorical(
     return nll
 
 
-def _of_draws(
-    draws: int, logits: Tensor, target: Tensor, mask: Tensor | None, per_element: bool
-) -> Tensor:
+def _of_draws(draws: int, logits: Tensor, target: Tensor, mask: Tensor | None, per_element: bool) -> Tensor:
     """The draws as the op's batch, and all positions of all samples as its positions: the target has stride 0."""
     shape, classes = logits.shape[1:-1], logits.shape[-1]
     positions = math.prod(shape)

@@ -33,9 +33,9 @@ Gradients = list[Tensor | None]
 class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
-    hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix products; `forward_grads`
-    says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second parameter where the layer does
-    not make it.
+    hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix
+    products; `forward_grads` says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second
+    parameter where the layer does not make it.
     """
 
     likelihood: str
@@ -169,7 +169,9 @@ class _Layer:
         # A row a chunk, added up in the end.
         self.bias_sums = None
         if grad_bias is not None:
-            self.bias_sums = grad_bias[None] if self.is_whole else grad_bias.new_empty(len(self.plan), outputs)
+            self.bias_sums = (
+                grad_bias[None] if self.is_whole else grad_bias.new_empty(len(self.plan), outputs)
+            )
         # The weight's gradient is overwritten by the first chunk, if there is one.
         for grad, is_per_sample in zip(grad_others, inputs.is_per_sample[3:], strict=True):
             if grad is not None and not is_per_sample:

@@ -76,7 +76,9 @@ def linear_likelihood_forward(backend: Any, *args: Any) -> tuple[Tensor, list[Te
         ones = torch.ones((), device=hidden.device).expand(hidden.shape[:samples])
     unit_grads = run_chunks(backend, inputs, inputs.forward_grads, nll, ones)
     if nll.ndim > samples:
-        nll = nll.flatten(samples).sum(samples, dtype=torch.float64).float()  # torch's order depends on its threads
+        nll = (
+            nll.flatten(samples).sum(samples, dtype=torch.float64).float()
+        )  # torch's order depends on its threads
     return nll if weights is None else nll * weights, [g for g in unit_grads if g is not None]
 
 

@@ -99,7 +99,11 @@ def _flatten(params: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
     if mask is not None:
         mask = mask.expand(batch, 1, *image).reshape(batch, pixels)
     lead = params.shape[: 1 - target.ndim]
-    return params.reshape(*lead, params.shape[len(lead)], pixels), target.reshape(batch, channels, pixels), mask
+    return (
+        params.reshape(*lead, params.shape[len(lead)], pixels),
+        target.reshape(batch, channels, pixels),
+        mask,
+    )
 
 
 MIXTURE = Op(

@@ -213,7 +213,9 @@ def _backward(
             draw = tl.program_id(1).to(tl.int64) * each
             end = tl.minimum(draw + each, draws)
             while draw < end:
-                params = _parameters(_of_draw(parameters, parameters_d, draw, VEC), parameters_s, at, sizes, VEC)
+                params = _parameters(
+                    _of_draw(parameters, parameters_d, draw, VEC), parameters_s, at, sizes, VEC
+                )
                 if EACH:
                     g = load(grad_nll + step_of(draw, grad_nll_d, VEC), grad_nll_s, at, sizes, VEC)
                 else:
@@ -304,7 +306,9 @@ def _backward_job(
     each = per_element(grad_nll, shape)
     inputs = [x and x.strides for x in (target, *given, kept)]
     upstream = grad_nll.strides if each else None
-    steps_of_draws = (*of_draw, *of_grads) if not each or grad_nll_d is None else (*of_draw, *of_grads, grad_nll_d)
+    steps_of_draws = (
+        (*of_draw, *of_grads) if not each or grad_nll_d is None else (*of_draw, *of_grads, grad_nll_d)
+    )
     at = describe(
         shape, *inputs, upstream, *(strides(g, shape) for g in wanted), draws=steps_of_draws, free=rng is None
     )
@@ -369,7 +373,9 @@ def likelihood_backward(
     if is_empty or all(g is None for g in grads):
         return
     keys = tuple(map(key, params)), tuple(map(key, grads))
-    job = _backward_job(target.device, likelihood, draws, *keys, *map(key, (target, mask, rng_state, grad_nll)))
+    job = _backward_job(
+        target.device, likelihood, draws, *keys, *map(key, (target, mask, rng_state, grad_nll))
+    )
     outs = outputs(job, grads, target)
     place = row_words(rows, target.shape[0])[0]
     run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs), place)

@@ -90,7 +90,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def nll(self, params: Params, x: Tensor) -> Tensor:
-        """-log p(x | z) in nats, shape (batch,)."""
+        """-log p(x | z) in nats, shape (batch,); (draws, batch) where params have draws of z before the batch."""
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         """-log p of each element in idiomatic PyTorch, which a run's speed is compared with. None: torch has none."""
@@ -102,7 +102,8 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-        """`nll` of parameters that are a linear layer's outputs, one after the other, each in x's shape."""
+        """`nll` of parameters that are a linear layer's outputs, one after the other, each in x's shape. hidden is
+        (batch, H) or (draws, batch, H)."""
 
     @abstractmethod
     def mean(self, params: Params, library: Library = None) -> Tensor:

@@ -46,13 +46,14 @@ class Counts(Likelihood):
         total = x.flatten(1).sum(1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
         return total if total.is_floating_point() else total.float()
 
-    def rate(self, output: Tensor, library: Library) -> Tensor:
-        """The mean of the counts before any dropout."""
+    def rate(self, output: Tensor, library: Library, ndim: int | None = None) -> Tensor:
+        """The mean of the counts before any dropout. `ndim`: x's, where the output may have draws before it."""
         if self.link == "softmax":
+            ndim = output.ndim if ndim is None else ndim
             library = self.default_library if library is None else library
             if isinstance(library, Tensor) and library.ndim:
                 library = library.unsqueeze(1)
-            return (output.flatten(1).softmax(1) * library).view_as(output)
+            return (output.flatten(1 - ndim).softmax(-1) * library).view_as(output)
         if library is not None:
             raise ValueError(f'expected link to be "softmax" for library, but got {self}')
         return output.exp() if self.link == "exp" else F.softplus(output)

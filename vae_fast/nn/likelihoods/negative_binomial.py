@@ -44,7 +44,7 @@ class NegativeBinomial(DispersionLikelihood, Counts):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         return functional.negative_binomial_nll(
-            self.rate(params[0], self.library(x)), x, self.theta_of(params)
+            self.rate(params[0], self.library(x), x.ndim), x, self.theta_of(params)
         )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:

@@ -37,7 +37,7 @@ class NegativeBinomialMixture(NegativeBinomial):
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
         mean_1, mean_2, logits = params
-        means = self.rate(mean_1, None), self.rate(mean_2, None)
+        means = self.rate(mean_1, None, x.ndim), self.rate(mean_2, None, x.ndim)
         return functional.negative_binomial_mixture_nll(means[0], x, means[1], self.theta_of(params), logits)
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:

@@ -20,7 +20,7 @@ class Poisson(Counts):
         return f"link={self.link!r}"
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.poisson_nll(self.rate(params[0], self.library(x)), x)
+        return functional.poisson_nll(self.rate(params[0], self.library(x), x.ndim), x)
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return -D.Poisson(self.rate(params[0], self.library(x)), validate_args=False).log_prob(x)

@@ -21,7 +21,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     num_parameters = 2
 
     def nll(self, params: Params, x: Tensor) -> Tensor:
-        mean = self.rate(params[0], self.library(x))
+        mean = self.rate(params[0], self.library(x), x.ndim)
         return functional.zero_inflated_negative_binomial_nll(mean, x, self.theta_of(params), params[-1])
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
