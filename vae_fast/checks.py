@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .backends.contract import Generators, Rows
+from .backends.contract import PARAMETRIZATIONS, Generators, Rows
 from .backends.reference import draw_rng_state
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -160,9 +160,13 @@ def _check_broadcast_to(name: str, tensor: Tensor, other_name: str, full: Sequen
         )
 
 
-def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
+def check_prior(
+    prior: tuple[Tensor, Tensor] | Tensor | None, mu: Tensor, dim: int = 1
+) -> tuple[Tensor, Tensor] | Tensor | None:
     if prior is None:
         return None
+    if isinstance(prior, Tensor):
+        return _check_packed_prior(prior, mu, dim)
     if not isinstance(prior, (tuple, list)):
         raise TypeError(
             f"expected prior to be a pair of tensors (mu_p, logvar_p), but got {type(prior).__name__}"
@@ -175,6 +179,55 @@ def check_prior(prior: tuple[Tensor, Tensor] | None, mu: Tensor) -> tuple[Tensor
     check_broadcast("prior mu", prior_mu, "mu", mu)
     check_broadcast("prior logvar", prior_logvar, "mu", mu)
     return prior_mu, prior_logvar
+
+
+def _check_packed_prior(prior: Tensor, mu: Tensor, dim: int) -> Tensor:
+    _check_dense("prior", prior, FLOATS)
+    place = dim - mu.ndim if dim >= 0 else dim  # from the end, as it broadcasts
+    size, full = prior.shape, mu.shape
+    fits = mu.ndim > 1 and -place <= prior.ndim <= mu.ndim and size[place] in (2, 2 * full[place])
+    if not fits or any(size[d] not in (1, full[d]) for d in range(-prior.ndim, 0) if d != place):
+        raise TypeError(
+            "expected prior to be a pair of tensors (mu_p, logvar_p), but got Tensor of shape "
+            f"{shape_of(prior)}, which is not [mu_p | raw_p] along dim {dim} for mu of shape {shape_of(mu)}"
+        )
+    check_device("prior", prior, "mu", mu)
+    return prior
+
+
+def check_parametrization(
+    parametrization: str, epsilon: float, soft_clamp: float | None, clamp: tuple[float, float] | None
+) -> tuple[str, float, float | None]:
+    if parametrization not in PARAMETRIZATIONS:
+        *most, last = (f'"{name}"' for name in PARAMETRIZATIONS)
+        raise ValueError(
+            f"expected parametrization to be {', '.join(most)} or {last}, but got {parametrization!r}"
+        )
+    offset, limit = number_of(epsilon), number_of(soft_clamp)
+    if offset is None:
+        raise TypeError(f"expected epsilon to be a number, but got {epsilon!r}")
+    if not 0 <= offset < math.inf:
+        raise ValueError(f"expected epsilon to be finite and at least 0, but got {offset}")
+    if soft_clamp is None:
+        return parametrization, float(offset), None
+    if limit is None:
+        raise TypeError(f"expected soft_clamp to be a number, but got {soft_clamp!r}")
+    if not 0 < limit < math.inf:
+        raise ValueError(f"expected soft_clamp to be finite and larger than 0, but got {limit}")
+    if clamp is not None:
+        raise ValueError("expected at most one of clamp and soft_clamp, but got both")
+    return parametrization, float(offset), float(limit)
+
+
+def check_constant(name: str, constant: Tensor | float | None, mu: Tensor) -> Tensor | None:
+    """Of shift or scale: it, as a tensor that broadcasts to mu."""
+    if constant is None:
+        return None
+    if isinstance(constant, Tensor) and constant.requires_grad:
+        raise ValueError(
+            f"expected {name} to be a constant ({name}.detach(), say), but got a tensor that requires grad"
+        )
+    return check_parameter(name, constant, "mu", mu)
 
 
 def check_clamp(clamp: Sequence[float] | None) -> tuple[float, float] | None:

@@ -50,6 +50,26 @@ struct Gradient { View view; Reduction reduction = Reduction::none; double* part
 
 struct Clamp { bool active = false; float low = 0, high = 0; };
 
+// What the op `latent` reads its second argument, raw, as: σ² = exp(raw) + ε, σ = exp(raw) + ε, σ = softplus(raw) + ε,
+// σ = raw + ε.
+#define VAE_FAST_PARAMETRIZATIONS(X) X(logvar) X(logstd) X(softplus) X(std)
+#define VAE_FAST_ENUMERATOR(name) name,
+enum class Parametrization : int { VAE_FAST_PARAMETRIZATIONS(VAE_FAST_ENUMERATOR) };
+#undef VAE_FAST_ENUMERATOR
+
+struct Form {
+  Parametrization kind = Parametrization::logvar;
+  float epsilon = 0;
+  float soft_clamp = 0;   // c of c·tanh(x/c), of mu and raw; 0: none
+  bool of_prior = false;  // the prior is read likewise, clamps included; else it is (mu_p, logvar_p)
+  VAE_FAST_FN bool has_exact_logvar() const {
+    return epsilon == 0 && (kind == Parametrization::logvar || kind == Parametrization::logstd);
+  }
+  VAE_FAST_FN bool is_plain() const {
+    return kind == Parametrization::logvar && epsilon == 0 && soft_clamp == 0 && !of_prior;
+  }
+};
+
 // The arguments of each kernel of ops.def. tiling.rows and tiling.columns are the caller's, the rest of it the engine's.
 struct LatentForward {
   Tiling tiling;
@@ -57,6 +77,8 @@ struct LatentForward {
   Noise noise;
   std::int64_t draws = 1;
   Clamp clamp;
+  Form form;
+  View shift, scale;  // of z
   View z;
   Loss kl;
 };
@@ -68,6 +90,8 @@ struct LatentBackward {
   Noise noise;
   std::int64_t draws = 1;
   Clamp clamp;
+  Form form;
+  View scale;
   View grad_mu, grad_logvar;
   Gradient grad_prior_mu, grad_prior_logvar;
 };

@@ -116,6 +116,14 @@ inline Clamp clamp_of(const py::object& bounds) {
   return {true, pair[0].cast<float>(), pair[1].cast<float>()};
 }
 
+// (parametrization, epsilon, soft clamp or None, whether the prior is read likewise), None for a plain log-variance.
+inline Form form_of(const py::object& form) {
+  if (form.is_none()) return {};
+  const py::tuple parts = form.cast<py::tuple>();
+  return {static_cast<Parametrization>(parts[0].cast<int>()), parts[1].cast<float>(), parts[2].is_none() ? 0.0f : parts[2].cast<float>(),
+          parts[3].cast<bool>()};
+}
+
 template <class Args> Args of_shape(const Shape& shape) {
   Args a;
   a.tiling.rows = shape.rows;
@@ -125,7 +133,8 @@ template <class Args> Args of_shape(const Shape& shape) {
 
 template <class Args>
 Args latent_of(const Shape& shape, std::int64_t draws, const py::object& mu, const py::object& logvar, const py::object& prior_mu,
-               const py::object& prior_logvar, const Noise& noise, const py::object& bounds) {
+               const py::object& prior_logvar, const Noise& noise, const py::object& bounds, const py::object& form,
+               const py::object& scale) {
   auto a = of_shape<Args>(shape);
   a.mu = view_of(mu, shape);
   a.logvar = view_of(logvar, shape);
@@ -134,16 +143,20 @@ Args latent_of(const Shape& shape, std::int64_t draws, const py::object& mu, con
   a.noise = noise;
   a.draws = draws;
   a.clamp = clamp_of(bounds);
+  a.form = form_of(form);
+  a.scale = view_of(scale, shape);
   return a;
 }
 
 template <class Engine>
 void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
                     const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
-                    const py::object& rows, const py::object& given, const py::object& bounds, const py::object& z, const py::object& kl) {
+                    const py::object& rows, const py::object& given, const py::object& bounds, const py::object& form,
+                    const py::object& shift, const py::object& scale, const py::object& z, const py::object& kl) {
   const Shape shape(sizes);
   const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
-  auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
+  auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds, form, scale);
+  a.shift = view_of(shift, shape);
   a.z = view_of(z, shape);
   a.kl = loss_of<Loss>(kl, shape);
   Engine(where).run(a);
@@ -153,11 +166,11 @@ template <class Engine>
 void latent_backward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& grad_z, const py::object& grad_kl,
                      const py::object& mu, const py::object& logvar, const py::object& prior_mu, const py::object& prior_logvar,
                      std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& given,
-                     const py::object& bounds, const py::object& grad_mu, const py::object& grad_logvar,
+                     const py::object& bounds, const py::object& form, const py::object& scale, const py::object& grad_mu, const py::object& grad_logvar,
                      const py::object& grad_prior_mu, const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
   const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
-  auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
+  auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds, form, scale);
   a.grad_z = view_of(grad_z, shape);
   a.grad_kl = loss_of<Upstream>(grad_kl, shape);
   a.grad_mu = view_of(grad_mu, shape);
@@ -308,6 +321,12 @@ template <class Engine> void define(py::module_& m) {
 #include "../api/likelihoods.def"
   m.attr("likelihoods") = likelihoods;
   m.attr("of_counts") = of_counts;
+
+  py::dict parametrizations;
+#define VAE_FAST_PARAMETRIZATION(name) parametrizations[#name] = static_cast<int>(Parametrization::name);
+  VAE_FAST_PARAMETRIZATIONS(VAE_FAST_PARAMETRIZATION)
+#undef VAE_FAST_PARAMETRIZATION
+  m.attr("parametrizations") = parametrizations;
 
   py::dict dtypes;
 #define VAE_FAST_DTYPE(dtype, name, bytes) dtypes[name] = static_cast<int>(DType::dtype);

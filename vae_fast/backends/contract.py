@@ -17,6 +17,22 @@ Prior = tuple[Tensor, Tensor] | None
 Clamp = tuple[float, float] | None
 
 
+PARAMETRIZATIONS = ("logvar", "logstd", "softplus", "std")
+
+
+class Parametrization(NamedTuple):
+    """How `latent` reads its second argument, raw, as sigma.
+
+    logvar: sigma^2 = exp(raw) + epsilon; logstd: sigma = exp(raw) + epsilon; softplus: sigma = softplus(raw) + epsilon;
+    std: sigma = raw + epsilon. Before that soft_clamp = c makes c tanh(x / c) of raw and of mu, and a clamp bounds raw.
+    """
+
+    name: str = "logvar"
+    epsilon: float = 0.0
+    soft_clamp: float | None = None
+    of_prior: bool = False  # the prior is read likewise, clamps included; else it is (mu_p, logvar_p)
+
+
 class Rows(NamedTuple):
     """Where the samples of a batch lie in the noise: sample b of draw k has row k * per_draw + offset + b.
 
@@ -30,6 +46,8 @@ class Rows(NamedTuple):
 
 class Kernels(Protocol):
     """Shapes: mu (batch, ...), draws (num_samples, batch, ...) or (batch, ...), kl and nll (batch,).
+
+    form: None is Parametrization(). shift and scale have mu's shape, by strides of 0 where they broadcast.
 
     rows: None is a batch of its own, Rows(0, batch). With one rng_state per sample the row is k, whatever `rows` says.
     """
@@ -46,8 +64,11 @@ class Kernels(Protocol):
         z: Tensor | None,
         kl: Tensor | None,
         rows: Rows | None = None,
+        form: Parametrization | None = None,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
-        """z = mu + exp(logvar / 2) eps, and KL(N(mu, exp logvar) || prior)."""
+        """z = (mu + exp(logvar / 2) eps - shift) scale, and KL(N(mu, exp logvar) || prior)."""
 
     def latent_backward(
         self,
@@ -64,6 +85,8 @@ class Kernels(Protocol):
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
         rows: Rows | None = None,
+        form: Parametrization | None = None,
+        scale: Tensor | None = None,
     ) -> None: ...
 
     def noise_fill(self, eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:

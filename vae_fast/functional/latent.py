@@ -7,15 +7,17 @@ from torch import Tensor
 from ..backends.contract import Generators
 from ..checks import (
     check_clamp,
+    check_constant,
     check_dim,
     check_pair,
+    check_parametrization,
     check_prior,
     check_reduction,
     check_tensor,
     resolve_rng_state,
     shape_of,
 )
-from ..ops.latent import latent
+from ..ops.latent import PLAIN, latent
 
 
 def reparameterize_kl(
@@ -23,27 +25,44 @@ def reparameterize_kl(
     logvar: Tensor,
     *,
     num_samples: int | None = None,
-    prior: tuple[Tensor, Tensor] | None = None,
+    prior: tuple[Tensor, Tensor] | Tensor | None = None,
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
     generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
+    parametrization: str = "logvar",
+    epsilon: float = 0.0,
+    soft_clamp: float | None = None,
+    shift: Tensor | float | None = None,
+    scale: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A sample of N(mu, exp logvar) and its KL divergence from the prior, in one pass.
+    """A sample of N(mu, sigma^2) and its KL divergence from the prior, in one pass; sigma = exp(logvar / 2).
 
-        z  = mu + exp(logvar / 2) eps,   eps ~ N(0, 1)
+        z  = mu + sigma eps,   eps ~ N(0, 1)
         kl = sum (mu^2 + expm1(logvar) - logvar) / 2                                 prior N(0, 1)
         kl = sum (expm1(d) - d + (mu - mu_p)^2 exp(-logvar_p)) / 2,  d = logvar - logvar_p
 
     The sums run over all dims but the first. The noise is never stored: backward makes it again from `rng_state`.
     Arithmetic is in float32, or in float64 if mu, logvar or the prior is. NaN and infinities propagate.
 
+    The second argument, raw, may mean something else than the log-variance:
+
+        parametrization   sigma                      with this epsilon in
+        "logvar"          sqrt(exp(raw) + epsilon)   scvi-tools: 1e-4
+        "logstd"          exp(raw) + epsilon         NVAE: 1e-2; VDVAE and PyTorch Geometric: 0
+        "softplus"        softplus(raw) + epsilon    Oobleck of stable-audio-tools: 1e-4
+        "std"             raw + epsilon              torch.distributions.Normal, Pyro: 0
+
+    and z may be shifted and scaled as a diffusion model wants its latents: z = (mu + sigma eps - shift) scale.
+
     Args:
         mu: (batch, ...), float32, bfloat16, float16 or float64, any strides. (batch,) is one element per sample.
-        logvar: the shape of mu; the natural log of the variance.
+        logvar: the shape of mu; the natural log of the variance, or raw of the parametrization.
         num_samples: k draws per sample instead of one; z is (k, batch, ...).
-        prior: (mu_p, logvar_p), another diagonal Gaussian, each broadcastable to mu; gradients flow to both.
+        prior: another diagonal Gaussian, with gradients: (mu_p, logvar_p), each broadcastable to mu, which no
+            parametrization and no clamp changes; or one tensor [mu_p | raw_p] along dim 1, whose halves broadcast to
+            mu and are read as mu and logvar are: parametrization, epsilon, clamp and soft_clamp.
         clamp: (lo, hi) for logvar, as torch.clamp: the bounds are rounded to logvar's dtype, the gradient is 1 on them
             and 0 outside.
         reduction: "sample" gives a KL for each sample, "none" one for each element, in mu's shape.
@@ -55,6 +74,12 @@ def reparameterize_kl(
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the noise exactly
             (`vae_fast.noise`).
         noise: a constant to take for eps, in z's shape. At most one of noise, rng_state and generator.
+        parametrization: "logvar", "logstd", "softplus" or "std"; outside of its domain ("std" below 0) KL is NaN.
+        epsilon: what is added as the table says, at least 0.
+        soft_clamp: c > 0 takes c tanh(mu / c) for mu and c tanh(raw / c) for raw, before anything else (NVAE: 5). Not
+            together with clamp.
+        shift, scale: constants, numbers or tensors broadcastable to mu ((C, 1, 1) for one a channel), for z alone. By
+            default 0 and 1. diffusers: shift=latents_mean, scale=scaling_factor / latents_std.
 
     Returns:
         z: (batch, ...) or (k, batch, ...), in mu's dtype and layout.
@@ -70,6 +95,8 @@ def reparameterize_kl(
     check_pair(mu, logvar)
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)
+    form = _form(parametrization, epsilon, soft_clamp, clamp)
+    affine = _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         mu,
@@ -80,6 +107,8 @@ def reparameterize_kl(
         clamp=clamp,
         num_samples=num_samples,
         per_element=reduction != "sample" and check_reduction(reduction),
+        form=form,
+        affine=affine,
     )
 
 
@@ -88,22 +117,28 @@ def reparameterize_kl_packed(
     *,
     dim: int = 1,
     num_samples: int | None = None,
-    prior: tuple[Tensor, Tensor] | None = None,
+    prior: tuple[Tensor, Tensor] | Tensor | None = None,
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
     generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
+    parametrization: str = "logvar",
+    epsilon: float = 0.0,
+    soft_clamp: float | None = None,
+    shift: Tensor | float | None = None,
+    scale: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reparameterize_kl` of moments = [mu | logvar] along `dim`, as an encoder's last layer gives them.
+    """`reparameterize_kl` of moments = [mu | logvar], or [mu | raw], along `dim`: an encoder's last layer.
 
     Nothing is sliced or copied, and the gradient is one packed tensor.
 
     Args:
         moments: (batch, ...), of even size along dim; otherwise as mu.
         dim: where mu and logvar follow each other; any dim but the first.
-        num_samples, prior, clamp, reduction, generator, rng_state, noise: as in `reparameterize_kl`; shapes as of mu,
-            that is of one half of moments.
+        num_samples, prior, clamp, reduction, generator, rng_state, noise, parametrization, epsilon, soft_clamp, shift,
+            scale: as in `reparameterize_kl`; shapes as of mu, that is of one half of moments. A prior of one tensor
+            has its halves along `dim`, counted as in moments.
 
     Returns:
         z: the shape of mu, or (k, *mu.shape).
@@ -121,8 +156,10 @@ def reparameterize_kl_packed(
             f"expected moments to have an even size along dim {dim}, but got shape {shape_of(moments)}"
         )
     mu = moments.narrow(dim, 0, moments.shape[dim] // 2)
-    prior = check_prior(prior, mu)
+    prior = check_prior(prior, mu, dim)
     clamp = check_clamp(clamp)
+    form = _form(parametrization, epsilon, soft_clamp, clamp)
+    affine = _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         moments,
@@ -134,6 +171,8 @@ def reparameterize_kl_packed(
         clamp=clamp,
         num_samples=num_samples,
         per_element=reduction != "sample" and check_reduction(reduction),
+        form=form,
+        affine=affine,
     )
 
 
@@ -146,16 +185,31 @@ def reparameterize(
     generator: Generators = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
+    parametrization: str = "logvar",
+    epsilon: float = 0.0,
+    soft_clamp: float | None = None,
+    shift: Tensor | float | None = None,
+    scale: Tensor | float | None = None,
 ) -> Tensor:
-    """z = mu + exp(logvar / 2) eps: the sample of `reparameterize_kl` without the KL divergence.
+    """z = (mu + sigma eps - shift) scale: the sample of `reparameterize_kl` without the KL divergence.
 
     Arguments, errors and source as there. Returns z, (batch, ...) or (num_samples, batch, ...).
     """
     check_pair(mu, logvar)
     clamp = check_clamp(clamp)
+    form = _form(parametrization, epsilon, soft_clamp, clamp)
+    affine = _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     z, _ = latent(
-        mu, logvar, rng_state=rng_state, noise=noise, clamp=clamp, num_samples=num_samples, want_kl=False
+        mu,
+        logvar,
+        rng_state=rng_state,
+        noise=noise,
+        clamp=clamp,
+        num_samples=num_samples,
+        want_kl=False,
+        form=form,
+        affine=affine,
     )
     return z  # type: ignore[return-value]
 
@@ -164,11 +218,14 @@ def kl_divergence(
     mu: Tensor,
     logvar: Tensor,
     *,
-    prior: tuple[Tensor, Tensor] | None = None,
+    prior: tuple[Tensor, Tensor] | Tensor | None = None,
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
+    parametrization: str = "logvar",
+    epsilon: float = 0.0,
+    soft_clamp: float | None = None,
 ) -> Tensor:
-    """KL(N(mu, exp logvar) || prior), in nats: the KL divergence of `reparameterize_kl` without a sample.
+    """KL(N(mu, sigma^2) || prior), in nats: the KL divergence of `reparameterize_kl` without a sample.
 
     Exact near the prior, where the textbook form 1 + logvar - mu^2 - exp(logvar) is all rounding error. Arguments,
     errors and source as there. Returns kl, (batch,) or with reduction="none" mu's shape, float32 (float64 for float64
@@ -177,5 +234,20 @@ def kl_divergence(
     check_pair(mu, logvar)
     per_element = reduction != "sample" and check_reduction(reduction)
     prior, clamp = check_prior(prior, mu), check_clamp(clamp)
-    _, kl = latent(mu, logvar, prior=prior, clamp=clamp, want_z=False, per_element=per_element)
+    form = _form(parametrization, epsilon, soft_clamp, clamp)
+    _, kl = latent(mu, logvar, prior=prior, clamp=clamp, want_z=False, per_element=per_element, form=form)
     return kl  # type: ignore[return-value]
+
+
+def _form(
+    parametrization: str, epsilon: float, soft_clamp: float | None, clamp: tuple[float, float] | None
+) -> tuple[str, float, float | None]:
+    if parametrization == "logvar" and soft_clamp is None and type(epsilon) is float and epsilon == 0:
+        return PLAIN
+    return check_parametrization(parametrization, epsilon, soft_clamp, clamp)
+
+
+def _affine(
+    shift: Tensor | float | None, scale: Tensor | float | None, mu: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    return check_constant("shift", shift, mu), check_constant("scale", scale, mu)

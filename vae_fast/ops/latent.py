@@ -1,7 +1,8 @@
 """The op `latent`: a sample and its KL, one kernel forward and one backward.
 
 Saved for backward are the inputs and rng_state; the noise is made again. Wherever `logvar` is None, `mu` holds both,
-[mu | logvar] along `dim`, and the gradient is one packed tensor.
+[mu | logvar] along `dim`, and the gradient is one packed tensor. The same holds of `prior_mu` and `prior_logvar`; a
+packed prior is read by the parametrization and the clamps of mu and logvar, a pair is (mu_p, logvar_p) as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.contract import Parametrization
+from ..backends.reference import latent as reference_latent
 from ..checks import check_counters
 from . import _common
 from .noise import noise as draw
@@ -23,6 +26,7 @@ from .op import Args, Gradients, Op
 
 Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
+PLAIN = ("logvar", 0.0, None)  # parametrization, epsilon, soft_clamp
 
 
 def latent(
@@ -30,7 +34,7 @@ def latent(
     logvar: Tensor | None,
     dim: int = 1,
     *,
-    prior: tuple[Tensor, Tensor] | None = None,
+    prior: tuple[Tensor, Tensor] | Tensor | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
@@ -38,14 +42,20 @@ def latent(
     want_z: bool = True,
     want_kl: bool = True,
     per_element: bool = False,
+    form: tuple[str, float, float | None] = PLAIN,
+    affine: Pair = (None, None),
 ) -> Pair:
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
-    prior_mu, prior_logvar = prior or (None, None)
-    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise)
-    if prior is not None and backend is not None and torch.is_grad_enabled():
-        prior_mu, prior_logvar = map(_common.unexpanded, prior)
+    prior_mu, prior_logvar = (prior, None) if isinstance(prior, Tensor) else prior or (None, None)
+    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise, *affine)
+    if prior_mu is not None and backend is not None and torch.is_grad_enabled():
+        if prior_logvar is None:
+            prior_mu = _unexpanded_packed(prior_mu, dim, mu.ndim)
+        else:
+            prior_mu, prior_logvar = _common.unexpanded(prior_mu), _common.unexpanded(prior_logvar)
     args = (
-        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element
+        mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element,
+        *form, *affine
     )  # fmt: skip
     pair: Pair = _expression(*args) if backend is reference else LATENT(backend, *args)
     return pair
@@ -74,6 +84,28 @@ def _split(mu: Tensor, logvar: Tensor | None, dim: int) -> tuple[Tensor, Tensor]
     return mu.chunk(2, dim) if logvar is None else (mu, logvar)  # type: ignore[return-value]
 
 
+def _split_prior(prior_mu: Tensor | None, prior_logvar: Tensor | None, dim: int, ndim: int) -> Pair:
+    if prior_mu is None or prior_logvar is not None:
+        return prior_mu, prior_logvar
+    return reference_latent.split_prior(prior_mu, dim, ndim)
+
+
+def _unexpanded_packed(prior: Tensor, dim: int, ndim: int) -> Tensor:
+    """`unexpanded`, unless the prior is expanded along `dim` itself."""
+    base = _common.unexpanded(prior)
+    dim -= ndim if dim >= 0 else 0
+    return base if base.ndim >= -dim and base.shape[dim] == prior.shape[dim] else prior
+
+
+def _form_of(
+    parametrization: str, epsilon: float, soft_clamp: float | None, clamp: Clamp, is_packed: bool
+) -> Parametrization | None:
+    """None where mu and logvar are read as they are, and the prior too."""
+    if (parametrization, epsilon, soft_clamp) == PLAIN and (clamp is None or not is_packed):
+        return None
+    return Parametrization(parametrization, epsilon, soft_clamp, is_packed)
+
+
 def _expression(
     mu: Tensor,
     logvar: Tensor | None,
@@ -87,18 +119,25 @@ def _expression(
     want_z: bool,
     want_kl: bool,
     per_element: bool,
+    parametrization: str,
+    epsilon: float,
+    soft_clamp: float | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
 ) -> Pair:
     mu, logvar = _split(mu, logvar, dim)
+    is_packed = prior_mu is not None and prior_logvar is None
+    prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
     prior = None if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
+    form = Parametrization(parametrization, epsilon, soft_clamp, is_packed)
     z = kl = None
     if want_z:
         if noise is None:
             assert rng_state is not None
             noise = draw(mu.shape, rng_state, num_samples, _common.result_dtype(mu, logvar))
-        z = reference.reparameterize(mu, logvar, num_samples=num_samples, clamp=clamp, noise=noise)
+        z = reference_latent.sample(mu, logvar, noise, form, clamp, shift, scale)
     if want_kl:
-        reduction = "none" if per_element else "sample"
-        kl = reference.kl_divergence(mu, logvar, prior=prior, clamp=clamp, reduction=reduction)
+        kl = reference_latent.divergence(mu, logvar, prior, form, clamp, "none" if per_element else "sample")
     return z, kl
 
 
@@ -116,8 +155,17 @@ def latent_forward(
     want_z: bool,
     want_kl: bool,
     per_element: bool,
+    parametrization: str,
+    epsilon: float,
+    soft_clamp: float | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
 ) -> tuple[Pair, tuple[()]]:
     mu, logvar = _split(mu, logvar, dim)
+    is_packed = prior_mu is not None and prior_logvar is None
+    form = _form_of(parametrization, epsilon, soft_clamp, clamp, is_packed)
+    if is_packed:
+        prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
     clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
     z = kl = None
     if want_z:
@@ -125,8 +173,10 @@ def latent_forward(
     if want_kl:
         dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
         kl = _common.empty_loss(backend, mu, per_element, dtype)
-    prior = _expand(prior_mu, prior_logvar, mu)
-    backend.latent_forward(mu, logvar, prior, rng_state, noise, clamp, z=z, kl=kl)
+    backend.latent_forward(
+        mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
+        z=z, kl=kl, form=form, shift=_broadcast(shift, mu), scale=_broadcast(scale, mu),
+    )  # fmt: skip
     return (z, kl), ()
 
 
@@ -136,6 +186,7 @@ def latent_backward(
     """Gradients of mu, logvar, prior_mu, prior_logvar."""
     grad_z, grad_kl = grads
     mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, *_ = args
+    parametrization, epsilon, soft_clamp, _, scale = args[12:]
     first, second, *needs_prior = needs
     grad_mu = grad_first = _common.empty_like(backend, mu) if first else None
     grad_logvar = _common.empty_like(backend, logvar) if second and logvar is not None else None
@@ -143,26 +194,40 @@ def latent_backward(
     if logvar is None and grad_first is not None:  # the kernel writes both halves of one packed gradient
         grad_mu, grad_logvar = grad_first.chunk(2, dim)
     mu, logvar = _split(mu, logvar, dim)
+    packed_prior = prior_mu if prior_logvar is None else None
+    form = _form_of(parametrization, epsilon, soft_clamp, clamp, packed_prior is not None)
+    if packed_prior is not None:
+        prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
+        needs_prior[1] = needs_prior[0]
     clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
-    prior = _expand(prior_mu, prior_logvar, mu)
     grad_prior: Pair | None = None
+    whole: Tensor | None = None  # the packed prior's gradient, where the kernel writes both halves of it
     if any(needs_prior):
-        grad_prior = (
-            _common.empty_gradient(backend, prior_mu, mu.shape, needs_prior[0]),
-            _common.empty_gradient(backend, prior_logvar, mu.shape, needs_prior[1]),
-        )
+        if packed_prior is not None and prior_mu.shape == mu.shape:
+            whole = _common.empty_like(backend, packed_prior)
+            grad_prior = _split_prior(whole, None, dim, mu.ndim)
+        else:
+            grad_prior = (
+                _common.empty_gradient(backend, prior_mu, mu.shape, needs_prior[0]),
+                _common.empty_gradient(backend, prior_logvar, mu.shape, needs_prior[1]),
+            )
     backend.latent_backward(
-        grad_z, grad_kl, mu, logvar, prior, rng_state, noise, clamp,
-        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior,
+        grad_z, grad_kl, mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
+        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior, form=form, scale=_broadcast(scale, mu),
     )  # fmt: skip
-    if grad_prior is None:
-        return grad_first, grad_second, None, None
-    return (
-        grad_first,
-        grad_second,
-        _common.reduce_gradient(grad_prior[0], prior_mu),
-        _common.reduce_gradient(grad_prior[1], prior_logvar),
-    )
+    if grad_prior is None or whole is not None:
+        return grad_first, grad_second, whole, None
+    grad_prior_mu = _common.reduce_gradient(grad_prior[0], prior_mu)
+    grad_prior_logvar = _common.reduce_gradient(grad_prior[1], prior_logvar)
+    if packed_prior is not None:
+        assert grad_prior_mu is not None and grad_prior_logvar is not None
+        dim -= mu.ndim if dim >= 0 else 0
+        return grad_first, grad_second, torch.cat((grad_prior_mu, grad_prior_logvar), dim), None
+    return grad_first, grad_second, grad_prior_mu, grad_prior_logvar
+
+
+def _broadcast(constant: Tensor | None, mu: Tensor) -> Tensor | None:
+    return None if constant is None else _common.expand(constant, mu.shape)
 
 
 def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -182,7 +247,8 @@ def _check(
 
 LATENT = Op(
     "latent(Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, "
-    "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl, bool per_element) "
+    "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl, bool per_element, "
+    'str parametrization="logvar", float epsilon=0., float? soft_clamp=None, Tensor? shift=None, Tensor? scale=None) '
     "-> (Tensor z, Tensor kl)",
     latent_forward,
     latent_backward,

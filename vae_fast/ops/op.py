@@ -50,6 +50,7 @@ class Op:
     Args:
         schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, `forward` takes it flat, and
             each of its tensors has a gradient. A list as the last result holds what forward keeps for backward.
+            Arguments with defaults come last, in the backward op too.
         forward: (backend, *args) -> (outputs, kept). Allocates the results and has the backend fill them: a tensor or a
             tuple for the caller, with None for what is not wanted, and the tensors that backward needs besides.
         backward: (backend, needs, grads, args, kept) -> gradients of `differentiable`, None where `needs` is False.
@@ -76,6 +77,7 @@ class Op:
         names = [a.name for a in parsed.arguments]
         self.has_list = types[-1] == "List[Tensor]"
         self.has_kept = str(parsed.returns[-1].type) == "List[Tensor]"
+        self.defaults = tuple(a.default_value for a in parsed.arguments if a.has_default_value())
         self.num_outputs = len(parsed.returns) - self.has_kept
         self.num_single = len(types) - self.has_list  # arguments before the list
         tensors = [i for i in range(self.num_single) if "Tensor" in types[i]]
@@ -96,10 +98,10 @@ class Op:
             outputs = [
                 f"Tensor? grad_{r.name or i}" for i, r in enumerate(parsed.returns[: self.num_outputs])
             ]
-            arguments = schema[len(self.name) + 1 : schema.index(") ->")]
-            arguments = ", ".join(
-                [f"{self.name}_backward(bool[] needs", *outputs, arguments, "Tensor[] kept"]
-            )
+            given = schema[len(self.name) + 1 : schema.index(") ->")].split(", ")
+            count = len(given) - len(self.defaults)
+            given[count:count] = ["Tensor[] kept"]
+            arguments = ", ".join([f"{self.name}_backward(bool[] needs", *outputs, *given])
             self._define(f"{arguments}) -> Tensor[]", self._backward_op)
             torch.library.register_autograd(
                 f"vae_fast::{self.name}", self._differentiate, setup_context=self._set_up, lib=LIB
@@ -157,7 +159,9 @@ class Op:
         self, needs: Sequence[bool], grads: Gradients, args: Args, kept: Sequence[Tensor]
     ) -> list[Tensor | None]:
         op = getattr(torch.ops.vae_fast, f"{self.name}_backward")
-        wanted = iter(op(needs, *grads, *self.nested(args), kept))
+        args = self.nested(args)
+        count = len(args) - len(self.defaults)
+        wanted = iter(op(needs, *grads, *args[:count], kept, *args[count:]))
         return [next(wanted) if needed else None for needed in needs]
 
     # What the library ops are made of. Their results are whole: a gradient that is not needed is left out of the list.
@@ -170,8 +174,10 @@ class Op:
 
     def _backward_op(self, backend: Any, needs: Sequence[bool], *rest: Any) -> list[Tensor]:
         assert self.backward is not None
-        grads, args, kept = rest[: self.num_outputs], self.flat(rest[self.num_outputs : -1]), rest[-1]
-        return [g for g in self.backward(backend, needs, grads, args, kept) if g is not None]
+        grads, rest = rest[: self.num_outputs], rest[self.num_outputs :]
+        place = len(rest) - len(self.defaults) - 1
+        args = self.flat((*rest[:place], *rest[place + 1 :]))
+        return [g for g in self.backward(backend, needs, grads, args, rest[place]) if g is not None]
 
     def _set_up(self, ctx: Any, inputs: Args, output: Any) -> None:
         self.save(ctx, self.flat(inputs), output[-1] if self.has_kept else ())
@@ -195,8 +201,15 @@ class Op:
     def _define(self, schema: str, function: Callable[..., Any]) -> None:
         """A library op whose tensors choose the backend."""
         name, check = schema.partition("(")[0], self.check if function == self._forward_op else None
+        count = len(torch._C.parse_schema(schema).arguments)
+
+        def filled(args: Args) -> Args:
+            """With the defaults, which torch does not pass on where they stand last."""
+            missing = count - len(args)
+            return (*args, *self.defaults[-missing:]) if missing else args
 
         def kernel(*args: Any) -> Any:
+            args = (*filled(args),)
             if check is not None:
                 check(*self.flat(args))
             tensors = [
@@ -209,7 +222,9 @@ class Op:
 
         LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIB.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"vae_fast::{name}", lambda *args: function(FakeBackend, *args), lib=LIB)
+        torch.library.register_fake(
+            f"vae_fast::{name}", lambda *args: function(FakeBackend, *filled(args)), lib=LIB
+        )
         if function != self._forward_op or self.backward is None:
             torch.library.register_autograd(f"vae_fast::{name}", _refuse, lib=LIB)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ...likelihoods import ELEMENTWISE
-from ..contract import KERNELS, Clamp, Prior, Rows
+from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, Parametrization, Prior, Rows
 
 _View = tuple[int, int, tuple[int, ...]] | None
 
@@ -27,8 +27,12 @@ def _load(name: str, what_helps: str) -> tuple[Any, str | None]:
         extension = importlib.import_module(full_name)
     except ImportError as error:
         return None, f"the extension {full_name} is not built or does not load ({error}); {what_helps}"
-    tables = getattr(extension, "kernels", ()), getattr(extension, "likelihoods", ())
-    if tuple(tables[0]) != KERNELS or set(tables[1]) != set(ELEMENTWISE):
+    tables = [getattr(extension, name, ()) for name in ("kernels", "likelihoods", "parametrizations")]
+    if (
+        tuple(tables[0]) != KERNELS
+        or set(tables[1]) != set(ELEMENTWISE)
+        or set(tables[2]) != set(PARAMETRIZATIONS)
+    ):
         return None, f"the extension {full_name} was built from other sources; {what_helps}"
     return extension, None
 
@@ -62,6 +66,7 @@ class Engine:
         self.extension = extension
         tables = extension is not None
         self.likelihoods: dict[str, int] = extension.likelihoods if tables else {}
+        self.parametrizations: dict[str, int] = extension.parametrizations if tables else {}
         self.of_counts: frozenset[str] = frozenset(extension.of_counts) if tables else frozenset()
         codes: dict[str, int] = extension.dtypes if tables else {}
         # count8 is torch's uint8, whose bytes are numbers and not 255ths.
@@ -101,6 +106,9 @@ class Engine:
         z: Tensor | None,
         kl: Tensor | None,
         rows: Rows | None = None,
+        form: Parametrization | None = None,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
@@ -118,6 +126,9 @@ class Engine:
             rows,
             view(noise),
             clamp,
+            form and (self.parametrizations[form.name], *form[1:]),
+            view(shift),
+            view(scale),
             view(z),
             view(kl),
         )
@@ -137,6 +148,8 @@ class Engine:
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
         rows: Rows | None = None,
+        form: Parametrization | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
@@ -157,6 +170,8 @@ class Engine:
             rows,
             view(noise),
             clamp,
+            form and (self.parametrizations[form.name], *form[1:]),
+            view(scale),
             view(grad_mu),
             view(grad_logvar),
             view(grad_prior_mu),

@@ -15,9 +15,10 @@ from ...likelihoods import LIKELIHOODS
 from ...likelihoods import discretized_logistic_mixture as mixture
 from ...likelihoods.categorical import IGNORED, categorical_nll
 from ...likelihoods.multinomial import multinomial_nll
-from ...likelihoods.numerics import arithmetic_dtype, read, times_exp, upcast, widest
-from ..contract import Clamp, Prior, Rows
+from ...likelihoods.numerics import arithmetic_dtype, read, upcast, widest
+from ..contract import Clamp, Parametrization, Prior, Rows
 from . import latent
+from .gaussian import Gaussian
 from .rng import binarize
 from .rng import noise as draw_noise
 
@@ -45,15 +46,18 @@ def latent_forward(
     z: Tensor | None,
     kl: Tensor | None,
     rows: Rows | None = None,
+    form: Parametrization | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> None:
+    form = form or latent.PLAIN
     limits = None if clamp is None else (clamp[0], clamp[1])
     if z is not None:
         if noise is None:
             noise = _drawn(z, mu, logvar, rng_state, rows)
-        z.copy_(latent.reparameterize(mu, logvar, clamp=limits, noise=noise))
+        z.copy_(latent.sample(mu, logvar, noise, form, limits, shift, scale))
     if kl is not None:
-        reduction = _reduction(kl, mu)
-        kl.copy_(latent.kl_divergence(mu, logvar, prior=prior, clamp=limits, reduction=reduction))
+        kl.copy_(latent.divergence(mu, logvar, prior, form, limits, _reduction(kl, mu)))
 
 
 def latent_backward(
@@ -70,36 +74,35 @@ def latent_backward(
     grad_logvar: Tensor | None,
     grad_prior: tuple[Tensor | None, Tensor | None] | None,
     rows: Rows | None = None,
+    form: Parametrization | None = None,
+    scale: Tensor | None = None,
 ) -> None:
+    form = form or latent.PLAIN
     m, raw, *p = upcast(mu, logvar, *(prior or ()))
-    lv = raw if clamp is None else raw.clamp(*clamp)
-    d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(m)
-    if grad_z is not None:  # dz/dmu = 1, dz/dlogvar = eps exp(logvar / 2) / 2
+    zero = torch.zeros_like(m)
+    q, d_mu, d_raw, d_prior = Gaussian(m, raw, form, clamp), zero, zero, (zero, zero)
+    if grad_z is not None:  # dz/dmu = 1, dz/draw = eps dsigma/draw
         draws = grad_z.shape[0] if grad_z.ndim > mu.ndim else None
         if noise is None:
             noise = _drawn(grad_z, mu, logvar, rng_state, rows)
-        g = grad_z.to(m.dtype)
-        slope = times_exp(0.5 * (g * noise.to(m.dtype)), 0.5 * lv)
+        g = grad_z.to(m.dtype) if scale is None else grad_z.to(m.dtype) * scale
+        slope = q.times_std_slope(g * noise.to(m.dtype))
         d_mu = d_mu + (g if draws is None else g.sum(0))
-        d_logvar = d_logvar + (slope if draws is None else slope.sum(0))
+        d_raw = d_raw + (slope if draws is None else slope.sum(0))
     if grad_kl is not None:
         g = _per_element(grad_kl, mu.ndim).to(m.dtype)
-        mp, lvp = p or (torch.zeros_like(m), torch.zeros_like(m))
-        up = latent.half_expm1(lv - lvp)
-        scaled = times_exp(m - mp, -0.5 * lvp)
-        slope = times_exp(scaled, -0.5 * lvp)
-        d_mu = d_mu + g * slope
-        d_logvar = d_logvar + g * up
-        if grad_prior is not None:
-            _fill(grad_prior[0], -g * slope)
-            _fill(grad_prior[1], -g * (up + 0.5 * scaled * scaled))
-    elif grad_prior is not None:
-        _fill(grad_prior[0], torch.zeros_like(m))
-        _fill(grad_prior[1], torch.zeros_like(m))
-    if clamp is not None:  # the bounds belong to the inside, NaN stays NaN
-        d_logvar = torch.where((raw < clamp[0]) | (raw > clamp[1]), 0.0, d_logvar)
-    _fill(grad_mu, d_mu)
-    _fill(grad_logvar, d_logvar)
+        mu_p, raw_p = p or (zero, zero)
+        if form.of_prior:
+            prior_q = Gaussian(mu_p, raw_p, form, clamp)
+        else:
+            prior_q = Gaussian(mu_p, raw_p, latent.PLAIN, None)
+        by_mu, by_raw, by_prior_raw = q.kl_slopes(prior_q)
+        d_mu, d_raw = d_mu + g * by_mu, d_raw + g * by_raw
+        d_prior = prior_q.by_given(-g * by_mu, g * by_prior_raw)
+    for out, d in zip((grad_mu, grad_logvar), q.by_given(d_mu, d_raw), strict=True):
+        _fill(out, d)
+    for out, d in zip(grad_prior or (), d_prior, strict=False):
+        _fill(out, d)
 
 
 def likelihood_forward(

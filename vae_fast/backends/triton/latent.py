@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Clamp, Rows
+from ..contract import Clamp, Parametrization, Rows
 from .formulas import clamp as clamped
 from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
@@ -35,6 +35,7 @@ from .layout import (
     row_sum_plan,
 )
 from .noise import normals, read_state, row_words
+from .parametrization import kl_slopes, sample_of, soft_clamp, times_std_slope
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import elements, load, load_each, locate, of_samples, origin, read, samples, step_of, store, write
 
@@ -55,11 +56,20 @@ def _eps(
         return read(noise + step_of(draw, noise_draw, VEC), at)
 
 
+@triton.jit
+def _affine(z, shift, scale, shift_s, scale_s, at, sizes, VEC: tl.constexpr):
+    if shift is not None:
+        z = z - load(shift, shift_s, at, sizes, VEC)
+    if scale is not None:
+        z = z * load(scale, scale_s, at, sizes, VEC)
+    return z
+
+
 @triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws", "each"])
 def _forward(
-    mu, logvar, mu_p, logvar_p, noise, z, rng, kl, row_offset, rows_per_draw,
-    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, rng_s, kl_s, noise_draw, z_draw,
-    lo, hi, rows, n, sizes, draws, each, EACH: tl.constexpr,
+    mu, logvar, mu_p, logvar_p, noise, z, shift, scale, rng, kl, row_offset, rows_per_draw,
+    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, shift_s, scale_s, rng_s, kl_s, noise_draw, z_draw,
+    epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr, lo, hi, rows, n, sizes, draws, each, EACH: tl.constexpr,
     ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
     PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -74,9 +84,25 @@ def _forward(
         at = (first_row, local, cols, inside, there, inside & there)
         m = load(mu, mu_s, at, sizes, VEC)
         lv = clamped(load(logvar, logvar_s, at, sizes, VEC), lo, hi)
-        first, second, _, rest = exponential(lv, EXACT)
+        if FORM is None:
+            first, second, _, rest = exponential(lv, EXACT)
+        else:
+            m, _ = soft_clamp(m, soft)
+            lv, _ = soft_clamp(lv, soft)
+            mp = None
+            rp = None
+            if kl is not None:
+                if mu_p is not None:
+                    mp = load(mu_p, mu_p_s, at, sizes, VEC)
+                    rp = load(logvar_p, logvar_p_s, at, sizes, VEC)
+                    if AS_Q:
+                        mp, _ = soft_clamp(mp, soft)
+                        rp, _ = soft_clamp(clamped(rp, lo, hi), soft)
+            first, second, rest = sample_of(m, lv, mp, rp, epsilon, FORM, AS_Q)
         if kl is not None:
-            if mu_p is None:
+            if FORM is not None:
+                term = rest
+            elif mu_p is None:
                 term = 0.5 * m * m + rest
             else:
                 lvp = load(logvar_p, logvar_p_s, at, sizes, VEC)
@@ -103,7 +129,8 @@ def _forward(
                     eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at, row_offset, rows_per_draw,
                     start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                 )  # fmt: skip
-                write(z_at, m + first * eps * second, at)
+                value = _affine(m + first * eps * second, shift, scale, shift_s, scale_s, at, sizes, VEC)
+                write(z_at, value, at)
             else:
                 draw = tl.program_id(1).to(tl.int64) * each
                 end = tl.minimum(draw + each, draws)
@@ -112,7 +139,8 @@ def _forward(
                         eps_at, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw,
                         start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
-                    write(z_at + step_of(draw, z_draw, VEC), m + first * eps * second, at)
+                    value = _affine(m + first * eps * second, shift, scale, shift_s, scale_s, at, sizes, VEC)
+                    write(z_at + step_of(draw, z_draw, VEC), value, at)
                     draw += 1
     if kl is not None and not EACH:
         sums = tl.sum(total, axis=1)[:, None]
@@ -120,12 +148,20 @@ def _forward(
             tl.store(of_samples(kl + part * kl_s[1], kl_s[0], first_row, local), sums, mask=inside)
 
 
+@triton.jit
+def _upstream(grad_kl, grad_kl_s, at, sizes, EACH: tl.constexpr, VEC: tl.constexpr):
+    if EACH:
+        return load(grad_kl, grad_kl_s, at, sizes, VEC)
+    else:
+        return load_each(grad_kl, grad_kl_s[0], at)
+
+
 @triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws"])
 def _backward(
-    mu, logvar, mu_p, logvar_p, noise, grad_z, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
+    mu, logvar, mu_p, logvar_p, noise, grad_z, scale, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
     row_offset, rows_per_draw,
-    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
-    rng_s, grad_kl_s, noise_draw, grad_z_draw, lo, hi, rows, n, sizes, draws,
+    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, scale_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
+    rng_s, grad_kl_s, noise_draw, grad_z_draw, epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr, lo, hi, rows, n, sizes, draws,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
     EACH: tl.constexpr, ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     PARTS: tl.constexpr, WHOLE: tl.constexpr,
@@ -141,7 +177,10 @@ def _backward(
         at = (first_row, local, cols, inside, there, inside & there)
         raw = load(logvar, logvar_s, at, sizes, VEC)
         lv = clamped(raw, lo, hi)
-        first, second, up, _ = exponential(lv, EXACT)
+        if FORM is None:
+            first, second, up, _ = exponential(lv, EXACT)
+        else:
+            lv, raw_slope = soft_clamp(lv, soft)
         d_mu = tl.full((ROWS, COLS), -0.0, tl.float32)
         d_lv = tl.full((ROWS, COLS), -0.0, tl.float32)
         if grad_z is not None:
@@ -173,8 +212,43 @@ def _backward(
                             start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                         )  # fmt: skip
                     draw += 1
-            d_lv = 0.5 * d_lv * first * second
-        if grad_kl is not None:
+            if FORM is None:
+                d_lv = 0.5 * d_lv * first * second
+            else:
+                if scale is not None:
+                    factor = load(scale, scale_s, at, sizes, VEC)
+                    d_mu = d_mu * factor
+                    d_lv = d_lv * factor
+                d_lv = times_std_slope(d_lv, lv, epsilon, FORM)
+        if FORM is not None:
+            given_mu = load(mu, mu_s, at, sizes, VEC)
+            m, mu_slope = soft_clamp(given_mu, soft)
+            if grad_kl is not None:
+                g = _upstream(grad_kl, grad_kl_s, at, sizes, EACH, VEC)
+                if mu_p is None:
+                    by_mu, by_raw, _ = kl_slopes(m, lv, None, None, epsilon, FORM, AS_Q)
+                else:
+                    mp = load(mu_p, mu_p_s, at, sizes, VEC)
+                    given_rp = load(logvar_p, logvar_p_s, at, sizes, VEC)
+                    rp = given_rp
+                    if AS_Q:
+                        mp, mp_slope = soft_clamp(mp, soft)
+                        rp, rp_slope = soft_clamp(clamped(rp, lo, hi), soft)
+                    by_mu, by_raw, by_rp = kl_slopes(m, lv, mp, rp, epsilon, FORM, AS_Q)
+                    d_mp = -g * by_mu
+                    d_rp = g * by_rp
+                    if AS_Q:
+                        d_mp = d_mp * mp_slope
+                        d_rp = unclamped(given_rp, lo, hi, d_rp * rp_slope)
+                    sum_mu_p = add(SUM_MU_P, sum_mu_p, d_mp, grad_mu_p, grad_mu_p_s, at, sizes, VEC)
+                    sum_logvar_p = add(
+                        SUM_LOGVAR_P, sum_logvar_p, d_rp, grad_logvar_p, grad_logvar_p_s, at, sizes, VEC
+                    )
+                d_mu += g * by_mu
+                d_lv += g * by_raw
+            d_mu = d_mu * mu_slope
+            d_lv = d_lv * raw_slope
+        elif grad_kl is not None:
             if EACH:
                 g = load(grad_kl, grad_kl_s, at, sizes, VEC)
             else:
@@ -202,16 +276,29 @@ def _backward(
     keep(SUM_LOGVAR_P, sum_logvar_p, grad_logvar_p, pid, there, cols, n, PARTS)
 
 
+Form = tuple[float | None, float | None, str | None, bool]  # epsilon, soft, FORM, AS_Q
+
+
+def _form(form: Parametrization | None, *affine: Tensor | None) -> Form:
+    """What the kernels are told; a plain log-variance that is shifted or scaled is a form, too."""
+    if form is None:
+        if all(t is None for t in affine):
+            return None, None, None, False
+        form = Parametrization()
+    is_exact = form.epsilon == 0 and form.name in ("logvar", "logstd")
+    return form.epsilon, form.soft_clamp, f"exact {form.name}" if is_exact else form.name, form.of_prior
+
+
 @cached
-def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
-    mu, logvar, mu_p, logvar_p, noise, z, rng, kl = specs(*keys)
+def _forward_job(device: torch.device, clamp: Clamp, form: Form, *keys: Key) -> Job:
+    mu, logvar, mu_p, logvar_p, noise, z, shift, scale, rng, kl = specs(*keys)
     assert mu is not None and logvar is not None
     draws, z_draw, z_s = lead(z, mu)
     _, noise_draw, noise_s = lead(noise, mu)
     each_kl = per_element(kl, mu.shape)
     at = describe(
         mu.shape, mu.strides, logvar.strides, mu_p and mu_p.strides, logvar_p and logvar_p.strides, noise_s, z_s,
-        kl.strides if kl is not None and each_kl else None, draws=(z_draw, noise_draw), free=rng is None,
+        shift and shift.strides, scale and scale.strides, kl.strides if kl is not None and each_kl else None, draws=(z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     rows = mu.shape[0]
     choice = choice_of("latent_forward", mu, logvar)
@@ -222,11 +309,11 @@ def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
     if kl is not None and not each_kl:
         kl_s = (1, rows) if split else (kl.strides[0], 0)
     # Elements past the end read as 0, and mu = logvar = 0 has no divergence from a prior of zeros.
-    clean = clamp is None and all(len(s) != 1 for s in at.strides[:4])
+    clean = clamp is None and form[2] is None and all(len(s) != 1 for s in at.strides[:4])
     job = Job(
         _forward, (plan.programs, triton.cdiv(draws, each)), plan.threads,
-        (*strides_, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *(clamp or (None, None)),
-         rows, at.n, at.sizes, draws, each, each_kl, draws == 1,
+        (*strides_, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *form,
+         *(clamp or (None, None)), rows, at.n, at.sizes, draws, each, each_kl, draws == 1,
          plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
          *constants(at, plan)),
     )  # fmt: skip
@@ -235,24 +322,26 @@ def _forward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
 
 
 @cached
-def _backward_job(device: torch.device, clamp: Clamp, *keys: Key) -> Job:
-    mu, logvar, mu_p, logvar_p, noise, grad_z, rng, grad_kl, grad_mu, grad_logvar, *grad_prior = specs(*keys)
+def _backward_job(device: torch.device, clamp: Clamp, form: Form, *keys: Key) -> Job:
+    mu, logvar, mu_p, logvar_p, noise, grad_z, scale, rng, grad_kl, grad_mu, grad_logvar, *grad_prior = specs(
+        *keys
+    )
     assert mu is not None and logvar is not None
     draws, grad_z_draw, grad_z_s = lead(grad_z, mu)
     _, noise_draw, noise_s = lead(noise, mu)
     each_kl = per_element(grad_kl, mu.shape)
     at = describe(
         mu.shape, mu.strides, logvar.strides, mu_p and mu_p.strides, logvar_p and logvar_p.strides, noise_s, grad_z_s,
-        grad_kl.strides if grad_kl is not None and each_kl else None,
+        scale and scale.strides, grad_kl.strides if grad_kl is not None and each_kl else None,
         grad_mu and grad_mu.strides, grad_logvar and grad_logvar.strides, *(strides(g, mu.shape) for g in grad_prior),
         draws=(grad_z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     plan, scratch = plan_gradients(grad_prior, mu.shape, at.n, choice_of("latent_backward", mu, logvar))
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides[:6], *at.strides[7:], rng.strides if rng is not None else (),
-         at.strides[6] if each_kl else grad_kl.strides if grad_kl is not None else (),
-         noise_draw, grad_z_draw, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, draws,
+        (*at.strides[:7], *at.strides[8:], rng.strides if rng is not None else (),
+         at.strides[7] if each_kl else grad_kl.strides if grad_kl is not None else (),
+         noise_draw, grad_z_draw, *form, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, draws,
          *(kind(g, mu.shape) for g in grad_prior), each_kl, draws == 1, plan.steps, exact(mu, logvar),
          pair(at, mu, logvar, grad_z), *constants(at, plan)),
     )  # fmt: skip
@@ -271,6 +360,9 @@ def latent_forward(
     z: Tensor | None,
     kl: Tensor | None,
     rows: Rows | None = None,
+    form: Parametrization | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> None:
     """Fills z (batch, ...) or (draws, batch, ...), and kl (batch,) or (batch, ...): either may be None."""
     if z is not None and z.numel() == 0:
@@ -280,9 +372,10 @@ def latent_forward(
     if mu.numel() == 0 or (z is None and kl is None):
         return
     if z is None:
-        rng_state = noise = None
-    inputs = (mu, logvar, *(prior or (None, None)), noise, z, rng_state)
-    job = _forward_job(mu.device, clamp and (clamp[0], clamp[1]), *map(key, inputs), key(kl))
+        rng_state = noise = shift = scale = None
+    inputs = (mu, logvar, *(prior or (None, None)), noise, z, shift, scale, rng_state)
+    told = _form(form, shift, scale)
+    job = _forward_job(mu.device, clamp and (clamp[0], clamp[1]), told, *map(key, inputs), key(kl))
     (out,) = outputs(job, (kl,), mu)
     run(job, mu, *inputs, out, *row_words(rows, mu.shape[0]))
     add_up(out, kl)
@@ -302,6 +395,8 @@ def latent_backward(
     grad_logvar: Tensor | None,
     grad_prior: Pair | None,
     rows: Rows | None = None,
+    form: Parametrization | None = None,
+    scale: Tensor | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller gradient of the prior is a sum (see `sums`)."""
     grads_p = grad_prior or (None, None)
@@ -315,9 +410,23 @@ def latent_backward(
     if grad_z is not None and grad_z.numel() == 0:
         grad_z = None
     if grad_z is None:
-        rng_state = noise = None
-    inputs = (mu, logvar, *(prior or (None, None)), noise, grad_z, rng_state, grad_kl, grad_mu, grad_logvar)
-    job = _backward_job(mu.device, clamp and (clamp[0], clamp[1]), *map(key, inputs), *map(key, grads_p))
+        rng_state = noise = scale = None
+    inputs = (
+        mu,
+        logvar,
+        *(prior or (None, None)),
+        noise,
+        grad_z,
+        scale,
+        rng_state,
+        grad_kl,
+        grad_mu,
+        grad_logvar,
+    )
+    told = _form(form, scale)
+    job = _backward_job(
+        mu.device, clamp and (clamp[0], clamp[1]), told, *map(key, inputs), *map(key, grads_p)
+    )
     outs = outputs(job, grads_p, mu)
     run(job, mu, *inputs, *outs, *row_words(rows, mu.shape[0]))
     for out, g in zip(outs, grads_p, strict=True):
