@@ -363,6 +363,21 @@ def test_kl(dtype: torch.dtype) -> None:
     torch.testing.assert_close(kl_divergence(p, q), kl_divergence(p.base_dist, q.base_dist).sum(-1))
 
 
+def test_transforms() -> None:
+    """torch.func and forward-mode AD go through, as with torch's own."""
+    x, loc, scale = randn(4, 5).float(), randn(4, 5, seed=1).float(), randn(5, seed=2).exp().float()
+    found = []
+    for cls in (ours, theirs):
+
+        def loss(loc: Tensor, scale: Tensor, cls: Any = cls) -> Tensor:
+            return cls.Normal(loc, scale).log_prob(x).sum()
+
+        each = torch.func.vmap(torch.func.grad(lambda m, x, cls=cls: cls.Normal(m, scale).log_prob(x).sum()))
+        found.append([*torch.func.grad(loss, (0, 1))(loc, scale), each(loc, x)])
+        found[-1].append(torch.func.jvp(loss, (loc, scale), (x, scale))[1])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.no_poison
 def test_compiled() -> None:
     """The whole step in one graph, where torch's own kl_divergence breaks it."""

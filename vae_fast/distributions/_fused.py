@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from ..likelihoods.numerics import arithmetic_dtype
-from ..ops._common import unexpanded
+from ..ops._common import is_plain, unexpanded
 
 _COUNTS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -24,17 +24,35 @@ def log_prob(
         )  # a uint8 of the likelihoods may be 255ths, but a distribution's is a number
     shape = torch.broadcast_shapes(value.shape, first.shape, *[other.shape for other in others])
     full = shape or (1,)
-    return nll(first.expand(full), value.expand(full), *others, reduction="none").neg_().view(shape)
+    loss = nll(first.expand(full), value.expand(full), *others, reduction="none")
+    negative: Tensor = _Negative.apply(loss) if is_plain() else loss.neg()
+    return negative.view(shape)
+
+
+class _Negative(torch.autograd.Function):
+    """-x in place. The gradient of a sum, which is expanded, stays so: kernels read it by strides of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.neg_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _without_expanded(grad).neg().expand(grad.shape)
 
 
 def compact(parameter: Tensor) -> Tensor:
     """The parameter without the dims along which `broadcast_all` expanded it, where that is known."""
-    if is_compiling():
+    if not is_plain():
         return parameter
     if parameter.requires_grad:
         return unexpanded(parameter)
-    index = [slice(0, 1) if stride == 0 else slice(None) for stride in parameter.stride()]
-    return parameter[tuple(index)]
+    return _without_expanded(parameter)
+
+
+def _without_expanded(tensor: Tensor) -> Tensor:
+    return tensor[tuple([slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()])]
 
 
 def wide(parameter: Tensor) -> Tensor:

@@ -55,6 +55,11 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     return backends.reference if backends.choose(first.device.type) == "reference" else None
 
 
+def is_plain() -> bool:
+    """Whether nothing traces or transforms this call."""
+    return not is_compiling() and _peek_interpreter_stack() is None and forward_ad._current_level < 0
+
+
 def device_type(tensor: Tensor) -> str:
     """Its device.type, in a sixth of the time where it is one of two."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
