@@ -464,7 +464,7 @@ def check_class_type(name: str, target: Tensor) -> None:
 def check_classes(target: Tensor, logits: Tensor) -> int | None:
     """Returns how many draws the logits have of each sample; None where they have target's shape, and classes."""
     check_class_type("target", target)
-    has_draws = target.ndim > 0 and target.shape == logits.shape[1:-1]
+    has_draws = logits.ndim == target.ndim + 2 > 2 and target.shape == logits.shape[1:-1]
     if not has_draws and target.shape != logits.shape[:-1]:
         raise ValueError(
             f"expected target to have shape {shape_of(logits)[:-1]} for logits of shape {shape_of(logits)}, "

@@ -91,8 +91,8 @@ def _expand(
         if p.ndim > ndim:
             draws = p.shape[0]
             p = p.expand(draws, *shape)
-        elif p.shape != shape:
-            p = p.expand(shape)
+        else:
+            p = _common.expand(p, shape)
         expanded.append(p)
     return tuple(expanded), mask if mask is None else _common.expand(mask, shape), draws
 
