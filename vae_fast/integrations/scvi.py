@@ -59,25 +59,26 @@ def patch(*, noise: str = "vae_fast") -> Patch:
     """
     normal = TorchNoiseNormal if check_noise(noise) else Normal
 
-    def posterior(mean: Tensor, variance: Tensor) -> Normal:
-        return normal.from_logvar(mean, variance.log(), validate_args=None if mean.is_cpu else False)
+    def posterior(mean: Tensor, raw: Tensor, epsilon: float) -> Normal:
+        validate = None if mean.is_cpu else False
+        return normal.from_logvar(mean, raw, epsilon=epsilon, validate_args=validate)
 
     def encode(self: Any, x: Tensor, *cat_list: int) -> Any:
         q = self.encoder(x, *cat_list)
-        mean = self.mean_encoder(q)
-        variance = self.var_activation(self.var_encoder(q)) + self.var_eps
-        dist = posterior(mean, variance)
+        mean, raw = self.mean_encoder(q), self.var_encoder(q)
+        if self.var_activation is torch.exp:
+            dist = posterior(mean, raw, self.var_eps)
+        else:
+            dist = posterior(mean, torch.log(self.var_activation(raw) + self.var_eps), 0.0)
         latent = self.z_transformation(dist.rsample())
-        return (dist, latent) if self.return_dist else (mean, variance, latent)
+        return (dist, latent) if self.return_dist else (mean, dist.variance, latent)
 
     def encode_totalvi(self: Any, data: Tensor, *cat_list: int) -> Any:
         q = self.encoder(data, *cat_list)
-        q_z = posterior(self.z_mean_encoder(q), torch.exp(self.z_var_encoder(q)) + 1e-4)
+        q_z = posterior(self.z_mean_encoder(q), self.z_var_encoder(q), 1e-4)
         z = q_z.rsample()
         of_library = self.l_gene_encoder(data, *cat_list)
-        q_l = posterior(
-            self.l_gene_mean_encoder(of_library), torch.exp(self.l_gene_var_encoder(of_library)) + 1e-4
-        )
+        q_l = posterior(self.l_gene_mean_encoder(of_library), self.l_gene_var_encoder(of_library), 1e-4)
         log_library = torch.clamp(q_l.rsample(), max=15)
         latent = {"z": self.z_transformation(z), "l": self.l_transformation(log_library)}
         return q_z, q_l, latent, {"z": z, "l": log_library}
