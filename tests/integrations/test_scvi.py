@@ -139,7 +139,9 @@ def test_encoder_without_distribution_and_own_noise() -> None:
 
 def test_nan_is_told_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch.distributions.Normal does, whose error users know."""
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # Pyro may have turned it off
+    monkeypatch.setattr(
+        torch.distributions.Distribution, "_validate_args", True
+    )  # Pyro may have turned it off
     encoder = Encoder(40, 5)
     with patched.patch(), pytest.raises(ValueError, match="Expected parameter loc"):
         encoder(torch.full((6, 40), torch.nan))
@@ -266,6 +268,10 @@ def test_argument_order() -> None:
         patched.log_nb_positive(mu, x.int(), theta)
     with pytest.raises(ValueError, match="x, the counts, first"):
         patched.log_nb_positive(leaf(mu), x, theta)
+    with patched.patch():  # a class's value is what it is called
+        value = leaf(x)
+        NegativeBinomial(mu=mu, theta=theta).log_prob(value).sum().backward()
+    assert value.grad is not None and value.grad.isfinite().all()
 
 
 def test_switch(monkeypatch: pytest.MonkeyPatch) -> None:
