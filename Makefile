@@ -90,7 +90,7 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/*.stamp
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/*.stamp $(LIBRARIES)/*stamp
 	find vae_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 distclean: clean

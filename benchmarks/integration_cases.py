@@ -139,12 +139,13 @@ def pythae(batch: int, quick: bool) -> Work:
     data = torch.rand(images, 1, 28, 28).pow(4)
     torch.manual_seed(0)
     model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=16, reconstruction_loss="bce"))
-    folder = tempfile.mkdtemp(prefix="vae_fast-")
+    folder = tempfile.TemporaryDirectory(prefix="vae_fast-")  # gone with the trainer
     config = BaseTrainerConfig(
-        output_dir=folder, per_device_train_batch_size=batch, no_cuda=True, num_epochs=1
+        output_dir=folder.name, per_device_train_batch_size=batch, no_cuda=True, num_epochs=1
     )
     logging.getLogger("pythae").setLevel(logging.ERROR)
     trainer = BaseTrainer(model, BaseDataset(data, torch.zeros(images)), training_config=config)
+    trainer.folder = folder
     trainer.prepare_training()
     x = data[:batch]
     recon, mu, log_var = leaf(x * 0.98 + 0.01), leaf(torch.randn(batch, 16)), leaf(torch.randn(batch, 16))

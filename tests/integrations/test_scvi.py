@@ -268,6 +268,10 @@ def test_argument_order() -> None:
         patched.log_nb_positive(mu, x.int(), theta)
     with pytest.raises(ValueError, match="x, the counts, first"):
         patched.log_nb_positive(leaf(mu), x, theta)
+    with patched.patch():  # a class's value is what it is called
+        value = leaf(x)
+        NegativeBinomial(mu=mu, theta=theta).log_prob(value).sum().backward()
+    assert value.grad is not None and value.grad.isfinite().all()
 
 
 def test_switch(monkeypatch: pytest.MonkeyPatch) -> None:

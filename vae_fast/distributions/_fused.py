@@ -18,10 +18,9 @@ def log_prob(
     nll: Callable[..., Tensor], value: Tensor, first: Tensor, *others: Tensor, counts: bool = False
 ) -> Tensor:
     """-nll(first, value, *others) of each element, in the shape to which all of them broadcast."""
+    # A likelihood's uint8 may be 255ths; a distribution's is a number.
     if not (value.is_floating_point() or (counts and value.dtype in _COUNTS)):
-        value = value.to(
-            first.dtype
-        )  # a uint8 of the likelihoods may be 255ths, but a distribution's is a number
+        value = value.to(first.dtype)
     shape = torch.broadcast_shapes(value.shape, first.shape, *[other.shape for other in others])
     full = shape or (1,)
     loss = nll(first.expand(full), value.expand(full), *others, reduction="none")

@@ -28,32 +28,43 @@ class Normal(torch.distributions.Normal):
     Samples have loc's dtype.
     """
 
-    _logvar: Tensor
+    _raw: Tensor  # of from_logvar
+    _epsilon: float
 
     @classmethod
-    def from_logvar(cls, loc: Tensor, logvar: Tensor, validate_args: bool | None = None) -> Normal:
-        """N(loc, exp(logvar)), of tensors that broadcast, as an encoder gives them. `scale` is computed when it is
-        asked for: nothing here needs it."""
+    def from_logvar(
+        cls, loc: Tensor, logvar: Tensor, *, epsilon: float = 0.0, validate_args: bool | None = None
+    ) -> Normal:
+        """N(loc, exp(logvar) + epsilon), of tensors that broadcast, as an encoder gives them. `scale` is computed when
+        it is asked for: nothing here needs it."""
         new: Normal = cls.__new__(cls)
-        new.loc, new._logvar = broadcast_all(loc, logvar)
+        new.loc, new._raw = broadcast_all(loc, logvar)
+        new._epsilon = epsilon
         torch.distributions.Distribution.__init__(new, new.loc.shape, validate_args=validate_args)
         return new
 
     @_computed
     def scale(self) -> Tensor:
-        return torch.exp(0.5 * self._logvar)
+        return torch.exp(0.5 * self.logvar) if self._epsilon == 0 else self._variance().sqrt()
 
     @property
     def logvar(self) -> Tensor:
         """The natural log of the variance; it broadcasts to loc."""
-        return self._logvar if "_logvar" in self.__dict__ else torch.log(wide(self.scale)).mul_(2)
+        if "_raw" not in self.__dict__:
+            return torch.log(wide(self.scale)).mul_(2)
+        return self._raw if self._epsilon == 0 else torch.log(self._variance())
+
+    def _variance(self) -> Tensor:
+        return torch.exp(self._raw) + self._epsilon
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Normal:
         new: Normal = self._get_checked_instance(Normal, _instance)
         shape = torch.Size(batch_shape)
         new.loc = self.loc.expand(shape)
-        for name in {"scale", "_logvar"} & self.__dict__.keys():
+        for name in {"scale", "_raw"} & self.__dict__.keys():
             setattr(new, name, getattr(self, name).expand(shape))
+        if "_epsilon" in self.__dict__:
+            new._epsilon = self._epsilon
         torch.distributions.Distribution.__init__(new, shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -61,10 +72,11 @@ class Normal(torch.distributions.Normal):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own default)
         shape = self._extended_shape(sample_shape)
         draws = torch.Size(sample_shape).numel() if len(sample_shape) else None
+        raw, form = spread(self)
         if shape.numel() == 0:
-            return (self.loc + self.logvar).to(self.loc.dtype).expand(shape)
+            return (self.loc + raw).to(self.loc.dtype).expand(shape)
         full = self._batch_shape or (1,)
-        z = functional.reparameterize(self.loc.expand(full), self.logvar.expand(full), num_samples=draws)
+        z = functional.reparameterize(self.loc.expand(full), raw.expand(full), num_samples=draws, **form)
         return z.view(shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
@@ -85,17 +97,21 @@ def exchanged(loc: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return (value, loc) if not loc.requires_grad else (value - loc, loc.new_zeros(()))
 
 
+def spread(normal: torch.distributions.Normal) -> tuple[Tensor, dict[str, Any]]:
+    """What the kernels read beside loc, in its shape, and how they are to read it."""
+    if isinstance(normal, Normal) and "_raw" in normal.__dict__:
+        return normal._raw, {"epsilon": normal._epsilon}
+    return normal.scale, {"parametrization": "std"}
+
+
 def _kl(p: torch.distributions.Normal, q: torch.distributions.Normal) -> Tensor:
     """KL(p || q) of each element."""
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     full = shape or (1,)
-    prior = (q.loc, _logvar(q))
-    kl = functional.kl_divergence(p.loc.expand(full), _logvar(p).expand(full), prior=prior, reduction="none")
+    raw, form = spread(p)
+    prior = (q.loc, q.logvar if isinstance(q, Normal) else torch.log(wide(q.scale)).mul_(2))
+    kl = functional.kl_divergence(p.loc.expand(full), raw.expand(full), prior=prior, reduction="none", **form)
     return kl.view(shape)
-
-
-def _logvar(normal: torch.distributions.Normal) -> Tensor:
-    return normal.logvar if isinstance(normal, Normal) else torch.log(wide(normal.scale)).mul_(2)
 
 
 def remember(*pairs: tuple[type, type]) -> None:

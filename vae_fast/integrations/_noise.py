@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions.utils import _standard_normal
 
 from .. import functional
+from ..distributions.normal import spread
 
 
 def check_noise(noise: str) -> bool:
@@ -29,7 +30,8 @@ class TorchNoise:
         if len(sample_shape) or self.loc.ndim == 0:
             z: Tensor = self.loc + eps * self.scale
             return z
-        return functional.reparameterize(self.loc, self.logvar.expand(self.loc.shape), noise=eps)
+        raw, form = spread(self)
+        return functional.reparameterize(self.loc, raw, noise=eps, **form)
 
     def sample(self: Any, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         return torch.distributions.Normal.sample(self, sample_shape)

@@ -26,7 +26,6 @@ from .. import functional
 from ..backends.contract import Generators
 from ..checks import check_generator_count
 from ..distributions.normal import exchanged
-from ..likelihoods.numerics import arithmetic_dtype
 from ..rng import draw_rng_state
 from ._noise import check_noise
 from ._patch import Patch, Switch
@@ -49,6 +48,7 @@ KNOWN = {
 }
 _SWITCH = Switch("diffusers", "diffusers", KNOWN)
 _CLAMP = (-30.0, 20.0)
+_SOFTPLUS: dict[str, Any] = {"parametrization": "softplus", "epsilon": 1e-4}
 Draw = Callable[[Tensor, Generators], dict[str, Any]]
 
 
@@ -158,7 +158,7 @@ def _gaussian(draw: Draw, per_sample: bool) -> dict[str, Callable[..., Tensor]]:
             found = functional.kl_divergence(
                 mean.expand(shape),
                 raw.expand(shape),
-                prior=(other.mean, other.logvar),
+                prior=other.parameters,
                 clamp=_CLAMP,
                 reduction=reduction,
             )
@@ -196,38 +196,31 @@ _LAZY_GAUSSIAN: dict[str, Any] = {
 def _oobleck(draw: Draw, per_sample: bool) -> dict[str, Callable[..., Tensor]]:
     """The methods of OobleckDiagonalGaussianDistribution."""
 
-    def moments(self: Any) -> tuple[Tensor, Tensor]:
-        mean, scale = torch.chunk(self.parameters, 2, dim=1)
-        scale = scale.to(arithmetic_dtype(scale))
-        return mean, 2 * torch.log(F.softplus(scale) + 1e-4)
-
     def sample(self: Any, generator: Generators = None) -> Tensor:
         source = draw(self.mean, generator)
         if not _learns(self.parameters):
-            return functional.reparameterize(*moments(self), **source)
-        z, self._kl = functional.reparameterize_kl(*moments(self), **source)
+            mean, raw = torch.chunk(self.parameters, 2, dim=1)
+            return functional.reparameterize(mean, raw, **_SOFTPLUS, **source)
+        z, self._kl = functional.reparameterize_kl_packed(self.parameters, **_SOFTPLUS, **source)
         return z
 
     def kl(self: Any, other: Any = None) -> Tensor:
         if self.deterministic:
             return torch.Tensor([0.0])
-        if other is None:
-            is_here = _learns(self.parameters) and "_kl" in self.__dict__
-            nats = self._kl if is_here else functional.kl_divergence(*moments(self))
-            return nats if per_sample else _mean_of_twice(nats, self.mean)
-        (mean, logvar), prior = moments(self), moments(other)
-        nats = functional.kl_divergence(mean, logvar, prior=prior)
+        prior = None if other is None else other.parameters
+        if other is None and _learns(self.parameters) and "_kl" in self.__dict__:
+            nats = self._kl
+        else:
+            mean, raw = torch.chunk(self.parameters, 2, dim=1)
+            nats = functional.kl_divergence(mean, raw, prior=prior, **_SOFTPLUS)
         if per_sample:
             return nats
-        # diffusers adds the difference of the log-variances, which a KL divergence subtracts.
-        return _mean_of_twice(nats + (logvar - prior[1]).flatten(1).sum(1), self.mean)
+        if other is not None:  # diffusers adds what a KL divergence subtracts
+            nats = nats + (self.logvar - other.logvar).flatten(1).sum(1)
+        # the mean over batch and time of twice the sums over channels
+        return nats.sum() * (2 * self.mean.shape[1] / self.mean.numel())
 
     return {"sample": sample, "kl": kl}
-
-
-def _mean_of_twice(per_sample: Tensor, mean: Tensor) -> Tensor:
-    """Of the sums over channels of (batch, channels, ...)."""
-    return per_sample.sum() * (2 * mean.shape[1] / mean.numel())
 
 
 _LAZY_OOBLECK: dict[str, Any] = {

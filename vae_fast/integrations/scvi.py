@@ -59,25 +59,26 @@ def patch(*, noise: str = "vae_fast") -> Patch:
     """
     normal = TorchNoiseNormal if check_noise(noise) else Normal
 
-    def posterior(mean: Tensor, variance: Tensor) -> Normal:
-        return normal.from_logvar(mean, variance.log(), validate_args=None if mean.is_cpu else False)
+    def posterior(mean: Tensor, raw: Tensor, epsilon: float) -> Normal:
+        validate = None if mean.is_cpu else False
+        return normal.from_logvar(mean, raw, epsilon=epsilon, validate_args=validate)
 
     def encode(self: Any, x: Tensor, *cat_list: int) -> Any:
         q = self.encoder(x, *cat_list)
-        mean = self.mean_encoder(q)
-        variance = self.var_activation(self.var_encoder(q)) + self.var_eps
-        dist = posterior(mean, variance)
+        mean, raw = self.mean_encoder(q), self.var_encoder(q)
+        if self.var_activation is torch.exp:
+            dist = posterior(mean, raw, self.var_eps)
+        else:
+            dist = posterior(mean, torch.log(self.var_activation(raw) + self.var_eps), 0.0)
         latent = self.z_transformation(dist.rsample())
-        return (dist, latent) if self.return_dist else (mean, variance, latent)
+        return (dist, latent) if self.return_dist else (mean, dist.variance, latent)
 
     def encode_totalvi(self: Any, data: Tensor, *cat_list: int) -> Any:
         q = self.encoder(data, *cat_list)
-        q_z = posterior(self.z_mean_encoder(q), torch.exp(self.z_var_encoder(q)) + 1e-4)
+        q_z = posterior(self.z_mean_encoder(q), self.z_var_encoder(q), 1e-4)
         z = q_z.rsample()
         of_library = self.l_gene_encoder(data, *cat_list)
-        q_l = posterior(
-            self.l_gene_mean_encoder(of_library), torch.exp(self.l_gene_var_encoder(of_library)) + 1e-4
-        )
+        q_l = posterior(self.l_gene_mean_encoder(of_library), self.l_gene_var_encoder(of_library), 1e-4)
         log_library = torch.clamp(q_l.rsample(), max=15)
         latent = {"z": self.z_transformation(z), "l": self.l_transformation(log_library)}
         return q_z, q_l, latent, {"z": z, "l": log_library}
@@ -100,13 +101,13 @@ def log_nb_positive(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
         ValueError: x requires grad and mu does not, likewise.
     """
     _check_order(x, mu)
-    return fused.log_prob(functional.negative_binomial_nll, x, mu, theta, counts=True)
+    return _log_nb(x, mu, theta)
 
 
 def log_zinb_positive(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor) -> Tensor:
     """log of the zero-inflated NB of x, whose logit of dropping out is pi. As `log_nb_positive`."""
     _check_order(x, mu)
-    return fused.log_prob(functional.zero_inflated_negative_binomial_nll, x, mu, theta, pi, counts=True)
+    return _log_zinb(x, mu, theta, pi)
 
 
 def log_mixture_nb(
@@ -115,12 +116,7 @@ def log_mixture_nb(
     """log of sigmoid(pi_logits) NB(x; mu_1, theta_1) + sigmoid(-pi_logits) NB(x; mu_2, theta_2). As `log_nb_positive`;
     theta_2 None is theta_1."""
     _check_order(x, mu_1)
-    if isinstance(theta_2, tuple):  # what scvi-tools 1.4.2 makes of theta2=: all that it broadcast
-        theta_2 = theta_2[-1]
-    theta_2 = theta_1 if theta_2 is None else theta_2
-    return fused.log_prob(
-        functional.negative_binomial_mixture_nll, x, mu_1, mu_2, theta_1, pi_logits, theta_2, counts=True
-    )
+    return _log_mixture(x, mu_1, mu_2, theta_1, theta_2, pi_logits)
 
 
 def _check_order(x: Tensor, mu: Tensor) -> None:
@@ -130,6 +126,21 @@ def _check_order(x: Tensor, mu: Tensor) -> None:
         raise ValueError(
             "expected x, the counts, first and then mu, but got an x that requires grad and a mu that does not"
         )
+
+
+def _log_nb(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    return fused.log_prob(functional.negative_binomial_nll, x, mu, theta, counts=True)
+
+
+def _log_zinb(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor) -> Tensor:
+    return fused.log_prob(functional.zero_inflated_negative_binomial_nll, x, mu, theta, pi, counts=True)
+
+
+def _log_mixture(x: Tensor, mu_1: Tensor, mu_2: Tensor, theta_1: Tensor, theta_2: Any, pi: Tensor) -> Tensor:
+    if isinstance(theta_2, tuple):  # what scvi-tools 1.4.2 makes of theta2=: all that it broadcast
+        theta_2 = theta_2[-1]
+    others = (mu_2, theta_1, pi, theta_1 if theta_2 is None else theta_2)
+    return fused.log_prob(functional.negative_binomial_mixture_nll, x, mu_1, *others, counts=True)
 
 
 def _log_prob(name: str, compute: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
@@ -159,11 +170,9 @@ def _poisson(self: Any, value: Tensor) -> Tensor:
 _LOG_PROBS = {
     f"{_COUNTS}{name}.log_prob": _log_prob(name, compute)
     for name, compute in {
-        "NegativeBinomial": lambda self, x: log_nb_positive(x, self.mu, self.theta),
-        "ZeroInflatedNegativeBinomial": lambda self, x: log_zinb_positive(
-            x, self.mu, self.theta, self.zi_logits
-        ),
-        "NegativeBinomialMixture": lambda self, x: log_mixture_nb(
+        "NegativeBinomial": lambda self, x: _log_nb(x, self.mu, self.theta),
+        "ZeroInflatedNegativeBinomial": lambda self, x: _log_zinb(x, self.mu, self.theta, self.zi_logits),
+        "NegativeBinomialMixture": lambda self, x: _log_mixture(
             x, self.mu1, self.mu2, self.theta1, self.theta2, self.mixture_logits
         ),
     }.items()
