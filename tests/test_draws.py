@@ -437,7 +437,7 @@ def arguments(k: int, batch: int, n: int) -> tuple[Tensor, ...]:
 
 @pytest.mark.no_poison
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph(backend: str, dynamic: bool) -> None:
+def test_compiles_as_one_graph(kernels: str, dynamic: bool) -> None:
     compiled = torch.compile(calls, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for sizes in ((3, 8, 6), (2, 5, 7)):
         given = arguments(*sizes)
