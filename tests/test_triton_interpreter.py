@@ -614,6 +614,46 @@ class TestLikelihood:
         check_likelihood("gaussian", (normal(*shape), normal(150)), x, [shape, (150,)], brief=True)
         check_likelihood("gaussian", (normal(), normal()), x, [(), ()], brief=True)
 
+    @pytest.mark.parametrize("few", [False, True])
+    def test_draws(self, plans: pytest.MonkeyPatch, few: bool) -> None:
+        """All draws of a target in one launch, in parts where there are few programs: each as it is alone."""
+        plans.setattr(layout, "MANY", 1 if few else 64)
+        plans.setattr(layout, "LONG", 64 if few else 16384)
+        shape, k = (3, 70), 3
+        x, grad = target(*shape), normal(k, 3, seed=3)
+        mean = normal(3, k, 70).transpose(0, 1)
+        for size in ((k, *shape), shape, shape[1:], ()):
+            logvar = normal(*size, seed=1)
+            params = (mean, logvar.expand((k, *shape) if len(size) > 2 else shape))
+            nll, grads = filled((k, 3)), (filled((k, *shape)), filled(size))
+            kernels.likelihood_forward("gaussian", params, x, None, None, nll=nll, draws=k)
+            kernels.likelihood_backward("gaussian", params, x, None, None, grad, grads=grads, draws=k)
+            total = torch.zeros(size, dtype=torch.float64)
+            for d in range(k):
+                own = (mean[d], params[1][d] if len(size) > 2 else params[1])
+                one, slopes = filled((3,)), (filled(shape), filled(shape))
+                kernels.likelihood_forward("gaussian", own, x, None, None, nll=one)
+                kernels.likelihood_backward("gaussian", own, x, None, None, grad[d], grads=slopes)
+                assert torch.equal(nll[d], one) and torch.equal(grads[0][d], slopes[0])
+                if len(size) > 2:
+                    total[d] = slopes[1]
+                else:
+                    total += slopes[1].double().sum_to_size(size)
+            assert_close("shared", grads[1], total, terms=16)
+
+    def test_draws_of_bits_and_elements(self) -> None:
+        shape, k = (3, 4, 4), 2
+        x, logits, mask = target(*shape), normal(k, *shape), normal(*shape, seed=4) > 0
+        grad = normal(k, *shape, seed=3)
+        nll, grads = filled((k, *shape)), (filled((k, *shape)),)
+        kernels.likelihood_forward("bernoulli", (logits,), x, mask, state(), nll=nll, draws=k)
+        kernels.likelihood_backward("bernoulli", (logits,), x, mask, state(), grad, grads=grads, draws=k)
+        for d in range(k):
+            one, slopes = filled(shape), (filled(shape),)
+            kernels.likelihood_forward("bernoulli", (logits[d],), x, mask, state(), nll=one)
+            kernels.likelihood_backward("bernoulli", (logits[d],), x, mask, state(), grad[d], grads=slopes)
+            assert torch.equal(nll[d], one) and torch.equal(grads[0][d], slopes[0])
+
     def test_extreme_logits(self) -> None:
         el = torch.tensor([[0.0, 30.0, -30.0, 100.0, -100.0, 1e-4, -1e-4, 1e30]])
         for x in (torch.zeros_like(el), torch.ones_like(el), torch.full_like(el, 0.3)):

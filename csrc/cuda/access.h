@@ -33,9 +33,6 @@ using Narrow = Access<4, true>;
 using Any = Access<4, false>;
 enum class AccessKind { plain_float32, plain_bfloat16, plain_float16, wide, narrow, any };
 
-// Of the forms of a gradient's kernel, those for draws: the wide one has no registers left for them (sm_90).
-template <class A> constexpr bool kHasDraws = !A::plain && A::size == 4;
-
 // 16-bit results round what float32 arithmetic errs by.
 template <class A> using Arithmetic = std::conditional_t<A::plain && A::size == 8, Rough, float>;
 

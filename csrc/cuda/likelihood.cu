@@ -37,6 +37,11 @@ constexpr int kResident =
     : kLight<Likelihood> ? (A::dense && A::size == 4 ? 4 : 3)
     : kUnrolled<Likelihood> && A::size == 8 && Likelihood::parameters > 1 ? 2 : 3;  // 3 spill 4 bytes on sm_80
 
+// Of backward's forms, those for draws: the others have no registers left for them (sm_90).
+constexpr int kMostOfDense = 3;  // parameters
+template <class A, class Likelihood>
+constexpr bool kHasDraws = !A::plain && A::size == 4 && (!A::dense || Likelihood::parameters <= kMostOfDense);
+
 // Forward, where all elements of a chunk are in flight: with 80 registers chunks of 8, of two parameters and of any strides
 // spill 8 to 28 bytes; with 128 those of 8 and more than two parameters, and all of five, 4 to 28 (2026-11-29).
 template <class A, class Likelihood>
@@ -178,11 +183,11 @@ likelihood_backward(const __grid_constant__ LikelihoodBackward a, const __grid_c
         });
 #pragma unroll
         for (int p = 0; p < Likelihood::parameters; ++p)
-          emit<A, kSums>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p], draw);
+          emit<A, kSums, kHasDraws<A, Likelihood>>(a.gradients[p], out[p], column, count, chunk.parameters[p], sums[p], draw);
       });
     }
   };
-  if constexpr (!kHasDraws<A>) {
+  if constexpr (!kHasDraws<A, Likelihood>) {
     run_draw(0);
   } else {
     int draw = static_cast<int>(at.draw_part);  // the one of this block, or all of them
@@ -286,8 +291,9 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   const View* views[2 * kMaxParameters + 3];
   list_inputs(a, a.grad_nll.elements, views);
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 3 + p] = per_element(a.gradients[p]);
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && a.draws == 1 && may_be_wide(a.likelihood),
+  AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && a.draws == 1 && may_be_wide(a.likelihood),
                                                                    kConstants, !sums});
+  if (a.draws > 1 && parameters_of(a.likelihood) > kMostOfDense) kind = AccessKind::any;
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   // A block adds up all draws of its elements.

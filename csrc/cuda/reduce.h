@@ -69,7 +69,7 @@ template <int kSize> VAE_FAST_DEVICE void sum_over_rows(double (&value)[kSize], 
 
 // A chunk of a gradient: into its tensor, or onto this thread's sum. A sum over draws is in the tensor, and this thread's;
 // a kernel with the other sums has no registers left for it.
-template <class A, bool kSums>
+template <class A, bool kSums, bool kDraws = false>
 VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A> column, int count, const float (&value)[A::size],
                           double (&sum)[A::size], std::int64_t draw = 0) {
   if (!gradient.view) return;
@@ -81,7 +81,7 @@ VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A>
       return;
     }
   }
-  if constexpr (kHasDraws<A> && !kSums) {
+  if constexpr (kDraws && !kSums) {
     float total[A::size];
 #pragma unroll
     for (int i = 0; i < A::size; ++i) total[i] = -0.0f;  // which an addition leaves out

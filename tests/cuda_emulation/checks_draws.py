@@ -13,11 +13,11 @@ from vae_fast.backends.native import cuda
 
 from .checks_likelihood import PARAMETERS, make_target
 from .emulated import STATE, close, launches_once, schedule
-from .layouts import BF16, BOOL, F32, LAYOUTS, poisoned, tensor
+from .layouts import BF16, BOOL, F32, poisoned, tensor
 
 __all__ = ["schedule"]
 DRAWS = 3
-SHAPES = [(9,), (4, 7), (3, 16), (5, 2, 3, 4), (2, 2304)]
+SHAPES = [(9,), (4, 7), (3, 16), (2, 3, 4, 4), (2, 2304)]
 
 
 def laid(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int, positive: bool) -> Tensor:
@@ -33,9 +33,9 @@ def laid(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int, pos
     return out
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["dense", "packed_last", "channels_last", "transposed"])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "zero_inflated_negative_binomial"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "negative_binomial_mixture"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_draws(likelihood: str, dtype: torch.dtype, layout: str, masked: bool) -> None:
     for shape in SHAPES:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..contract import Rows
 from .launch import Job, Key, cached, key, run, specs
 from .layout import (
+    Strides,
     after_lead,
     choice_of,
     constants,
@@ -249,7 +250,8 @@ def _forward_job(
     target, kept, rng, nll = specs(*keys)
     assert target is not None and nll is not None
     rows = target.shape[0]
-    of_draw, nll_d = (), None
+    of_draw: Strides = ()
+    nll_d = None
     if draws is not None:
         of_draw, given = lead_all(given, target)
         nll_d, nll = nll.strides[0], after_lead(nll)
@@ -295,7 +297,9 @@ def _backward_job(
     target, kept, rng, grad_nll = specs(*keys)
     assert target is not None and grad_nll is not None
     shape = target.shape
-    of_draw, of_grads, grad_nll_d = (), (), None
+    of_draw: Strides = ()
+    of_grads: Strides = ()
+    grad_nll_d = None
     kinds = tuple(kind(g, shape, draws is not None) for g in wanted)
     if draws is not None:
         of_draw, given = lead_all(given, target)
