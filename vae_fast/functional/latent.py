@@ -17,7 +17,7 @@ from ..checks import (
     resolve_rng_state,
     shape_of,
 )
-from ..ops.latent import PLAIN, latent
+from ..ops.latent import latent
 
 
 def reparameterize_kl(
@@ -32,7 +32,7 @@ def reparameterize_kl(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -123,7 +123,7 @@ def reparameterize_kl_packed(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -185,7 +185,7 @@ def reparameterize(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -221,7 +221,7 @@ def kl_divergence(
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
 ) -> Tensor:
     """KL(N(mu, sigma^2) || prior), in nats: the KL divergence of `reparameterize_kl` without a sample.
@@ -240,9 +240,9 @@ def kl_divergence(
 
 def _form(
     parametrization: str, epsilon: float, soft_clamp: float | None, clamp: tuple[float, float] | None
-) -> tuple[str, float, float | None]:
-    if parametrization == "logvar" and soft_clamp is None and type(epsilon) is float and epsilon == 0:
-        return PLAIN
+) -> tuple[str, float, float | None] | None:
+    if parametrization == "logvar" and soft_clamp is None and epsilon == 0:
+        return None
     return check_parametrization(parametrization, epsilon, soft_clamp, clamp)
 
 

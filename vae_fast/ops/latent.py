@@ -26,7 +26,6 @@ from .op import Args, Gradients, Op
 
 Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
-PLAIN = ("logvar", 0.0, None)  # parametrization, epsilon, soft_clamp
 
 
 def latent(
@@ -42,7 +41,7 @@ def latent(
     want_z: bool = True,
     want_kl: bool = True,
     per_element: bool = False,
-    form: tuple[str, float, float | None] = PLAIN,
+    form: tuple[str, float, float | None] | None = None,
     affine: Pair = (None, None),
 ) -> Pair:
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
@@ -55,7 +54,7 @@ def latent(
             prior_mu, prior_logvar = _common.unexpanded(prior_mu), _common.unexpanded(prior_logvar)
     args = (
         mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element,
-        *form, *affine
+        *(form or ("logvar", 0.0, None)), *affine  # a number of its own: torch.compile takes a global for an input
     )  # fmt: skip
     pair: Pair = _expression(*args) if backend is reference else LATENT(backend, *args)
     return pair
@@ -101,7 +100,8 @@ def _form_of(
     parametrization: str, epsilon: float, soft_clamp: float | None, clamp: Clamp, is_packed: bool
 ) -> Parametrization | None:
     """None where mu and logvar are read as they are, and the prior too."""
-    if (parametrization, epsilon, soft_clamp) == PLAIN and (clamp is None or not is_packed):
+    is_plain = parametrization == "logvar" and epsilon == 0 and soft_clamp is None
+    if is_plain and (clamp is None or not is_packed):
         return None
     return Parametrization(parametrization, epsilon, soft_clamp, is_packed)
 
