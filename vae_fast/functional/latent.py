@@ -95,7 +95,7 @@ def reparameterize_kl(
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         mu,
@@ -158,7 +158,7 @@ def reparameterize_kl_packed(
     prior = check_prior(prior, mu, dim)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         moments,
@@ -197,7 +197,7 @@ def reparameterize(
     check_pair(mu, logvar)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     z, _ = latent(
         mu,
@@ -241,6 +241,7 @@ def kl_divergence(
 def _form(
     parametrization: str, epsilon: float, soft_clamp: float | None, clamp: tuple[float, float] | None
 ) -> tuple[str, float, float | None] | None:
+    # Their defaults have no float: torch.compile would make an input of it.
     if parametrization == "logvar" and soft_clamp is None and epsilon == 0:
         return None
     return check_parametrization(parametrization, epsilon, soft_clamp, clamp)
