@@ -192,7 +192,8 @@ class Template(NamedTuple):
 
 def template(mangled: str) -> Template:
     found = re.search(
-        r"\d((?:latent|likelihood|categorical|mixture|noise)_(?:forward|backward|fill))I(.*)E[vE]", mangled
+        r"\d((?:latent|likelihood|categorical|mixture|noise)_(?:form_)?(?:forward|backward|fill))I(.*)E[vE]",
+        mangled,
     )
     assert found, mangled
     access = re.search(r"6AccessILi(\d)ELb([01])E(?:LNS_5DTypeE(n?\d+)E)?", found[2])

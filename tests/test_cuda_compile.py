@@ -38,6 +38,11 @@ def expected() -> dict[str, set[str]]:
     latent = {f"latent_forward {a} 0" for a in access} | {f"latent_forward {a} 1" for a in narrow}
     latent |= {f"latent_backward {a} 0 0" for a in access}
     latent |= {f"latent_backward {a} 1 {sums}" for a in narrow for sums in "01"}
+    form = ("narrow", "any")
+    latent |= {f"latent_form_forward {a} {prior}" for a in form for prior in "01"}
+    latent |= {
+        f"latent_form_backward {a} {prior_and_sums}" for a in form for prior_and_sums in ("0 0", "1 0", "1 1")
+    }
     likelihood = set()
     for name in LIKELIHOODS:
         forms = access if name in LIGHT else (*narrow, "bfloat16", "float16")

@@ -256,7 +256,9 @@ def test_value_and_gradient(backend: str, kind: str, prior: str | None) -> None:
     """Every form; layouts, dtypes and shapes of the prior take turns."""
     layouts, dtypes = itertools.cycle(LAYOUTS.values()), itertools.cycle((torch.float32, *DTYPES))
     shapes, kinds = itertools.cycle(("full", "row", "feature")), itertools.cycle(("none", "sample", "none"))
-    for epsilon, bounds in itertools.product(EPSILONS, CLAMPS):
+    for epsilon, bounds in (
+        zip(EPSILONS, CLAMPS, strict=True) if TRITON else itertools.product(EPSILONS, CLAMPS)
+    ):
         for _ in range(1 if TRITON else 3):
             layout = next(layouts)
             shape = "full" if len(layout.shape) == 1 else next(shapes)
@@ -271,6 +273,8 @@ def test_value_and_gradient(backend: str, kind: str, prior: str | None) -> None:
 @pytest.mark.parametrize("what", ["z", "kl", "both"])
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_sample_and_kl_alone(backend: str, kind: str, what: str) -> None:
+    if TRITON and kind != "softplus":  # every call takes a tenth of a second
+        return
     for bounds, prior in itertools.product(CLAMPS[::2], PRIORS):
         if what != "z" or prior is None:
             check(LAYOUTS["odd"], what=what, prior=prior, parametrization=kind, epsilon=1e-2, **bounds)
@@ -280,6 +284,8 @@ def test_sample_and_kl_alone(backend: str, kind: str, what: str) -> None:
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_shift_and_scale(backend: str, kind: str, dtype: torch.dtype) -> None:
     """Numbers, one a channel, one an element; of one draw and of several."""
+    if TRITON and (kind, dtype) not in (("logvar", torch.float32), ("std", torch.bfloat16)):
+        return
     channels = numbers(6, 1, 1, seed=5), 0.2 + numbers(6, 1, 1, seed=6).abs()
     elements = numbers(2, 6, 3, 4, seed=5), numbers(1, 6, 3, 4, seed=6)
     layout = LAYOUTS["packed channels-last"]
@@ -309,7 +315,7 @@ def test_scale_leaves_kl_as_it_is(backend: str) -> None:
 @pytest.mark.parametrize("draws", [1, 3])
 def test_draws(backend: str, draws: int) -> None:
     for kind in PARAMETRIZATIONS[:: 3 if TRITON else 1]:
-        for bounds in CLAMPS:
+        for bounds in CLAMPS[:: 2 if TRITON else 1]:
             check(LAYOUTS["odd"], draws=draws, prior="packed", parametrization=kind, epsilon=1e-2, **bounds)
 
 
@@ -354,6 +360,8 @@ EXTREMES += [0.5413, 1.0, 1.0001, 17.0, 19.9, 20.1, 40.0, 60.0, 80.0, 88.0]
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_extremes(backend: str, kind: str, epsilon: float) -> None:
     """Each element right wherever it fits float32: the truth is computed in float64, of the formula."""
+    if TRITON and epsilon == 1e-2:
+        return
     values = [v for v in EXTREMES if abs(v) <= 44 or kind != "logstd"]
     raw = torch.tensor([1e-30 + abs(v) for v in values] if kind == "std" else values)[:, None]
     mu, ones = torch.full_like(raw, 0.25), torch.ones_like(raw)
@@ -396,13 +404,15 @@ def test_extremes(backend: str, kind: str, epsilon: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_outside_of_the_domain(backend: str, dtype: torch.dtype) -> None:
     """NaN stays NaN, and a sigma that is 0 or negative gives no finite divergence: as PyTorch's own lines."""
+    if TRITON and dtype != torch.float32:
+        return
     raw = torch.tensor([[-1.0], [-1e-3], [0.0], [math.nan], [1.0]], dtype=dtype)
     mu, eps = torch.full_like(raw, 0.5), torch.full_like(raw, 2.0)
     z, kl = vae_fast.reparameterize_kl(mu, raw, noise=eps, parametrization="std")
     torch.testing.assert_close(z, mu + raw * eps, equal_nan=True)
     assert kl[:2].isnan().all() and kl[2] == math.inf and kl[3].isnan() and kl[4].isfinite()
-    for prior in ((mu, torch.zeros_like(raw)), None):
-        for kind, clamp in itertools.product(PARAMETRIZATIONS, CLAMPS):
+    for prior in ((mu, torch.zeros_like(raw)), None)[TRITON:]:
+        for kind, clamp in itertools.product(PARAMETRIZATIONS, CLAMPS[:: 2 if TRITON else 1]):
             for bad in (math.nan, math.inf):
                 x = torch.tensor([[bad], [0.5]], dtype=dtype)
                 z, kl = vae_fast.reparameterize_kl(
@@ -447,7 +457,8 @@ def test_clamp_of_a_packed_prior(backend: str, dtype: torch.dtype) -> None:
 def test_shapes_of_a_packed_prior(backend: str) -> None:
     """Halves that broadcast: a vector, one number, one a channel; dim is counted as in moments."""
     packed = numbers(3, 8, 2, 5, seed=2).requires_grad_()
-    for shape in ((3, 8, 2, 5), (1, 8, 2, 5), (8, 2, 5), (8, 1, 1), (1, 8, 1, 1), (2, 1, 1), (3, 2, 1, 1)):
+    shapes = ((3, 8, 2, 5), (1, 8, 2, 5), (8, 2, 5), (8, 1, 1), (1, 8, 1, 1), (2, 1, 1), (3, 2, 1, 1))
+    for shape in shapes[:: 3 if TRITON else 1]:
         prior = numbers(*shape, seed=3).requires_grad_()
         _, kl = vae_fast.reparameterize_kl_packed(packed, prior=prior, soft_clamp=3.0, epsilon=1e-2)
         halves = [t.detach().requires_grad_() for t in prior.chunk(2, -3)]

@@ -29,9 +29,18 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 class TestOutside:
     __test__ = not INTERPRETED
 
-    def test_in_its_own_process(self) -> None:
-        files = [__file__, str(Path(__file__).with_name("test_triton_likelihoods.py"))]
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files]
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("test_triton_interpreter.py", "test_triton_likelihoods.py"),
+            ("test_parametrization.py", "-k", "triton"),
+        ],
+        ids=lambda arguments: arguments[0],
+    )
+    def test_in_its_own_process(self, arguments: tuple[str, ...]) -> None:
+        folder = Path(__file__).parent
+        arguments = tuple(str(folder / a) if a.endswith(".py") else a for a in arguments)
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *arguments]
         env = os.environ | {"TRITON_INTERPRET": "1"}
         run = subprocess.run(
             command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=HANG

@@ -78,10 +78,10 @@ struct LatentForward {
   Noise noise;
   std::int64_t draws = 1;
   Clamp clamp;
-  Form form;
-  View shift, scale;  // of z
   View z;
   Loss kl;
+  Form form;
+  View shift, scale;  // of z
 };
 
 struct LatentBackward {
@@ -91,10 +91,10 @@ struct LatentBackward {
   Noise noise;
   std::int64_t draws = 1;
   Clamp clamp;
-  Form form;
-  View scale;
   View grad_mu, grad_logvar;
   Gradient grad_prior_mu, grad_prior_logvar;
+  Form form;
+  View scale;  // of z
 };
 
 struct NoiseFill {

@@ -1,7 +1,5 @@
 // The op `latent` on the GPU: one launch forward, one backward; eps is made in registers both times, never stored.
-#include "../formulas/gaussian_kl.h"
-#include "noise.h"
-#include "reduce.h"
+#include "latent_form.h"
 
 namespace vae_fast {
 namespace {
@@ -162,20 +160,29 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
   }
 }
 
+// The accesses of latent_form.h.
+template <class Body> void with_access_of_form(AccessKind kind, Body body) {
+  if (kind == AccessKind::narrow) return body(Narrow{});
+  body(Any{});
+}
+
 }  // namespace
 
 void run(LatentForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0) return;
-  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z, &a.kl.elements};
-  const bool prior = a.kl && a.prior_mu;
-  const bool plain = a.draws == 1 && a.z && a.kl.value && is_plain(a.noise);
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior});
+  const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.z, &a.kl.elements,
+                               &a.shift, &a.scale};
+  const bool prior = a.kl && a.prior_mu, form = !a.form.is_plain() || a.shift || a.scale;
+  const bool plain = !form && a.draws == 1 && a.z && a.kl.value && is_plain(a.noise);
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !form});
   Grid grid = tile_rows(rows, columns, chunk_size(kind), a.draws);
   follow_memory(grid, kind, views);
   share(a.kl, grid, allocate);
   const auto run_kernel = [&](auto kernel) { launch("latent_forward", kernel, stream, grid.blocks(), kThreads, a, grid); };
-  if (prior) with_access<false>(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), true>); });
+  if (form && prior) with_access_of_form(kind, [&](auto access) { run_kernel(latent_form_forward<decltype(access), true>); });
+  else if (form) with_access_of_form(kind, [&](auto access) { run_kernel(latent_form_forward<decltype(access), false>); });
+  else if (prior) with_access<false>(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), true>); });
   else with_access<true>(kind, [&](auto access) { run_kernel(latent_forward<decltype(access), false>); });
 }
 
@@ -186,14 +193,21 @@ void run(LatentBackward a, const Stream& stream, const Allocate& allocate) {
   if (rows * columns == 0 && !sums) return;
   const View* const views[] = {&a.mu, &a.logvar, &a.prior_mu, &a.prior_logvar, &a.noise.given, &a.grad_z, &a.grad_mu,
                                &a.grad_logvar, per_element(a.grad_prior_mu), per_element(a.grad_prior_logvar),
-                               &a.grad_kl.elements};
-  const bool plain = a.draws == 1 && a.grad_z && a.grad_kl.value && a.grad_mu && a.grad_logvar && is_plain(a.noise);
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !sums});
+                               &a.grad_kl.elements, &a.scale};
+  const bool form = !a.form.is_plain() || a.scale;
+  const bool plain = !form && a.draws == 1 && a.grad_z && a.grad_kl.value && a.grad_mu && a.grad_logvar && is_plain(a.noise);
+  const AccessKind kind = choose_access(views, rows, columns, a.draws, {plain, !prior && !sums && !form});
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   if (sums) share(summed, grid, chunk_size(kind), allocate);
   const auto run_kernel = [&](auto kernel) { launch("latent_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
-  if (sums) with_access<false>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, true>); });
+  const auto run_form = [&](auto has_prior, auto has_sums) {
+    with_access_of_form(kind, [&](auto access) { run_kernel(latent_form_backward<decltype(access), has_prior(), has_sums()>); });
+  };
+  if (form && sums) run_form(std::true_type{}, std::true_type{});
+  else if (form && prior) run_form(std::true_type{}, std::false_type{});
+  else if (form) run_form(std::false_type{}, std::false_type{});
+  else if (sums) with_access<false>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, true>); });
   else if (prior) with_access<false>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), true, false>); });
   else with_access<true>(kind, [&](auto access) { run_kernel(latent_backward<decltype(access), false, false>); });
 }

@@ -81,8 +81,11 @@ template <class F> VAE_FAST_FN Std<F> std_of(F raw, const Form& form) {
       return {value, minus_1 + epsilon, e, select(raw > splat<F>(20.0f), one / (one + epsilon / e), e / value)};
     }
     case Parametrization::softplus: {
-      const F e = exp(-absolute(raw)), value = maximum(splat<F>(0.0f), raw) + log1p_unit(e) + epsilon;
-      const F sigmoid = select(raw < splat<F>(0.0f), e, one) / (one + e);
+      // log(1 + e) with what 1 + e rounded off: an error of σ counts twice in 1/σ².
+      const F e = exp(-absolute(raw)), sum = one + e, inverse = one / sum;
+      const F lost = select(sum >= splat<F>(kSqrtTwo), (e - (sum - one)) * inverse, splat<F>(0.0f));
+      const F value = maximum(splat<F>(0.0f), raw) + (log1p(e, sum).value + lost) + epsilon;
+      const F sigmoid = select(raw < splat<F>(0.0f), e * inverse, inverse);
       return {value, value - one, sigmoid, select(value < splat<F>(kLeastNormal), one, sigmoid / value)};
     }
     case Parametrization::std: break;

@@ -17,7 +17,7 @@ from ..checks import (
     resolve_rng_state,
     shape_of,
 )
-from ..ops.latent import PLAIN, latent
+from ..ops.latent import latent
 
 
 def reparameterize_kl(
@@ -32,7 +32,7 @@ def reparameterize_kl(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -96,7 +96,7 @@ def reparameterize_kl(
     prior = check_prior(prior, mu)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         mu,
@@ -124,7 +124,7 @@ def reparameterize_kl_packed(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -159,7 +159,7 @@ def reparameterize_kl_packed(
     prior = check_prior(prior, mu, dim)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     return latent(  # type: ignore[return-value]
         moments,
@@ -186,7 +186,7 @@ def reparameterize(
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
     shift: Tensor | float | None = None,
     scale: Tensor | float | None = None,
@@ -198,7 +198,7 @@ def reparameterize(
     check_pair(mu, logvar)
     clamp = check_clamp(clamp)
     form = _form(parametrization, epsilon, soft_clamp, clamp)
-    affine = _affine(shift, scale, mu)
+    affine = None if shift is None and scale is None else _affine(shift, scale, mu)
     rng_state = resolve_rng_state(mu, mu.shape, num_samples, generator, rng_state, noise)
     z, _ = latent(
         mu,
@@ -222,7 +222,7 @@ def kl_divergence(
     clamp: tuple[float, float] | None = None,
     reduction: str = "sample",
     parametrization: str = "logvar",
-    epsilon: float = 0.0,
+    epsilon: float = 0,
     soft_clamp: float | None = None,
 ) -> Tensor:
     """KL(N(mu, sigma^2) || prior), in nats: the KL divergence of `reparameterize_kl` without a sample.
@@ -241,9 +241,10 @@ def kl_divergence(
 
 def _form(
     parametrization: str, epsilon: float, soft_clamp: float | None, clamp: tuple[float, float] | None
-) -> tuple[str, float, float | None]:
-    if parametrization == "logvar" and soft_clamp is None and type(epsilon) is float and epsilon == 0:
-        return PLAIN
+) -> tuple[str, float, float | None] | None:
+    # Their defaults have no float: torch.compile would make an input of it.
+    if parametrization == "logvar" and soft_clamp is None and epsilon == 0:
+        return None
     return check_parametrization(parametrization, epsilon, soft_clamp, clamp)
 
 

@@ -26,7 +26,6 @@ from .op import Args, Gradients, Op
 
 Clamp = Sequence[float] | None
 Pair = tuple[Tensor | None, Tensor | None]
-PLAIN = ("logvar", 0.0, None)  # parametrization, epsilon, soft_clamp
 
 
 def latent(
@@ -42,20 +41,25 @@ def latent(
     want_z: bool = True,
     want_kl: bool = True,
     per_element: bool = False,
-    form: tuple[str, float, float | None] = PLAIN,
-    affine: Pair = (None, None),
+    form: tuple[str, float, float | None] | None = None,
+    affine: Pair | None = None,
 ) -> Pair:
     """(z, kl); what is not wanted is None. The arguments have been checked in `functional`."""
-    prior_mu, prior_logvar = (prior, None) if isinstance(prior, Tensor) else prior or (None, None)
-    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise, *affine)
+    prior_mu = prior_logvar = None
+    if prior is not None:
+        prior_mu, prior_logvar = (prior, None) if isinstance(prior, Tensor) else prior
+    backend = _common.dispatch("latent", mu, logvar, prior_mu, prior_logvar, noise, *affine or ())
     if prior_mu is not None and backend is not None and torch.is_grad_enabled():
         if prior_logvar is None:
             prior_mu = _unexpanded_packed(prior_mu, dim, mu.ndim)
         else:
             prior_mu, prior_logvar = _common.unexpanded(prior_mu), _common.unexpanded(prior_logvar)
+    # Numbers of its own: torch.compile makes an input of a global's.
+    parametrization, epsilon, soft_clamp = form or ("logvar", 0.0, None)
+    shift, scale = affine or (None, None)
     args = (
         mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, num_samples, want_z, want_kl, per_element,
-        *form, *affine
+        parametrization, epsilon, soft_clamp, shift, scale,
     )  # fmt: skip
     pair: Pair = _expression(*args) if backend is reference else LATENT(backend, *args)
     return pair
@@ -101,7 +105,8 @@ def _form_of(
     parametrization: str, epsilon: float, soft_clamp: float | None, clamp: Clamp, is_packed: bool
 ) -> Parametrization | None:
     """None where mu and logvar are read as they are, and the prior too."""
-    if (parametrization, epsilon, soft_clamp) == PLAIN and (clamp is None or not is_packed):
+    is_plain = parametrization == "logvar" and epsilon == 0 and soft_clamp is None
+    if is_plain and (clamp is None or not is_packed):
         return None
     return Parametrization(parametrization, epsilon, soft_clamp, is_packed)
 
@@ -162,10 +167,16 @@ def latent_forward(
     scale: Tensor | None,
 ) -> tuple[Pair, tuple[()]]:
     mu, logvar = _split(mu, logvar, dim)
+    options: dict[str, Any] = {}  # a plain call pays for none
     is_packed = prior_mu is not None and prior_logvar is None
-    form = _form_of(parametrization, epsilon, soft_clamp, clamp, is_packed)
-    if is_packed:
+    has_form = is_packed or parametrization != "logvar" or epsilon != 0 or soft_clamp is not None
+    if has_form or shift is not None or scale is not None:
         prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
+        options = {
+            "form": _form_of(parametrization, epsilon, soft_clamp, clamp, is_packed),
+            "shift": _broadcast(shift, mu),
+            "scale": _broadcast(scale, mu),
+        }
     clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
     z = kl = None
     if want_z:
@@ -175,7 +186,7 @@ def latent_forward(
         kl = _common.empty_loss(backend, mu, per_element, dtype)
     backend.latent_forward(
         mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
-        z=z, kl=kl, form=form, shift=_broadcast(shift, mu), scale=_broadcast(scale, mu),
+        z=z, kl=kl, **options,
     )  # fmt: skip
     return (z, kl), ()
 
@@ -195,7 +206,11 @@ def latent_backward(
         grad_mu, grad_logvar = grad_first.chunk(2, dim)
     mu, logvar = _split(mu, logvar, dim)
     packed_prior = prior_mu if prior_logvar is None else None
-    form = _form_of(parametrization, epsilon, soft_clamp, clamp, packed_prior is not None)
+    options: dict[str, Any] = {}
+    has_form = packed_prior is not None or parametrization != "logvar" or epsilon != 0
+    if has_form or soft_clamp is not None or scale is not None:
+        form = _form_of(parametrization, epsilon, soft_clamp, clamp, packed_prior is not None)
+        options = {"form": form, "scale": _broadcast(scale, mu)}
     if packed_prior is not None:
         prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
         needs_prior[1] = needs_prior[0]
@@ -213,7 +228,7 @@ def latent_backward(
             )
     backend.latent_backward(
         grad_z, grad_kl, mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
-        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior, form=form, scale=_broadcast(scale, mu),
+        grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior, **options,
     )  # fmt: skip
     if grad_prior is None or whole is not None:
         return grad_first, grad_second, whole, None

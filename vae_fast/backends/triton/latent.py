@@ -91,13 +91,12 @@ def _forward(
             lv, _ = soft_clamp(lv, soft)
             mp = None
             rp = None
-            if kl is not None:
-                if mu_p is not None:
-                    mp = load(mu_p, mu_p_s, at, sizes, VEC)
-                    rp = load(logvar_p, logvar_p_s, at, sizes, VEC)
-                    if AS_Q:
-                        mp, _ = soft_clamp(mp, soft)
-                        rp, _ = soft_clamp(clamped(rp, lo, hi), soft)
+            if kl is not None and mu_p is not None:
+                mp = load(mu_p, mu_p_s, at, sizes, VEC)
+                rp = load(logvar_p, logvar_p_s, at, sizes, VEC)
+                if AS_Q:
+                    mp, _ = soft_clamp(mp, soft)
+                    rp, _ = soft_clamp(clamped(rp, lo, hi), soft)
             first, second, rest = sample_of(m, lv, mp, rp, epsilon, FORM, AS_Q)
         if kl is not None:
             if FORM is not None:
@@ -160,8 +159,10 @@ def _upstream(grad_kl, grad_kl_s, at, sizes, EACH: tl.constexpr, VEC: tl.constex
 def _backward(
     mu, logvar, mu_p, logvar_p, noise, grad_z, scale, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
     row_offset, rows_per_draw,
-    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, scale_s, grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
-    rng_s, grad_kl_s, noise_draw, grad_z_draw, epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr, lo, hi, rows, n, sizes, draws,
+    mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, scale_s,
+    grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
+    rng_s, grad_kl_s, noise_draw, grad_z_draw, epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr,
+    lo, hi, rows, n, sizes, draws,
     SUM_MU_P: tl.constexpr, SUM_LOGVAR_P: tl.constexpr,
     EACH: tl.constexpr, ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, PAIR: tl.constexpr,
     PARTS: tl.constexpr, WHOLE: tl.constexpr,
@@ -298,7 +299,8 @@ def _forward_job(device: torch.device, clamp: Clamp, form: Form, *keys: Key) -> 
     each_kl = per_element(kl, mu.shape)
     at = describe(
         mu.shape, mu.strides, logvar.strides, mu_p and mu_p.strides, logvar_p and logvar_p.strides, noise_s, z_s,
-        shift and shift.strides, scale and scale.strides, kl.strides if kl is not None and each_kl else None, draws=(z_draw, noise_draw), free=rng is None,
+        shift and shift.strides, scale and scale.strides, kl.strides if kl is not None and each_kl else None,
+        draws=(z_draw, noise_draw), free=rng is None,
     )  # fmt: skip
     rows = mu.shape[0]
     choice = choice_of("latent_forward", mu, logvar)
