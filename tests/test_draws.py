@@ -484,16 +484,19 @@ def class_call(name: str, image: tuple[int, ...] = ()) -> tuple[Call, Tensor, Te
 
 
 @pytest.mark.parametrize("name", ["categorical", "multinomial", "mixture"])
-@pytest.mark.parametrize("image", [(), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("image", [(), (2, 3)], ids=str)
 def test_classes_and_mixtures(backend: str, name: str, image: tuple[int, ...]) -> None:
     call, params, x = class_call(name, image)
     shape = (4, 1, *image) if name == "mixture" else (4, *image)
     keep = uniform(*shape, seed=3) > 0.3
     if name == "categorical":
         x[0] = -100
-    for dtype in (torch.float32, torch.bfloat16):
-        for kind in ("dense", "batch first"):
-            for mask, weight in ((None, None), (keep, uniform(4)), (keep[:1], uniform(3, 4))):
+    is_slow = backend in ("reference", "twin")
+    for dtype in (torch.float32, torch.bfloat16)[: 1 if is_slow else 2]:
+        for kind in ("dense", "batch first")[is_slow:]:
+            for mask, weight in ((keep[:1], uniform(3, 4)), (keep, uniform(4)), (None, None))[
+                : 1 if is_slow else 3
+            ]:
                 options = {"mask": mask, "weight": weight}
                 given = [laid(kind, params.to(dtype))]
                 check(lambda p, **o: call(p, x, **o), given, [True], (4,), **options)

@@ -301,9 +301,9 @@ CASES = [
         r"expected logvar to broadcast to the shape \(8, 4\) of mean, but got \(8,\)",
     ),
     (
-        lambda: vae_fast.gaussian_nll(X, X, X[None]),
+        lambda: vae_fast.gaussian_nll(X, X, X[None, None]),
         ValueError,
-        r"expected logvar to broadcast to the shape \(8, 4\) of mean, but got \(1, 8, 4\)",
+        r"expected logvar to broadcast to the shape \(8, 4\) of mean, but got \(1, 1, 8, 4\)",
     ),
     (
         lambda: vae_fast.gaussian_nll(X, X, X.bool()),
