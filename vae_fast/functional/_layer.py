@@ -75,7 +75,7 @@ def check_class_layer(
     positions = tuple(hidden.shape[:-1])
     classes = (weight.shape[0],) if counts else ()
     expected, draws = (*positions, *classes), None
-    if len(positions) > 1 and tuple(target.shape) == expected[1:]:
+    if len(positions) > 1 and target.ndim == len(expected) - 1 and tuple(target.shape) == expected[1:]:
         draws, positions = positions[0], positions[1:]
     elif tuple(target.shape) != expected:
         raise ValueError(
