@@ -122,8 +122,8 @@ def test_one_wrong_instruction_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     *_, last = cpu.extension.available_isas()
     forward = cpu.likelihood_forward
 
-    def wrong(*arguments: Any, nll: Tensor) -> None:
-        forward(*arguments, nll=nll)
+    def wrong(*arguments: Any, nll: Tensor, **options: Any) -> None:
+        forward(*arguments, nll=nll, **options)
         if cpu.extension.isa() == last:
             nll[3] *= 1 + 40 * ULP
 
@@ -137,7 +137,7 @@ def test_one_wrong_instruction_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_forgotten_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     table, total = ordinary("gaussian"), gaussian.total
-    monkeypatch.setattr(gaussian, "total", lambda terms, mask, weight: total(terms, None, weight))
+    monkeypatch.setattr(gaussian, "total", lambda terms, mask, *rest: total(terms, None, *rest))
     with vae_fast.backend("reference"), pytest.raises(pytest.fail.Exception, match="nll"):
         check(Engine("reference", F32), table, ["masked"])
 
