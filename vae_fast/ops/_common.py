@@ -102,8 +102,8 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def per_sample(values: Tensor, ndim: int) -> Tensor:
-    """values (batch,), to multiply what has `ndim` dims."""
-    return values.view(-1, *(1,) * (ndim - 1))
+    """values (batch,) or (draws, batch), to multiply what has `ndim` dims."""
+    return values.view(*values.shape, *(1,) * (ndim - values.ndim))
 
 
 def _allocator(backend: Any, size: int) -> Callable[..., Tensor] | None:

@@ -299,8 +299,8 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     positions = inputs.hidden.shape[inputs.num_lead - 1 : -1]
     target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
     if grad_nll is not None:
-        grad_nll = grad_nll[(..., *(None,) * (len(positions) - 1))].expand(inputs.hidden.shape[:-1])
-        grad_nll = grad_nll.reshape(-1, 1)
+        lead = inputs.hidden.shape[:-1]
+        grad_nll = _common.per_sample(grad_nll, len(lead)).expand(lead).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
     for chunk, outputs, grad_outputs in layer.chunks():
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()

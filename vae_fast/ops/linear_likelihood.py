@@ -75,10 +75,8 @@ def linear_likelihood_forward(backend: Any, *args: Any) -> tuple[Tensor, list[Te
     if any(inputs.forward_grads):
         ones = torch.ones((), device=hidden.device).expand(hidden.shape[:samples])
     unit_grads = run_chunks(backend, inputs, inputs.forward_grads, nll, ones)
-    if nll.ndim > samples:
-        nll = (
-            nll.flatten(samples).sum(samples, dtype=torch.float64).float()
-        )  # torch's order depends on its threads
+    if nll.ndim > samples:  # torch's order of float32 sums depends on its threads
+        nll = nll.flatten(samples).sum(samples, dtype=torch.float64).float()
     return nll if weights is None else nll * weights, [g for g in unit_grads if g is not None]
 
 
@@ -110,11 +108,7 @@ def linear_likelihood_backward(
     for i, was_taken in enumerate(forward_grads):
         unit_grad = next(unit_grads) if was_taken else None
         if unit_grad is not None and taken[i]:
-            factor = (
-                grad_nll[(..., *(None,) * (unit_grad.ndim - grad_nll.ndim))]
-                if inputs.is_per_sample[i]
-                else first.sum()
-            )
+            factor = _common.per_sample(grad_nll, unit_grad.ndim) if inputs.is_per_sample[i] else first.sum()
             out = unit_grad
             if not in_place:
                 out = _common.empty(backend, unit_grad.shape, unit_grad.dtype, unit_grad.device)
