@@ -572,7 +572,7 @@ def test_compiled(kernels: str) -> None:
     plain = [t.detach() for t in (mu, raw, prior)]
     sample = (
         [True, True, True, False], torch.randn(2, 4, 6), torch.randn(4), *plain[:2], 1, plain[2], None, state(), None,
-        None, 2, True, True, False, [], "softplus", 1e-4, 3.0, None, scale,
+        None, 2, True, True, False, "softplus", 1e-4, 3.0, None, scale, [],
     )  # fmt: skip
     torch.library.opcheck(torch.ops.vae_fast.latent_backward, sample, test_utils=checks)
 
