@@ -253,9 +253,8 @@ def test_gradcheck_of_the_library_op(name: str, shape) -> None:
     params = [leaf(p) for p in make_params(name, [(3, 2, 2), shape], torch.float64)]
     mask = uniform(3, 2, 2) > 0.3
     op = torch.ops.vae_fast.likelihood
-    for each in (False, True):
-        assert torch.autograd.gradcheck(lambda *p, e=each: op(name, target, None, None, e, p), params)
-        assert torch.autograd.gradcheck(lambda *p, e=each: op(name, target, mask, None, e, p), params)
+    assert torch.autograd.gradcheck(lambda *p: op(name, target, None, None, False, p), params)
+    assert torch.autograd.gradcheck(lambda *p: op(name, target, mask, None, True, p), params)
 
 
 @every_likelihood

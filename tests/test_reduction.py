@@ -54,6 +54,8 @@ def nll_of(name: str, target: Tensor) -> Call:
 @every_likelihood
 @pytest.mark.parametrize("shape", [(7,), (5, 37), (600, 3), (2, 3000), FULL], ids=str)
 def test_an_element_is_a_sample(backend: str, name: str, shape: tuple[int, ...]) -> None:
+    if backend in ("reference", "twin"):  # expressions have no blocks that size would matter to
+        shape = tuple(min(n, 40) for n in shape)
     call, params = nll_of(name, make_target(name, *shape)), make_params(name, [shape])
     grad = make(*shape, seed=5)
     assert_equal(together(call, *params, grad=grad), alone(call, *params, grad=grad))
