@@ -579,10 +579,16 @@ def _run(table: Table, **options: Tensor) -> Results:
         inputs = {k: t[rows] for k, t in case.inputs.items()}
         return results(case, case.call, inputs, **{k: t[rows] for k, t in options.items()})
 
-    found = [of_rows(rows) for rows in parts]
-    if not all(t.isfinite().all() for t in found[0].values()):  # one element spoils the others' sums
-        parts = list(torch.arange(case.size)[:, None])
-        found = [of_rows(rows) for rows in parts]
+    found: list[Results] = []
+    todo, parts = parts[::-1], []
+    while todo:  # one element spoils the others' sums: halves, until it is alone
+        rows = todo.pop()
+        result = of_rows(rows)
+        if len(rows) > 1 and not all(t.isfinite().all() for t in result.values()):
+            todo += rows.tensor_split(2)[::-1]
+        else:
+            parts.append(rows)
+            found.append(result)
     order = torch.cat(parts).argsort()
     return {k: torch.cat([f[k] for f in found])[order] for k in found[0]}
 
