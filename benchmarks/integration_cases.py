@@ -27,6 +27,7 @@ class Work:
     """Attributes:
     piece: forward and backward of what is replaced, alone.
     epoch: a training epoch; returns its seconds. None: there is none.
+    steps: the pieces of an epoch. None: an epoch's are of another size.
     numbers: a training step's loss and gradients, repeated by the seed.
     patch: (**options) -> a context in which vae_fast computes.
     """
@@ -35,6 +36,7 @@ class Work:
     numbers: Callable[[], Sequence[Tensor]]
     patch: Callable[..., contextlib.AbstractContextManager[Any]]
     epoch: Callable[[], float] | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def scvi(likelihood: str, batch: int, quick: bool) -> Work:
         loss = -px.log_prob(x).sum(-1).mean()
         torch.autograd.grad(loss, (mu, theta) if likelihood == "nb" else (mu, theta, pi))
 
-    return Work(piece, numbers, patch, epoch)
+    return Work(piece, numbers, patch, epoch, cells // batch)
 
 
 def pythae(batch: int, quick: bool) -> Work:
@@ -164,7 +166,7 @@ def pythae(batch: int, quick: bool) -> Work:
         loss, *_ = model.loss_function(recon, x, mu, log_var, mu)
         torch.autograd.grad(loss, (recon, mu, log_var))
 
-    return Work(piece, numbers, patch, epoch)
+    return Work(piece, numbers, patch, epoch, images // batch)
 
 
 def pyro(batch: int, quick: bool) -> Work:
@@ -220,7 +222,7 @@ def pyro(batch: int, quick: bool) -> Work:
         elbo = px.log_prob(x).sum() + prior.log_prob(z).sum() - q.log_prob(z).sum()
         torch.autograd.grad(elbo, (p, loc, scale))
 
-    return Work(piece, numbers, patch, epoch)
+    return Work(piece, numbers, patch, epoch, images // batch)
 
 
 def diffusers(quick: bool) -> Work:

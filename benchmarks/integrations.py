@@ -42,6 +42,7 @@ class Row:
     gradient: float
     piece: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     epoch: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    steps: int | None = None
     piece_bytes: list[int | None] = field(default_factory=list)
     epoch_bytes: list[int | None] = field(default_factory=list)
 
@@ -49,6 +50,13 @@ class Row:
         """The median over the rounds of theirs over ours."""
         theirs, ours = getattr(self, of)
         return statistics.median(a / b for a, b in zip(theirs, ours, strict=True)) if ours else None
+
+    def limit(self) -> float | None:
+        """How many times as fast an epoch would be if the piece took no time."""
+        if self.steps is None or not self.epoch[0]:
+            return None
+        whole, pieces = statistics.median(self.epoch[0]), self.steps * statistics.median(self.piece[0])
+        return whole / (whole - pieces)
 
 
 def compare(case: Case, work: Work) -> Row:
@@ -64,7 +72,7 @@ def compare(case: Case, work: Work) -> Row:
         return float((a - b).abs().max()) / max(least, float(a.abs().max()))
 
     by = [difference(a, b) for a, b in zip(theirs, ours, strict=True)]
-    row = Row(case, by[0], max(by[1:]))
+    row = Row(case, by[0], max(by[1:]), steps=work.steps)
     if not max(by) <= TOLERANCE:
         raise SystemExit(
             f"{case.library}, {case.title}: loss differs by {row.loss:.1e}, gradients {row.gradient:.1e}"
@@ -136,7 +144,8 @@ def facts() -> list[str]:
 
 def report(rows: list[Row], told: list[str]) -> str:
     head = (
-        "library", "what", "lines", "loss", "gradients", "piece, ms", "", "epoch, s", "", "piece, MB", "epoch, MB"
+        "library", "what", "lines", "loss", "gradients", "piece, ms", "", "epoch, s", "", "at most", "piece, MB",
+        "epoch, MB",
     )  # fmt: skip
     table = [head, ("---",) * len(head), *(_cells(row) for row in rows)]
     names = dict.fromkeys([*(row.case.library for row in rows), "lightning", "torch"])
@@ -165,10 +174,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     def megabytes(peaks: list[int | None]) -> str:
         return " → ".join(f"{p / 1e6:,.0f}" for p in peaks if p is not None)
 
+    limit = row.limit()
     return (
         f"{row.case.library} {version_of(row.case.library)}", row.case.title, "1",
         f"{row.loss:.0e}", f"{row.gradient:.0e}", *pair("piece", 1e3), *pair("epoch", 1),
-        megabytes(row.piece_bytes), megabytes(row.epoch_bytes),
+        "" if limit is None else f"{limit:.2f}×", megabytes(row.piece_bytes), megabytes(row.epoch_bytes),
     )  # fmt: skip
 
 

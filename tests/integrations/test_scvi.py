@@ -82,6 +82,23 @@ def test_log_prob(name: str) -> None:
         torch.testing.assert_close(g.double(), w, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_logits_of_dropping_out_are_computed_where_they_are_taken(likelihood: str) -> None:
+    torch.manual_seed(0)
+    module = scvi.module.VAE(40, gene_likelihood=likelihood).eval()
+    calls: list[int] = []
+    module.decoder.px_dropout_decoder.register_forward_hook(lambda *_: calls.append(1))
+    z, library, batch = randn(6, 10), randn(6, 1, seed=1), torch.zeros(6, 1)
+    want = module.generative(z, library, batch)["px"].log_prob(COUNTS)
+    calls.clear()
+    with patched.patch():
+        got = module.generative(z, library, batch)["px"].log_prob(COUNTS)
+        assert len(calls) == (likelihood == "zinb")
+        *_, dropout = module.decoder("gene", z, library, batch)
+    assert dropout.shape == (6, 40)  # asked by itself, the decoder gives all
+    torch.testing.assert_close(got, want)
+
+
 def test_a_dispersion_of_each_gene_is_never_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     from vae_fast.ops import likelihood as op
 

@@ -4,7 +4,8 @@
 
 Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob
 of scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion
-of each gene stays (genes,) in memory, its gradient too. No validation synchronizes a GPU: posteriors and Poisson's
+of each gene stays (genes,) in memory, its gradient too. The layer of SCVI's decoder that gives logits of dropping out
+is computed where the likelihood takes them. No validation synchronizes a GPU: posteriors and Poisson's
 counts are validated on the CPU only, the counts of the other classes on request (validate_args=True).
 """
 
@@ -25,10 +26,13 @@ from ._noise import TorchNoise, check_noise
 from ._patch import Patch, Switch
 
 _NN, _COUNTS = "scvi.nn._base_components:", "scvi.distributions._negative_binomial:"
+_GENERATIVE = "scvi.module._vae:VAE.generative"
 KNOWN = {
     "1.4.2": {
         _NN + "Encoder.forward": "8cbb88b2b78f6c9d",
         _NN + "EncoderTOTALVI.forward": "be3e4c1af5a4f777",
+        _NN + "DecoderSCVI.forward": "4c0cccd89388fde3",
+        _GENERATIVE: "fc4a2732af4e76be",
         _COUNTS + "NegativeBinomial.log_prob": "e17a9aeb8aa6b596",
         _COUNTS + "ZeroInflatedNegativeBinomial.log_prob": "3bb553e2c4f883cf",
         _COUNTS + "NegativeBinomialMixture.log_prob": "226a7a09ff7b678c",
@@ -84,11 +88,34 @@ def patch(*, noise: str = "vae_fast") -> Patch:
         return q_z, q_l, latent, {"z": z, "l": log_library}
 
     encoders = {_NN + "Encoder.forward": encode, _NN + "EncoderTOTALVI.forward": encode_totalvi}
-    return _SWITCH.patch(lambda: encoders | _LOG_PROBS)
+    return _SWITCH.patch(lambda: encoders | _DECODERS | _LOG_PROBS)
 
 
 class TorchNoiseNormal(TorchNoise, Normal):
     """A posterior of patch(noise="torch")."""
+
+
+def _generative(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """scvi-tools' own, with a decoder that knows whether its logits of dropping out are asked for."""
+    own = _SWITCH.original(_GENERATIVE)
+    if self.gene_likelihood == "zinb":
+        return own(self, *args, **kwargs)
+    self.decoder.has_no_dropout = True
+    try:
+        return own(self, *args, **kwargs)
+    finally:
+        del self.decoder.has_no_dropout
+
+
+def _decode(self: Any, dispersion: str, z: Tensor, library: Tensor, *cat_list: int) -> Any:
+    px = self.px_decoder(z, *cat_list)
+    px_scale = self.px_scale_decoder(px)
+    px_rate = torch.exp(library) * px_scale
+    px_r = self.px_r_decoder(px) if dispersion == "gene-cell" else None
+    return px_scale, px_r, px_rate, None if hasattr(self, "has_no_dropout") else self.px_dropout_decoder(px)
+
+
+_DECODERS = {_NN + "DecoderSCVI.forward": _decode, _GENERATIVE: _generative}
 
 
 def log_nb_positive(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
