@@ -32,6 +32,11 @@ class Parametrization(NamedTuple):
     soft_clamp: float | None = None
     of_prior: bool = False  # the prior is read likewise, clamps included; else it is (mu_p, logvar_p)
 
+    @property
+    def has_exact_logvar(self) -> bool:
+        """Whether log sigma^2 is a multiple of raw."""
+        return self.epsilon == 0 and self.name in ("logvar", "logstd")
+
 
 class Rows(NamedTuple):
     """Where the samples of a batch lie in the noise: sample b of draw k has row k * per_draw + offset + b.

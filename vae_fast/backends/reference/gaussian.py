@@ -17,7 +17,6 @@ class Gaussian:
         self.form, self.clamp, self.given_mu, self.given_raw = form, clamp, mu, raw
         self.mu = latent.soft_clamped(mu, form.soft_clamp)
         self.raw = latent.soft_clamped(raw if clamp is None else raw.clamp(*clamp), form.soft_clamp)
-        self.is_exact = latent.has_exact_logvar(form)
         self.times = 1 if form.name == "logvar" else 2  # log sigma^2 = times raw, if it is exact
 
     def by_given(self, by_mu: Tensor, by_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +30,7 @@ class Gaussian:
 
     def times_std_slope(self, d: Tensor) -> Tensor:
         """d dsigma/draw"""
-        if self.is_exact:
+        if self.form.has_exact_logvar:
             return times_exp(0.5 * self.times * d, 0.5 * self.times * self.raw)
         return d * self._std_slope()
 
@@ -50,7 +49,7 @@ class Gaussian:
 
     def kl_slopes(self, prior: Gaussian) -> tuple[Tensor, Tensor, Tensor]:
         """Of KL(self || prior) by mu, by raw and by the prior's raw; by the prior's mu it is the first with a minus."""
-        if self.is_exact:
+        if self.form.has_exact_logvar:
             lv, lvp = self.times * self.raw, prior.times * prior.raw
             up = latent.half_expm1(lv - lvp)
             scaled = times_exp(self.mu - prior.mu, -0.5 * lvp)

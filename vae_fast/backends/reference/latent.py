@@ -54,11 +54,6 @@ def soft_clamped(x: Tensor, limit: float | None) -> Tensor:
     return x if limit is None else limit * torch.tanh(x / limit)
 
 
-def has_exact_logvar(form: Parametrization) -> bool:
-    """Whether log sigma^2 is a multiple of raw."""
-    return form.epsilon == 0 and form.name in ("logvar", "logstd")
-
-
 class Std(NamedTuple):
     value: Tensor
     minus_1: Tensor
@@ -116,7 +111,7 @@ def sample(
     """z = (mu + sigma eps - shift) scale"""
     m, x = _clamped_pair(mu, raw, form, clamp)
     eps = noise.to(m.dtype)
-    if has_exact_logvar(form):
+    if form.has_exact_logvar:
         z = m + times_exp(eps, 0.5 * x if form.name == "logvar" else x)
     else:
         z = m + std_of(x, form).value * eps
@@ -136,7 +131,7 @@ def divergence(
     m, x, *p = upcast(*_clamped_pair(mu, raw, form, clamp), *(prior or ()))
     if p and form.of_prior and prior is not None:
         p = list(_clamped_pair(*prior, form, clamp, m.dtype))
-    terms = _exact_terms(m, x, p, form) if has_exact_logvar(form) else _terms(m, x, p, form)
+    terms = _exact_terms(m, x, p, form) if form.has_exact_logvar else _terms(m, x, p, form)
     return total(terms.to(m.dtype), None, None, reduction)
 
 

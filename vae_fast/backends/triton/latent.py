@@ -37,7 +37,19 @@ from .layout import (
 from .noise import normals, read_state, row_words
 from .parametrization import kl_slopes, sample_of, soft_clamp, times_std_slope
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
-from .tile import elements, load, load_each, locate, of_samples, origin, read, samples, step_of, store, write
+from .tile import (
+    elements,
+    load,
+    load_upstream,
+    locate,
+    of_samples,
+    origin,
+    read,
+    samples,
+    step_of,
+    store,
+    write,
+)
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -147,14 +159,6 @@ def _forward(
             tl.store(of_samples(kl + part * kl_s[1], kl_s[0], first_row, local), sums, mask=inside)
 
 
-@triton.jit
-def _upstream(grad_kl, grad_kl_s, at, sizes, EACH: tl.constexpr, VEC: tl.constexpr):
-    if EACH:
-        return load(grad_kl, grad_kl_s, at, sizes, VEC)
-    else:
-        return load_each(grad_kl, grad_kl_s[0], at)
-
-
 @triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws"])
 def _backward(
     mu, logvar, mu_p, logvar_p, noise, grad_z, scale, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
@@ -225,7 +229,7 @@ def _backward(
             given_mu = load(mu, mu_s, at, sizes, VEC)
             m, mu_slope = soft_clamp(given_mu, soft)
             if grad_kl is not None:
-                g = _upstream(grad_kl, grad_kl_s, at, sizes, EACH, VEC)
+                g = load_upstream(grad_kl, grad_kl_s, at, sizes, EACH, VEC)
                 if mu_p is None:
                     by_mu, by_raw, _ = kl_slopes(m, lv, None, None, epsilon, FORM, AS_Q)
                 else:
@@ -250,10 +254,7 @@ def _backward(
             d_mu = d_mu * mu_slope
             d_lv = d_lv * raw_slope
         elif grad_kl is not None:
-            if EACH:
-                g = load(grad_kl, grad_kl_s, at, sizes, VEC)
-            else:
-                g = load_each(grad_kl, grad_kl_s[0], at)
+            g = load_upstream(grad_kl, grad_kl_s, at, sizes, EACH, VEC)
             m = load(mu, mu_s, at, sizes, VEC)
             if mu_p is None:
                 d_mu += g * m
@@ -286,8 +287,8 @@ def _form(form: Parametrization | None, *affine: Tensor | None) -> Form:
         if all(t is None for t in affine):
             return None, None, None, False
         form = Parametrization()
-    is_exact = form.epsilon == 0 and form.name in ("logvar", "logstd")
-    return form.epsilon, form.soft_clamp, f"exact {form.name}" if is_exact else form.name, form.of_prior
+    name = f"exact {form.name}" if form.has_exact_logvar else form.name
+    return form.epsilon, form.soft_clamp, name, form.of_prior
 
 
 @cached

@@ -50,7 +50,7 @@ from .sums import (
     strides,
     zeros,
 )
-from .tile import elements, load, load_each, of_samples, samples, step_of, store
+from .tile import elements, load, load_upstream, of_samples, samples, step_of, store
 
 
 @triton.jit
@@ -192,10 +192,7 @@ def _backward(
                 target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
                 LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
             )  # fmt: skip
-            if EACH:
-                g = load(grad_nll, grad_nll_s, at, sizes, VEC)
-            else:
-                g = load_each(grad_nll, grad_nll_s[0], at)
+            g = load_upstream(grad_nll, grad_nll_s, at, sizes, EACH, VEC)
             slopes = GRADS(params, x, g, EXACT)
             if kept is not None:
                 slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)
@@ -217,10 +214,8 @@ def _backward(
                 params = _parameters(
                     _of_draw(parameters, parameters_d, draw, VEC), parameters_s, at, sizes, VEC
                 )
-                if EACH:
-                    g = load(grad_nll + step_of(draw, grad_nll_d, VEC), grad_nll_s, at, sizes, VEC)
-                else:
-                    g = load_each(grad_nll + draw * grad_nll_d, grad_nll_s[0], at)
+                upstream = grad_nll + step_of(draw, grad_nll_d, VEC if EACH else 1)
+                g = load_upstream(upstream, grad_nll_s, at, sizes, EACH, VEC)
                 slopes = GRADS(params, x, g, EXACT)
                 if kept is not None:
                     slopes = _counted_only(slopes, load(kept, kept_s, at, sizes, VEC) > 0)

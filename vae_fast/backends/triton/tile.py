@@ -111,6 +111,15 @@ def load_each(tensor, stride, at):
 
 
 @triton.jit
+def load_upstream(grad, strides, at, sizes, EACH: tl.constexpr, VEC: tl.constexpr):
+    """The gradient of a loss: of each element, or one a sample."""
+    if EACH:
+        return load(grad, strides, at, sizes, VEC)
+    else:
+        return load_each(grad, strides[0], at)
+
+
+@triton.jit
 def of_samples(tensor, stride, first, local):
     """Where samples have their one value, with a stride that no Layout knows: their distance has 64 bits."""
     return tensor + first * stride + local.to(tl.int64) * stride
