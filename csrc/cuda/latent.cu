@@ -146,12 +146,7 @@ latent_backward(const __grid_constant__ LatentBackward a, const __grid_constant_
         for (int i = 0; i < A::size; ++i) by_logvar[i] = clamp_gradient(by_logvar[i], logvar[i], a.clamp.low, a.clamp.high);
       }
 
-      if (A::plain || a.grad_mu) store<A>(a.grad_mu, start_of<A>(a.grad_mu, row), column, count, by_mu);
-      if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, start_of<A>(a.grad_logvar, row), column, count, by_logvar);
-      if constexpr (kHasPrior) {
-        emit<A, kSums>(a.grad_prior_mu, start_of<A>(a.grad_prior_mu.view, row), column, count, prior_mu, mu_sums);
-        emit<A, kSums>(a.grad_prior_logvar, start_of<A>(a.grad_prior_logvar.view, row), column, count, prior_logvar, logvar_sums);
-      }
+      store_gradients<A, kHasPrior, kSums>(a, row, column, count, by_mu, by_logvar, prior_mu, prior_logvar, mu_sums, logvar_sums);
     });
   }
   if constexpr (kSums) {
