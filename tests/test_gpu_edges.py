@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 import test_counts
+import test_draws
 import test_extreme_values
 import test_gpu
 import test_likelihood_extremes
 import test_negative_binomial_mixture
+import test_parametrization
 import test_reduction
 from conformance import cases, edges, known
 from test_gpu import DEVICE, OnDevice
@@ -27,9 +29,11 @@ backend, kernels, on_device = test_gpu.backend, test_gpu.kernels, test_gpu.on_de
 globals().update(
     test_gpu.taken_along(
         test_counts,
+        test_draws,
         test_extreme_values,
         test_likelihood_extremes,
         test_negative_binomial_mixture,
+        test_parametrization,
         test_reduction,
     )
 )
