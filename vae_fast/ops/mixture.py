@@ -69,8 +69,8 @@ def mixture_backward(
     if kept:
         (unit_grad,) = kept
         out = _common.empty_like(backend, unit_grad)
-        lead = unit_grad.ndim - target.ndim + 1
-        factor = grad_nll.unsqueeze(lead) if per_element else grad_nll[(..., *(None,) * (target.ndim - 1))]
+        channels = unit_grad.ndim - target.ndim + 1  # which a loss does not have
+        factor = grad_nll.unsqueeze(channels) if per_element else _common.per_sample(grad_nll, unit_grad.ndim)
         return (torch.mul(unit_grad, factor, out=out),)
     flat, flat_target, mask = _flatten(params, target, mask)
     if per_element:
