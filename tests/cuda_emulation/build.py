@@ -79,7 +79,7 @@ def build(defect: tuple[str, str, str] | None = None, kernel: str = "") -> Path:
     includes = [f"-I{p}" for p in (pybind11.get_include(), sysconfig.get_path("include"))]
     csrc = ROOT / "csrc"
     jobs = [(csrc / "cuda" / f"{k}.cu", [*CALLS, *SANITIZERS]) for k in OPS]
-    jobs.append((HERE / "emulation.cpp", [*CALLS, *SANITIZERS]))
+    jobs.append((HERE / "emulation.cpp", ["-O2", *SANITIZERS]))
     jobs.append((csrc / "bindings" / "cuda.cpp", ["-O0", *includes]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _compile(csrc, *job), jobs))
