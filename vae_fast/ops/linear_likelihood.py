@@ -13,6 +13,7 @@ float16 needs the loss scale that only backward knows.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ def linear_likelihood(
         speculate and t is not None and t.requires_grad
         for t in (hidden, weight, bias, library, *fixed_params)
     ]
+    if backend is None:  # torch.jit.trace records no list of bools
+        forward_grads = [int(f) for f in forward_grads]
     fused: Tensor = LINEAR_LIKELIHOOD(
         backend, likelihood, hidden, weight, bias, target, library, mask, sample_weight, dtype, forward_grads,
         *fixed_params,
@@ -119,13 +122,35 @@ def linear_likelihood_backward(
     ]
 
 
+def _product(hidden: Sequence[int], weight: Sequence[int]) -> int:
+    return 2 * math.prod(hidden) * weight[0]
+
+
+def _forward_flops(
+    likelihood: str, hidden: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any
+) -> int:
+    forward_grads = rest[6]
+    return _product(hidden, weight) * (1 + sum(map(bool, forward_grads[:2])))
+
+
+def _backward_flops(
+    needs: Sequence[bool], grad_nll: Any, likelihood: str, hidden: Sequence[int], weight: Sequence[int], *rest: Any,
+    out_shape: Any,
+) -> int:  # fmt: skip
+    """Where the loss is a sum or a mean over samples, else there are more."""
+    forward_grads, kept = rest[6], rest[-1]
+    left = [n and not (kept and taken) for n, taken in zip(needs, forward_grads, strict=True)]
+    return _product(hidden, weight) * (1 + sum(left[:2])) if any(left) else 0
+
+
 LINEAR_LIKELIHOOD = Op(
     "linear_likelihood(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? library, "
-    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, bool[] forward_grads, Tensor[] fixed_params) "
+    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, Tensor[] fixed_params) "
     "-> (Tensor nll, Tensor[] kept)",
     linear_likelihood_forward,
     linear_likelihood_backward,
     differentiable=("hidden", "weight", "bias", "library"),
     # What forward took becomes the gradients, as a weight is large.
     consume=functools.partial(linear_likelihood_backward, in_place=True),
+    flops=(_forward_flops, _backward_flops),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import backends
 from ..backends.contract import FakeBackend
@@ -24,6 +25,8 @@ DOUBLE_BACKWARD = (
 )
 Args = Sequence[Any]
 Gradients = Sequence[Tensor | None]
+Flops = Callable[..., int]
+FLOPS: dict[str, Flops] = {}  # of every library op, for flops.py
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -44,6 +47,10 @@ def forbid_double_backward(grads: Gradients, sources: Gradients) -> Gradients:
     return refusing
 
 
+def _no_flops(*args: Any, **kwargs: Any) -> int:
+    return 0
+
+
 class Op:
     """An op of the library `vae_fast`.
 
@@ -58,6 +65,8 @@ class Op:
         check: (*args) raises for sizes that nobody looked at while the call was traced.
         consume: the same as `backward`, for eager calls: may overwrite what is kept. If backward runs once more,
             nothing is kept.
+        flops: of the library ops, forward and backward, by their arguments, with shapes for tensors. Only matrix
+            products count, as in PyTorch's own formulas: by default there are none.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Op:
         differentiable: Sequence[str] = (),
         check: Callable[..., None] | None = None,
         consume: Callable[..., Gradients] | None = None,
+        flops: tuple[Flops, Flops] = (_no_flops, _no_flops),
     ) -> None:
         self.forward, self.backward, self.check, self.consume = forward, backward, check, consume
         self.name = schema.partition("(")[0]
@@ -84,11 +94,12 @@ class Op:
         saved = {argument: place for place, argument in enumerate((*tensors, *constants))}
         self.num_tensors, self.num_learning = len(tensors), len(learning)
         self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
-        self.in_order = _items([saved[i] for i in range(self.num_single)])
+        self.places = [saved[i] for i in range(self.num_single)]
+        self.in_order = _items(self.places)
         # Of each argument of the library op, where its gradient is: None stands last.
         self.spread = _items([learning.index(i) if i in learning else -1 for i in range(self.num_single)])
         self.save, self.saved = self._make_save()
-        self._define(schema, self._forward_op)
+        self._define(schema, self._forward_op, flops[0])
         if backward is not None:
             # Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends
             # real tensors only.
@@ -100,7 +111,7 @@ class Op:
             arguments = ", ".join(
                 [f"{self.name}_backward(bool[] needs", *outputs, arguments, "Tensor[] kept"]
             )
-            self._define(f"{arguments}) -> Tensor[]", self._backward_op)
+            self._define(f"{arguments}) -> Tensor[]", self._backward_op, flops[1])
             torch.library.register_autograd(
                 f"vae_fast::{self.name}", self._differentiate, setup_context=self._set_up, lib=LIB
             )
@@ -153,6 +164,15 @@ class Op:
 
         return save, saved
 
+    def trace_backward(self, ctx: Any, grads: Gradients) -> Gradients:
+        """The backward of eager calls for compiled autograd, whose Dynamo traces no kernel and no itemgetter."""
+        found = ctx.saved_tensors
+        single = (*found[: self.num_tensors], *ctx.constants)
+        end = ctx.num_saved if self.has_list else self.num_tensors
+        args = (*[single[place] for place in self.places], *found[self.num_tensors : end])
+        kept = ctx.kept if self.consume is not None else found[end:]
+        return self.call_backward_op(ctx.needs_input_grad[2:], grads, args, list(kept))
+
     def call_backward_op(
         self, needs: Sequence[bool], grads: Gradients, args: Args, kept: Sequence[Tensor]
     ) -> list[Tensor | None]:
@@ -192,9 +212,10 @@ class Op:
             return ()
         return ctx.needs_input_grad[-1] or [False] * (len(args) - self.num_single)
 
-    def _define(self, schema: str, function: Callable[..., Any]) -> None:
+    def _define(self, schema: str, function: Callable[..., Any], flops: Flops) -> None:
         """A library op whose tensors choose the backend."""
         name, check = schema.partition("(")[0], self.check if function == self._forward_op else None
+        FLOPS[name] = flops
 
         def kernel(*args: Any) -> Any:
             if check is not None:
@@ -247,6 +268,8 @@ def _make_function(op: Op) -> type[torch.autograd.Function]:
         return outputs
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if is_compiling():
+            return (None, None, *op.trace_backward(ctx, grads))
         args, kept = saved(ctx)
         needs = ctx.needs_input_grad[2:]
         if not are_real(*grads):
