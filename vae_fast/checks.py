@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 
 from .backends.contract import PARAMETRIZATIONS, Generators, Rows
 from .backends.reference import draw_rng_state
+from .tracing import in_onnx_export
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -266,7 +267,7 @@ def resolve_rng_state(
     rng_state: Tensor | None,
     noise: Tensor | None,
 ) -> Tensor | None:
-    """Checks what the noise comes from, and returns the rng_state to use (None if the noise is given)."""
+    """Checks what the noise comes from, and returns the rng_state to use. None: the noise is given, or ONNX's."""
     if num_samples is not None:
         check_num_samples(num_samples)
     if (noise is not None) + (rng_state is not None) + (generator is not None) > 1:
@@ -284,23 +285,30 @@ def resolve_rng_state(
             )
         check_device("noise", noise, "mu", mu)
         return None
-    if not is_compiling() and mu.numel() * (num_samples or 1) >= 2**32:
+    is_traced = is_compiling()
+    if not is_traced and mu.numel() * (num_samples or 1) >= 2**32:
         check_counters("mu", shape, num_samples)
     if rng_state is not None:
-        check_rng_state(rng_state, shape[0])
+        rng_state = check_rng_state(rng_state, shape[0])
         check_device("rng_state", rng_state, "mu", mu)
         return rng_state
+    if is_traced and generator is None and in_onnx_export():
+        return None
     return draw_rng_state(mu.device, check_generator(generator, "mu", mu))
 
 
-def check_rng_state(rng_state: Tensor, batch: int) -> None:
+def check_rng_state(rng_state: Tensor, batch: int) -> Tensor:
+    """It, as int64. A key of torch.func._random is the same pair in uint64."""
     check_is_tensor("rng_state", rng_state, "an int64 tensor")
+    if rng_state.dtype is torch.uint64:
+        rng_state = rng_state.view(torch.int64)
     if rng_state.dtype != torch.int64:
         raise TypeError(f"expected rng_state to have dtype int64, but got {rng_state.dtype}")
     if rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
         raise ValueError(
             f"expected rng_state to have shape (2,) or (batch, 2) = ({batch}, 2), but got {shape_of(rng_state)}"
         )
+    return rng_state
 
 
 def check_num_samples(num_samples: int) -> int:
@@ -421,7 +429,7 @@ def resolve_bits_state(
         )
     check_counters("target", target.shape, None)
     if rng_state is not None:
-        check_rng_state(rng_state, target.shape[0])
+        rng_state = check_rng_state(rng_state, target.shape[0])
         check_device("rng_state", rng_state, "target", target)
         return rng_state
     return draw_rng_state(target.device, check_generator(generator, "target", target))

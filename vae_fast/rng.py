@@ -47,7 +47,8 @@ def noise(
 
     Args:
         shape: (batch, ...), the shape of mu.
-        rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample.
+        rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample. Keys of torch.func._random
+            are such states in uint64, and are taken by every function that takes an rng_state.
         num_samples: the number of draws per sample, as it was given to the op.
         dtype: float32, bfloat16, float16 or float64.
         device: where to; by default rng_state's device.
@@ -68,7 +69,7 @@ def noise(
         check_num_samples(num_samples)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
         raise TypeError(f"expected dtype to be {any_of(FLOATS)}, but got {dtype}")
-    check_rng_state(rng_state, shape[0])
+    rng_state = check_rng_state(rng_state, shape[0])
     check_counters("shape", shape, num_samples)
     if device is not None:
         rng_state = rng_state.to(device)
@@ -91,7 +92,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     check_target_type("x", x)
     if x.ndim == 0:
         raise ValueError("expected x to have shape (batch, ...), but got ()")
-    check_rng_state(rng_state, x.shape[0])
+    rng_state = check_rng_state(rng_state, x.shape[0])
     check_device("rng_state", rng_state, "x", x)
     check_counters("x", x.shape, None)
     return noise_op.binarize(x, rng_state)

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from .. import backends
 from ..backends.contract import FakeBackend
+from ..tracing import in_onnx_export
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
@@ -27,7 +28,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
     Kernels take plain tensors, outside of tracing. torch.compile, torch.jit.trace, fake, meta and subclass tensors and
-    dispatch modes understand the library op; functorch's transforms and forward-mode AD only the expression.
+    dispatch modes understand the library op; functorch's transforms, forward-mode AD and ONNX only the expression.
     """
     traced = is_compiling()
     if not traced:
@@ -52,7 +53,9 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
         return backends.reference
     if not traced:
         return backends.serving(op, device_type(first))
-    return backends.reference if backends.choose(first.device.type) == "reference" else None
+    if in_onnx_export() or backends.choose(first.device.type) == "reference":
+        return backends.reference
+    return None
 
 
 def is_plain() -> bool:

@@ -138,8 +138,12 @@ def _expression(
     z = kl = None
     if want_z:
         if noise is None:
-            assert rng_state is not None
-            noise = draw(mu.shape, rng_state, num_samples, _common.result_dtype(mu, logvar))
+            dtype = _common.result_dtype(mu, logvar)
+            if rng_state is None:  # ONNX draws by its own op
+                shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+                noise = torch.randn(shape, dtype=dtype, device=mu.device)
+            else:
+                noise = draw(mu.shape, rng_state, num_samples, dtype)
         z = reference_latent.sample(mu, logvar, noise, form, clamp, shift, scale)
     if want_kl:
         kl = reference_latent.divergence(mu, logvar, prior, form, clamp, "none" if per_element else "sample")

@@ -11,13 +11,15 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..checks import check_counters
+from ..tracing import in_onnx_export
 from . import _common
 from .op import Op
 
 
 def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtype: torch.dtype) -> Tensor:
     """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `rng.py`."""
-    backend = None if torch.compiler.is_compiling() else _common.dispatch("noise", rng_state)
+    is_traced = torch.compiler.is_compiling() and not in_onnx_export()
+    backend = None if is_traced else _common.dispatch("noise", rng_state)
     if backend is reference:
         return reference.noise(shape, rng_state, num_samples=num_samples, dtype=dtype)
     shape = (num_samples or 1, *shape)

@@ -62,6 +62,8 @@ def _words(
     def count(n: int) -> Tensor:
         return torch.arange(n, dtype=torch.int64, device=rng_state.device)
 
+    if rng_state.dtype is torch.uint64:  # a key of torch.func._random
+        rng_state = rng_state.view(torch.int64)
     group = count((size + 3) // 4)
     if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
         row_offset, rows_per_draw = rows or (0, batch)
