@@ -97,7 +97,9 @@ assert importlib.reload(counter) is counter
 
 def test_flop_formulas_wait_for_the_counter() -> None:
     """It imports Triton: import vae_fast would take twice as long."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", REGISTERED], capture_output=True, timeout=HANG)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REGISTERED], capture_output=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -108,7 +110,13 @@ def test_flops_of_a_fused_head_are_those_of_its_layer(title: str) -> None:
     fused = getattr(vae_fast, f"linear_{case[0]}_nll")
     hidden, weight, bias = (t.detach() for t in linear_heads.layer(case))
     product = 2 * hidden.numel() * weight.shape[0]
-    for learning, products in (((hidden, weight, bias), 3), ((weight,), 2), ((hidden,), 2), ((bias,), 1), ((), 1)):
+    for learning, products in (
+        ((hidden, weight, bias), 3),
+        ((weight,), 2),
+        ((hidden,), 2),
+        ((bias,), 1),
+        ((), 1),
+    ):
         for tensor in (hidden, weight, bias):
             tensor.requires_grad_(any(tensor is t for t in learning))
         with FlopCounterMode(display=False) as counter:
@@ -151,15 +159,14 @@ def test_a_large_output_is_as_a_tensor_over_memory_of_others() -> None:
     """The documented limit: torch lets nobody resize memory that it does not own. All else is as ever."""
     with vae_fast.backend("cpu"):
         z = vae_fast.reparameterize(torch.zeros(512, 1024), torch.zeros(512, 1024))
-    small = z[:2, :2].clone()
-    for resize in (lambda: z.untyped_storage().resize_(0), lambda: z.resize_(2048, 1024)):
+    assert torch.equal(pickle.loads(pickle.dumps(z)), z)
+    assert z.clone().resize_(2048, 1024).shape == (2048, 1024)
+    for resize in (lambda: z.untyped_storage().resize_(0), lambda: z.detach().resize_(2048, 1024)):
         with pytest.raises(RuntimeError, match="not resizable"):
             resize()
-    assert z.clone().resize_(2048, 1024).shape == (2048, 1024)
-    assert torch.equal(pickle.loads(pickle.dumps(z)), z)
-    shrunk = z.resize_(2, 1024)
-    assert torch.equal(shrunk[:2, :2], small)
-    assert shrunk.share_memory_().is_shared() and torch.equal(shrunk[:2, :2], small)
+    row = z[0].clone()
+    assert torch.equal(z.resize_(2, 1024)[0], row)
+    assert z.share_memory_().is_shared() and torch.equal(z[0], row)
     assert z.set_(torch.ones(3)).untyped_storage().resizable()
 
 

@@ -145,7 +145,7 @@ def _backward_flops(
 
 LINEAR_LIKELIHOOD = Op(
     "linear_likelihood(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? library, "
-    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, Tensor[] fixed_params) "
+    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, Tensor[]? fixed_params) "
     "-> (Tensor nll, Tensor[] kept)",
     linear_likelihood_forward,
     linear_likelihood_backward,

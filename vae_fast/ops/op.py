@@ -55,8 +55,9 @@ class Op:
     """An op of the library `vae_fast`.
 
     Args:
-        schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, `forward` takes it flat, and
-            each of its tensors has a gradient. A list as the last result holds what forward keeps for backward.
+        schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, optional where it may be empty;
+            `forward` takes it flat, and each of its tensors has a gradient. A list as the last result holds what
+            forward keeps for backward.
         forward: (backend, *args) -> (outputs, kept). Allocates the results and has the backend fill them: a tensor or a
             tuple for the caller, with None for what is not wanted, and the tensors that backward needs besides.
         backward: (backend, needs, grads, args, kept) -> gradients of `differentiable`, None where `needs` is False.
@@ -84,7 +85,7 @@ class Op:
         parsed = torch._C.parse_schema(schema)
         types = [str(a.type) for a in parsed.arguments]
         names = [a.name for a in parsed.arguments]
-        self.has_list = types[-1] == "List[Tensor]"
+        self.has_list = types[-1] in ("List[Tensor]", "Optional[List[Tensor]]")
         self.has_kept = str(parsed.returns[-1].type) == "List[Tensor]"
         self.num_outputs = len(parsed.returns) - self.has_kept
         self.num_single = len(types) - self.has_list  # arguments before the list
@@ -133,11 +134,11 @@ class Op:
         return self.forward(backend, *args)[0]
 
     def nested(self, args: Args) -> Args:
-        """The arguments as the schema has them, from flat ones."""
-        return (*args[: self.num_single], list(args[self.num_single :])) if self.has_list else args
+        """The arguments as the schema has them, from flat ones. AOTInductor loses a list that is empty: None."""
+        return (*args[: self.num_single], list(args[self.num_single :]) or None) if self.has_list else args
 
     def flat(self, args: Args) -> Args:
-        return (*args[:-1], *args[-1]) if self.has_list else args
+        return (*args[:-1], *(args[-1] or ())) if self.has_list else args
 
     def _make_save(
         self,
@@ -205,7 +206,7 @@ class Op:
         else:
             found = self.call_backward_op(needs, grads, args, kept)
         spread = self.spread((*found[: self.num_learning], None))
-        return (*spread, list(found[self.num_learning :])) if self.has_list else spread
+        return (*spread, list(found[self.num_learning :]) or None) if self.has_list else spread
 
     def _list_needs(self, ctx: Any, args: Args) -> Sequence[bool]:
         if not self.has_list:
