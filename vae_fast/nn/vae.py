@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .. import functional
 from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
 from ..output import VAEOutput
-from ..rng import draw_rng_state
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
 from .head import ends_in_linear, find_head, run, try_out
@@ -190,7 +189,7 @@ class VAE(nn.Module):
             self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
-                rng_state, generator = draw_rng_state(x.device, generator), None
+                rng_state, generator = fresh_rng_state("x", x, draws, generator), None
             x = self.likelihood.observe(x, rng_state)
         z, kl = self._draw(x, draws, generator, rng_state)
         nll = self._nll(z, x, draws)
