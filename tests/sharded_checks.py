@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
+import vae_fast
 from vae_fast.nn import VAE, MLPDecoder, MLPEncoder
 
 CHECKS: dict[str, Callable[..., None]] = {}
@@ -200,6 +203,171 @@ def _(mesh: DeviceMesh) -> None:
             optimizer.zero_grad()
     for p, q in zip(model.parameters(), one.parameters(), strict=True):
         assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def spread(tensor: Tensor, mesh: DeviceMesh, dim: int | None) -> Any:
+    """As a DTensor, sharded along dim."""
+    return distribute_tensor(tensor.detach(), mesh, [Replicate() if dim is None else Shard(dim)])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+STATE = torch.tensor([3, 2**40])
+
+
+@dataclass
+class Call:
+    """function(*tensors), which lie along `dims`, with results along `outputs`."""
+
+    function: Callable[..., Any]
+    tensors: dict[str, tuple[Tensor, int | None]]
+    outputs: tuple[int, ...] = (0,)
+    constants: tuple[str, ...] = ("target", "mask", "noise")
+
+
+N = 7  # which two processes do not share evenly
+TARGET = (5 * normal(N, 4, 3, seed=9).abs()).floor()
+CALLS = {
+    "latent": Call(
+        lambda mu, logvar, prior_mu: vae_fast.reparameterize_kl(
+            mu, logvar, prior=(prior_mu, prior_mu), num_samples=2, rng_state=STATE
+        ),
+        {"mu": (normal(N, 5), 0), "logvar": (normal(N, 5, seed=1), 0), "prior_mu": (normal(5, seed=2), None)},
+        (1, 0),
+    ),
+    "latent, a state for each sample": Call(
+        lambda mu, logvar: vae_fast.reparameterize_kl(mu, logvar, rng_state=states(N)),
+        {"mu": (normal(N, 5), 0), "logvar": (normal(N, 5, seed=1), 0)},
+        (0, 0),
+    ),
+    "latent, packed, a part of a batch": Call(
+        lambda moments: vae_fast.reparameterize_kl_packed(
+            moments, reduction="none", rng_state=torch.tensor([3, 4, 20, 100])
+        ),
+        {"moments": (normal(N, 10), 0)},
+        (0, 0),
+    ),
+    "latent, noise": Call(
+        lambda mu, logvar, noise: vae_fast.reparameterize_kl(mu, logvar, num_samples=3, noise=noise),
+        {"mu": (normal(N, 5), 0), "logvar": (normal(N, 5, seed=1), 0), "noise": (normal(3, N, 5, seed=2), 1)},
+        (1, 0),
+    ),
+    "bernoulli, binarized": Call(
+        lambda logits, target: vae_fast.bernoulli_nll(
+            logits, target, binarize=True, rng_state=STATE, mask=torch.arange(3) < 2
+        ),
+        {"logits": (normal(N, 4, 3), 0), "target": (normal(N, 4, 3, seed=9).sigmoid(), 0)},
+    ),
+    "binarize": Call(
+        lambda target: vae_fast.binarize(target, STATE), {"target": (normal(N, 4, 3, seed=9).sigmoid(), 0)}
+    ),
+    "negative binomial": Call(
+        lambda mean, target, theta: vae_fast.negative_binomial_nll(mean.exp(), target, theta.exp()),
+        {"mean": (normal(2, N, 4, 3), 1), "target": (TARGET, 0), "theta": (normal(3, seed=1), None)},
+        (1,),
+    ),
+    "gaussian, of each element": Call(
+        lambda mean, target, logvar: vae_fast.gaussian_nll(mean, target, logvar, reduction="none"),
+        {"mean": (normal(N, 4, 3), 0), "target": (TARGET, 0), "logvar": (normal(N, 1, 1), 0)},
+    ),
+    "gaussian, whole logvar": Call(
+        lambda mean, target, logvar: vae_fast.gaussian_nll(mean, target, logvar),
+        {"mean": (normal(N, 4, 3), 0), "target": (TARGET, 0), "logvar": (normal(N, 4, 3, seed=4), None)},
+    ),
+    "categorical": Call(
+        lambda logits, target, mask: vae_fast.categorical_nll(logits, target, mask=mask),
+        {
+            "logits": (normal(N, 4, 5), 0),
+            "target": (TARGET[..., 0].long().clamp(max=4), 0),
+            "mask": (normal(N, 4, seed=3) > 0, 0),
+        },
+    ),
+    "multinomial, draws": Call(
+        lambda logits, target: vae_fast.multinomial_nll(logits, target),
+        {"logits": (normal(2, N, 4, 3), 1), "target": (TARGET, 0)},
+        (1,),
+    ),
+    "mixture": Call(
+        lambda params, target: vae_fast.discretized_logistic_mixture_nll(params, target),
+        {"params": (normal(N, 6, 2, 2), 0), "target": (normal(N, 1, 2, 2, seed=5).tanh(), 0)},
+    ),
+    "linear bernoulli": Call(
+        lambda hidden, weight, bias, target: vae_fast.linear_bernoulli_nll(hidden, weight, bias, target),
+        {
+            "hidden": (normal(N, 3), 0),
+            "weight": (normal(12, 3, seed=1), None),
+            "bias": (normal(12, seed=2), None),
+            "target": (normal(N, 4, 3, seed=9).sigmoid(), 0),
+        },
+    ),
+}
+
+
+def leaves(call: Call, make: Callable[[Tensor, int | None], Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        name: make(t.to(dtype) if t.is_floating_point() else t, dim).requires_grad_(name not in call.constants)
+        for name, (t, dim) in call.tensors.items()
+    }
+
+
+def check_op(call: Call, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+    plain = leaves(call, lambda t, dim: t.clone(), dtype)
+    sharded = leaves(call, lambda t, dim: spread(t, mesh, dim), dtype)
+    want, got = call.function(**plain), call.function(**sharded)
+    want, got = (r if isinstance(r, tuple) else (r,) for r in (want, got))
+    for a, b, dim in zip(got, want, call.outputs, strict=True):
+        assert a.placements == (Shard(dim),) and a.shape == b.shape and a.stride() == b.stride()
+        assert_close(a, b)
+    learned = [name for name in plain if plain[name].requires_grad]
+    if not learned:
+        return
+    factors = [normal(*r.shape, seed=6).to(r.dtype) for r in want]
+    sum((r * f).sum() for r, f in zip(want, factors, strict=True)).backward()
+    pairs = zip(got, factors, call.outputs, strict=True)
+    sum((r * spread(f, mesh, dim)).sum() for r, f, dim in pairs).backward()
+    for name in learned:
+        dim = call.tensors[name][1]
+        grad = sharded[name].grad
+        alike = call.tensors[name][0].shape[:1] == (N,)  # whole, but its rows are the samples'
+        assert grad.placements == (Partial() if dim is None and not alike else Shard(dim or 0),) or alike, name
+        assert_close(grad, plain[name].grad, rtol=1e-4, atol=1e-5)
+
+
+for _name, _call in CALLS.items():
+    check(f"op-{_name.replace(', ', '-').replace(' ', '_')}")(partial(check_op, _call))
+
+
+@check("op-float64")
+def _(mesh: DeviceMesh) -> None:
+    for name in ("latent", "negative binomial", "linear bernoulli"):
+        check_op(CALLS[name], mesh, torch.float64)
+
+
+@check("op-fresh-noise")
+def _(mesh: DeviceMesh) -> None:
+    """Ranks that are seeded alike draw what one process draws, and no two samples the same."""
+    mu = torch.zeros(N, 5)
+    torch.manual_seed(4)
+    want = vae_fast.reparameterize(mu, mu, rng_state=vae_fast.draw_rng_state("cpu"))
+    torch.manual_seed(4)
+    got = vae_fast.reparameterize(spread(mu, mesh, 0), spread(mu, mesh, 0))
+    assert_close(got, want)
+    assert len(whole(got)[:, 0].unique()) == N
+
+
+@check("op-two-mesh-dims")
+def _(mesh: DeviceMesh) -> None:
+    """Samples along one mesh dim, the same on the other; and along both."""
+    grid = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("a", "b"))
+    mu = normal(N, 5)
+    want, _ = vae_fast.reparameterize_kl(mu, mu, rng_state=STATE)
+    for placements in ([Replicate(), Shard(0)], [Shard(0), Shard(0)], [Shard(0), Replicate()]):
+        given = distribute_tensor(mu, grid, placements)
+        got, _ = vae_fast.reparameterize_kl(given, given, rng_state=STATE)
+        assert got.placements == tuple(placements)
+        assert_close(got, want)
 
 
 def run(index: int, folder: str, names: list[str]) -> None:

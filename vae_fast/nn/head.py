@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..ops._common import is_dtensor
 from .inputs import float_dtype
-from .sharding import class_of, is_dtensor, is_stood_in_for, why_not_by_outputs
+from .sharding import class_of, is_stood_in_for, why_not_by_outputs
 
 
 def find_head(decoder: nn.Module, flat: bool = False) -> int | str:

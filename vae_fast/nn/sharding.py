@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..ops._common import is_dtensor
+
 _FSDP, _TENSOR = "torch.distributed.fsdp", "torch.distributed.tensor"
 
 
@@ -23,11 +25,6 @@ def is_fsdp(kind: type) -> bool:
     """Whether it is FSDP2's class of a module; `fully_shard` makes one of each class that it is given."""
     fsdp = sys.modules.get(_FSDP)
     return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
-
-
-def is_dtensor(value: Any) -> bool:
-    tensor = sys.modules.get(_TENSOR)
-    return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

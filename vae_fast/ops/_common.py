@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,11 +49,19 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
                 double = True
     if first.is_meta:
         return None
+    if traced and any(map(is_dtensor, (first, *others))):
+        return None
     if double:
         return backends.reference
     if not traced:
         return backends.serving(op, device_type(first))
     return backends.reference if backends.choose(first.device.type) == "reference" else None
+
+
+def is_dtensor(value: Any) -> bool:
+    """Without an import of torch.distributed.tensor: where the program has none, there are none."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def is_plain() -> bool:

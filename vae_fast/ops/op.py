@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .. import backends
 from ..backends.contract import FakeBackend
-from ._common import are_real
+from ._common import are_real, is_dtensor
+from .dtensor import call as call_on_dtensors
 
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
@@ -58,6 +59,8 @@ class Op:
         check: (*args) raises for sizes that nobody looked at while the call was traced.
         consume: the same as `backward`, for eager calls: may overwrite what is kept. If backward runs once more,
             nothing is kept.
+        batch_dims: (*args) -> (where the samples are in each argument, likewise of each output), as `dtensor.run` takes
+            them.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Op:
         differentiable: Sequence[str] = (),
         check: Callable[..., None] | None = None,
         consume: Callable[..., Gradients] | None = None,
+        batch_dims: Callable[..., tuple[Sequence[int | None], Sequence[int]]] | None = None,
     ) -> None:
         self.forward, self.backward, self.check, self.consume = forward, backward, check, consume
+        self.batch_dims = batch_dims
         self.name = schema.partition("(")[0]
         parsed = torch._C.parse_schema(schema)
         types = [str(a.type) for a in parsed.arguments]
@@ -108,6 +113,8 @@ class Op:
     def __call__(self, backend: Any, *args: Any) -> Any:
         """The outputs. Without a backend, those of the library op."""
         if backend is None:
+            if any(map(is_dtensor, args)):
+                return call_on_dtensors(self, args)
             results = getattr(torch.ops.vae_fast, self.name)(*self.nested(args))
             if not self.has_kept:
                 return results
