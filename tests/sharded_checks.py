@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+import linear_heads
 import vae_fast
-from vae_fast.nn import VAE, MLPDecoder, MLPEncoder
+from vae_fast.nn import VAE, Log1p, MLPDecoder, MLPEncoder
+from vae_fast.ops import chunks
 
 CHECKS: dict[str, Callable[..., None]] = {}
 WORLD, LATENT, FEATURES, BATCH = 2, 3, 12, 8
@@ -307,7 +311,9 @@ CALLS = {
 
 def leaves(call: Call, make: Callable[[Tensor, int | None], Any], dtype: torch.dtype) -> dict[str, Any]:
     return {
-        name: make(t.to(dtype) if t.is_floating_point() else t, dim).requires_grad_(name not in call.constants)
+        name: make(t.to(dtype) if t.is_floating_point() else t, dim).requires_grad_(
+            name not in call.constants
+        )
         for name, (t, dim) in call.tensors.items()
     }
 
@@ -331,7 +337,9 @@ def check_op(call: Call, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -
         dim = call.tensors[name][1]
         grad = sharded[name].grad
         alike = call.tensors[name][0].shape[:1] == (N,)  # whole, but its rows are the samples'
-        assert grad.placements == (Partial() if dim is None and not alike else Shard(dim or 0),) or alike, name
+        assert grad.placements == (Partial() if dim is None and not alike else Shard(dim or 0),) or alike, (
+            name
+        )
         assert_close(grad, plain[name].grad, rtol=1e-4, atol=1e-5)
 
 
@@ -370,6 +378,170 @@ def _(mesh: DeviceMesh) -> None:
         assert_close(got, want)
 
 
+def check_head(title: str, mesh: DeviceMesh, draws: int | None = None) -> None:
+    """A weight of which each process has some outputs; everything else is on both."""
+    case = linear_heads.CASES[title]
+    hidden, weight, bias = (t.detach() for t in linear_heads.layer(case))
+    if draws is not None:
+        hidden = torch.stack([hidden, hidden.flip(0), -hidden])
+    given = {name: t.clone() for name, t in case[3].items()}
+    results = []
+    for parts in ((weight, bias), (spread(weight, mesh, 0), spread(bias, mesh, 0))):
+        tensors = [t.clone().detach().requires_grad_() for t in (hidden, *parts)]
+        learned = {name: t.clone().requires_grad_() for name, t in given.items()}
+        nll = linear_heads.fused(case, tensors, learned)
+        assert type(nll) is Tensor
+        (nll * torch.linspace(1, 2, nll.shape[-1])).sum().backward()
+        results.append([nll, *(t.grad for t in (*tensors, *learned.values()))])
+    assert results[1][2].placements == (Shard(0),)
+    for want, got in zip(*results, strict=True):
+        assert_close(got, want, rtol=2e-5, atol=1e-5)
+
+
+for _title in linear_heads.CASES:
+    check(f"head-{_title.replace(', ', '-').replace(' ', '_')}")(partial(check_head, _title))
+for _title in ("bernoulli", "nb, two heads, library", "multinomial"):
+    _name = _title.replace(", ", "-").replace(" ", "_")
+    check(f"head-{_name}-draws")(partial(check_head, _title, draws=3))
+
+
+@check("head-uneven")
+def _(mesh: DeviceMesh) -> None:
+    """Seven features over two processes, several chunks, a target of two dims, a mask and weights."""
+    target = (5 * normal(N, 7, seed=9).abs()).floor()
+    mask = normal(N, 7, seed=3) > -1
+    options = {"mask": mask, "sample_weight": torch.linspace(1, 2, N)}
+    classes = torch.tensor([0, 3, 4, 6, -100, 2, 5])
+    calls: list[tuple[int, Callable[..., Tensor]]] = [
+        (
+            2,
+            lambda h, w, b: vae_fast.linear_gaussian_nll(
+                h, w, b, target[..., None], **options | {"mask": mask[..., None]}
+            ),
+        ),
+        (
+            3,
+            lambda h, w, b: vae_fast.linear_zero_inflated_negative_binomial_nll(
+                h, w, b, target, library=30 * torch.linspace(1, 2, N), **options
+            ),
+        ),
+        (1, lambda h, w, b: vae_fast.linear_multinomial_nll(h, w, b, target)),
+        (1, lambda h, w, b: vae_fast.linear_categorical_nll(h, w, b, classes, mask=classes != 2)),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_BYTES", 60)
+        for heads, nll in calls:
+            hidden, weight, bias = normal(N, 3), normal(heads * 7, 3, seed=1), normal(heads * 7, seed=2)
+            results = []
+            for layer in ((weight, bias), (spread(weight, mesh, 0), spread(bias, mesh, 0))):
+                tensors = [t.clone().detach().requires_grad_() for t in (hidden, *layer)]
+                loss = nll(*tensors)
+                loss.mean().backward()
+                results.append([loss, *(t.grad for t in tensors)])
+            for want, got in zip(*results, strict=True):
+                assert_close(got, want, rtol=2e-5, atol=1e-5)
+
+
+@check("head-refused")
+def _(mesh: DeviceMesh) -> None:
+    """A class that does not exist is NaN; an output for each process; no float64 across processes."""
+    weight, bias, hidden = spread(normal(6, 3), mesh, 0), spread(normal(6), mesh, 0), normal(3, 3)
+    nll = vae_fast.linear_categorical_nll(hidden, weight, bias, torch.tensor([5, 6, -1]))
+    assert nll.isnan().tolist() == [False, True, True]
+    with pytest.raises(
+        ValueError, match="expected weight to have outputs for 2 processes, but got 1 features"
+    ):
+        vae_fast.linear_bernoulli_nll(hidden, spread(normal(1, 3), mesh, 0), None, torch.rand(3, 1))
+    counts = torch.ones(3, 6)
+    with pytest.raises(TypeError, match="multinomial's softmax over a sharded weight, but got float64"):
+        vae_fast.linear_multinomial_nll(hidden.double(), weight.double(), bias.double(), counts)
+    got = vae_fast.linear_poisson_nll(hidden.double(), weight.double(), bias.double(), counts)
+    assert_close(
+        got,
+        vae_fast.linear_poisson_nll(hidden.double(), whole(weight).double(), whole(bias).double(), counts),
+    )
+
+
+def parallelize(model: VAE, mesh: DeviceMesh) -> VAE:
+    plan = {
+        "encoder.1": ColwiseParallel(),
+        "encoder.3": RowwiseParallel(),
+        "decoder.0": ColwiseParallel(),
+        "decoder.2": RowwiseParallel(),
+        "decoder.4": ColwiseParallel(output_layouts=Replicate()),
+    }
+    parallelize_module(model, mesh, plan)
+    return model
+
+
+def make_deep(likelihood: str, features: int, **options: Any) -> VAE:
+    torch.manual_seed(0)
+    parameters = 2 if likelihood == "zero_inflated_negative_binomial" else 1
+    encoder = MLPEncoder(features, 8, LATENT, log1p=likelihood != "bernoulli")
+    if likelihood != "bernoulli":  # its first layer would be the second
+        encoder = nn.Sequential(*[layer for layer in encoder if not isinstance(layer, Log1p)])  # type: ignore[assignment]
+    decoder = MLPDecoder(LATENT, (8, 6), features, parameters)
+    model = VAE(encoder, decoder, likelihood, latent_shape=(LATENT,), **options)
+    for p in model.likelihood.parameters():
+        nn.init.normal_(p)
+    return model
+
+
+def check_tensor_parallel(likelihood: str, fused_head: Any, mesh: DeviceMesh) -> None:
+    options = {"fused_head": fused_head, "num_samples": 2}
+    one, x = make_deep(likelihood, 11, **options), data(likelihood, 11)
+    model = parallelize(make_deep(likelihood, 11, **options), mesh)
+    seen = called(model.decoder[4])  # type: ignore[index]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for m in (one, model):
+            m(x, rng_state=STATE).loss.backward()
+    assert len(seen) == (fused_head is False)
+    assert_same_gradients(model, one)
+    assert_close(model.elbo(x, rng_state=STATE), one.elbo(x, rng_state=STATE), rtol=2e-5)
+    assert_close(model.encode(x)[0], one.encode(x)[0])
+    assert_close(model.reconstruct(x), one.reconstruct(x))
+    draw = [m.generate(3, generator=torch.Generator().manual_seed(5)) for m in (model, one)]
+    assert_close(*draw)
+
+
+for _likelihood in ("bernoulli", "negative_binomial", "zero_inflated_negative_binomial", "multinomial"):
+    for _fused in (True, False):
+        check(f"tensor-parallel-{_likelihood}-{'fused' if _fused else 'apart'}")(
+            partial(check_tensor_parallel, _likelihood, _fused)
+        )
+
+
+@check("tensor-parallel-by-inputs")
+def _(mesh: DeviceMesh) -> None:
+    one, x = make_deep("bernoulli", 11), data("bernoulli", 11)
+    model = make_deep("bernoulli", 11, fused_head=True)
+    parallelize_module(model.decoder, mesh, {"4": RowwiseParallel(input_layouts=Replicate())})
+    with pytest.warns(UserWarning, match=r"sharded by its inputs, not by its outputs \(RowwiseParallel\)"):
+        loss = model(x, rng_state=STATE).loss
+    assert_close(loss, one(x, rng_state=STATE).loss)
+
+
+def check_two_dims(shape: tuple[int, int], mesh: DeviceMesh) -> None:
+    """FSDP2 over one mesh dim, tensor parallelism over the other."""
+    grid = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+    one, x = make_deep("zero_inflated_negative_binomial", 11), data("zero_inflated_negative_binomial", 11)
+    one(x, rng_state=states()).loss.backward()
+    model = parallelize(make_deep("zero_inflated_negative_binomial", 11, fused_head=True), grid["tp"])
+    for module in (model.decoder[4], model):  # type: ignore[index]
+        fully_shard(module, mesh=grid["dp"])
+    own = slice(None) if shape[0] == 1 else slice(rank() * BATCH // 2, (rank() + 1) * BATCH // 2)
+    seen = called(model.decoder[4])  # type: ignore[index]
+    model(x[own], rng_state=states()[own]).loss.backward()
+    assert not seen
+    assert_same_gradients(model, one)
+    assert_close(model.reconstruct(x), one.reconstruct(x))
+
+
+check("fsdp-and-tensor-parallel-1x2")(partial(check_two_dims, (1, 2)))
+check("fsdp-and-tensor-parallel-2x1")(partial(check_two_dims, (2, 1)))
+
+
 def run(index: int, folder: str, names: list[str]) -> None:
     """All checks, in order; of each a file with what went wrong. Nothing runs after a failure: the other process may
     wait for this one."""
@@ -384,7 +556,7 @@ def run(index: int, folder: str, names: list[str]) -> None:
         problem = ""
         try:
             CHECKS[name](mesh)
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             problem = traceback.format_exc()
         nn.Linear.forward = forward  # type: ignore[method-assign]
         (Path(folder) / f"{names.index(name)}-{index}").write_text(problem)

@@ -97,5 +97,5 @@ def why_not_by_outputs(linear: nn.Module) -> str | None:
     weight = linear._parameters.get("weight")
     if not is_dtensor(weight) or not any(map(_is_tensor_parallel, linear._forward_pre_hooks.values())):
         return None
-    is_by_outputs = all(p.is_replicate() or p.is_shard(0) for p in weight.placements)  # type: ignore[union-attr]
+    is_by_outputs = all(getattr(placement, "dim", 0) == 0 for placement in weight.placements)  # type: ignore[union-attr]
     return None if is_by_outputs else "sharded by its inputs, not by its outputs (RowwiseParallel)"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STATE = -1  # in place of where an argument's samples are
 
+
 def batch_dim(tensor: Tensor | None, like: Tensor, ndim: int | None = None) -> int | None:
     """Where the samples of `like` (batch, ...) are in what broadcasts to it, perhaps after draws; None: nowhere.
 
