@@ -62,8 +62,7 @@ def draw_rng_state(
     rank, size = place
     noise_group.compare_first_batches(batch, size)
     # Filled on the device: a copy from the host would wait, and no CUDA graph could hold it.
-    first_row, rows = (torch.full((1,), n * batch, dtype=torch.int64, device=device) for n in (rank, size))
-    return torch.cat((words, first_row, rows))
+    return torch.cat((words, words.new_full((1,), rank * batch), words.new_full((1,), size * batch)))
 
 
 def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
