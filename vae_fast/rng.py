@@ -5,8 +5,8 @@
     eps[4g], eps[4g+1] = r cos(2 pi u2), r sin(2 pi u2)        (w2, w3 give eps[4g+2], eps[4g+3])
 
 j is the element's row-major index inside its sample, row the sample's index: k batch + b with several draws k per
-sample; with one state per sample, row = k. A state of four words, (seed, offset, first_row, rows), says that the batch is
-rows first_row, first_row + 1, ... of a larger one of `rows` samples: row = k rows + first_row + b.
+sample; with one state per sample, row = k. Four words, (seed, offset, first_row, rows), are the state of a part of a
+batch of `rows` samples, from sample first_row on: row = k rows + first_row + b.
 
 Bits of a grey x are made of other words, those with the top bit of the counter set:
 
@@ -49,8 +49,8 @@ def noise(
 
     Args:
         shape: (batch, ...), the shape of mu.
-        rng_state: int64 tensor (2,), (seed, offset); (4,), (seed, offset, first_row, rows), of a part of a larger batch;
-            or (batch, 2), one state per sample.
+        rng_state: int64 tensor (2,), (seed, offset); (4,), (seed, offset, first_row, rows), for a part of a larger
+            batch; or (batch, 2), one state per sample.
         num_samples: the number of draws per sample, as it was given to the op.
         dtype: float32, bfloat16, float16 or float64.
         device: where to; by default rng_state's device.

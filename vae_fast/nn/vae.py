@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
+from ..checks import (
+    bool_of,
+    check_bool,
+    check_clamp,
+    check_int,
+    check_num_samples,
+    check_sizes,
+    fresh_rng_state,
+)
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn

@@ -61,9 +61,13 @@ def draw_rng_state(
         return words
     rank, size = place
     noise_group.compare_first_batches(batch, size)
+    return part_of(words, rank * batch, size * batch)
+
+
+def part_of(rng_state: Tensor, first_row: int, rows: int) -> Tensor:
+    """Of the state (seed, offset) of a batch of `rows` samples, that of a part of it, from sample `first_row` on."""
     # Filled on the device: a copy from the host would wait, and no CUDA graph could hold it.
-    first_row, rows = (torch.full((1,), n * batch, dtype=torch.int64, device=device) for n in (rank, size))
-    return torch.cat((words, first_row, rows))
+    return torch.cat((rng_state, rng_state.new_full((1,), first_row), rng_state.new_full((1,), rows)))
 
 
 def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:

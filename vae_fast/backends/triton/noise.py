@@ -77,7 +77,7 @@ def _halves(x):
 
 
 def state_strides(rng: Spec | None) -> tuple[int, ...]:
-    """A kernel's rng_s: where the words of one state are after the first, one or three; two strides for one per sample."""
+    """A kernel's rng_s: where the words of one state after the first are, one or three; two strides of many states."""
     if rng is None:
         return ()
     return rng.strides if len(rng.shape) == 2 else tuple(i * rng.strides[0] for i in range(1, rng.shape[0]))
