@@ -14,7 +14,7 @@ from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS
 from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
-from .softmax_share import all_reduce, categorical_share, softmax
+from .softmax_share import categorical_share, reduce_over, softmax
 
 CHUNK_BYTES = 32 << 20  # of layer outputs on a CPU: small enough for cache, large enough for the products
 
@@ -284,7 +284,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             if mask is not None:  # 0 times a parameter that overflowed
                 grad_outputs[..., at].masked_fill_(~mask.reshape(size, features), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
-            total = all_reduce(grad_outputs[..., :features].sum(-1, keepdim=True), "SUM", inputs.group)
+            total = reduce_over(grad_outputs[..., :features].sum(-1, keepdim=True), "SUM", inputs.group)
             grad_outputs[..., :features].addcmul_(share, total, value=-1)
 
 

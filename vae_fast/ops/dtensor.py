@@ -112,7 +112,7 @@ class Batch:
             placements[self.split] = Partial()
         shape = torch.Size((*local.shape[:dim], batch, *local.shape[dim + 1 :]))
         stride, size = [0] * local.ndim, 1  # in the layout of the parts
-        for d in sorted(reversed(range(local.ndim)), key=local.stride):
+        for d in sorted(range(local.ndim), key=lambda d: (local.stride(d), -d)):
             stride[d], size = size, size * max(1, shape[d])
         return DTensor.from_local(
             local, self.mesh, placements, run_check=False, shape=shape, stride=tuple(stride)

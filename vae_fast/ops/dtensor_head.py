@@ -45,52 +45,57 @@ def linear_likelihood(
     spec = LIKELIHOODS[likelihood]
     over_classes = spec.op == "categorical"
     positions = target.ndim - spec.is_counts if over_classes else 1
-    draws_dim = int(hidden.ndim - 1 > positions)
-    dims = {
-        "hidden": draws_dim,
-        "target": 0,
-        "library": None if library is None else 0,
-        "mask": batch_dim(mask, target, positions if over_classes else None),
-        "sample_weight": batch_dim(sample_weight, target, 1),
-    }
-    given = {
-        "hidden": hidden, "target": target, "library": library, "mask": mask, "sample_weight": sample_weight
-    }  # fmt: skip
-    fixed_dims = [batch_dim(p, target) for p in fixed_params]
-    split = _mesh_dim_of_outputs(weight)
-    args = (*given.values(), *fixed_params, weight, bias)
-    batch = Batch(args, (*dims.values(), *fixed_dims, None, None), split)
-    local = {name: None if t is None else batch.local(t, dims[name]) for name, t in given.items()}
-    fixed = [batch.local(p, dim) for p, dim in zip(fixed_params, fixed_dims, strict=True)]
-    rows = None if split is None else Shard(0)
-    layer = [None if t is None else batch.local(t, None, rows) for t in (weight, bias)]
+    draws_dim, split = int(hidden.ndim - 1 > positions), _mesh_dim_of_outputs(weight)
+    per_sample = (library, mask, sample_weight, *fixed_params)
+    dims = (
+        None if library is None else 0,
+        batch_dim(mask, target, positions if over_classes else None),
+        batch_dim(sample_weight, target, 1),
+        *(batch_dim(p, target) for p in fixed_params),
+    )
+    batch = Batch((hidden, target, weight, bias, *per_sample), (draws_dim, 0, None, None, *dims), split)
+
+    def local(tensor: Any, dim: int | None, placement: Any = None) -> Any:
+        return None if tensor is None else batch.local(tensor, dim, placement)
+
+    x = batch.local(target, 0)
+    library, mask, sample_weight, *fixed = map(local, per_sample, dims)
+    layer = [local(t, None, Shard(0) if split is not None else None) for t in (weight, bias)]
     options: dict[str, Any] = {}
     if split is not None:
-        features = weight.shape[0] if over_classes else math.prod(target.shape[1:])
-        heads, parts = weight.shape[0] // features, batch.mesh.size(split)
-        step, _ = part(features, parts, 1)
-        first, count = part(features, parts, batch.mesh.get_local_rank(split))
-        if (parts - 1) * step >= features:
-            raise ValueError(
-                f"expected weight to have outputs for {parts} processes, but got {features} features"
-            )
+        shape = target.shape
+        features = weight.shape[0] if over_classes else math.prod(shape[1:])
+        heads = weight.shape[0] // features
+        own, most = _own(features, batch.mesh, split)
         if heads > 1:
             layer = [None if t is None else _by_feature(t, features, heads, batch.mesh, split) for t in layer]
-        own = slice(first, first + count)
         if not over_classes:
-            shape = target.shape
-            local["mask"] = _features(local["mask"], shape, own)
-            fixed = [_features(p, shape, own) for p in fixed]
-        if over_classes and not spec.is_counts:
-            local["target"] = _classes(local["target"], features, own)
-        else:
-            local["target"] = local["target"].flatten(positions)[..., own]
+            mask, *fixed = (None if t is None else _features(t, shape, own) for t in (mask, *fixed))
+        x = (
+            _classes(x, features, own)
+            if over_classes and not spec.is_counts
+            else x.flatten(positions)[..., own]
+        )
         if over_classes or library is not None:
-            options = {"group": batch.mesh.get_group(split).group_name, "outputs": heads * step}
-    hidden_local, target_local = local.pop("hidden"), local.pop("target")
-    nll = local_nll(likelihood, hidden_local, *layer, target_local, *fixed, **local, **options)
+            options = {"group": batch.mesh.get_group(split).group_name, "outputs": heads * most}
+    nll = local_nll(
+        likelihood, batch.local(hidden, draws_dim), *layer, x, *fixed,
+        library=library, mask=mask, sample_weight=sample_weight, **options,
+    )  # fmt: skip
     loss = batch.whole(nll, draws_dim, target.shape[0])
     return loss if is_dtensor(hidden) or is_dtensor(target) else loss.full_tensor()  # type: ignore[attr-defined]
+
+
+def _own(features: int, mesh: DeviceMesh, dim: int) -> tuple[slice, int]:
+    """This process's features; the most that one has."""
+    parts = mesh.size(dim)
+    _, most = part(features, parts, 0)
+    if (parts - 1) * most >= features:
+        raise ValueError(
+            f"expected weight to have outputs for {parts} processes, but got {features} features"
+        )
+    first, count = part(features, parts, mesh.get_local_rank(dim))
+    return slice(first, first + count), most
 
 
 def _mesh_dim_of_outputs(weight: Tensor) -> int | None:
@@ -100,10 +105,8 @@ def _mesh_dim_of_outputs(weight: Tensor) -> int | None:
     return next((m for m, p in reversed([*enumerate(weight.placements)]) if p.is_shard(0)), None)  # type: ignore[attr-defined]
 
 
-def _features(tensor: Tensor | None, shape: torch.Size, own: slice) -> Tensor | None:
+def _features(tensor: Tensor, shape: torch.Size, own: slice) -> Tensor:
     """Those of what broadcasts to a target of that shape, in one dim, after samples or not."""
-    if tensor is None:
-        return None
     lead = tensor.shape[:1] if tensor.ndim == len(shape) else ()
     if math.prod(tensor.shape[len(lead) :]) == 1:  # one for all features
         return tensor.reshape((*lead, 1)) if lead else tensor.reshape(())

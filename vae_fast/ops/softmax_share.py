@@ -10,14 +10,13 @@ from torch import Tensor
 from ..likelihoods.categorical import IGNORED
 
 
-def all_reduce(tensor: Tensor, op: str, group: str | None) -> Tensor:
+def reduce_over(tensor: Tensor, op: str, group: str | None) -> Tensor:
     """In place, over the processes of the group of that name; without one, the tensor as it is."""
     if group is not None:
-        from torch.distributed import ReduceOp, distributed_c10d
+        from torch.distributed import ReduceOp, all_reduce, distributed_c10d
 
-        distributed_c10d.all_reduce(
-            tensor, getattr(ReduceOp, op), group=distributed_c10d._resolve_process_group(group)
-        )
+        processes = distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]
+        all_reduce(tensor, getattr(ReduceOp, op), group=processes)
     return tensor
 
 
@@ -26,9 +25,9 @@ def softmax(logits: Tensor, out: Tensor, group: str | None) -> None:
     if group is None:
         torch.softmax(logits, -1, out=out)
         return
-    largest = all_reduce(logits.amax(-1, keepdim=True), "MAX", group)
+    largest = reduce_over(logits.amax(-1, keepdim=True), "MAX", group)
     torch.exp(torch.sub(logits, largest, out=out), out=out)
-    out.div_(all_reduce(out.sum(-1, keepdim=True), "SUM", group))
+    out.div_(reduce_over(out.sum(-1, keepdim=True), "SUM", group))
 
 
 def categorical_share(
@@ -46,11 +45,11 @@ def categorical_share(
         counts = target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     backend.categorical_forward(logits, counts, nll=nll, lse=lse, total=total)
     own = lse.clone()
-    largest = all_reduce(own.clone(), "MAX", group)
+    largest = reduce_over(own.clone(), "MAX", group)
     torch.exp(own - largest, out=lse)
-    all_reduce(lse, "SUM", group).log_().add_(largest)
+    reduce_over(lse, "SUM", group).log_().add_(largest)
     nll += torch.where(total == 0, 0.0, total * (lse - own))
-    all_reduce(total, "SUM", group)
+    reduce_over(total, "SUM", group)
     if counts is not target:
         unknown = (total == 0) & (target != IGNORED)  # no process has it
         for t in (nll, total):
