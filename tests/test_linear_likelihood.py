@@ -363,6 +363,8 @@ def test_library_op(likelihood: str) -> None:
             uniform(BATCH),
             torch.float32,
             early,
+            None,
+            0,
             given or None,
         ),
     )

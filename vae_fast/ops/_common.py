@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
                 double = True
     if first.is_meta:
         return None
+    if traced and any(map(is_dtensor, (first, *others))):
+        return None
     if double:
         return backends.reference
     if not traced:
@@ -56,6 +59,12 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     if in_onnx_export() or backends.choose(first.device.type) == "reference":
         return backends.reference
     return None
+
+
+def is_dtensor(value: Any) -> bool:
+    """Without an import of torch.distributed.tensor: where the program has none, there are none."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def is_plain() -> bool:

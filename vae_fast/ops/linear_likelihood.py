@@ -23,7 +23,7 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS, linear_nll
-from . import _common
+from . import _common, dtensor_head
 from .chunks import Inputs, run_chunks
 from .op import Args, Gradients, Op
 
@@ -38,8 +38,14 @@ def linear_likelihood(
     library: Tensor | None = None,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    group: str | None = None,
+    outputs: int = 0,
 ) -> Tensor:
-    """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
+    """The negative log-likelihood per sample. The arguments have been checked in `functional`.
+
+    group, outputs: of processes that have the layer's other outputs, as in `chunks.Inputs`. The loss is this process's
+    share then.
+    """
     grad_enabled = torch.is_grad_enabled()
     if sample_weight is not None and sample_weight.requires_grad and grad_enabled:
         nll = linear_likelihood(
@@ -48,7 +54,17 @@ def linear_likelihood(
         return nll * sample_weight
     tensors = (weight, bias, target, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
-    if backend is reference or (target.requires_grad and grad_enabled):
+    if backend is None and any(map(_common.is_dtensor, (hidden, *tensors))):
+        return dtensor_head.linear_likelihood(
+            linear_likelihood, likelihood, hidden, weight, bias, target, *fixed_params,
+            library=library, mask=mask, sample_weight=sample_weight,
+        )  # fmt: skip
+    if backend is reference and group is not None:
+        if _common.result_dtype(hidden, *tensors) is torch.float64:
+            raise TypeError(
+                f"expected dtypes of at most 32 bits for {likelihood}'s softmax over a sharded weight, but got float64"
+            )
+    elif backend is reference or (target.requires_grad and grad_enabled):
         return linear_nll(
             LIKELIHOODS[likelihood], hidden, weight, bias, target, *fixed_params,
             library=library, mask=mask, sample_weight=sample_weight,
@@ -64,7 +80,7 @@ def linear_likelihood(
         forward_grads = [int(f) for f in forward_grads]
     fused: Tensor = LINEAR_LIKELIHOOD(
         backend, likelihood, hidden, weight, bias, target, library, mask, sample_weight, dtype, forward_grads,
-        *fixed_params,
+        group, outputs, *fixed_params,
     )  # fmt: skip
     return fused
 
@@ -145,7 +161,8 @@ def _backward_flops(
 
 LINEAR_LIKELIHOOD = Op(
     "linear_likelihood(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? library, "
-    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, Tensor[]? fixed_params) "
+    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, str? group, "
+    "SymInt outputs, Tensor[]? fixed_params) "
     "-> (Tensor nll, Tensor[] kept)",
     linear_likelihood_forward,
     linear_likelihood_backward,

@@ -16,7 +16,8 @@ from torch.compiler import is_compiling
 
 from .. import backends
 from ..backends.contract import FakeBackend
-from ._common import are_real
+from ._common import are_real, is_dtensor
+from .dtensor import call as call_on_dtensors
 
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
@@ -68,6 +69,8 @@ class Op:
             nothing is kept.
         flops: of the library ops, forward and backward, by their arguments, with shapes for tensors. Only matrix
             products count, as in PyTorch's own formulas: by default there are none.
+        batch_dims: (*args) -> (where the samples are in each argument, likewise of each output), as `dtensor.run` takes
+            them.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class Op:
         check: Callable[..., None] | None = None,
         consume: Callable[..., Gradients] | None = None,
         flops: tuple[Flops, Flops] = (_no_flops, _no_flops),
+        batch_dims: Callable[..., tuple[Sequence[int | None], Sequence[int]]] | None = None,
     ) -> None:
         self.forward, self.backward, self.check, self.consume = forward, backward, check, consume
+        self.batch_dims = batch_dims
         self.name = schema.partition("(")[0]
         parsed = torch._C.parse_schema(schema)
         types = [str(a.type) for a in parsed.arguments]
@@ -120,6 +125,8 @@ class Op:
     def __call__(self, backend: Any, *args: Any) -> Any:
         """The outputs. Without a backend, those of the library op."""
         if backend is None:
+            if any(map(is_dtensor, args)):
+                return call_on_dtensors(self, args)
             results = getattr(torch.ops.vae_fast, self.name)(*self.nested(args))
             if not self.has_kept:
                 return results

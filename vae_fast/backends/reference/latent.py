@@ -189,7 +189,7 @@ def reparameterize(
     """z = (mu + sigma * eps - shift) * scale, where sigma = exp(logvar / 2) unless parametrization says otherwise."""
     if noise is None:
         if rng_state is None:
-            rng_state = draw_rng_state(mu.device, generator)
+            rng_state = draw_rng_state(mu.device, generator, mu.shape[0])
         noise = draw_noise(mu.shape, rng_state, num_samples=num_samples, dtype=arithmetic_dtype(mu, logvar))
     form = Parametrization(parametrization, epsilon, soft_clamp)
     return sample(mu, logvar, noise, form, clamp, shift, scale)
