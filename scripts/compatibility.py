@@ -73,14 +73,15 @@ FEATURES: dict[str, list[Feature]] = {
         feature("CUDA graphs", "gpu::test_*graph*"),
     ],
     "Several processes (gloo, on one machine)": [
-        feature("ranks share no noise; one process and many draw the same", "processes::test_*draw*", "processes::test_ranks_*"),
+        feature("one process and many draw the same", "processes::test_*draw*"),
+        feature("ranks share no noise", "processes::test_ranks_*"),
         feature("DDP with fused heads", "processes::test_ddp_*", "sharded::test_two_processes[ddp]"),
         feature("FSDP2: forward, encode, elbo, generate, reconstruct", "sharded::test_two_processes[fsdp-[!a]*]"),
         feature("ZeRO", "sharded::test_two_processes[zero]"),
         feature("DTensor batches through every op", "sharded::test_two_processes[op-*]"),
         feature("fused heads on a sharded weight", "sharded::test_two_processes[head-*]"),
         feature("tensor parallelism, also with FSDP2", "sharded::test_two_processes[*tensor-parallel*]"),
-        feature("vae-fast train on 1, 2 and 4 processes; resumed", "processes::test_train_on_several_processes_equals_one"),
+        feature("vae-fast train: 1, 2 and 4 processes; resumed", "processes::test_train_on_several_*"),
         feature("a process is killed: the other stops, the checkpoint resumes", "processes::test_a_killed_*"),
     ],
     "Training frameworks": [
@@ -91,13 +92,20 @@ FEATURES: dict[str, list[Feature]] = {
 }  # fmt: skip
 LIMITS = """## Limits
 
-- Outputs of 1 MiB and more on a CPU lie in memory that vae_fast keeps for the next ones (a third of the time of a large step). To torch they are as a tensor over a numpy array: `resize_` to more, `out=` that has to grow and `untyped_storage().resize_` raise "not resizable". FSDP, FSDP2 and activation offloading resize none of these. `VAE_FAST_CACHE_MB=0` leaves all memory to torch.
+- Outputs of 1 MiB and more on a CPU lie in memory that vae_fast keeps for the next ones, as fresh pages cost
+  a third more time. To torch they are as a tensor over a numpy array: `resize_` to more, `out=` that has to
+  grow and `untyped_storage().resize_` raise "not resizable". FSDP, FSDP2 and activation offloading resize
+  none of these. `VAE_FAST_CACHE_MB=0` leaves all memory to torch.
 - The kernels have no second derivative; `vae_fast.backend("reference")` has.
-- FlopCounterMode counts matrix products, as it does for torch's own ops. Of a fused head it counts those of a loss that is a sum or a mean over samples.
-- ONNX: give `torch.onnx.export(..., dynamo=True)` the module, not an exported program, and neither a generator. With nothing given the noise is ONNX's own; with `rng_state` it is vae_fast's.
-- `torch.jit.trace` and AOTInductor keep what grad mode was when they traced: in a model that was traced with gradients, fused heads take theirs in every forward pass.
+- FlopCounterMode counts matrix products, as it does for torch's own ops. Of a fused head it counts those of a
+  loss that is a sum or a mean over samples.
+- ONNX: give `torch.onnx.export(..., dynamo=True)` the module, not an exported program, and neither a
+  generator. With nothing given the noise is ONNX's own; with `rng_state` it is vae_fast's.
+- `torch.jit.trace` and AOTInductor keep what grad mode was when they traced: in a model that was traced with
+  gradients, fused heads take theirs in every forward pass.
 
-How two processes compare with one in time, and what more would move: [scaling.md](scaling.md). Pythons, torch and Triton: [versions.md](versions.md). GPUs: [gpu.md](gpu.md).
+How two processes compare with one in time, and what more would move: [scaling.md](scaling.md). Pythons, torch
+and Triton: [versions.md](versions.md). GPUs: [gpu.md](gpu.md).
 """
 
 

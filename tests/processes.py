@@ -46,9 +46,7 @@ def run_world(size: int, work: Callable[..., Any], *args: Any, check: bool = Tru
 def _enter(rank: int, size: int, port: int, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    os.environ.update(
-        where, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size)
-    )
+    os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     work(rank, size, *args)
 
 
@@ -78,7 +76,9 @@ def ops(rank: int, size: int) -> None:
     zero = torch.zeros(BATCH // size, FEATURES)
     torch.manual_seed(7 + rank)
     found["own seeds"] = vae_fast.reparameterize(zero, zero)
-    found["own generators"] = vae_fast.reparameterize(zero, zero, generator=torch.Generator().manual_seed(7))
+    found["own generators"] = vae_fast.reparameterize(
+        zero, zero, generator=torch.Generator().manual_seed(7)
+    )
     if size == 4:  # two by two: ranks 0 and 1 have parts of the same samples, and 2 and 3
         groups = [distributed.new_group([0, 2]), distributed.new_group([1, 3])]
         vae_fast.set_noise_group(groups[rank % 2])
@@ -116,19 +116,9 @@ def ddp(rank: int, size: int) -> dict[str, Tensor]:
         encoder = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 6))
         decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, FEATURES))
         model = vae_fast.nn.VAE(
-            encoder,
-            decoder,
-            likelihood=likelihood,
-            latent_shape=(3,),
-            num_samples=2,
-            fused_head=True,
-            **options,
+            encoder, decoder, likelihood=likelihood, latent_shape=(3,), num_samples=2, fused_head=True, **options
         )
-        x = (
-            torch.rand(BATCH, FEATURES)
-            if likelihood == "bernoulli"
-            else torch.randint(0, 9, (BATCH, FEATURES)).float()
-        )
+        x = torch.rand(BATCH, FEATURES) if likelihood == "bernoulli" else torch.randint(0, 9, (BATCH, FEATURES)).float()
         wrapped = DistributedDataParallel(model)
         torch.manual_seed(2)
         loss = wrapped(part(x, rank, size)).loss

@@ -80,9 +80,7 @@ def test_ddp_with_fused_heads_equals_one_process(ops: dict[int, list[dict[str, A
         for rank in ops[n]:
             assert rank["ddp"].keys() == one.keys()
             for name, got in rank["ddp"].items():
-                torch.testing.assert_close(
-                    got, one[name], rtol=1e-5, atol=1e-6, msg=lambda m, k=name: f"{k}: {m}"
-                )
+                torch.testing.assert_close(got, one[name], rtol=1e-5, atol=1e-6, msg=lambda m, k=name: f"{k}: {m}")
 
 
 pytest.importorskip("typer")
