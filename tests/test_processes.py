@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("typer")
+pytest.importorskip("accelerate")
+
 import processes
+from command import save_images
 from conftest import HANG
 from processes import WORLDS
+from vae_fast.training import checkpoint
 
 if not torch.distributed.is_available() or sys.platform == "win32":
     pytest.skip("no torch.distributed, or no fork", allow_module_level=True)
@@ -43,10 +46,10 @@ def together(ranks: list[dict[str, Any]], name: str) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["eager", "reference", "compiled"])
 def test_processes_draw_what_one_draws(ops: dict[int, list[dict[str, Any]]], name: str) -> None:
     """Bit for bit, step by step: samples, draws, packed ones, bits; seeded alike."""
-    worlds = [n for n in WORLDS if name in ops[n][0]]
-    assert len(worlds) > 1
-    for n in worlds[1:]:
-        for got, want in zip(together(ops[n], name), ops[1][0][name], strict=True):
+    for n in [2] if name == "compiled" else WORLDS[1:]:
+        for got, want in zip(
+            together(ops[n], name), ops[1][0][name.replace("compiled", "eager")], strict=True
+        ):
             assert torch.equal(got, want), n
 
 
@@ -80,14 +83,9 @@ def test_ddp_with_fused_heads_equals_one_process(ops: dict[int, list[dict[str, A
         for rank in ops[n]:
             assert rank["ddp"].keys() == one.keys()
             for name, got in rank["ddp"].items():
-                torch.testing.assert_close(got, one[name], rtol=1e-5, atol=1e-6, msg=lambda m, k=name: f"{k}: {m}")
-
-
-pytest.importorskip("typer")
-pytest.importorskip("accelerate")
-
-from command import save_images
-from vae_fast.training import checkpoint
+                torch.testing.assert_close(
+                    got, one[name], rtol=1e-5, atol=1e-6, msg=lambda m, k=name: f"{k}: {m}"
+                )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def losses(folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("name", ["2", "4", "resumed"])
 def test_train_on_several_processes_equals_one(trained: Path, name: str) -> None:
-    """Of one --batch-size; resumed is a run of two processes that one process goes on with."""
+    """Of one --batch-size. The resumed run is of two, one of which was killed; one process goes on with it."""
     one, other = checkpoint.read_progress(trained / "1"), checkpoint.read_progress(trained / name)
     assert one["recipe"] == other["recipe"] and one["steps"] == other["steps"] == 12
     torch.testing.assert_close(losses(trained / name), losses(trained / "1"), rtol=2e-6, atol=2e-6)
@@ -114,21 +112,10 @@ def test_train_on_several_processes_equals_one(trained: Path, name: str) -> None
     assert {k: (t.shape, t.dtype) for k, t in a.items()} == {k: (t.shape, t.dtype) for k, t in b.items()}
 
 
-def test_a_killed_process_ends_the_other(tmp_path: Path) -> None:
-    """In one line that says how to go on, within a minute; the checkpoint is whole, and the run goes on."""
-    save_images(tmp_path)
-    start = time.monotonic()
-    process = run("kill", tmp_path)
-    assert time.monotonic() - start < 60
-    assert (tmp_path / "status-0").read_text() == "1", process.stderr
-    [line] = [line for line in process.stderr.splitlines() if line.startswith("vae-fast:")]
-    epoch = checkpoint.read_progress(tmp_path / "runs/killed")["epoch"]
-    way = f"--resume --out runs/killed resumes from epoch {epoch} of 10000"
-    assert line == f"vae-fast: another process of this run has ended; {way}"
-    command = [sys.executable, "-m", "vae_fast.cli", "train", "--resume", "--out", "runs/killed", "--cpu"]
-    resumed = subprocess.run(
-        [*command, "--epochs", str(epoch + 1)], cwd=tmp_path, capture_output=True, text=True, timeout=HANG,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
-    assert checkpoint.read_progress(tmp_path / "runs/killed")["epoch"] == epoch + 1
+def test_a_killed_process_ends_the_other(trained: Path) -> None:
+    """By SIGKILL, within a minute (tests/processes.py), in one line that says how to go on; the run goes on."""
+    epoch = checkpoint.read_progress(trained / "killed")["epoch"]
+    way = f"--resume --out runs/killed resumes from epoch {epoch} of 50"
+    assert epoch < 3
+    errors = (trained.parent / "error-0").read_text().splitlines()
+    assert errors[-1] == f"vae-fast: another process of this run has ended; {way}", errors

@@ -164,7 +164,7 @@ class _Layer:
         needs_grad = any(g is not None for g in grads)
         draws = inputs.draws
         samples = size if draws is None else math.prod(inputs.hidden.shape[1:-1])
-        self.plan = list(cut(samples, draws, _most_rows(self.weight, inputs.outputs, wide, needs_grad)))
+        self.plan = list(cut(samples, draws, _most_rows(self.weight, wide, needs_grad, inputs.outputs)))
         self.most_rows = max((chunk.own.stop for chunk in self.plan), default=0)
         self.is_whole = len(self.plan) <= 1
         self.buffer = _common.empty(backend, (self.most_rows, outputs), dtype, device)
@@ -353,7 +353,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
         torch.addmm(total, a.float(), b.float(), beta=beta, out=total)
 
 
-def _most_rows(weight: Tensor, outputs: int, wide: torch.dtype, needs_grad: bool) -> int:
+def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool, outputs: int = 0) -> int:
     """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`. Processes
     that share them, `outputs` at most, have the same chunks."""
     outputs, dtype = max(weight.shape[0], outputs), weight.dtype

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ def linear_likelihood(
         heads = weight.shape[0] // features
         own, most = _own(features, batch.mesh, split)
         if heads > 1:
-            layer = [None if t is None else _by_feature(t, features, heads, batch.mesh, split) for t in layer]
+            plan, group = _plan(features, heads, batch.mesh, split), batch.mesh.get_group(split)
+            layer = [None if t is None else _ByFeature.apply(t.contiguous(), plan, group) for t in layer]
         if not over_classes:
             mask, *fixed = (None if t is None else _features(t, shape, own) for t in (mask, *fixed))
         x = (
@@ -121,26 +122,59 @@ def _classes(target: Tensor, classes: int, own: slice) -> Tensor:
     return numbers.masked_fill(index == IGNORED, IGNORED)
 
 
-def _by_feature(rows: Tensor, features: int, heads: int, mesh: DeviceMesh, dim: int) -> Tensor:
+class _ByFeature(torch.autograd.Function):
     """From this process's part of the rows of all parameters, one parameter after the other, the rows of its features
-    of each parameter."""
-    from torch.distributed._functional_collectives import all_to_all_single_autograd
+    of each parameter. Rows go from where they are to where they belong, with no copy in between."""
 
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, plan: Plan, group: Any) -> Tensor:
+        ctx.plan, ctx.group, ctx.count = plan, group, len(rows)
+        taken = rows.new_empty((plan[-1].taken.stop, *rows.shape[1:]))
+        from torch.distributed import all_to_all_single
+
+        for move in plan:
+            all_to_all_single(taken[move.taken], rows[move.held], move.received, move.sent, group=group)
+        return taken
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        grad = grad.contiguous()
+        rows = grad.new_empty((ctx.count, *grad.shape[1:]))
+        from torch.distributed import all_to_all_single
+
+        for move in ctx.plan:
+            all_to_all_single(rows[move.held], grad[move.taken], move.sent, move.received, group=ctx.group)
+        return rows, None, None
+
+
+class Move(NamedTuple):
+    """Of one parameter: the rows that this process holds and how many of them belong to each process; the rows that
+    belong to it and how many of them each process holds."""
+
+    held: slice
+    sent: list[int]
+    taken: slice
+    received: list[int]
+
+
+Plan = list[Move]
+
+
+def _plan(features: int, heads: int, mesh: DeviceMesh, dim: int) -> Plan:
     parts, me = mesh.size(dim), mesh.get_local_rank(dim)
+    held, owned = ([part(n, parts, p) for p in range(parts)] for n in (heads * features, features))
 
-    def pieces(holder: int, owner: int) -> list[slice]:
-        """The rows that a process holds of another one's features, counted from its own first."""
-        start, held = part(heads * features, parts, holder)
-        first, count = part(features, parts, owner)
-        spans = [(h * features + first, h * features + first + count) for h in range(heads)]
-        cut = [(max(a, start), min(b, start + held)) for a, b in spans]
-        return [slice(a - start, b - start) for a, b in cut if a < b]
+    def count(holder: int, owner: int, head: int) -> int:
+        (start, size), (first, own) = held[holder], owned[owner]
+        first += head * features
+        return max(0, min(start + size, first + own) - max(start, first))
 
-    def size(found: list[slice]) -> int:
-        return sum(s.stop - s.start for s in found)
-
-    sent = [pieces(me, owner) for owner in range(parts)]
-    received = [size(pieces(holder, me)) for holder in range(parts)]
-    rows = torch.cat([rows[s] for found in sent for s in found])
-    moved: Tensor = all_to_all_single_autograd(rows, received, [size(s) for s in sent], mesh.get_group(dim))
-    return moved
+    plan, start, size = [], 0, owned[me][1]
+    for head in range(heads):
+        sent = [count(me, owner, head) for owner in range(parts)]
+        received = [count(holder, me, head) for holder in range(parts)]
+        plan.append(
+            Move(slice(start, start + sum(sent)), sent, slice(head * size, (head + 1) * size), received)
+        )
+        start += sum(sent)
+    return plan
