@@ -72,7 +72,7 @@ def linear_likelihood(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     speculate = grad_enabled and _common.on_cpu(hidden) and dtype is not torch.float16
-    forward_grads = [
+    forward_grads: list[int] = [
         speculate and t is not None and t.requires_grad
         for t in (hidden, weight, bias, library, *fixed_params)
     ]
