@@ -29,7 +29,7 @@ def uniform(*shape: int, seed: int = 9) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def clamp(x: Tensor, low: float, high: float = math.inf) -> Tensor:
+def clamp(x: Tensor, low: float | Tensor, high: float | Tensor = math.inf) -> Tensor:
     """torch.clamp with a gradient of 1 at the bounds, where torch 2.14's own has 0."""
     return torch.where(x < low, low, torch.where(x > high, high, x))
 
