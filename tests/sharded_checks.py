@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 import warnings
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import linear_heads
 import vae_fast
 from vae_fast.nn import VAE, Log1p, MLPDecoder, MLPEncoder
 from vae_fast.ops import chunks
 
+ROOT = Path(__file__).parent.parent
 CHECKS: dict[str, Callable[..., None]] = {}
 WORLD, LATENT, FEATURES, BATCH = 2, 3, 12, 8
 
@@ -512,6 +515,35 @@ for _likelihood in ("bernoulli", "negative_binomial", "zero_inflated_negative_bi
         )
 
 
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor has which an op returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(result):
+            if type(t) is Tensor:
+                self.size = max(self.size, t.numel())
+        return result
+
+
+def check_no_gather(title: str, heads: int, mesh: DeviceMesh) -> None:
+    """Neither the weight nor its gradient is anywhere as a whole: what a process makes is its share of them at most."""
+    features, size, batch = 100, 80, 30
+    nll = getattr(vae_fast, f"linear_{title}_nll")
+    given = {"theta": torch.ones(features), "library": torch.ones(batch)} if heads > 1 else {}
+    tensors = normal(batch, size), spread(normal(heads * features, size), mesh, 0)
+    hidden, weight = (t.requires_grad_() for t in tensors)
+    with Largest() as largest:
+        nll(hidden, weight, None, data("counts", features, batch), **given).mean().backward()
+    assert largest.size == heads * features * size // WORLD > batch * features
+
+
+for _likelihood, _heads in (("multinomial", 1), ("zero_inflated_negative_binomial", 2)):
+    check(f"head-gathers-nothing-{_likelihood}")(partial(check_no_gather, _likelihood, _heads))
+
+
 @check("tensor-parallel-by-inputs")
 def _(mesh: DeviceMesh) -> None:
     one, x = make_deep("bernoulli", 11), data("bernoulli", 11)
@@ -540,6 +572,36 @@ def check_two_dims(shape: tuple[int, int], mesh: DeviceMesh) -> None:
 
 check("fsdp-and-tensor-parallel-1x2")(partial(check_two_dims, (1, 2)))
 check("fsdp-and-tensor-parallel-2x1")(partial(check_two_dims, (2, 1)))
+
+
+@check("tensor-parallel-compiled")
+def _(mesh: DeviceMesh) -> None:
+    one, x = make_deep("negative_binomial", 11, fused_head=True), data("negative_binomial", 11)
+    model = parallelize(make_deep("negative_binomial", 11, fused_head=True), mesh)
+    model(x, rng_state=STATE)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for m in (one, compiled):
+        m(x, rng_state=STATE).loss.backward()
+    assert_same_gradients(model, one)
+
+
+def check_page(number: int, mesh: DeviceMesh) -> None:
+    """The code of docs/sharding.md."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharding.md").read_text(), re.DOTALL)[number]
+    torch.manual_seed(0)
+    encoder, decoder = MLPEncoder(FEATURES, 8, LATENT), MLPDecoder(LATENT, (8, 6), FEATURES)
+    model = VAE(encoder, decoder, fused_head=True)
+    names = {"model": model, "mesh": mesh, "mu": normal(N, 3), "logvar": normal(N, 3), "vae_fast": vae_fast}
+    seen, want = called(decoder[4]), model(data(), rng_state=STATE).loss.item()
+    exec(code, names)
+    assert_close(model(data(), rng_state=STATE).loss, torch.tensor(want))
+    assert not seen
+    if "z" in names:
+        assert names["z"].placements == names["kl"].placements == (Shard(0),)
+
+
+for _number, _name in enumerate(("fsdp", "tensor-parallel", "dtensor")):
+    check(f"page-{_name}")(partial(check_page, _number))
 
 
 def run(index: int, folder: str, names: list[str]) -> None:

@@ -50,15 +50,12 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
                 double = True
     if first.is_meta:
         return None
-    if traced and any(map(is_dtensor, (first, *others))):
-        return None
-    if double:
-        return backends.reference
     if not traced:
-        return backends.serving(op, device_type(first))
-    if in_onnx_export() or backends.choose(first.device.type) == "reference":
-        return backends.reference
-    return None
+        return backends.reference if double else backends.serving(op, device_type(first))
+    if any(map(is_dtensor, (first, *others))):
+        return None
+    is_reference = double or in_onnx_export() or backends.choose(first.device.type) == "reference"
+    return backends.reference if is_reference else None
 
 
 def is_dtensor(value: Any) -> bool:
