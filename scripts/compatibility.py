@@ -147,6 +147,8 @@ def run(interpreter: str, features: Sequence[Feature], jobs: int) -> Results:
         ]
         command += ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
         subprocess.run([*command, *files], cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, check=False)
+        if not report.exists():
+            raise SystemExit(f"pytest did not start with {interpreter}")
         results = {}
         for case in ElementTree.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
