@@ -151,7 +151,7 @@ def truth_and_scale(
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return bytes(tensor.reshape(-1).contiguous().view(torch.uint8).tolist())
 
 
 def assert_same_bits_for_threads(compute: Callable[[], Sequence[Tensor]]) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cuda_emulation.layouts import LAYOUTS, poisoned, tensor, values
 from vae_fast import reference
-from vae_fast.backends.contract import Rows
 
 F32 = torch.float32
 # Odd sizes, rows of one element, channels of four and not, and a sample of several blocks.
@@ -18,8 +17,8 @@ SHAPES = [(5,), (5, 7), (7, 16), (5, 3, 2, 3), (3, 2, 4, 4), (3, 1031)]
 BRIEF = [(5, 7), (3, 2, 4, 4)]
 STATE = torch.tensor([2**63 - 5, -(2**40) - 3])
 
-# What a kernel makes of some samples of a batch: (which, rng_state, rows) -> tensors, the batch first.
-Run = Callable[[slice, Tensor, Rows | None], list[Tensor]]
+# What a kernel makes of some samples of a batch: (which, their rng_state) -> tensors, the batch first.
+Run = Callable[[slice, Tensor], list[Tensor]]
 
 
 def cases(brief: bool) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -30,15 +29,20 @@ def cases(brief: bool) -> Iterator[tuple[tuple[int, ...], str]]:
             yield shape, layout
 
 
-def places(batch: int, draws: int) -> list[Rows]:
-    """A batch by itself, a part of a larger one, and one whose last draw ends with the last row of all."""
-    return [Rows(0, batch), Rows(2, batch + 9), Rows(2**32 - batch - (draws - 1) * (batch + 1), batch + 1)]
+def part_state(first_row: int, rows: int) -> Tensor:
+    """Every other number of a tensor."""
+    return torch.tensor([*STATE.tolist(), first_row, rows]).repeat_interleave(2)[::2]
 
 
-def parts(batch: int, whole: Rows) -> list[tuple[slice, Rows]]:
-    """Three unequal parts of a batch, and where each lies."""
-    cuts = (slice(0, 1), slice(1, 3), slice(3, batch))
-    return [(cut, Rows(whole.offset + cut.start, whole.per_draw)) for cut in cuts if cut.start < cut.stop]
+def places(batch: int, draws: int) -> list[tuple[int, int]]:
+    """(first_row, rows) of a batch by itself, of a part of a larger one, and of the last part of the largest."""
+    most = 2**32 // draws
+    return [(0, batch), (2, batch + 9), (most - batch, most)]
+
+
+def parts(batch: int) -> list[slice]:
+    """Three unequal parts of a batch."""
+    return [cut for cut in (slice(0, 1), slice(1, 3), slice(3, batch)) if cut.start < cut.stop]
 
 
 def states(batch: int) -> Tensor:
@@ -48,26 +52,24 @@ def states(batch: int) -> Tensor:
 def check_parts(run: Run, batch: int, draws: int) -> None:
     def same(got: list[Tensor], whole: list[Tensor], part: slice = slice(None)) -> None:
         for a, b in zip(got, whole, strict=True):
-            assert torch.equal(a, b[part]), (part, rows)
+            assert torch.equal(a, b[part]), part
 
     everything = slice(0, batch)
-    for where in places(batch, draws):
-        whole = run(everything, STATE, where)
-        for part, rows in parts(batch, where):
-            same(run(part, STATE, rows), whole, part)
-    rows = Rows(0, batch)
-    same(run(everything, STATE, None), run(everything, STATE, rows))
+    for first_row, rows in places(batch, draws):
+        whole = run(everything, part_state(first_row, rows))
+        for part in parts(batch):
+            same(run(part, part_state(first_row + part.start, rows)), whole, part)
+    same(run(everything, STATE), run(everything, part_state(0, batch)))
     own = states(batch)
-    whole = run(everything, own, None)
-    for part, rows in parts(batch, Rows(2**32 - batch, 2**32 - 1)):
-        same(run(part, own, rows), whole, part)
+    whole = run(everything, own)
+    for part in parts(batch):
+        same(run(part, own[part]), whole, part)
 
 
 def noise_of(kernels: Any, shape: Sequence[int], draws: int, dtype: torch.dtype, layout: str) -> Run:
-    def run(part: slice, rng_state: Tensor, rows: Rows | None) -> list[Tensor]:
-        own = rng_state[part] if rng_state.ndim == 2 else rng_state
+    def run(part: slice, rng_state: Tensor) -> list[Tensor]:
         eps = poisoned((draws, part.stop - part.start, *shape[1:]), dtype, layout)
-        kernels.noise_fill(eps, own, rows=rows)
+        kernels.noise_fill(eps, rng_state)
         return [eps.transpose(0, 1)]
 
     return run
@@ -79,13 +81,14 @@ def check_noise(kernels: Any, dtypes: Sequence[torch.dtype] = (F32,), brief: boo
             for draws in (1, 3):
                 run = noise_of(kernels, shape, draws, dtype, layout)
                 check_parts(run, shape[0], draws)
-                for rows in places(shape[0], draws):
-                    (eps,) = run(slice(0, shape[0]), STATE, rows)
-                    truth = reference.noise(
-                        shape, STATE, num_samples=draws, dtype=torch.float64, rows=rows
-                    ).transpose(0, 1)
+                for place in places(shape[0], draws):
+                    rng_state = part_state(*place)
+                    (eps,) = run(slice(0, shape[0]), rng_state)
+                    truth = reference.noise(shape, rng_state, num_samples=draws, dtype=torch.float64)
                     allowed = 4e-6 + torch.finfo(dtype).eps * truth.abs()
-                    assert ((eps.double() - truth).abs() <= allowed).all(), rows
+                    assert ((eps.double() - truth.transpose(0, 1)).abs() <= allowed.transpose(0, 1)).all(), (
+                        place
+                    )
 
 
 def latent_of(
@@ -96,17 +99,16 @@ def latent_of(
     inputs = [tensor(shape, dtype, layout, seed) for seed in range(4)]
     grad_z, grad_kl = tensor((*lead, *shape), dtype, layout, 4), values(shape[:1], F32, 5)
 
-    def run(part: slice, rng_state: Tensor, rows: Rows | None) -> list[Tensor]:
-        own = rng_state[part] if rng_state.ndim == 2 else rng_state
+    def run(part: slice, rng_state: Tensor) -> list[Tensor]:
         mu, logvar, *pair = (x[part] for x in inputs)
-        args = (mu, logvar, tuple(pair) if prior else None, own, None, (-2.0, 2.0))
+        args = (mu, logvar, tuple(pair) if prior else None, rng_state, None, (-2.0, 2.0))
         z = poisoned((*lead, *mu.shape), dtype, layout)
         grad_mu, grad_logvar = (poisoned(mu.shape, dtype, layout) for _ in range(2))
         sums = tuple(poisoned(shape[1:], F32, "dense") for _ in range(2)) if prior else None
-        kernels.latent_forward(*args, z=z, kl=poisoned(mu.shape[:1], F32, "dense"), rows=rows)
+        kernels.latent_forward(*args, z=z, kl=poisoned(mu.shape[:1], F32, "dense"))
         kernels.latent_backward(
             grad_z[(..., part, *(slice(None) for _ in shape[1:]))], grad_kl[part], *args,
-            grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=sums, rows=rows,
+            grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=sums,
         )  # fmt: skip
         return [z if draws is None else z.transpose(0, 1), grad_mu, grad_logvar]
 
@@ -131,18 +133,17 @@ def bernoulli_of(kernels: Any, shape: Sequence[int], dtype: torch.dtype, layout:
     logits = tensor(shape, F32, layout, 2).copy_(128 + values(shape, torch.uint8, 3).float())
     grad_nll = values(shape[:1], F32, 4)
 
-    def run(part: slice, rng_state: Tensor, rows: Rows | None) -> list[Tensor]:
-        own = rng_state[part] if rng_state.ndim == 2 else rng_state
+    def run(part: slice, rng_state: Tensor) -> list[Tensor]:
         target, large = x[part], logits[part]
         nll, grad = poisoned(large.shape[:1], F32, "dense"), poisoned(large.shape, F32, layout)
-        kernels.likelihood_forward("bernoulli", (large,), target, None, own, nll=nll, rows=rows)
+        kernels.likelihood_forward("bernoulli", (large,), target, None, rng_state, nll=nll)
         zero = torch.zeros_like(large)
         kernels.likelihood_backward(
-            "bernoulli", (zero,), target, None, own, grad_nll[part], grads=(grad,), rows=rows
+            "bernoulli", (zero,), target, None, rng_state, grad_nll[part], grads=(grad,)
         )
-        bits = reference.binarize(target, own, rows=rows).float()
-        assert torch.equal(nll, (large * (1 - bits)).reshape(len(nll), -1).sum(1)), rows
-        assert torch.equal(grad, (0.5 - bits) * grad_nll[part].view(-1, *(1,) * (bits.ndim - 1))), rows
+        bits = reference.binarize(target, rng_state).float()
+        assert torch.equal(nll, (large * (1 - bits)).reshape(len(nll), -1).sum(1))
+        assert torch.equal(grad, (0.5 - bits) * grad_nll[part].view(-1, *(1,) * (bits.ndim - 1)))
         return [nll, grad]
 
     return run

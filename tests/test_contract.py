@@ -41,15 +41,6 @@ def test_signatures(name: str, kernel: str) -> None:
     assert parameters(getattr(backend_of(name), kernel)) == parameters(getattr(contract.Kernels, kernel))
 
 
-@pytest.mark.parametrize("kernel", contract.KERNELS)
-def test_kernels_that_draw_take_rows(kernel: str) -> None:
-    """And the others do not. By default a batch has the rows of a batch by itself."""
-    found = {name: rest for name, *rest in parameters(getattr(contract.Kernels, kernel))}
-    assert ("rows" in found) == ("rng_state" in found)
-    if "rows" in found:
-        assert found["rows"] == [inspect.Parameter.KEYWORD_ONLY, None]
-
-
 def test_fake_kernels_are_those_of_the_contract() -> None:
     fakes = {name for name in vars(contract.FakeBackend) if not name.startswith("_")}
     assert fakes == set(contract.KERNELS)

@@ -58,8 +58,8 @@ DEFECTS = {
     ),
     "a part of a batch with the noise of the first part": (
         "cuda/noise.h",
-        "noise.row_offset + row",
-        "row",
+        "state.first_row + static_cast",
+        "static_cast",
         "noise",
         "test_noise_of_a_part_of_a_batch",
     ),

@@ -255,10 +255,3 @@ def test_a_large_batch_takes_samples_evenly() -> None:
     counts = part.bincount(minlength=10)
     assert counts.min() == 2
     assert counts.max() == 3
-
-
-@pytest.mark.parametrize(("n", "batch"), [(10, 4), (11, 2), (3, 8), (9, 3)])
-def test_processes_share_the_samples(n: int, batch: int) -> None:
-    parts = [list(batches(n, batch, generator(), rank=rank, world=2)) for rank in (0, 1)]
-    assert [len(p) for p in parts[0]] == [len(p) for p in parts[1]]  # or one would wait for the other
-    assert set(torch.cat(parts[0] + parts[1]).tolist()) == set(range(n))

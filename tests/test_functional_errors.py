@@ -179,12 +179,12 @@ CASES = [
     (
         lambda: kl(X, X, rng_state=state()[:1]),
         ValueError,
-        r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(8, 2\), but got \(1,\)",
+        r"expected rng_state to have shape \(2,\), \(4,\) or \(batch, 2\) = \(8, 2\), but got \(1,\)",
     ),
     (
         lambda: kl(X, X, rng_state=torch.zeros(7, 2, dtype=torch.int64)),
         ValueError,
-        r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(8, 2\), but got \(7, 2\)",
+        r"expected rng_state to have shape \(2,\), \(4,\) or \(batch, 2\) = \(8, 2\), but got \(7, 2\)",
     ),
     (
         lambda: kl(META, META, rng_state=state()),
@@ -260,7 +260,7 @@ CASES = [
     (
         lambda: vae_fast.noise((2, 3), torch.zeros(3, 2, dtype=torch.int64)),
         ValueError,
-        r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(2, 2\), but got \(3, 2\)",
+        r"expected rng_state to have shape \(2,\), \(4,\) or \(batch, 2\) = \(2, 2\), but got \(3, 2\)",
     ),
     # likelihoods
     (lambda: vae_fast.bernoulli_nll(X, None), TypeError, "expected target to be a tensor, but got NoneType"),
@@ -417,7 +417,7 @@ CASES = [
     (
         lambda: vae_fast.bernoulli_nll(X, X, binarize=True, rng_state=state()[:1]),
         ValueError,
-        r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(8, 2\), but got \(1,\)",
+        r"expected rng_state to have shape \(2,\), \(4,\) or \(batch, 2\) = \(8, 2\), but got \(1,\)",
     ),
     (
         lambda: vae_fast.bernoulli_nll(X, X.clone().requires_grad_(), binarize=True),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vae_fast
-from likelihoods import LIKELIHOODS, function, leaf
+from likelihoods import LIKELIHOODS, clamp, function, leaf
 from vae_fast.likelihoods import ELEMENTWISE
 
 EPS = torch.finfo(torch.float32).eps
@@ -38,7 +38,7 @@ def exactly(
 # Added to what a gradient's rounding acts on, for each parameter: a difference of two sigmoids, by its scale; and what
 # float64, that is the truth, knows of a difference of two digammas or of a sigmoid near 0.
 FLOORS = {
-    "discretized_logistic": lambda m, s: (torch.exp(-s.clamp(min=-7)), 1.0),
+    "discretized_logistic": lambda m, s: (torch.exp(-clamp(s, -7)), 1.0),
     "negative_binomial": lambda m, theta: (0.0, 1e-8 + 1e-9 / theta),
     "zero_inflated_negative_binomial": lambda m, theta, p: (
         1e-10,

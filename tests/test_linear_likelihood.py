@@ -349,7 +349,7 @@ def test_library_op(likelihood: str) -> None:
     case = CASES["gaussian, by feature" if likelihood == "gaussian" else "multinomial"]
     hidden, weight, bias = layer(case)
     given = [v.detach().clone().requires_grad_() for v in case[3].values()]
-    early = [True, False, True, False] + [True] * len(given)
+    early = [1, 0, 1, 0] + [1] * len(given)
     torch.library.opcheck(
         torch.ops.vae_fast.linear_likelihood.default,
         (
@@ -363,7 +363,9 @@ def test_library_op(likelihood: str) -> None:
             uniform(BATCH),
             torch.float32,
             early,
-            given,
+            None,
+            0,
+            given or None,
         ),
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vae_fast
 from conftest import DTYPES, assert_accurate, assert_same_bits_for_threads, needs_native
-from likelihoods import leaf, make, softplus, uniform
+from likelihoods import clamp, leaf, make, softplus, uniform
 from vae_fast.backends.native import cpu
 
 OP = torch.ops.vae_fast.mixture
@@ -27,7 +27,7 @@ def pixel_cnn(params: Tensor, x: Tensor) -> Tensor:
     mixtures = params.shape[-1] // (10 if channels == 3 else 3)
     log_probs, rest = params[..., :mixtures], params[..., mixtures:]
     rest = rest.reshape(*x.shape, -1)
-    means, log_scales = rest[..., :mixtures], rest[..., mixtures : 2 * mixtures].clamp(min=-7.0)
+    means, log_scales = rest[..., :mixtures], clamp(rest[..., mixtures : 2 * mixtures], -7.0)
     x = x[..., None]
     if channels == 3:
         coeffs = torch.tanh(rest[..., 2 * mixtures :])

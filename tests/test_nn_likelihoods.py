@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 import vae_fast
 from conftest import needs_native, state
@@ -214,10 +210,6 @@ WATCHES: dict[str, tuple[Callable[[nn.Sequential], Any], str]] = {
     "subclass": (subclass, "the last layer is .*LoRALinear, not a plain nn.Linear"),
     "wrapped": (lambda d: d.__setitem__(2, Wrapped(d[2])), "the last layer is .*Wrapped, not"),
     "activation": (lambda d: d.append(nn.Tanh()), "the last layer is .*Tanh, not"),
-    "parametrization": (
-        lambda d: nn.utils.parametrizations.weight_norm(d[2]),
-        "the last layer is .*ParametrizedLinear, not",
-    ),
     "forward": (set_forward, "Linear has a forward of its own"),
     "weight": (quantize, "the last layer's weight is .*Quantized, not a plain tensor"),
 }
@@ -245,26 +237,73 @@ def test_what_comes_to_the_head_is_called_and_said(
         assert warning.filename == __file__
 
 
-@pytest.mark.no_poison
-def test_a_sharded_head(tmp_path: Path) -> None:
-    """FSDP's own class of a layer that is sharded by itself; a layer sharded with the whole model stays fused."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        model, x = make("bernoulli", {}, fused_head=True)
-        want = model(x, rng_state=state()).loss
-        fully_shard(model, mesh=mesh)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
-        model, x = make("bernoulli", {}, fused_head=True)
-        fully_shard(model.decoder[2], mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        with pytest.warns(UserWarning, match="the last layer is .*FSDPLinear"):
-            torch.testing.assert_close(model(x, rng_state=state()).loss, want)
-        assert "FSDPLinear" in str(model.fused_head_reason)
-    finally:
-        dist.destroy_process_group()
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+PARAMETRIZATIONS: dict[str, Callable[[nn.Linear], Any]] = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "of the bias": lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", Doubled()),
+}
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS)
+def test_a_parametrized_head_is_fused(
+    parametrization: Callable[[nn.Linear], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass computes the weight once, as a call of the layer does: spectral_norm changes its state each time."""
+    pairs = [make("bernoulli", {}, fused_head=fused_head) for fused_head in (False, True)]
+    for model, _ in pairs:
+        torch.manual_seed(1)
+        parametrization(model.decoder[2])
+    (plain, x), (fused, _) = pairs
+    fused.load_state_dict(plain.state_dict())
+    want = [results(plain, x) for _ in range(2)]
+    last, forward = fused.decoder[2], nn.Linear.forward
+
+    def refuse(layer: nn.Linear, h: Tensor) -> Tensor:
+        assert layer is not last, "the linear layer was called"
+        return forward(layer, h)
+
+    monkeypatch.setattr(nn.Linear, "forward", refuse)
+    for wanted in want:
+        assert_alike(results(fused, x), wanted)
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name])
+
+
+def quantized(decoder: nn.Sequential) -> None:
+    linear = torch.ao.nn.quantized.dynamic.Linear.from_float
+    decoder[2].qconfig = torch.ao.quantization.default_dynamic_qconfig
+    decoder[2] = linear(decoder[2])
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+@pytest.mark.parametrize(
+    ("watch", "reason"),
+    [WATCHES["forward hook"], WATCHES["subclass"], (quantized, "the last layer is .*quantized")],
+    ids=["hook", "subclass", "quantized"],
+)
+def test_auto_says_what_it_costs(
+    watch: Callable[[nn.Sequential], Any], reason: str, likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and where the layer would be fused: not of a small batch, nor of a likelihood without a fused head."""
+    options = {"link": "softplus"} if likelihood == "poisson" else {}
+    model, x = make(likelihood, options)
+    watch(model.decoder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(x)
+        assert not caught
+        monkeypatch.setattr("vae_fast.nn.vae.FUSED_NUMBERS", x.numel())
+        for _ in range(2):
+            model(x)
+    assert len(caught) == (likelihood == "bernoulli")
+    for warning in caught:
+        assert re.search(f"computed apart, .*{reason}", str(warning.message))
+        assert warning.filename == __file__
 
 
 def test_fused_head_reason() -> None:
@@ -292,7 +331,7 @@ def test_fused_head_is_chosen_by_size() -> None:
     assert vae(MLPDecoder(3, 8, SHAPE), "multinomial")._find_head() is None  # four softmaxes from one layer
     places = [model._fused_place(torch.empty((n, 1 << 12), device="meta")) for n in (1 << 9, 1 << 10)]
     assert places == [None, 2]
-    nn.utils.parametrizations.weight_norm(model.decoder[2])
+    model.decoder.append(nn.Tanh())
     assert model._fused_place(torch.empty((1 << 10, 1 << 12), device="meta")) is None
 
 

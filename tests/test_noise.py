@@ -13,8 +13,6 @@ import vae_fast
 from conftest import DTYPES, assert_same_bits_for_threads, needs_native, state
 from vae_fast import backends
 from vae_fast.backends import reference
-from vae_fast.backends.contract import Rows
-from vae_fast.checks import check_counters
 
 KNOWN = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -95,28 +93,30 @@ def test_contract(backend: str, seed: int, offset: int, shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize(
-    "rows", [Rows(0, 3), Rows(4, 11), Rows(1, 2**31), Rows(2**31 - 2, 3), Rows(2**32 - 7, 4)], ids=str
+    ("first_row", "rows"),
+    [(0, 3), (4, 11), (1, 2**31), (2**31 - 2, 2**31 + 7), (2**32 - 7, 2**32)],
 )
-def test_rows_are_the_contract(backend: str, rows: Rows) -> None:
-    """Element by element in double precision: sample b of draw k has row k * per_draw + offset + b, up to the last row
-    of all; with one state per sample, row k."""
+def test_rows_are_the_contract(backend: str, first_row: int, rows: int) -> None:
+    """Element by element in double precision: sample b of draw k has row k * rows + first_row + b, modulo 2**32; with
+    one state per sample, row k."""
     kernels, shape, zero = backends.serving("noise", state().device.type), (2, 3, 5), torch.zeros(3, 5)
+    one = torch.cat((state(), torch.tensor([first_row, rows])))
     many = torch.tensor([[7, 8], [-9, 10], [11, -12]])
-    for rng_state in (state(), many):
-        place = (lambda k, b: k * rows.per_draw + rows.offset + b) if rng_state.ndim == 1 else lambda k, b: k
-        seeds = rng_state.expand(3, 2).tolist()
+    for rng_state in (one, many):
+        place = (lambda k, b: (k * rows + first_row + b) % 2**32) if rng_state.ndim == 1 else lambda k, b: k
+        seeds = rng_state[..., :2].expand(3, 2).tolist()
         values = [
             eps_of_integers(j, place(k, b), *seeds[b]) for k in range(2) for b in range(3) for j in range(5)
         ]
         want = torch.tensor(values, dtype=torch.float64).view(shape)
         eps, z, grad = (torch.full(s, math.nan) for s in (shape, shape, (3, 5)))
-        kernels.noise_fill(eps, rng_state, rows=rows)
+        kernels.noise_fill(eps, rng_state)
         assert (eps.double() - want).abs().max() <= 4e-6
         args = (zero, zero, None, rng_state, None, None)
-        kernels.latent_forward(*args, z=z, kl=None, rows=rows)
+        kernels.latent_forward(*args, z=z, kl=None)
         assert torch.equal(z, eps)
         kernels.latent_backward(
-            torch.ones(shape), None, *args, grad_mu=None, grad_logvar=grad, grad_prior=None, rows=rows
+            torch.ones(shape), None, *args, grad_mu=None, grad_logvar=grad, grad_prior=None
         )
         torch.testing.assert_close(2 * grad, eps.sum(0))
 
@@ -127,17 +127,48 @@ def test_a_part_of_a_batch_has_its_noise() -> None:
     noise_rows.check_likelihood(reference, brief=True)
 
 
+def test_a_part_of_a_batch_through_the_public_functions(backend: str) -> None:
+    """Every function that draws, eager and traced, gives a part of the batch what the whole batch gives it."""
+    torch.manual_seed(0)
+    mu, logvar, x = torch.randn(7, 4, 5), torch.randn(7, 4, 5), torch.rand(7, 4, 5)
+
+    def draw(m: Tensor, v: Tensor, target: Tensor, rng_state: Tensor) -> tuple[Tensor, ...]:
+        z, _ = vae_fast.reparameterize_kl(m, v, num_samples=2, rng_state=rng_state)
+        packed, _ = vae_fast.reparameterize_kl_packed(torch.cat((m, v), 1), rng_state=rng_state)
+        nll = vae_fast.bernoulli_nll(m, target, binarize=True, reduction="none", rng_state=rng_state)
+        eps = vae_fast.noise(m.shape, rng_state, num_samples=2)
+        bits = vae_fast.binarize(target, rng_state)
+        return z.transpose(0, 1), packed, nll, eps.transpose(0, 1), bits
+
+    def results(run, cut: slice, rng_state: Tensor) -> list[Tensor]:
+        v = logvar[cut].clone().requires_grad_()
+        z, *others = run(mu[cut], v, x[cut], rng_state)
+        (grad,) = torch.autograd.grad(z.square().sum(), v)
+        return [t.detach() for t in (z, *others, grad)]
+
+    whole = results(draw, slice(None), state())
+    traced = torch.compile(draw, backend="aot_eager", fullgraph=True)
+    for run in (draw, traced):
+        for cut in (slice(0, 3), slice(3, 7)):
+            rng_state = torch.cat((state(), torch.tensor([cut.start, 7])))
+            for got, want in zip(results(run, cut, rng_state), whole, strict=True):
+                torch.testing.assert_close(got, want[cut], rtol=1e-6, atol=1e-6)
+
+
 def test_rows_that_do_not_fit() -> None:
-    """The last row of the last draw is below 2**32."""
-    for rows, draws in ((Rows(2**32 - 5, 5), None), (Rows(2**32 - 25, 10), 3), (Rows(0, 2**32 - 5), 2)):
-        check_counters("mu", (5, 4), draws, rows)
-        for wrong in (rows._replace(offset=rows.offset + 1), Rows(-1, 5), Rows(0, -1)):
-            with pytest.raises(
-                ValueError, match=r"^expected mu to have rows of the noise .* but got -?\d+ to -?\d+$"
-            ):
-                check_counters("mu", (5, 4), draws, wrong)
-    with pytest.raises(ValueError, match=r"mu to have rows of the noise .* but got 7 to 4294967296"):
-        check_counters("mu", (5, 4), 2, Rows(7, 2**32 - 11))
+    """Refused where the state lies in the host's memory."""
+    mu = torch.zeros(5, 4)
+    for first_row, rows, draws in ((0, 5, None), (2**32 - 5, 2**32, None), (2**31 - 5, 2**31, 2)):
+        fits = torch.tensor([1, 2, first_row, rows])
+        vae_fast.reparameterize(mu, mu, num_samples=draws, rng_state=fits)
+        vae_fast.noise(mu.shape, fits, num_samples=draws)
+        for wrong in ([1, 2, first_row + 1, rows], [1, 2, -1, rows], [1, 2, 0, 2**32 // (draws or 1) + 1]):
+            with pytest.raises(ValueError, match=r"^expected rng_state to hold .*rows"):
+                vae_fast.reparameterize(mu, mu, num_samples=draws, rng_state=torch.tensor(wrong))
+            with pytest.raises(ValueError, match=r"^expected rng_state to hold .*rows"):
+                vae_fast.noise(mu.shape, torch.tensor(wrong), num_samples=draws)
+    with pytest.raises(ValueError, match=r"<= rows for a batch of 5, but got first_row 1 and rows 5"):
+        vae_fast.binarize(mu, torch.tensor([1, 2, 1, 5]))
 
 
 def test_accuracy_over_many(backend: str) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import likelihoods
 import vae_fast
 from conftest import DTYPES, TRITON, assert_same_bits_for_threads, needs_native, state
 from vae_fast.backends.contract import PARAMETRIZATIONS
@@ -35,7 +36,7 @@ def squash(
 ) -> tuple[Tensor, Tensor]:
     if soft_clamp is not None:
         return soft_clamp * torch.tanh(mu / soft_clamp), soft_clamp * torch.tanh(raw / soft_clamp)
-    return mu, raw if clamp is None else raw.clamp(*clamp)
+    return mu, raw if clamp is None else likelihoods.clamp(raw, *clamp)
 
 
 class Textbook(NamedTuple):

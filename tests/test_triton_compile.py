@@ -23,7 +23,6 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from conftest import HANG  # noqa: E402
 from triton_objects import TARGETS, Driver, floats, tensors  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
-from vae_fast.backends.contract import Rows  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
 
@@ -433,39 +432,25 @@ class TestInstructions:
         print(f"{what} in {dtype}: {each} instructions an element")
         assert 0.8 * limit < each <= limit
 
-    def test_one_kernel_for_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """None is compiled, and no launch prepared, for a place in the noise: 0, 1, what 16 divides, beyond int32."""
-        found: list[tuple[launch.Job, Any]] = []
-
-        def start(job: launch.Job, arguments: Sequence[Any]) -> None:
-            found.append((job, launch.compile_for(job, arguments)))
-
-        monkeypatch.setattr(triton.runtime.driver, "_active", Driver("sm_90"))
-        monkeypatch.setattr(launch, "start", start)
-        launch.forget()
-        mu, logvar, z, grad = tensors(4, 100, 64)
-        (draws,) = tensors(1, 3, 100, 64)
-        args = (mu, logvar, None, STATE, None, None)
-        for call in (
-            lambda rows: kernels.noise_fill(draws, STATE, rows=rows),
-            lambda rows: kernels.latent_forward(*args, z=draws, kl=floats(100), rows=rows),
-            lambda rows: kernels.latent_backward(
-                draws, None, *args, grad_mu=grad, grad_logvar=z, grad_prior=None, rows=rows
-            ),
-            lambda rows: kernels.likelihood_forward(
-                "bernoulli", (mu,), z, None, STATE, nll=floats(100), rows=rows
-            ),
-            lambda rows: kernels.likelihood_backward(
-                "bernoulli", (mu,), z, None, STATE, floats(100), grads=(grad,), rows=rows
-            ),
-        ):
-            found.clear()
-            for place in (0, 1, 16, 2**31 - 1, 2**31, 2**32 - 512):
-                call(Rows(place, 512))
-                call(Rows(7, place))
-            call(None)
-            assert len(found) == 13 and len({(id(job), id(compiled)) for job, compiled in found}) == 1
-        launch.forget()
+    def test_rows_cost_nothing_an_element(self, compiled: Compile) -> None:
+        """A state of four words is two scalar loads more a program, and one of two words has none of them."""
+        mu, logvar, z, grad = tensors(4, 1000, 1024)
+        loads = {}
+        for rng_state in (STATE, STATE.new_empty(4)):
+            args = (mu, logvar, None, rng_state, None, None)
+            calls = (
+                lambda: kernels.noise_fill(z[None], rng_state),  # noqa: B023
+                lambda: kernels.latent_forward(*args, z=z, kl=floats(1000)),  # noqa: B023
+                lambda: kernels.latent_backward(
+                    z, floats(1000), *args, grad_mu=grad, grad_logvar=z, grad_prior=None  # noqa: B023
+                ),
+                lambda: kernels.likelihood_forward("bernoulli", (mu,), z, None, rng_state, nll=floats(1000)),  # noqa: B023
+            )  # fmt: skip
+            loads[len(rng_state)] = [
+                (kernel.count("LDG"), kernel.code.total()) for f in calls for kernel in compiled("sm_90", f)
+            ]
+        for (few, short), (more, long) in zip(loads[2], loads[4], strict=True):
+            assert few < more <= few + 2 and short < long <= short + 12
 
     def test_no_kernel_for_each_number_of_draws(self, compiled: Compile) -> None:
         mu, logvar, grad, other = tensors(4, 100, 64)

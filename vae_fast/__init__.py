@@ -8,7 +8,7 @@ from . import functional
 from .backends import backend, info, reference
 from .functional import *  # noqa: F403
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
-from .rng import binarize, draw_rng_state, noise
+from .rng import binarize, draw_rng_state, noise, set_noise_group
 
 if TYPE_CHECKING:
     from . import distributions as distributions
@@ -40,6 +40,7 @@ __all__ = [
     "nn",
     "noise",
     "reference",
+    "set_noise_group",
 ]
 __all__ += functional.__all__
 

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .backends.contract import PARAMETRIZATIONS, Generators, Rows
+from .backends import noise_group
+from .backends.contract import PARAMETRIZATIONS, Generators
 from .backends.reference import draw_rng_state
+from .tracing import in_onnx_export
+
+_get_tracing_state = torch._C._get_tracing_state
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_len_dispatch_stack = torch._C._len_torch_dispatch_stack
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -266,7 +272,7 @@ def resolve_rng_state(
     rng_state: Tensor | None,
     noise: Tensor | None,
 ) -> Tensor | None:
-    """Checks what the noise comes from, and returns the rng_state to use (None if the noise is given)."""
+    """Checks what the noise comes from, and returns the rng_state to use. None: the noise is given, or ONNX's."""
     if num_samples is not None:
         check_num_samples(num_samples)
     if (noise is not None) + (rng_state is not None) + (generator is not None) > 1:
@@ -284,22 +290,60 @@ def resolve_rng_state(
             )
         check_device("noise", noise, "mu", mu)
         return None
-    if not is_compiling() and mu.numel() * (num_samples or 1) >= 2**32:
+    is_traced = is_compiling()
+    if not is_traced and mu.numel() * (num_samples or 1) >= 2**32:
         check_counters("mu", shape, num_samples)
     if rng_state is not None:
-        check_rng_state(rng_state, shape[0])
+        rng_state = check_rng_state(rng_state, shape[0], num_samples)
         check_device("rng_state", rng_state, "mu", mu)
         return rng_state
-    return draw_rng_state(mu.device, check_generator(generator, "mu", mu))
+    if is_traced and generator is None and in_onnx_export():
+        return None
+    return fresh_rng_state("mu", mu, num_samples, generator)
 
 
-def check_rng_state(rng_state: Tensor, batch: int) -> None:
+def fresh_rng_state(name: str, like: Tensor, num_samples: int | None, generator: Generators) -> Tensor:
+    """That of torch's generator of the device, or of those given; several processes have their own rows of it."""
+    generator = check_generator(generator, name, like)
+    if generator is not None or (place := noise_group.rank_and_size()) is None:
+        return draw_rng_state(like.device, generator)
+    if hasattr(like, "device_mesh"):  # a DTensor: its batch is that of all ranks already
+        return draw_rng_state(like.device)
+    check_counters(name, (place[1] * like.shape[0], *like.shape[1:]), num_samples)
+    return draw_rng_state(like.device, batch=like.shape[0])
+
+
+def check_rng_state(rng_state: Tensor, batch: int, num_samples: int | None = None) -> Tensor:
+    """It, as int64. A key of torch.func._random is the same pair in uint64."""
     check_is_tensor("rng_state", rng_state, "an int64 tensor")
+    if rng_state.dtype is torch.uint64:
+        rng_state = rng_state.view(torch.int64)
     if rng_state.dtype != torch.int64:
         raise TypeError(f"expected rng_state to have dtype int64, but got {rng_state.dtype}")
-    if rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
+    if rng_state.ndim == 1 and rng_state.shape[0] == 4:
+        _check_rows(rng_state, batch, num_samples or 1)
+    elif rng_state.shape != ((2,) if rng_state.ndim == 1 else (batch, 2)):
         raise ValueError(
-            f"expected rng_state to have shape (2,) or (batch, 2) = ({batch}, 2), but got {shape_of(rng_state)}"
+            f"expected rng_state to have shape (2,), (4,) or (batch, 2) = ({batch}, 2), but got {shape_of(rng_state)}"
+        )
+    return rng_state
+
+
+def _check_rows(rng_state: Tensor, batch: int, draws: int) -> None:
+    """Of (seed, offset, first_row, rows), where they can be read without waiting for a device."""
+    if not rng_state.is_cpu or is_compiling() or type(rng_state) is not Tensor:
+        return
+    if _is_wrapped(rng_state) or _get_tracing_state() is not None or _len_dispatch_stack() > 0:
+        return
+    first_row, rows = rng_state[2:].tolist()
+    if not 0 <= first_row <= rows - batch:
+        raise ValueError(
+            f"expected rng_state to hold first_row and rows with 0 <= first_row and first_row + batch <= rows for a "
+            f"batch of {batch}, but got first_row {first_row} and rows {rows}"
+        )
+    if rows * draws > 2**32:
+        raise ValueError(
+            f"expected rng_state to hold rows of at most 2**32 for all draws, but got {rows} for each of {draws}"
         )
 
 
@@ -312,9 +356,7 @@ def check_num_samples(num_samples: int) -> int:
     return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
-def check_counters(
-    name: str, shape: Sequence[int], num_samples: int | None, rows: Rows | None = None
-) -> None:
+def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
     """The noise counts elements of a sample and rows in 32 bits each (four elements a count).
 
     While a graph is traced nothing is compared: it would not take larger batches than this one. The library op looks
@@ -327,18 +369,10 @@ def check_counters(
         raise ValueError(
             f"expected {name} to have fewer than 2**34 elements per sample for the noise, but got {size}"
         )
-    if rows is None:
-        samples = shape[0] * (num_samples or 1)
-        if samples >= 2**32:
-            raise ValueError(
-                f"expected {name} to have fewer than 2**32 samples (draws included) for the noise, but got {samples}"
-            )
-        return
-    end = ((num_samples or 1) - 1) * rows.per_draw + rows.offset + shape[0]
-    if rows.offset < 0 or rows.per_draw < 0 or end > 2**32:
+    samples = shape[0] * (num_samples or 1)
+    if samples >= 2**32:
         raise ValueError(
-            f"expected {name} to have rows of the noise (draws included) from 0 to 2**32 - 1, "
-            f"but got {rows.offset} to {end - 1}"
+            f"expected {name} to have fewer than 2**32 samples (draws included) for the noise, but got {samples}"
         )
 
 
@@ -421,10 +455,10 @@ def resolve_bits_state(
         )
     check_counters("target", target.shape, None)
     if rng_state is not None:
-        check_rng_state(rng_state, target.shape[0])
+        rng_state = check_rng_state(rng_state, target.shape[0])
         check_device("rng_state", rng_state, "target", target)
         return rng_state
-    return draw_rng_state(target.device, check_generator(generator, "target", target))
+    return fresh_rng_state("target", target, None, generator)
 
 
 def check_generator(generator: Generators, other_name: str, other: Tensor) -> Generators:

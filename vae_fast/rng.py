@@ -5,7 +5,8 @@
     eps[4g], eps[4g+1] = r cos(2 pi u2), r sin(2 pi u2)        (w2, w3 give eps[4g+2], eps[4g+3])
 
 j is the element's row-major index inside its sample, row the sample's index: k batch + b with several draws k per
-sample; with one state per sample, row = k.
+sample; with one state per sample, row = k. Four words, (seed, offset, first_row, rows), are the state of a part of a
+batch of `rows` samples, from sample first_row on: row = k rows + first_row + b.
 
 Bits of a grey x are made of other words, those with the top bit of the counter set:
 
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .backends.noise_group import set_noise_group
 from .backends.reference import draw_rng_state
 from .checks import (
     FLOATS,
@@ -32,7 +34,7 @@ from .checks import (
 )
 from .ops import noise as noise_op
 
-__all__ = ["binarize", "draw_rng_state", "noise"]
+__all__ = ["binarize", "draw_rng_state", "noise", "set_noise_group"]
 
 
 def noise(
@@ -47,7 +49,9 @@ def noise(
 
     Args:
         shape: (batch, ...), the shape of mu.
-        rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample.
+        rng_state: int64 tensor (2,), (seed, offset); (4,), (seed, offset, first_row, rows), for a part of a larger
+            batch; or (batch, 2), one state per sample. Keys of torch.func._random are such states in uint64; every
+            function that takes an rng_state takes them.
         num_samples: the number of draws per sample, as it was given to the op.
         dtype: float32, bfloat16, float16 or float64.
         device: where to; by default rng_state's device.
@@ -68,7 +72,7 @@ def noise(
         check_num_samples(num_samples)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
         raise TypeError(f"expected dtype to be {any_of(FLOATS)}, but got {dtype}")
-    check_rng_state(rng_state, shape[0])
+    rng_state = check_rng_state(rng_state, shape[0], num_samples)
     check_counters("shape", shape, num_samples)
     if device is not None:
         rng_state = rng_state.to(device)
@@ -81,7 +85,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     Args:
         x: (batch, ...), the target: float, uint8 (255ths), bool or integers. 0 and less give 0, 1 and more give 1, NaN
             stays NaN.
-        rng_state: int64 tensor (2,), (seed, offset); or (batch, 2), one state per sample.
+        rng_state: as in `noise`.
 
     Returns:
         0 and 1 in x's shape and dtype, float32 if that is no float. It carries no gradient.
@@ -91,7 +95,7 @@ def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     check_target_type("x", x)
     if x.ndim == 0:
         raise ValueError("expected x to have shape (batch, ...), but got ()")
-    check_rng_state(rng_state, x.shape[0])
+    rng_state = check_rng_state(rng_state, x.shape[0])
     check_device("rng_state", rng_state, "x", x)
     check_counters("x", x.shape, None)
     return noise_op.binarize(x, rng_state)

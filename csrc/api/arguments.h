@@ -16,13 +16,14 @@ struct Tiling {
 
 struct Task { std::int64_t group, segment, row_begin, row_end, column_begin, column_end; };
 
-// Sample b of draw k has row k · rows_per_draw + row_offset + b of the noise; with a state per sample, row k. A row is a
-// 32-bit counter: what is beyond wraps.
+// Sample b of draw k has row k · rows + first_row + b of the noise; with a state per sample, row k. A row is a 32-bit
+// counter: what is beyond wraps.
 struct Noise {
   View given;  // the caller's own eps, or
-  const std::int64_t* rng_state = nullptr;
+  const std::int64_t* rng_state = nullptr;  // (seed, offset)
   bool state_per_sample = false;
-  std::int64_t row_offset = 0, rows_per_draw = 0;
+  bool has_rows = false;  // rng_state is (seed, offset, first_row, rows); else first_row is 0, and rows
+  std::int64_t rows = 0;  // the batch's own
 };
 
 // A loss: of each sample, value[row · stride], or partial[row · column_segments + segment] where several tasks share a

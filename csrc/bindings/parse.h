@@ -102,15 +102,9 @@ inline Gradient gradient_of(const py::object& tensor, const Shape& shape, bool h
   return g;
 }
 
-// rows: (offset, per draw), None for the batch's own, (0, batch).
-inline Noise noise_of(std::uintptr_t rng_state, bool per_sample, const py::object& rows, const py::object& given, const Shape& shape) {
-  Noise noise{view_of(given, shape), reinterpret_cast<const std::int64_t*>(rng_state), per_sample, 0, shape.rows};
-  if (!rows.is_none()) {
-    const py::tuple pair = rows.cast<py::tuple>();
-    noise.row_offset = pair[0].cast<std::int64_t>();
-    noise.rows_per_draw = pair[1].cast<std::int64_t>();
-  }
-  return noise;
+// words: of one state, 2 or 4; 0 for a state per sample.
+inline Noise noise_of(std::uintptr_t rng_state, int words, const py::object& given, const Shape& shape) {
+  return {view_of(given, shape), reinterpret_cast<const std::int64_t*>(rng_state), words == 0, words == 4, shape.rows};
 }
 
 inline Clamp clamp_of(const py::object& bounds) {
@@ -153,11 +147,11 @@ Args latent_of(const Shape& shape, std::int64_t draws, const py::object& mu, con
 
 template <class Engine>
 void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& mu, const py::object& logvar,
-                    const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, bool state_per_sample,
-                    const py::object& rows, const py::object& given, const py::object& bounds, const py::object& form,
+                    const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, int state_words,
+                    const py::object& given, const py::object& bounds, const py::object& form,
                     const py::object& shift, const py::object& scale, const py::object& z, const py::object& kl) {
   const Shape shape(sizes);
-  const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
+  const Noise noise = noise_of(rng_state, state_words, given, shape);
   auto a = latent_of<LatentForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds, form, scale);
   a.shift = view_of(shift, shape);
   a.z = view_of(z, shape);
@@ -168,11 +162,11 @@ void latent_forward(const py::object& where, const py::tuple& sizes, std::int64_
 template <class Engine>
 void latent_backward(const py::object& where, const py::tuple& sizes, std::int64_t draws, const py::object& grad_z, const py::object& grad_kl,
                      const py::object& mu, const py::object& logvar, const py::object& prior_mu, const py::object& prior_logvar,
-                     std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& given,
+                     std::uintptr_t rng_state, int state_words, const py::object& given,
                      const py::object& bounds, const py::object& form, const py::object& scale, const py::object& grad_mu, const py::object& grad_logvar,
                      const py::object& grad_prior_mu, const py::object& grad_prior_logvar) {
   const Shape shape(sizes);
-  const Noise noise = noise_of(rng_state, state_per_sample, rows, given, shape);
+  const Noise noise = noise_of(rng_state, state_words, given, shape);
   auto a = latent_of<LatentBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds, form, scale);
   a.grad_z = view_of(grad_z, shape);
   a.grad_kl = loss_of<Upstream>(grad_kl, shape);
@@ -184,11 +178,11 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
 }
 
 template <class Engine>
-void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, bool state_per_sample,
-                const py::object& rows, const py::object& eps) {
+void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, int state_words,
+                const py::object& eps) {
   const Shape shape(sizes);
   auto a = of_shape<NoiseFill>(shape);
-  a.noise = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
+  a.noise = noise_of(rng_state, state_words, py::none(), shape);
   a.draws = draws;
   a.eps = view_of(eps, shape);
   Engine(where).run(a);
@@ -211,7 +205,7 @@ inline void check_parameters(int likelihood, const py::tuple& parameters) {
 // draws: their number, None where no parameter has any.
 template <class Engine>
 void likelihood_forward(const py::object& where, const py::tuple& sizes, const py::object& draws, int likelihood, const py::tuple& parameters, const py::object& target,
-                        const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows, const py::object& nll) {
+                        const py::object& mask, std::uintptr_t rng_state, int state_words, const py::object& nll) {
   check_parameters(likelihood, parameters);
   const Shape shape(sizes);
   auto a = of_shape<LikelihoodForward>(shape);
@@ -220,14 +214,14 @@ void likelihood_forward(const py::object& where, const py::tuple& sizes, const p
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
-  a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
+  a.binarization = noise_of(rng_state, state_words, py::none(), shape);
   a.nll = loss_of<Loss>(nll, shape, !draws.is_none());
   Engine(where).run(a);
 }
 
 template <class Engine>
 void likelihood_backward(const py::object& where, const py::tuple& sizes, const py::object& draws, int likelihood, const py::tuple& parameters, const py::object& target,
-                         const py::object& mask, std::uintptr_t rng_state, bool state_per_sample, const py::object& rows,
+                         const py::object& mask, std::uintptr_t rng_state, int state_words,
                          const py::object& grad_nll, const py::tuple& gradients) {
   check_parameters(likelihood, parameters);
   if (gradients.size() != parameters.size()) throw std::invalid_argument("likelihood: expected a gradient, or None, for each parameter");
@@ -241,7 +235,7 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, const 
   }
   a.target = view_of(target, shape);
   a.mask = view_of(mask, shape);
-  a.binarization = noise_of(rng_state, state_per_sample, rows, py::none(), shape);
+  a.binarization = noise_of(rng_state, state_words, py::none(), shape);
   a.grad_nll = loss_of<Upstream>(grad_nll, shape, !draws.is_none());
   Engine(where).run(a);
 }

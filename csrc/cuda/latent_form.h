@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, kFormResident)
 latent_form_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {
   Place at = place(grid);
   const bool wants_kl = a.kl && at.draw_part == 0;
-  RngState state = shared_state_of(a.noise);
+  NoiseState state = shared_state_of(a.noise);
   for (int step = 0; step < grid.row_steps; ++step, at.row += grid.rows_at_once()) {
     double kl = 0;
     if (const std::int64_t row = at.row; row < at.row_end) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kFormResident)
 latent_form_backward(const __grid_constant__ LatentBackward a, const __grid_constant__ Grid grid) {
   const bool has_grad_z = static_cast<bool>(a.grad_z), has_grad_kl = static_cast<bool>(a.grad_kl);
   const Place at = place(grid);
-  RngState state = shared_state_of(a.noise);
+  NoiseState state = shared_state_of(a.noise);
   double mu_sums[A::size] = {}, raw_sums[A::size] = {};
   for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
     if (a.noise.state_per_sample) state = state_of(a.noise, row);

@@ -8,7 +8,7 @@ template <class A>
 __global__ void __launch_bounds__(kThreads, 3) noise_fill(const __grid_constant__ NoiseFill a, const __grid_constant__ Grid grid) {
   const Place at = place(grid);
   const std::int64_t first = at.draw_part * grid.draws_per_part, end = smaller(first + grid.draws_per_part, a.draws);
-  RngState state = shared_state_of(a.noise);
+  NoiseState state = shared_state_of(a.noise);
   for (std::int64_t row = at.row; row < at.row_end; row += grid.rows_at_once()) {
     if (!A::plain && a.noise.state_per_sample) state = state_of(a.noise, row);
     const auto in_eps = start_of<A>(a.eps, row);

@@ -13,22 +13,28 @@ namespace vae_fast {
 // Drawn, from one state: the schedule of Philox's keys stays in registers.
 inline bool is_plain(const Noise& noise) { return !noise.given && !noise.state_per_sample; }
 
+// In registers: the kernels' stores would have it read again.
+struct NoiseState : RngState { std::uint32_t first_row, rows; };
+
 // Read in the kernel: a CUDA-graph replay sees the state of that moment.
-VAE_FAST_DEVICE RngState state_of(const Noise& noise, std::int64_t row) {
+VAE_FAST_DEVICE NoiseState state_of(const Noise& noise, std::int64_t row) {
   if (!noise.rng_state) return {};
   const std::int64_t* state = noise.rng_state + (noise.state_per_sample ? 2 * row : 0);
-  return RngState::from(state[0], state[1]);
+  NoiseState read = {RngState::from(state[0], state[1]), 0, static_cast<std::uint32_t>(noise.rows)};
+  if (noise.has_rows) read.first_row = static_cast<std::uint32_t>(state[2]), read.rows = static_cast<std::uint32_t>(state[3]);
+  return read;
 }
 // That of all rows, or nothing where each has its own.
-VAE_FAST_DEVICE RngState shared_state_of(const Noise& noise) { return noise.state_per_sample ? RngState{} : state_of(noise, 0); }
+VAE_FAST_DEVICE NoiseState shared_state_of(const Noise& noise) { return noise.state_per_sample ? NoiseState{} : state_of(noise, 0); }
 
-VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, std::int64_t draw, std::int64_t row) {
-  return static_cast<std::uint32_t>(noise.state_per_sample ? draw : draw * noise.rows_per_draw + noise.row_offset + row);
+VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, const NoiseState& state, std::int64_t draw, std::int64_t row) {
+  const std::uint32_t k = static_cast<std::uint32_t>(draw);
+  return noise.state_per_sample ? k : k * state.rows + state.first_row + static_cast<std::uint32_t>(row);
 }
 
 // The normals of one draw of a chunk: from the caller's own noise, or made here, four a Philox call.
 template <class A>
-VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int64_t draw, std::int64_t row, std::int64_t column,
+VAE_FAST_DEVICE void normals(const Noise& noise, const NoiseState& state, std::int64_t draw, std::int64_t row, std::int64_t column,
                              int count, float (&eps)[A::size]) {
   if constexpr (!A::plain) {
     if (noise.given) {
@@ -36,7 +42,7 @@ VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int
       return;
     }
   }
-  const std::uint32_t counter_row = counter_row_of(noise, draw, row);
+  const std::uint32_t counter_row = counter_row_of(noise, state, draw, row);
   const std::uint32_t group = static_cast<std::uint32_t>(column >> 2);
 #pragma unroll
   for (int g = 0; g < A::size / 4; ++g) {
@@ -49,8 +55,9 @@ VAE_FAST_DEVICE void normals(const Noise& noise, const RngState& state, std::int
 // 1 with probability x, else 0, for each element of a chunk: the same in every pass that asks.
 template <class A>
 VAE_FAST_DEVICE void binarize(const Noise& noise, std::int64_t row, std::int64_t column, float (&x)[A::size]) {
-  const RngState state = state_of(noise, row).for_target();
-  const std::uint32_t counter_row = counter_row_of(noise, 0, row);
+  const NoiseState given = state_of(noise, row);
+  const RngState state = given.for_target();
+  const std::uint32_t counter_row = counter_row_of(noise, given, 0, row);
 #pragma unroll
   for (int g = 0; g < A::size / 4; ++g) {
     const Words w = state.words(static_cast<std::uint32_t>(column >> 2) + g, counter_row);

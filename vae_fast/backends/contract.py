@@ -38,23 +38,12 @@ class Parametrization(NamedTuple):
         return self.epsilon == 0 and self.name in ("logvar", "logstd")
 
 
-class Rows(NamedTuple):
-    """Where the samples of a batch lie in the noise: sample b of draw k has row k * per_draw + offset + b.
-
-    A part of a larger batch takes its own part of that batch's noise: `offset` is where the part begins, `per_draw` the
-    size of the larger batch. A row is a 32-bit counter (`checks.check_counters`).
-    """
-
-    offset: int
-    per_draw: int
-
-
 class Kernels(Protocol):
     """Shapes: mu (batch, ...), draws (num_samples, batch, ...) or (batch, ...), kl and nll (batch,).
 
     form: None is Parametrization(). shift and scale have mu's shape, by strides of 0 where they broadcast.
 
-    rows: None is a batch of its own, Rows(0, batch). With one rng_state per sample the row is k, whatever `rows` says.
+    rng_state: int64 (2,), (4,) or (batch, 2), read on the device: see `reference.rng`.
     """
 
     def latent_forward(
@@ -68,7 +57,6 @@ class Kernels(Protocol):
         *,
         z: Tensor | None,
         kl: Tensor | None,
-        rows: Rows | None = None,
         form: Parametrization | None = None,
         shift: Tensor | None = None,
         scale: Tensor | None = None,
@@ -89,12 +77,11 @@ class Kernels(Protocol):
         grad_mu: Tensor | None,
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
-        rows: Rows | None = None,
         form: Parametrization | None = None,
         scale: Tensor | None = None,
     ) -> None: ...
 
-    def noise_fill(self, eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
+    def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
         """eps (num_samples, batch, ...)"""
 
     def likelihood_forward(
@@ -106,7 +93,6 @@ class Kernels(Protocol):
         rng_state: Tensor | None,
         *,
         nll: Tensor,
-        rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
         """params, target and mask of one shape, by strides of 0 where they broadcast. With rng_state the target is
@@ -123,7 +109,6 @@ class Kernels(Protocol):
         grad_nll: Tensor,
         *,
         grads: tuple[Tensor | None, ...],
-        rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
         """With draws, grad_nll has them; the gradient of a parameter without is summed over them, too, in float32."""

@@ -63,7 +63,7 @@ def _user_error(error: Exception, command: str) -> str | None:
     """The line for an error that is the user's to mend; None for one that is ours."""
     import typer
 
-    from ..training.errors import TrainingError, is_out_of_memory
+    from ..training.errors import TrainingError, is_lost_process, is_out_of_memory
 
     if isinstance(error, TrainingError):
         return str(error)
@@ -72,6 +72,8 @@ def _user_error(error: Exception, command: str) -> str | None:
     if hasattr(error, "format_message"):  # a usage error, which typer keeps under changing names
         known = getattr(getattr(error, "ctx", None), "command_path", "vae-fast")
         return f"{error.format_message()} ({known} --help)"
+    if is_lost_process(error):
+        return "another process of this run has ended"
     if is_out_of_memory(error):
         return "out of memory" + (f": a smaller {_SMALLER[command]} may help" if command in _SMALLER else "")
     return None

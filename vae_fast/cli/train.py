@@ -24,7 +24,7 @@ from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
 from ..training import checkpoint, data, pictures, speedup
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.config import Recipe
-from ..training.errors import TrainingError
+from ..training.errors import TrainingError, is_lost_process
 from ..training.loop import Trainer, make_accelerator
 from ..training.malloc import set_up_process
 from . import runs
@@ -85,6 +85,12 @@ def run_training(
                 raise TrainingError(_interrupted(folder, before, recipe)) from None
             except TrainingError as error:
                 raise TrainingError(f"{error}; {_on_disk(folder, before)}") from None
+            except RuntimeError as error:
+                if not is_lost_process(error):
+                    raise
+                raise TrainingError(
+                    f"another process of this run has ended; {_way_on(folder, before, recipe)}"
+                ) from None
             finally:
                 progress.stop()
             if trainer.is_main:
@@ -178,11 +184,16 @@ def _warn_of_launcher(accelerator: Accelerator) -> None:
 
 
 def _interrupted(folder: Path, before: int | None, recipe: Recipe) -> str:
+    if _saved_epoch(folder, before) is None:
+        return f"interrupted before the first checkpoint; {_on_disk(folder, before)}"
+    return f"interrupted; {_way_on(folder, before, recipe)}"
+
+
+def _way_on(folder: Path, before: int | None, recipe: Recipe) -> str:
     epoch = _saved_epoch(folder, before)
     if epoch is None:
-        return f"interrupted before the first checkpoint; {_on_disk(folder, before)}"
-    way = f"--resume --out {shlex.quote(str(folder))}"
-    return f"interrupted; {way} resumes from epoch {epoch} of {recipe.epochs}"
+        return _on_disk(folder, before)
+    return f"--resume --out {shlex.quote(str(folder))} resumes from epoch {epoch} of {recipe.epochs}"
 
 
 def _on_disk(folder: Path, before: int | None) -> str:

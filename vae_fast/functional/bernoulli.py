@@ -55,8 +55,9 @@ def bernoulli_nll(
         reduction: "sample" gives a loss for each sample, "none" one for each element, in target's shape.
         generator: where the bits come from, on logits' device; by default torch's own generator of that device. A
             list has one for each sample.
-        rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the bits. The same
-            rng_state may serve the latent. At most one of rng_state and generator, and only with binarize.
+        rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the bits. Shape (4,)
+            as in `reparameterize_kl`. The same rng_state may serve the latent. At most one of rng_state and generator,
+            and only with binarize.
 
     Returns:
         nll: (batch,), or as `reduction` says, after draws if there are any, in nats; float32 (float64 if an input is).

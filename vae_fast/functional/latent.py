@@ -72,7 +72,8 @@ def reparameterize_kl(
             numbers than eager from the same seed: pass rng_state for the same noise in both. A CUDA graph that is
             captured with a generator of your own needs torch's graph.register_generator_state(generator) first.)
         rng_state: int64 (seed, offset) of shape (2,), or (batch, 2) for one per sample: reproduces the noise exactly
-            (`vae_fast.noise`).
+            (`vae_fast.noise`). (seed, offset, first_row, rows) of shape (4,): this batch's part of the noise of a batch
+            of `rows` samples, from sample first_row on.
         noise: a constant to take for eps, in z's shape. At most one of noise, rng_state and generator.
         parametrization: "logvar", "logstd", "softplus" or "std"; outside of its domain ("std" below 0) KL is NaN.
         epsilon: what is added as the table says, at least 0.

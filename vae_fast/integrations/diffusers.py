@@ -119,7 +119,7 @@ def _own_noise(like: Tensor, generator: Generators) -> dict[str, Any]:
         device = generator[0].device
     if device.type not in (like.device.type, "cpu"):
         raise ValueError(f"Cannot generate a {like.device} tensor from a generator of type {device.type}.")
-    return {"rng_state": draw_rng_state(device, generator).to(like.device)}
+    return {"rng_state": draw_rng_state(device, generator, like.shape[0]).to(like.device)}
 
 
 def _torch_noise(like: Tensor, generator: Generators) -> dict[str, Any]:

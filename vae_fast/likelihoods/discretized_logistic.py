@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import Value, linear_nll
-from .numerics import read, times_exp, total
+from .numerics import held_between, read, times_exp, total
 from .spec import Parameter, Spec
 
 LEAST_LOG_SCALE = -7.0  # of a discretized logistic, as in PixelCNN++
@@ -37,7 +37,7 @@ def discretized_logistic(t: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     The mass is sigmoid(b) sigmoid(-a) (1 - exp(-w)), w = b - a, exact however small. The outer levels take all of their
     tail.
     """
-    s = log_scale.clamp(min=LEAST_LOG_SCALE)
+    s = held_between(log_scale, LEAST_LOG_SCALE)
     b, a, first, last = edges(t, mean, s)
     low, high = -F.logsigmoid(b), -F.logsigmoid(-a)
     w, is_narrow = 2 / 255 * torch.exp(-s), (s > NARROW_LOG_SCALE) & s.isfinite()

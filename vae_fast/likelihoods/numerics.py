@@ -30,6 +30,12 @@ def per_sample(x: Tensor, ndim: int) -> Tensor:
     return x.sum(dim=tuple(range(1 - ndim, 0))) if ndim > 1 else x
 
 
+def held_between(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """torch.clamp with a gradient of 1 at the bounds. So was torch's own up to 2.13; that of 2.14 is 0 there."""
+    held = x.detach().clamp(low, high)
+    return torch.where((held == x) | x.isnan(), x, held)
+
+
 def times_exp(d: Tensor, x: Tensor) -> Tensor:
     """d exp(x), wherever it fits though exp(x) may not: in factors. 0 for d = 0, but NaN where x is infinite too."""
     limit = 0.98 * math.log(torch.finfo(x.dtype).max)

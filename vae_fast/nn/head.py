@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..ops._common import is_dtensor
 from .inputs import float_dtype
+from .sharding import class_of, is_stood_in_for, why_not_by_outputs
 
 
 def find_head(decoder: nn.Module, flat: bool = False) -> int | str:
     """The place in the nn.Sequential `decoder` of the nn.Linear that it ends in, an nn.Unflatten of dim 1 after it or
     not (`flat`: one that changes nothing). Or why there is none: also if something would not be done if the layer were
-    not called, such as a hook or a parametrization.
+    not called, such as a hook. A parametrized layer is one: its weight is computed where it is asked for.
     """
-    if not isinstance(decoder, nn.Sequential) or type(decoder).forward is not nn.Sequential.forward:
+    if not isinstance(decoder, nn.Sequential) or class_of(decoder).forward is not nn.Sequential.forward:
         return f"the decoder is {_type(decoder)}, not an nn.Sequential with its forward"
     layers: list[Any] = list(decoder)
     unflatten = layers.pop() if len(layers) > 1 and isinstance(layers[-1], nn.Unflatten) else None
@@ -25,16 +27,27 @@ def find_head(decoder: nn.Module, flat: bool = False) -> int | str:
         return f"the decoder ends in an nn.Unflatten of dim {unflatten.dim}, not 1"
     if unflatten is not None and flat and len(unflatten.unflattened_size) > 1:
         return "the last layer makes several softmaxes for each sample"
-    if not layers or type(layers[-1]) is not nn.Linear:
+    if not layers or class_of(layers[-1]) is not nn.Linear:
         last = _type(layers[-1]) if layers else "missing"
         return f"the last layer is {last}, not a plain nn.Linear"
-    for module in (decoder, layers[-1], unflatten):
-        if module is not None and (watch := _watch(module)):
+    linear = layers[-1]
+    for module in (decoder, linear, unflatten):
+        if module is not None and (watch := _watch(module, is_head=module is linear)):
             return f"{_type(module)} has {watch}"
-    weight = layers[-1].weight
-    if type(weight) not in (nn.Parameter, Tensor) and is_traceable_wrapper_subclass(weight):
+    if (reason := why_not_by_outputs(linear)) is not None:
+        return f"the last layer's weight is {reason}"
+    weight = linear._parameters.get("weight")  # not of a parametrized layer, which would compute it
+    if weight is not None and is_traceable_wrapper_subclass(weight) and not is_dtensor(weight):
         return f"the last layer's weight is {_type(weight)}, not a plain tensor"
     return len(layers) - 1
+
+
+def ends_in_linear(decoder: nn.Module) -> bool:
+    """Whether the last layer is a linear one of any kind: torch's, a quantized one, one with an adapter."""
+    layers = list(decoder) if isinstance(decoder, nn.Sequential) else []
+    if layers and isinstance(layers[-1], nn.Unflatten):
+        layers.pop()
+    return bool(layers) and hasattr(layers[-1], "out_features")
 
 
 def run(layers: Iterable[nn.Module], z: Tensor) -> Tensor:
@@ -73,13 +86,14 @@ def _type(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"  # not every Linear is torch's
 
 
-def _watch(module: nn.Module) -> str | None:
+def _watch(module: nn.Module, is_head: bool) -> str | None:
     """What only a call of the module would do beside its class's forward."""
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    if any(not is_stood_in_for(hook, is_head) for found in hooks for hook in found.values()):
         return "a hook"
     return "a forward of its own" if "forward" in module.__dict__ else None  # accelerate's hooks are such

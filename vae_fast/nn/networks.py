@@ -6,14 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ..checks import check_int, check_sizes
 
 
+class InPlaceReLU(nn.ReLU):
+    """In place where that can be: the layers before it do not need their output for the backward pass. Of a tensor-
+    parallel layer the output is a view of a DTensor's part, which autograd lets nobody write to."""
+
+    def __init__(self) -> None:
+        super().__init__(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=not is_compiling() and not x._is_view())
+
+
 def relu() -> nn.Module:
-    """In place: the layers before it do not need their output for the backward pass."""
-    return nn.ReLU(inplace=True)
+    return InPlaceReLU()
 
 
 def _mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:

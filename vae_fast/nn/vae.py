@@ -12,15 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..checks import bool_of, check_bool, check_clamp, check_int, check_num_samples, check_sizes
+from ..checks import (
+    bool_of,
+    check_bool,
+    check_clamp,
+    check_int,
+    check_num_samples,
+    check_sizes,
+    fresh_rng_state,
+)
 from ..output import VAEOutput
-from ..rng import draw_rng_state
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
-from .head import find_head, run, try_out
+from .head import ends_in_linear, find_head, run, try_out
 from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
+from .sharding import gather_around, is_fsdp, run_as_forward, run_head
 
 # fused_head="auto" fuses a layer that makes as many numbers for a batch: 16 MB of float32, which is one chunk of the
 # fused op. Measured on a CPU with four likelihoods and hidden 128: as fast there, 1.1 to 1.7 times as fast with five
@@ -44,8 +52,9 @@ class VAE(nn.Module):
         fused_head: whether a last nn.Linear of the decoder (an nn.Sequential, an nn.Unflatten after it or not) is
             computed together with the likelihood, some rows at a time, so that its outputs never exist as a whole.
             "auto" does so where it saves time or much memory; the results are the same to rounding. True raises where
-            the decoder or the likelihood does not allow it; layers with hooks or parametrizations never are. Where one
-            comes later (LoRA, FSDP), True warns once, and `fused_head_reason` says why.
+            the decoder or the likelihood does not allow it. A layer that does more than nn.Linear when it is called
+            (a hook, LoRA, a quantized one) is called, and likelihood and layer are computed apart: a warning, once,
+            and `fused_head_reason` say why. Parametrizations, FSDP and tensor parallelism by outputs stay fused.
         validate: whether the first training batch is looked at: its dtype, and that its values are of the likelihood
             (no 0..255 under a Bernoulli, no negative counts). This waits for the device once; later batches are not
             looked at, nor is anything under torch.compile or export, or in eval mode. Set `model.validate = True` to
@@ -64,6 +73,11 @@ class VAE(nn.Module):
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes", 2014.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if is_fsdp(cls):  # `generate` and `reconstruct` go through these
+            gather_around(cls, ("encode", "decode", "elbo"))
 
     def __init__(
         self,
@@ -183,7 +197,7 @@ class VAE(nn.Module):
             self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
-                rng_state, generator = draw_rng_state(x.device, generator), None
+                rng_state, generator = fresh_rng_state("x", x, draws, generator), None
             x = self.likelihood.observe(x, rng_state)
         z, kl = self._draw(x, draws, generator, rng_state)
         nll = self._nll(z, x, draws)
@@ -240,22 +254,24 @@ class VAE(nn.Module):
     def _nll(self, z: Tensor, x: Tensor, draws: int | None) -> Tensor:
         rows = z if draws is None else z.flatten(0, 1)
         place = self._fused_place(x)
-        if place is None:
-            tensors = self._params(self.decoder(rows), x)
-            nll = partial(self._nll_of_params, x)
-        else:
-            layers = list(self.decoder)  # type: ignore[call-overload]
-            tensors = (run(layers[:place], rows),)
-            nll = partial(self._nll_of_hidden, x, layers[place])
+        if place is not None:
+            nll_of_rows = partial(self._nll_of_rows, place, x, draws)
+            nll = run_as_forward(self.decoder, nll_of_rows, rows)
+            return nll if draws is None else nll.mean(0)
+        params = self._params(self.decoder(rows), x)
         if draws is None:
-            return nll(*tensors)
-        return nll(*(t.unflatten(0, (draws, x.shape[0])) for t in tensors)).mean(0)
+            return self.likelihood.nll(params, x)
+        return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x).mean(0)
 
-    def _nll_of_params(self, x: Tensor, *params: Tensor) -> Tensor:
-        return self.likelihood.nll(params, x)
-
-    def _nll_of_hidden(self, x: Tensor, linear: nn.Linear, hidden: Tensor) -> Tensor:
-        return self.likelihood.linear_nll(hidden, linear.weight, linear.bias, x)
+    def _nll_of_rows(self, place: int, x: Tensor, draws: int | None, rows: Tensor) -> Tensor:
+        """By the fused head."""
+        layers: list[Any] = list(self.decoder)  # type: ignore[call-overload]
+        hidden, linear = run(layers[:place], rows), layers[place]
+        if draws is not None:
+            hidden = hidden.unflatten(0, (draws, x.shape[0]))
+        return run_head(
+            linear, lambda h: self.likelihood.linear_nll(h, linear.weight, linear.bias, x), hidden
+        )
 
     def _params(self, output: Any, x: Tensor | None = None) -> Params:
         params = self.likelihood.split(output)
@@ -300,7 +316,7 @@ class VAE(nn.Module):
             if isinstance(reason := self._head(), str):
                 raise ValueError(
                     "expected decoder to be an nn.Sequential for fused_head=True, with an nn.Linear at its end, "
-                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks or parametrizations, "
+                    "an nn.Unflatten of dim 1 after it or not (not for softmaxes), without hooks, "
                     f"but {reason}"
                 )
 
@@ -318,20 +334,30 @@ class VAE(nn.Module):
         """Where in the decoder the layer is that is computed with the likelihood; None if none is."""
         if self.fused_head is False:
             return None
-        head: int | str = "x has another shape than the layer's output"
-        if x.shape[1:] == self.data_shape:
-            head = self._head()
-        if isinstance(head, str):
-            if self.fused_head is True and not torch.compiler.is_compiling() and "unfused" in self._once:
-                self._once.discard("unfused")
-                warn(f"fused_head is True, but likelihood and last layer are computed apart: {head}")
-            return None
+        fits = x.shape[1:] == self.data_shape
+        head = self._head() if fits else "x has another shape than the layer's output"
         if self.fused_head is True:
-            return head
-        is_large = x.shape[0] * self._outputs >= FUSED_NUMBERS
+            if isinstance(head, str):
+                self._warn_unfused(
+                    f"fused_head is True, but likelihood and last layer are computed apart: {head}"
+                )
+            return head if isinstance(head, int) else None
+        is_large = fits and x.shape[0] * self._outputs >= FUSED_NUMBERS
         if torch.compiler.is_compiling():
             from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes sympy along
 
             # A batch of any size: the plain decoder, instead of a graph for one side of the bound alone.
             is_large = statically_known_true(is_large)
-        return head if is_large else None
+        if isinstance(head, int):
+            return head if is_large else None
+        if is_large and self.likelihood.has_linear_nll and ends_in_linear(self.decoder):
+            self._warn_unfused(
+                f"likelihood and last layer are computed apart, which takes more time and memory: {head}; "
+                "fused_head=False leaves out this warning"
+            )
+        return None
+
+    def _warn_unfused(self, message: str) -> None:
+        if not torch.compiler.is_compiling() and "unfused" in self._once:
+            self._once.discard("unfused")
+            warn(message)

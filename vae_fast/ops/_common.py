@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 from .. import backends
 from ..backends.contract import FakeBackend
+from ..tracing import in_onnx_export
 
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _get_tracing_state = torch._C._get_tracing_state
@@ -27,7 +29,7 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
     """The backend to call now, `reference` for its differentiable expression, or None for the library op.
 
     Kernels take plain tensors, outside of tracing. torch.compile, torch.jit.trace, fake, meta and subclass tensors and
-    dispatch modes understand the library op; functorch's transforms and forward-mode AD only the expression.
+    dispatch modes understand the library op; functorch's transforms, forward-mode AD and ONNX only the expression.
     """
     traced = is_compiling()
     if not traced:
@@ -48,11 +50,18 @@ def dispatch(op: str, first: Tensor, *others: Tensor | None) -> Any:
                 double = True
     if first.is_meta:
         return None
-    if double:
-        return backends.reference
     if not traced:
-        return backends.serving(op, device_type(first))
-    return backends.reference if backends.choose(first.device.type) == "reference" else None
+        return backends.reference if double else backends.serving(op, device_type(first))
+    if any(map(is_dtensor, (first, *others))):
+        return None
+    is_reference = double or in_onnx_export() or backends.choose(first.device.type) == "reference"
+    return backends.reference if is_reference else None
+
+
+def is_dtensor(value: Any) -> bool:
+    """Without an import of torch.distributed.tensor: where the program has none, there are none."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def is_plain() -> bool:

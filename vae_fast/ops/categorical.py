@@ -16,6 +16,7 @@ from torch import Tensor
 from ..backends import reference
 from ..likelihoods.categorical import IGNORED
 from . import _common
+from .dtensor import batch_dim, run
 from .op import Args, Gradients, Op
 
 
@@ -39,6 +40,10 @@ def categorical(
 
 def _of_draws(draws: int, logits: Tensor, target: Tensor, mask: Tensor | None, per_element: bool) -> Tensor:
     """The draws as the op's batch, and all positions of all samples as its positions: the target has stride 0."""
+    if any(map(_common.is_dtensor, (logits, target, mask))):
+        dims = (None, 1, 0, batch_dim(mask, target, logits.ndim - 2), None)
+        nll: Tensor = run(_of_draws, (draws, logits, target, mask, per_element), dims, (1,))
+        return nll
     shape, classes = logits.shape[1:-1], logits.shape[-1]
     positions = math.prod(shape)
     if mask is not None:
@@ -115,4 +120,8 @@ CATEGORICAL = Op(
     categorical_forward,
     categorical_backward,
     differentiable=("logits",),
+    batch_dims=lambda logits, target, mask, per_element: (
+        (0, 0, batch_dim(mask, logits, logits.ndim - 1), None),
+        (0,),
+    ),
 )

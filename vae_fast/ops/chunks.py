@@ -14,6 +14,7 @@ from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS
 from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
+from .softmax_share import categorical_share, reduce_over, softmax
 
 CHUNK_BYTES = 32 << 20  # of layer outputs on a CPU: small enough for cache, large enough for the products
 
@@ -34,7 +35,8 @@ class Inputs(NamedTuple):
     """The op's arguments, in the order of its schema.
 
     hidden (batch, ..., H), perhaps after draws, and weight (heads * features, H); `dtype` is that of the matrix
-    products; `forward_grads` says of `grad_inputs` which gradients forward takes; `fixed_params` holds the second
+    products; `forward_grads` says of `grad_inputs` which gradients forward takes; `group` names the processes that have
+    the other outputs of a softmax, `outputs` being the most that one of them has; `fixed_params` holds the second
     parameter where the layer does not make it.
     """
 
@@ -48,6 +50,8 @@ class Inputs(NamedTuple):
     sample_weight: Tensor | None
     dtype: torch.dtype
     forward_grads: Sequence[bool]
+    group: str | None
+    outputs: int
     fixed_params: Sequence[Tensor]
 
     @classmethod
@@ -160,7 +164,7 @@ class _Layer:
         needs_grad = any(g is not None for g in grads)
         draws = inputs.draws
         samples = size if draws is None else math.prod(inputs.hidden.shape[1:-1])
-        self.plan = list(cut(samples, draws, _most_rows(self.weight, wide, needs_grad)))
+        self.plan = list(cut(samples, draws, _most_rows(self.weight, wide, needs_grad, inputs.outputs)))
         self.most_rows = max((chunk.own.stop for chunk in self.plan), default=0)
         self.is_whole = len(self.plan) <= 1
         self.buffer = _common.empty(backend, (self.most_rows, outputs), dtype, device)
@@ -243,7 +247,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             param = outputs[..., at]
             if i == 0 and share_buffer is not None and library is not None:
                 share = chunk.by_draw(share_buffer[chunk.own])
-                torch.softmax(param, -1, out=share)
+                softmax(param, share, inputs.group)
                 torch.mul(share, library[chunk.samples, None], out=param)
             else:
                 (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
@@ -280,7 +284,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             if mask is not None:  # 0 times a parameter that overflowed
                 grad_outputs[..., at].masked_fill_(~mask.reshape(size, features), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
-            total = grad_outputs[..., :features].sum(-1, keepdim=True)
+            total = reduce_over(grad_outputs[..., :features].sum(-1, keepdim=True), "SUM", inputs.group)
             grad_outputs[..., :features].addcmul_(share, total, value=-1)
 
 
@@ -315,7 +319,10 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             kept_out = None if kept_out is None else kept_out.view(-1)
         logits = outputs.view(*shape, -1)
         part, lse, total = part.view(shape), lse.view(shape), total.view(shape)
-        layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
+        if inputs.group is None:
+            layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
+        else:
+            x = categorical_share(layer.backend, logits, x, part, lse, total, inputs.group)
         if nll is not None and kept_out is not None:
             part.masked_fill_(kept_out, 0)
         if grad_outputs is not None and grad_nll is not None:
@@ -346,9 +353,10 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
         torch.addmm(total, a.float(), b.float(), beta=beta, out=total)
 
 
-def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool) -> int:
-    """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`."""
-    outputs, dtype = weight.shape[0], weight.dtype
+def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool, outputs: int = 0) -> int:
+    """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`. Processes
+    that share them, `outputs` at most, have the same chunks."""
+    outputs, dtype = max(weight.shape[0], outputs), weight.dtype
     if _common.on_cpu(weight):
         return max(1, CHUNK_BYTES // (outputs * dtype.itemsize))
     row_bytes = outputs * (dtype.itemsize + (wide.itemsize if wide is not dtype else 0)) * (1 + needs_grad)

@@ -21,6 +21,7 @@ from ..backends.contract import Parametrization
 from ..backends.reference import latent as reference_latent
 from ..checks import check_counters
 from . import _common
+from .dtensor import STATE, batch_dim
 from .noise import noise as draw
 from .op import Args, Gradients, Op
 
@@ -138,8 +139,12 @@ def _expression(
     z = kl = None
     if want_z:
         if noise is None:
-            assert rng_state is not None
-            noise = draw(mu.shape, rng_state, num_samples, _common.result_dtype(mu, logvar))
+            dtype = _common.result_dtype(mu, logvar)
+            if rng_state is None:  # ONNX draws by its own op
+                shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+                noise = torch.randn(shape, dtype=dtype, device=mu.device)
+            else:
+                noise = draw(mu.shape, rng_state, num_samples, dtype)
         z = reference_latent.sample(mu, logvar, noise, form, clamp, shift, scale)
     if want_kl:
         kl = reference_latent.divergence(mu, logvar, prior, form, clamp, "none" if per_element else "sample")
@@ -260,6 +265,13 @@ def _check(
         check_counters("mu", _split(mu, logvar, dim)[0].shape, num_samples)
 
 
+def _batch_dims(*args: Any) -> tuple[Sequence[int | None], Sequence[int]]:
+    mu, num_samples = args[0], args[8]
+    dims = [batch_dim(a, mu) if isinstance(a, Tensor) else None for a in args]
+    dims[5] = STATE
+    return dims, (int(num_samples is not None), 0)
+
+
 LATENT = Op(
     "latent(Tensor mu, Tensor? logvar, int dim, Tensor? prior_mu, Tensor? prior_logvar, Tensor? rng_state, "
     "Tensor? noise, float[]? clamp, SymInt? num_samples, bool want_z, bool want_kl, bool per_element, "
@@ -269,4 +281,5 @@ LATENT = Op(
     latent_backward,
     differentiable=("mu", "logvar", "prior_mu", "prior_logvar"),
     check=_check,
+    batch_dims=_batch_dims,
 )

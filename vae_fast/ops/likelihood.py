@@ -15,6 +15,7 @@ from ..backends import reference
 from ..checks import check_counters
 from ..likelihoods import LIKELIHOODS
 from . import _common
+from .dtensor import STATE, batch_dim
 from .noise import binarize
 from .op import Args, Gradients, Op
 
@@ -102,10 +103,19 @@ def _check(likelihood: str, target: Tensor, mask: Any, rng_state: Tensor | None,
         check_counters("target", target.shape, None)
 
 
+def _batch_dims(
+    likelihood: str, target: Tensor, mask: Tensor | None, rng_state: Any, per_element: bool, *params: Tensor
+) -> tuple[Sequence[int | None], Sequence[int]]:
+    has_draws = any(p.ndim > target.ndim for p in params)
+    dims = [batch_dim(p, target) for p in params]
+    return (None, 0, batch_dim(mask, target), STATE, None, *dims), (int(has_draws),)
+
+
 LIKELIHOOD = Op(
     "likelihood(str likelihood, Tensor target, Tensor? mask, Tensor? rng_state, bool per_element, Tensor[] params) "
     "-> Tensor",
     likelihood_forward,
     likelihood_backward,
     check=_check,
+    batch_dims=_batch_dims,
 )

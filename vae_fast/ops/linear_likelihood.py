@@ -13,6 +13,7 @@ float16 needs the loss scale that only backward knows.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS, linear_nll
-from . import _common
+from . import _common, dtensor_head
 from .chunks import Inputs, run_chunks
 from .op import Args, Gradients, Op
 
@@ -37,8 +38,14 @@ def linear_likelihood(
     library: Tensor | None = None,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    group: str | None = None,
+    outputs: int = 0,
 ) -> Tensor:
-    """The negative log-likelihood per sample. The arguments have been checked in `functional`."""
+    """The negative log-likelihood per sample. The arguments have been checked in `functional`.
+
+    group, outputs: of processes that have the layer's other outputs, as in `chunks.Inputs`. The loss is this process's
+    share then.
+    """
     grad_enabled = torch.is_grad_enabled()
     if sample_weight is not None and sample_weight.requires_grad and grad_enabled:
         nll = linear_likelihood(
@@ -47,7 +54,17 @@ def linear_likelihood(
         return nll * sample_weight
     tensors = (weight, bias, target, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
-    if backend is reference or (target.requires_grad and grad_enabled):
+    if backend is None and any(map(_common.is_dtensor, (hidden, *tensors))):
+        return dtensor_head.linear_likelihood(
+            linear_likelihood, likelihood, hidden, weight, bias, target, *fixed_params,
+            library=library, mask=mask, sample_weight=sample_weight,
+        )  # fmt: skip
+    if backend is reference and group is not None:
+        if _common.result_dtype(hidden, *tensors) is torch.float64:
+            raise TypeError(
+                f"expected dtypes of at most 32 bits for {likelihood}'s softmax over a sharded weight, but got float64"
+            )
+    elif backend is reference or (target.requires_grad and grad_enabled):
         return linear_nll(
             LIKELIHOODS[likelihood], hidden, weight, bias, target, *fixed_params,
             library=library, mask=mask, sample_weight=sample_weight,
@@ -55,13 +72,15 @@ def linear_likelihood(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     speculate = grad_enabled and _common.on_cpu(hidden) and dtype is not torch.float16
-    forward_grads = [
+    forward_grads: list[int] = [
         speculate and t is not None and t.requires_grad
         for t in (hidden, weight, bias, library, *fixed_params)
     ]
+    if backend is None:  # torch.jit.trace records no list of bools
+        forward_grads = [int(f) for f in forward_grads]
     fused: Tensor = LINEAR_LIKELIHOOD(
         backend, likelihood, hidden, weight, bias, target, library, mask, sample_weight, dtype, forward_grads,
-        *fixed_params,
+        group, outputs, *fixed_params,
     )  # fmt: skip
     return fused
 
@@ -119,13 +138,36 @@ def linear_likelihood_backward(
     ]
 
 
+def _product(hidden: Sequence[int], weight: Sequence[int]) -> int:
+    return 2 * math.prod(hidden) * weight[0]
+
+
+def _forward_flops(
+    likelihood: str, hidden: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any
+) -> int:
+    forward_grads = rest[6]
+    return _product(hidden, weight) * (1 + sum(map(bool, forward_grads[:2])))
+
+
+def _backward_flops(
+    needs: Sequence[bool], grad_nll: Any, likelihood: str, hidden: Sequence[int], weight: Sequence[int], *rest: Any,
+    out_shape: Any,
+) -> int:  # fmt: skip
+    """Where the loss is a sum or a mean over samples, else there are more."""
+    forward_grads, kept = rest[6], rest[-1]
+    left = [n and not (kept and taken) for n, taken in zip(needs, forward_grads, strict=True)]
+    return _product(hidden, weight) * (1 + sum(left[:2])) if any(left) else 0
+
+
 LINEAR_LIKELIHOOD = Op(
     "linear_likelihood(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? library, "
-    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, bool[] forward_grads, Tensor[] fixed_params) "
+    "Tensor? mask, Tensor? sample_weight, ScalarType dtype, int[] forward_grads, str? group, "
+    "SymInt outputs, Tensor[]? fixed_params) "
     "-> (Tensor nll, Tensor[] kept)",
     linear_likelihood_forward,
     linear_likelihood_backward,
     differentiable=("hidden", "weight", "bias", "library"),
     # What forward took becomes the gradients, as a weight is large.
     consume=functools.partial(linear_likelihood_backward, in_place=True),
+    flops=(_forward_flops, _backward_flops),
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from . import _common
+from .dtensor import batch_dim
 from .op import Args, Gradients, Op
 
 
@@ -112,4 +113,8 @@ MIXTURE = Op(
     mixture_forward,
     mixture_backward,
     differentiable=("params",),
+    batch_dims=lambda params, target, mask, *flags: (
+        (params.ndim - target.ndim, 0, batch_dim(mask, target), *(None for _ in flags)),
+        (params.ndim - target.ndim,),
+    ),
 )

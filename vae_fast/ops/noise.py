@@ -11,13 +11,16 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..checks import check_counters
+from ..tracing import in_onnx_export
 from . import _common
+from .dtensor import STATE
 from .op import Op
 
 
 def noise(shape: Sequence[int], rng_state: Tensor, num_samples: int | None, dtype: torch.dtype) -> Tensor:
     """Noise of shape (batch, ...) or (num_samples, batch, ...). The arguments have been checked in `rng.py`."""
-    backend = None if torch.compiler.is_compiling() else _common.dispatch("noise", rng_state)
+    is_traced = torch.compiler.is_compiling() and not in_onnx_export()
+    backend = None if is_traced else _common.dispatch("noise", rng_state)
     if backend is reference:
         return reference.noise(shape, rng_state, num_samples=num_samples, dtype=dtype)
     shape = (num_samples or 1, *shape)
@@ -46,7 +49,8 @@ NOISE = Op(
 def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     """The bits that kernels make as they read a target; plain PyTorch, as nothing in training waits for them."""
     x = x.detach()
-    if torch.compiler.is_compiling():  # a compiler would take a minute over Philox in plain PyTorch
+    # A compiler would take a minute over Philox in plain PyTorch.
+    if torch.compiler.is_compiling() or _common.is_dtensor(x):
         bits: Tensor = BINARIZE(None, x, rng_state)
         return bits
     return reference.binarize(x, rng_state)
@@ -64,4 +68,5 @@ BINARIZE = Op(
     "binarize(Tensor x, Tensor rng_state) -> Tensor",
     binarize_forward,
     check=lambda x, rng_state: check_counters("x", x.shape, None),
+    batch_dims=lambda x, rng_state: ((0, STATE), (0,)),
 )

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import backends
 from ..backends.contract import FakeBackend
-from ._common import are_real
+from ._common import are_real, is_dtensor
+from .dtensor import call as call_on_dtensors
 
 LIB = torch.library.Library("vae_fast", "DEF")
 DOUBLE_BACKWARD = (
@@ -24,6 +26,8 @@ DOUBLE_BACKWARD = (
 )
 Args = Sequence[Any]
 Gradients = Sequence[Tensor | None]
+Flops = Callable[..., int]
+FLOPS: dict[str, Flops] = {}  # of every library op, for flops.py
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -44,12 +48,17 @@ def forbid_double_backward(grads: Gradients, sources: Gradients) -> Gradients:
     return refusing
 
 
+def _no_flops(*args: Any, **kwargs: Any) -> int:
+    return 0
+
+
 class Op:
     """An op of the library `vae_fast`.
 
     Args:
-        schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, `forward` takes it flat, and
-            each of its tensors has a gradient. A list as the last result holds what forward keeps for backward.
+        schema: `name(arguments) -> (outputs)`. A list of tensors is the last argument, optional where it may be empty;
+            `forward` takes it flat, and each of its tensors has a gradient. A list as the last result holds what
+            forward keeps for backward.
         forward: (backend, *args) -> (outputs, kept). Allocates the results and has the backend fill them: a tensor or a
             tuple for the caller, with None for what is not wanted, and the tensors that backward needs besides.
         backward: (backend, needs, grads, args, kept) -> gradients of `differentiable`, None where `needs` is False.
@@ -58,6 +67,10 @@ class Op:
         check: (*args) raises for sizes that nobody looked at while the call was traced.
         consume: the same as `backward`, for eager calls: may overwrite what is kept. If backward runs once more,
             nothing is kept.
+        flops: of the library ops, forward and backward, by their arguments, with shapes for tensors. Only matrix
+            products count, as in PyTorch's own formulas: by default there are none.
+        batch_dims: (*args) -> (where the samples are in each argument, likewise of each output), as `dtensor.run` takes
+            them.
     """
 
     def __init__(
@@ -68,13 +81,16 @@ class Op:
         differentiable: Sequence[str] = (),
         check: Callable[..., None] | None = None,
         consume: Callable[..., Gradients] | None = None,
+        flops: tuple[Flops, Flops] = (_no_flops, _no_flops),
+        batch_dims: Callable[..., tuple[Sequence[int | None], Sequence[int]]] | None = None,
     ) -> None:
         self.forward, self.backward, self.check, self.consume = forward, backward, check, consume
+        self.batch_dims = batch_dims
         self.name = schema.partition("(")[0]
         parsed = torch._C.parse_schema(schema)
         types = [str(a.type) for a in parsed.arguments]
         names = [a.name for a in parsed.arguments]
-        self.has_list = types[-1] == "List[Tensor]"
+        self.has_list = types[-1] in ("List[Tensor]", "Optional[List[Tensor]]")
         self.has_kept = str(parsed.returns[-1].type) == "List[Tensor]"
         self.num_outputs = len(parsed.returns) - self.has_kept
         self.num_single = len(types) - self.has_list  # arguments before the list
@@ -84,11 +100,12 @@ class Op:
         saved = {argument: place for place, argument in enumerate((*tensors, *constants))}
         self.num_tensors, self.num_learning = len(tensors), len(learning)
         self.tensors, self.constants, self.learning = _items(tensors), _items(constants), _items(learning)
-        self.in_order = _items([saved[i] for i in range(self.num_single)])
+        self.places = [saved[i] for i in range(self.num_single)]
+        self.in_order = _items(self.places)
         # Of each argument of the library op, where its gradient is: None stands last.
         self.spread = _items([learning.index(i) if i in learning else -1 for i in range(self.num_single)])
         self.save, self.saved = self._make_save()
-        self._define(schema, self._forward_op)
+        self._define(schema, self._forward_op, flops[0])
         if backward is not None:
             # Without what torch's own `apply` does for torch.func, a tenth of a small forward pass: `dispatch` sends
             # real tensors only.
@@ -100,7 +117,7 @@ class Op:
             arguments = ", ".join(
                 [f"{self.name}_backward(bool[] needs", *outputs, arguments, "Tensor[] kept"]
             )
-            self._define(f"{arguments}) -> Tensor[]", self._backward_op)
+            self._define(f"{arguments}) -> Tensor[]", self._backward_op, flops[1])
             torch.library.register_autograd(
                 f"vae_fast::{self.name}", self._differentiate, setup_context=self._set_up, lib=LIB
             )
@@ -108,6 +125,8 @@ class Op:
     def __call__(self, backend: Any, *args: Any) -> Any:
         """The outputs. Without a backend, those of the library op."""
         if backend is None:
+            if any(map(is_dtensor, args)):
+                return call_on_dtensors(self, args)
             results = getattr(torch.ops.vae_fast, self.name)(*self.nested(args))
             if not self.has_kept:
                 return results
@@ -122,11 +141,11 @@ class Op:
         return self.forward(backend, *args)[0]
 
     def nested(self, args: Args) -> Args:
-        """The arguments as the schema has them, from flat ones."""
-        return (*args[: self.num_single], list(args[self.num_single :])) if self.has_list else args
+        """The arguments as the schema has them, from flat ones. AOTInductor loses a list that is empty: None."""
+        return (*args[: self.num_single], list(args[self.num_single :]) or None) if self.has_list else args
 
     def flat(self, args: Args) -> Args:
-        return (*args[:-1], *args[-1]) if self.has_list else args
+        return (*args[:-1], *(args[-1] or ())) if self.has_list else args
 
     def _make_save(
         self,
@@ -152,6 +171,15 @@ class Op:
             return (*in_order((*found[:count], *ctx.constants)), *found[count:end]), found[end:]
 
         return save, saved
+
+    def trace_backward(self, ctx: Any, grads: Gradients) -> Gradients:
+        """The backward of eager calls for compiled autograd, whose Dynamo traces no kernel and no itemgetter."""
+        found = ctx.saved_tensors
+        single = (*found[: self.num_tensors], *ctx.constants)
+        end = ctx.num_saved if self.has_list else self.num_tensors
+        args = (*[single[place] for place in self.places], *found[self.num_tensors : end])
+        kept = ctx.kept if self.consume is not None else found[end:]
+        return self.call_backward_op(ctx.needs_input_grad[2:], grads, args, list(kept))
 
     def call_backward_op(
         self, needs: Sequence[bool], grads: Gradients, args: Args, kept: Sequence[Tensor]
@@ -185,16 +213,17 @@ class Op:
         else:
             found = self.call_backward_op(needs, grads, args, kept)
         spread = self.spread((*found[: self.num_learning], None))
-        return (*spread, list(found[self.num_learning :])) if self.has_list else spread
+        return (*spread, list(found[self.num_learning :]) or None) if self.has_list else spread
 
     def _list_needs(self, ctx: Any, args: Args) -> Sequence[bool]:
         if not self.has_list:
             return ()
         return ctx.needs_input_grad[-1] or [False] * (len(args) - self.num_single)
 
-    def _define(self, schema: str, function: Callable[..., Any]) -> None:
+    def _define(self, schema: str, function: Callable[..., Any], flops: Flops) -> None:
         """A library op whose tensors choose the backend."""
         name, check = schema.partition("(")[0], self.check if function == self._forward_op else None
+        FLOPS[name] = flops
 
         def kernel(*args: Any) -> Any:
             if check is not None:
@@ -247,6 +276,8 @@ def _make_function(op: Op) -> type[torch.autograd.Function]:
         return outputs
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if is_compiling():
+            return (None, None, *op.trace_backward(ctx, grads))
         args, kept = saved(ctx)
         needs = ctx.needs_input_grad[2:]
         if not are_real(*grads):

@@ -21,7 +21,7 @@ class Recipe:
     data: str = "digits"
     shape: tuple[int, ...] | None = None  # reads the samples as this shape
     epochs: int = 100
-    batch_size: int = 1024  # of each process
+    batch_size: int = 1024  # of all processes together
     lr: float = 1e-3
     seed: int = 0
     architecture: str = "mlp"

@@ -175,22 +175,17 @@ def _shown(value: float) -> str:
     return str(np.float32(value)).removesuffix(".0")
 
 
-def batches(
-    n: int, batch_size: int, generator: torch.Generator | None, *, rank: int = 0, world: int = 1
-) -> Iterator[Tensor]:
+def batches(n: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
 
-    A batch larger than the set is filled up with further shuffles of it: the epoch is that one batch. Of several
-    processes each takes its own samples and as many as the others, wrapping around at the end.
+    A batch larger than the set is filled up with further shuffles of it: the epoch is that one batch.
     """
     if generator is None:
         order = torch.arange(n)
     else:
-        rounds = math.ceil(batch_size * world / n)
+        rounds = math.ceil(batch_size / n)
         order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
-        order = order[: max(n, batch_size * world)]
-    if world > 1:
-        order = torch.cat([order, order[: -len(order) % world]])[rank::world]
+        order = order[: max(n, batch_size)]
     return iter(order.split(batch_size))
 
 

@@ -25,3 +25,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether a tensor was too large: for the memory, or even for the number of its bytes."""
     texts = ("allocate memory", "calculation overflowed", "multiplication overflow")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in str(error) for t in texts)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether it says that the connection to another process of the run is gone, as Gloo's and NCCL's errors do."""
+    return isinstance(error, RuntimeError) and any(t in str(error) for t in ("gloo/transport", "ncclRemoteError"))

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..backends.reference.rng import draw_rng_state, part_of
 from . import checkpoint, data, divergence
 from .config import Recipe
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
@@ -41,7 +42,8 @@ class Trainer:
     """Trains a HubVAE as a recipe says: Adam, batches shuffled anew in every epoch, evaluation on the test part.
 
     All randomness comes from the recipe's seed and the epoch's number, so that a resumed run is the same as one that
-    was never interrupted. Nothing waits for the device but the evaluations.
+    was never interrupted. Several processes share each batch, its noise and its loss, so that their number changes
+    nothing but rounding. Nothing waits for the device but the evaluations.
 
     Attributes for callbacks: recipe, model, dataset, accelerator, epoch (finished ones), steps, seconds (of training
     alone), history (a row for each evaluation).
@@ -86,7 +88,7 @@ class Trainer:
     @property
     def images(self) -> int:
         """Training samples seen, by all processes."""
-        return self.epoch * self._samples_per_epoch * self.accelerator.num_processes
+        return self.epoch * max(self.recipe.batch_size, len(self.dataset.train))
 
     def fit(self) -> None:
         """Trains from the last finished epoch to the recipe's last."""
@@ -105,13 +107,13 @@ class Trainer:
 
     def evaluate(self) -> tuple[float, float]:
         """Mean NLL and KL of the test part in nats, with the same noise each time, and the training's untouched."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe.seed_of(0, rank, 2))
+        generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe.seed_of(0, 0, 2))
         totals = self._totals()
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for x in self.dataset.test[rank::world].split(self.recipe.batch_size):
-                output = self.model(x, generator=generator)
+            for batch in self.dataset.test.split(self.recipe.batch_size):
+                part = self._part(len(batch))
+                output = self.model(batch[part], rng_state=self._draw_rng_state(part, len(batch), generator))
                 self._count(totals, output.nll, output.kl)
         self.model.train()
         return self._means(totals)
@@ -154,25 +156,39 @@ class Trainer:
         self.accelerator.end_training()
 
     def sample_batch(self) -> Tensor:
-        """A batch as training sees them."""
-        return self.dataset.train.index_select(0, next(iter(self._batches(0))).to(self.accelerator.device))
-
-    @property
-    def _samples_per_epoch(self) -> int:
-        world = self.accelerator.num_processes
-        return max(self.recipe.batch_size, math.ceil(len(self.dataset.train) / world))
+        """This process's part of a batch as training sees them."""
+        indices = next(iter(self._batches(0)))
+        return self._train_samples(indices[self._part(len(indices))])
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
+        return data.batches(len(self.dataset.train), self.recipe.batch_size, order)
+
+    def _part(self, n: int) -> slice:
+        """Which of a batch's n samples are this process's: none, where there are more processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return data.batches(len(self.dataset.train), self.recipe.batch_size, order, rank=rank, world=world)
+        return slice(n * rank // world, n * (rank + 1) // world)
+
+    def _train_samples(self, indices: Tensor) -> Tensor:
+        return self.dataset.train.index_select(0, indices.to(self.dataset.train.device))
+
+    def _draw_rng_state(self, part: slice, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Of this part of a batch of n samples. All processes draw the same numbers."""
+        rng_state = draw_rng_state(self.accelerator.device, generator)
+        return rng_state if self.accelerator.num_processes == 1 else part_of(rng_state, part.start, n)
 
     def _train_epoch(self, epoch: int, totals: Tensor) -> None:
-        torch.manual_seed(self.recipe.seed_of(epoch, self.accelerator.process_index, 1))  # the latents' noise
-        train = self.dataset.train
+        torch.manual_seed(self.recipe.seed_of(epoch, 0, 1))  # the latents' noise
+        world = self.accelerator.num_processes
         for indices in self._batches(epoch):
-            output = self._wrapped(train.index_select(0, indices.to(train.device)))
-            self.accelerator.backward(output.loss)
+            n = len(indices)
+            part = self._part(n)
+            output = self._wrapped(
+                self._train_samples(indices[part]), rng_state=self._draw_rng_state(part, n)
+            )
+            # The mean over the whole batch, once DistributedDataParallel has averaged the processes' gradients.
+            loss = (output.nll + self.model.beta * output.kl).sum() * (world / n)
+            self.accelerator.backward(loss)
             self._optimizer.step()
             self._optimizer.zero_grad()
             self._count(totals, output.nll, output.kl)
@@ -194,7 +210,7 @@ class Trainer:
     def _try_batch(self, dataset: data.Dataset) -> None:
         """A batch that cannot be had at all is found now, and not after its shuffles were made."""
         try:
-            torch.empty((self.recipe.batch_size, *dataset.shape), device=self.accelerator.device)
+            torch.empty((math.ceil(self.recipe.batch_size / self.accelerator.num_processes), *dataset.shape), device=self.accelerator.device)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -112,7 +112,7 @@ inline const float* draw_numbers(const Noise& noise, std::int64_t draw, const Bl
       fill<Kind>(RngState::from(own[0], own[1]), group, row, groups, out + r * padded, prefetcher);
     }
   } else {
-    const std::int64_t first = draw * noise.rows_per_draw + noise.row_offset + block.row;
+    const std::int64_t first = (noise.has_rows ? draw * state[3] + state[2] : draw * noise.rows) + block.row;
     for (std::int64_t r = 0; r < block.rows; ++r) {
       for (std::int64_t g = 0; g < groups; ++g) group[r * groups + g] = block.column / 4 + g;
       for (std::int64_t g = 0; g < groups; ++g) row[r * groups + g] = first + r;

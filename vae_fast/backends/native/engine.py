@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ...likelihoods import ELEMENTWISE
-from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, Parametrization, Prior, Rows
+from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, Parametrization, Prior
 
 _View = tuple[int, int, tuple[int, ...]] | None
 
@@ -37,12 +37,12 @@ def _load(name: str, what_helps: str) -> tuple[Any, str | None]:
     return extension, None
 
 
-def _state(rng_state: Tensor | None) -> tuple[Tensor | None, int, bool]:
-    """A dense rng_state (to be kept alive), its address, and whether it holds one state per sample."""
+def _state(rng_state: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """A dense rng_state (to be kept alive), its address, and its words; 0 of them for one state per sample."""
     if rng_state is None:
-        return None, 0, False
+        return None, 0, 2
     rng_state = rng_state.contiguous()
-    return rng_state, rng_state.data_ptr(), rng_state.dim() == 2
+    return rng_state, rng_state.data_ptr(), 0 if rng_state.dim() == 2 else rng_state.shape[0]
 
 
 def _draws(sampled: Tensor | None, mu: Tensor) -> int:
@@ -105,14 +105,13 @@ class Engine:
         *,
         z: Tensor | None,
         kl: Tensor | None,
-        rows: Rows | None = None,
         form: Parametrization | None = None,
         shift: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
-        _alive, state, per_sample = _state(rng_state)
+        _alive, state, words = _state(rng_state)
         self.extension.latent_forward(
             self.where(mu),
             mu.shape,
@@ -122,8 +121,7 @@ class Engine:
             view(prior_mu),
             view(prior_logvar),
             state,
-            per_sample,
-            rows,
+            words,
             view(noise),
             clamp,
             form and (self.parametrizations[form.name], *form[1:]),
@@ -147,14 +145,13 @@ class Engine:
         grad_mu: Tensor | None,
         grad_logvar: Tensor | None,
         grad_prior: tuple[Tensor | None, Tensor | None] | None,
-        rows: Rows | None = None,
         form: Parametrization | None = None,
         scale: Tensor | None = None,
     ) -> None:
         view = self._view
         prior_mu, prior_logvar = prior or (None, None)
         grad_prior_mu, grad_prior_logvar = grad_prior or (None, None)
-        _alive, state, per_sample = _state(rng_state)
+        _alive, state, words = _state(rng_state)
         self.extension.latent_backward(
             self.where(mu),
             mu.shape,
@@ -166,8 +163,7 @@ class Engine:
             view(prior_mu),
             view(prior_logvar),
             state,
-            per_sample,
-            rows,
+            words,
             view(noise),
             clamp,
             form and (self.parametrizations[form.name], *form[1:]),
@@ -178,11 +174,9 @@ class Engine:
             view(grad_prior_logvar),
         )
 
-    def noise_fill(self, eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
-        _alive, state, per_sample = _state(rng_state)
-        self.extension.noise_fill(
-            self.where(eps), eps.shape[1:], eps.shape[0], state, per_sample, rows, self._view(eps)
-        )
+    def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
+        _alive, state, words = _state(rng_state)
+        self.extension.noise_fill(self.where(eps), eps.shape[1:], eps.shape[0], state, words, self._view(eps))
 
     def likelihood_forward(
         self,
@@ -193,11 +187,10 @@ class Engine:
         rng_state: Tensor | None,
         *,
         nll: Tensor,
-        rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
         view = self._view
-        _alive, state, per_sample = _state(rng_state)
+        _alive, state, words = _state(rng_state)
         self.extension.likelihood_forward(
             self.where(target),
             target.shape,
@@ -207,8 +200,7 @@ class Engine:
             self._counts(target) if likelihood in self.of_counts else view(target),
             view(mask),
             state,
-            per_sample,
-            rows,
+            words,
             view(nll),
         )
 
@@ -222,7 +214,6 @@ class Engine:
         grad_nll: Tensor,
         *,
         grads: tuple[Tensor | None, ...],
-        rows: Rows | None = None,
         draws: int | None = None,
     ) -> None:
         if draws == 0:
@@ -231,7 +222,7 @@ class Engine:
                     grad.zero_()
             return
         view = self._view
-        _alive, state, per_sample = _state(rng_state)
+        _alive, state, words = _state(rng_state)
         self.extension.likelihood_backward(
             self.where(target),
             target.shape,
@@ -241,8 +232,7 @@ class Engine:
             self._counts(target) if likelihood in self.of_counts else view(target),
             view(mask),
             state,
-            per_sample,
-            rows,
+            words,
             view(grad_nll),
             tuple(map(view, grads)),
         )

@@ -16,7 +16,7 @@ from ...likelihoods import discretized_logistic_mixture as mixture
 from ...likelihoods.categorical import IGNORED, categorical_nll
 from ...likelihoods.multinomial import multinomial_nll
 from ...likelihoods.numerics import arithmetic_dtype, read, upcast, widest
-from ..contract import Clamp, Parametrization, Prior, Rows
+from ..contract import Clamp, Parametrization, Prior
 from . import latent
 from .gaussian import Gaussian
 from .rng import binarize
@@ -45,7 +45,6 @@ def latent_forward(
     *,
     z: Tensor | None,
     kl: Tensor | None,
-    rows: Rows | None = None,
     form: Parametrization | None = None,
     shift: Tensor | None = None,
     scale: Tensor | None = None,
@@ -54,7 +53,7 @@ def latent_forward(
     limits = None if clamp is None else (clamp[0], clamp[1])
     if z is not None:
         if noise is None:
-            noise = _drawn(z, mu, logvar, rng_state, rows)
+            noise = _drawn(z, mu, logvar, rng_state)
         z.copy_(latent.sample(mu, logvar, noise, form, limits, shift, scale))
     if kl is not None:
         kl.copy_(latent.divergence(mu, logvar, prior, form, limits, _reduction(kl, mu)))
@@ -73,7 +72,6 @@ def latent_backward(
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
     grad_prior: tuple[Tensor | None, Tensor | None] | None,
-    rows: Rows | None = None,
     form: Parametrization | None = None,
     scale: Tensor | None = None,
 ) -> None:
@@ -84,7 +82,7 @@ def latent_backward(
     if grad_z is not None:  # dz/dmu = 1, dz/draw = eps dsigma/draw
         draws = grad_z.shape[0] if grad_z.ndim > mu.ndim else None
         if noise is None:
-            noise = _drawn(grad_z, mu, logvar, rng_state, rows)
+            noise = _drawn(grad_z, mu, logvar, rng_state)
         g = grad_z.to(m.dtype) if scale is None else grad_z.to(m.dtype) * scale
         slope = q.times_std_slope(g * noise.to(m.dtype))
         d_mu = d_mu + (g if draws is None else g.sum(0))
@@ -113,11 +111,10 @@ def likelihood_forward(
     rng_state: Tensor | None,
     *,
     nll: Tensor,
-    rows: Rows | None = None,
     draws: int | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state, rows=rows)
+        target = binarize(target, rng_state)
     first, *others = params
     reduction = _reduction(nll, target, draws is not None)
     nll.copy_(LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction))
@@ -132,11 +129,10 @@ def likelihood_backward(
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
-    rows: Rows | None = None,
     draws: int | None = None,
 ) -> None:
     if rng_state is not None:
-        target = binarize(target, rng_state, rows=rows)
+        target = binarize(target, rng_state)
     spec = LIKELIHOODS[likelihood]
     assert spec.derivatives is not None
     x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
@@ -199,16 +195,16 @@ def mixture_backward(
     grad_params.copy_(grad if mask is None else torch.where(mask[:, None], grad, 0.0))
 
 
-def noise_fill(eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
-    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype, rows=rows))
+def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
+    eps.copy_(draw_noise(eps.shape[1:], rng_state, num_samples=eps.shape[0], dtype=eps.dtype))
 
 
-def _drawn(sample: Tensor, mu: Tensor, logvar: Tensor, rng_state: Tensor | None, rows: Rows | None) -> Tensor:
+def _drawn(sample: Tensor, mu: Tensor, logvar: Tensor, rng_state: Tensor | None) -> Tensor:
     """The noise of z, or of its gradient."""
     assert rng_state is not None
     draws = sample.shape[0] if sample.ndim > mu.ndim else None
     dtype = arithmetic_dtype(mu, logvar)
-    return draw_noise(mu.shape, rng_state, num_samples=draws, dtype=dtype, rows=rows)
+    return draw_noise(mu.shape, rng_state, num_samples=draws, dtype=dtype)
 
 
 def _fill(out: Tensor | None, grad: Tensor) -> None:

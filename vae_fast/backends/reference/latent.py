@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...likelihoods.numerics import arithmetic_dtype, half_square, times_exp, total, upcast, widest
+from ...likelihoods.numerics import (
+    arithmetic_dtype,
+    half_square,
+    held_between,
+    times_exp,
+    total,
+    upcast,
+    widest,
+)
 from ..contract import Generators, Parametrization
 from .rng import draw_rng_state
 from .rng import noise as draw_noise
@@ -21,7 +29,9 @@ PLAIN = Parametrization()
 
 def half_expm1(x: Tensor) -> Tensor:
     """expm1(x) / 2, which fits a little longer than expm1(x)."""
-    return torch.where(x > 1, times_exp(torch.full_like(x, 0.5), x) - 0.5, 0.5 * torch.expm1(x.clamp(max=1)))
+    return torch.where(
+        x > 1, times_exp(torch.full_like(x, 0.5), x) - 0.5, 0.5 * torch.expm1(held_between(x, high=1))
+    )
 
 
 def half_expm1_minus(x: Tensor, half: Tensor) -> Tensor:
@@ -47,7 +57,7 @@ def clamped(logvar: Tensor, clamp: Clamp | None) -> Tensor:
         return logvar
     largest = torch.finfo(logvar.dtype).max
     low, high = (b if b is None or math.isinf(b) else min(max(b, -largest), largest) for b in clamp)
-    return logvar.clamp(low, high)
+    return held_between(logvar, low, high)
 
 
 def soft_clamped(x: Tensor, limit: float | None) -> Tensor:
@@ -189,7 +199,7 @@ def reparameterize(
     """z = (mu + sigma * eps - shift) * scale, where sigma = exp(logvar / 2) unless parametrization says otherwise."""
     if noise is None:
         if rng_state is None:
-            rng_state = draw_rng_state(mu.device, generator)
+            rng_state = draw_rng_state(mu.device, generator, mu.shape[0])
         noise = draw_noise(mu.shape, rng_state, num_samples=num_samples, dtype=arithmetic_dtype(mu, logvar))
     form = Parametrization(parametrization, epsilon, soft_clamp)
     return sample(mu, logvar, noise, form, clamp, shift, scale)

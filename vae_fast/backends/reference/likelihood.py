@@ -23,6 +23,8 @@ def bernoulli_nll(
 ) -> Tensor:
     """-log p(target | logits), or of the bits that are drawn with the target as their probability."""
     if binarize:
-        rng_state = draw_rng_state(target.device, generator) if rng_state is None else rng_state
+        rng_state = (
+            draw_rng_state(target.device, generator, target.shape[0]) if rng_state is None else rng_state
+        )
         target = draw_bits(target, rng_state)
     return bernoulli.bernoulli_nll(logits, target, mask=mask, weight=weight, reduction=reduction)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contract import Generators, Rows
+from .. import noise_group
+from ..contract import Generators
 
 _MASK = 0xFFFFFFFF
 _BITS = 0x80000000
@@ -38,34 +39,53 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def draw_rng_state(device: torch.device | str, generator: Generators = None) -> Tensor:
+def draw_rng_state(
+    device: torch.device | str, generator: Generators = None, batch: int | None = None
+) -> Tensor:
     """A fresh rng_state, 63 random bits each for seed and offset, drawn on the device without a sync.
 
     Args:
         device: where to; that of the generators.
         generator: what it is drawn from; by default torch's own generator of that device. A list or tuple of them
             gives each sample a state of its own: the same sample whatever else is in the batch.
+        batch: the number of samples that it is for. Without a generator, and with several processes of
+            torch.distributed, each then has its own rows of their common batch (`vae_fast.set_noise_group`).
 
     Returns:
-        int64 (2,), or (number of generators, 2).
+        int64 (2,), (number of generators, 2), or (seed, offset, first_row, rows), (4,), of a rank's rows.
     """
     if isinstance(generator, (list, tuple)):
         return torch.stack([draw_rng_state(device, g) for g in generator])
-    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)  # type: ignore[arg-type]
+    words = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)  # type: ignore[arg-type]
+    if batch is None or generator is not None or (place := noise_group.rank_and_size()) is None:
+        return words
+    rank, size = place
+    noise_group.compare_first_batches(batch, size)
+    return part_of(words, rank * batch, size * batch)
 
 
-def _words(
-    rng_state: Tensor, draws: int, batch: int, size: int, rows: Rows | None, stream: int = 0
-) -> tuple[Tensor, ...]:
-    """The four words of every group of four elements: (draws, batch, groups) each."""
+def part_of(rng_state: Tensor, first_row: int, rows: int) -> Tensor:
+    """Of the state (seed, offset) of a batch of `rows` samples, that of a part of it, from sample `first_row` on."""
+    # Filled on the device: a copy from the host would wait, and no CUDA graph could hold it.
+    return torch.cat((rng_state, rng_state.new_full((1,), first_row), rng_state.new_full((1,), rows)))
+
+
+def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
+    """The four words of every group of four elements: (draws, batch, groups) each.
+
+    rng_state: (seed, offset); (seed, offset, first_row, rows) of a part of a larger batch, whose sample b of draw k has
+    row k * rows + first_row + b; or (seed, offset) of each sample.
+    """
 
     def count(n: int) -> Tensor:
         return torch.arange(n, dtype=torch.int64, device=rng_state.device)
 
+    if rng_state.dtype is torch.uint64:  # a key of torch.func._random
+        rng_state = rng_state.view(torch.int64)
     group = count((size + 3) // 4)
     if rng_state.ndim == 1:  # one state: every sample of every draw has its own row
-        row_offset, rows_per_draw = rows or (0, batch)
-        row = (count(draws)[:, None] * rows_per_draw + row_offset + count(batch))[..., None]
+        first_row, rows = rng_state[2:] if len(rng_state) == 4 else (0, batch)
+        row = (count(draws)[:, None] * rows + first_row + count(batch))[..., None] & _MASK
         seed, offset = rng_state[0], rng_state[1]
     else:  # one state per sample: the row is the draw
         row = count(draws).view(draws, 1, 1)
@@ -81,15 +101,13 @@ def noise(
     num_samples: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-    rows: Rows | None = None,
 ) -> Tensor:
-    """Standard normal noise of `shape` (batch, ...), or (num_samples, batch, ...), as a function of rng_state and of
-    where the batch's rows lie in the noise."""
+    """Standard normal noise of `shape` (batch, ...), or (num_samples, batch, ...), as a function of rng_state."""
     shape = tuple(shape)
     if device is not None:
         rng_state = rng_state.to(device)
     draws, batch, size = num_samples or 1, shape[0], math.prod(shape[1:])
-    words = _words(rng_state, draws, batch, size, rows)
+    words = _words(rng_state, draws, batch, size)
 
     w0, w1, w2, w3 = (w.to(torch.float64) for w in words)
     pairs = []
@@ -103,7 +121,7 @@ def noise(
     return eps.reshape(shape if num_samples is None else (draws, *shape))
 
 
-def binarize(x: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> Tensor:
+def binarize(x: Tensor, rng_state: Tensor) -> Tensor:
     """1 with probability x, else 0: u < x, where u is the upper 24 bits of element j's word j mod 4.
 
     The counter's top bit tells these words from those of the noise. uint8 counts 255ths; NaN stays NaN.
@@ -112,7 +130,7 @@ def binarize(x: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> Tenso
     if x.dtype == torch.uint8:
         grey = grey / 255
     size = math.prod(x.shape[1:])
-    words = torch.stack(_words(rng_state, 1, x.shape[0], size, rows, stream=_BITS), -1)
+    words = torch.stack(_words(rng_state, 1, x.shape[0], size, stream=_BITS), -1)
     u = (words[0].flatten(1)[:, :size] >> 8).to(torch.float32) * 2.0**-24
     bits = torch.where(grey.isnan(), grey, (u.reshape(x.shape) < grey).to(grey.dtype))
     return bits.to(x.dtype) if x.dtype.is_floating_point else bits

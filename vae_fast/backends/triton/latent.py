@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Clamp, Parametrization, Rows
+from ..contract import Clamp, Parametrization
 from .formulas import clamp as clamped
 from .formulas import exponential, scaled_square, unclamped
 from .launch import Job, Key, cached, key, run, specs
@@ -34,7 +34,7 @@ from .layout import (
     per_element,
     row_sum_plan,
 )
-from .noise import normals, read_state, row_words
+from .noise import normals, read_state, state_strides
 from .parametrization import kl_slopes, sample_of, soft_clamp, times_std_slope
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import (
@@ -56,14 +56,12 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 @triton.jit
 def _eps(
-    noise, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw, start, n, sizes,
+    noise, state, rng_s, draw, noise_draw, at, start, n, sizes,
     PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The noise of a draw: drawn, or read from `noise`, the pointers of the first draw."""
     if noise is None:
-        return normals(
-            state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
-        )
+        return normals(state, rng_s, draw, at, start, n, sizes, PAIR, SWAP, ROWS, COLS)
     else:
         return read(noise + step_of(draw, noise_draw, VEC), at)
 
@@ -77,9 +75,9 @@ def _affine(z, shift, scale, shift_s, scale_s, at, sizes, VEC: tl.constexpr):
     return z
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws", "each"])
+@triton.jit(do_not_specialize=["rows", "draws", "each"])
 def _forward(
-    mu, logvar, mu_p, logvar_p, noise, z, shift, scale, rng, kl, row_offset, rows_per_draw,
+    mu, logvar, mu_p, logvar_p, noise, z, shift, scale, rng, kl,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, z_s, shift_s, scale_s, rng_s, kl_s, noise_draw, z_draw,
     epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr, lo, hi, rows, n, sizes, draws, each, EACH: tl.constexpr,
     ONE: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr, CLEAN: tl.constexpr, PAIR: tl.constexpr,
@@ -131,13 +129,13 @@ def _forward(
             state = None
             if noise is None:
                 eps_at = None
-                state = read_state(rng, rng_s, at)
+                state = read_state(rng, rng_s, at, rows)
             else:
                 eps_at = origin(noise, noise_s, at, VEC) + locate(at, sizes, noise_s, VEC)
             z_at = origin(z, z_s, at, VEC) + locate(at, sizes, z_s, VEC)
             if ONE:
                 eps = _eps(
-                    eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at, row_offset, rows_per_draw,
+                    eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at,
                     start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                 )  # fmt: skip
                 value = _affine(m + first * eps * second, shift, scale, shift_s, scale_s, at, sizes, VEC)
@@ -147,7 +145,7 @@ def _forward(
                 end = tl.minimum(draw + each, draws)
                 while draw < end:  # at run time: one compiled kernel serves any number of draws
                     eps = _eps(
-                        eps_at, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw,
+                        eps_at, state, rng_s, draw, noise_draw, at,
                         start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
                     value = _affine(m + first * eps * second, shift, scale, shift_s, scale_s, at, sizes, VEC)
@@ -159,10 +157,9 @@ def _forward(
             tl.store(of_samples(kl + part * kl_s[1], kl_s[0], first_row, local), sums, mask=inside)
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws"])
+@triton.jit(do_not_specialize=["rows", "draws"])
 def _backward(
     mu, logvar, mu_p, logvar_p, noise, grad_z, scale, rng, grad_kl, grad_mu, grad_logvar, grad_mu_p, grad_logvar_p,
-    row_offset, rows_per_draw,
     mu_s, logvar_s, mu_p_s, logvar_p_s, noise_s, grad_z_s, scale_s,
     grad_mu_s, grad_logvar_s, grad_mu_p_s, grad_logvar_p_s,
     rng_s, grad_kl_s, noise_draw, grad_z_draw, epsilon, soft, FORM: tl.constexpr, AS_Q: tl.constexpr,
@@ -193,7 +190,7 @@ def _backward(
             eps_at = None
             if grad_logvar is not None:
                 if noise is None:
-                    state = read_state(rng, rng_s, at)
+                    state = read_state(rng, rng_s, at, rows)
                 else:
                     eps_at = origin(noise, noise_s, at, VEC) + locate(at, sizes, noise_s, VEC)
             grad_z_at = origin(grad_z, grad_z_s, at, VEC) + locate(at, sizes, grad_z_s, VEC)
@@ -203,7 +200,7 @@ def _backward(
                     d_mu += tl.full((ROWS, COLS), -0.0, tl.float32)
                 if grad_logvar is not None:
                     d_lv = d_mu * _eps(
-                        eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at, row_offset, rows_per_draw,
+                        eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at,
                         start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
             else:
@@ -213,7 +210,7 @@ def _backward(
                     d_mu += g
                     if grad_logvar is not None:
                         d_lv += g * _eps(
-                            eps_at, state, rng_s, draw, noise_draw, at, row_offset, rows_per_draw,
+                            eps_at, state, rng_s, draw, noise_draw, at,
                             start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                         )  # fmt: skip
                     draw += 1
@@ -315,7 +312,7 @@ def _forward_job(device: torch.device, clamp: Clamp, form: Form, *keys: Key) -> 
     clean = clamp is None and form[2] is None and all(len(s) != 1 for s in at.strides[:4])
     job = Job(
         _forward, (plan.programs, triton.cdiv(draws, each)), plan.threads,
-        (*strides_, rng.strides if rng is not None else (), kl_s, noise_draw, z_draw, *form,
+        (*strides_, state_strides(rng), kl_s, noise_draw, z_draw, *form,
          *(clamp or (None, None)), rows, at.n, at.sizes, draws, each, each_kl, draws == 1,
          plan.steps, exact(mu, logvar), clean, pair(at, mu, logvar, z),
          *constants(at, plan)),
@@ -342,7 +339,7 @@ def _backward_job(device: torch.device, clamp: Clamp, form: Form, *keys: Key) ->
     plan, scratch = plan_gradients(grad_prior, mu.shape, at.n, choice_of("latent_backward", mu, logvar))
     job = Job(
         _backward, (plan.programs,), plan.threads,
-        (*at.strides[:7], *at.strides[8:], rng.strides if rng is not None else (),
+        (*at.strides[:7], *at.strides[8:], state_strides(rng),
          at.strides[7] if each_kl else grad_kl.strides if grad_kl is not None else (),
          noise_draw, grad_z_draw, *form, *(clamp or (None, None)), mu.shape[0], at.n, at.sizes, draws,
          *(kind(g, mu.shape) for g in grad_prior), each_kl, draws == 1, plan.steps, exact(mu, logvar),
@@ -362,7 +359,6 @@ def latent_forward(
     *,
     z: Tensor | None,
     kl: Tensor | None,
-    rows: Rows | None = None,
     form: Parametrization | None = None,
     shift: Tensor | None = None,
     scale: Tensor | None = None,
@@ -380,7 +376,7 @@ def latent_forward(
     told = _form(form, shift, scale)
     job = _forward_job(mu.device, clamp and (clamp[0], clamp[1]), told, *map(key, inputs), key(kl))
     (out,) = outputs(job, (kl,), mu)
-    run(job, mu, *inputs, out, *row_words(rows, mu.shape[0]))
+    run(job, mu, *inputs, out)
     add_up(out, kl)
 
 
@@ -397,7 +393,6 @@ def latent_backward(
     grad_mu: Tensor | None,
     grad_logvar: Tensor | None,
     grad_prior: Pair | None,
-    rows: Rows | None = None,
     form: Parametrization | None = None,
     scale: Tensor | None = None,
 ) -> None:
@@ -431,6 +426,6 @@ def latent_backward(
         mu.device, clamp and (clamp[0], clamp[1]), told, *map(key, inputs), *map(key, grads_p)
     )
     outs = outputs(job, grads_p, mu)
-    run(job, mu, *inputs, *outs, *row_words(rows, mu.shape[0]))
+    run(job, mu, *inputs, *outs)
     for out, g in zip(outs, grads_p, strict=True):
         add_up(out, g, job.order)

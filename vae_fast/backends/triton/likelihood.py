@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Rows
 from .launch import Job, Key, cached, key, run, specs
 from .layout import (
     Strides,
@@ -36,7 +35,7 @@ from .layout import (
     row_sum_plan,
 )
 from .likelihoods import LIKELIHOODS
-from .noise import row_words, uniforms
+from .noise import state_strides, uniforms
 from .sums import (
     ELEMENT,
     add,
@@ -55,15 +54,13 @@ from .tile import elements, load, load_upstream, of_samples, samples, step_of, s
 
 @triton.jit
 def _inputs(
-    target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
+    target, parameters, rng, target_s, parameters_s, rng_s, at, start, n, sizes,
     LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The parameters and the target."""
     params = _parameters(parameters, parameters_s, at, sizes, VEC)
-    x = _target(
-        target, rng, row_offset, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS
-    )
+    x = _target(target, rng, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS)
     return params, x
 
 
@@ -86,7 +83,7 @@ def _of_draw(parameters, strides, draw, VEC: tl.constexpr):
 
 @triton.jit
 def _target(
-    target, rng, row_offset, target_s, rng_s, at, start, n, sizes,
+    target, rng, target_s, rng_s, at, start, n, sizes,
     LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +92,7 @@ def _target(
         level = x * (1.0 / 255.0)
         x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
     if rng is not None:
-        u = uniforms(rng, rng_s, at, row_offset, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+        u = uniforms(rng, rng_s, at, start, n, sizes, PAIR, SWAP, ROWS, COLS)
         x = tl.where(x == x, tl.where(u < x, 1.0, 0.0), x)  # NaN stays NaN
     return x
 
@@ -110,7 +107,7 @@ def _counted_only(slopes, counted):
 
 @triton.jit
 def _losses(
-    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes,
+    target, parameters, kept, rng, nll, target_s, parameters_s, kept_s, rng_s, nll_s, rows, n, sizes,
     NLL: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr,
     PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -125,7 +122,7 @@ def _losses(
         cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
         at = (first, local, cols, inside, there, inside & there)
         params, x = _inputs(
-            target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
+            target, parameters, rng, target_s, parameters_s, rng_s, at, start, n, sizes,
             LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
         )  # fmt: skip
         counted = tl.broadcast_to(there, (ROWS, COLS))
@@ -143,9 +140,9 @@ def _losses(
 
 # Triton 3.6 overwrites a kernel's argument `params` in its dispatch, so kernels say `parameters`; and it compiles no
 # function of a tuple that holds None, not even len(grads).
-@triton.jit(do_not_specialize=["row_offset", "draws", "each", "rows"])
+@triton.jit(do_not_specialize=["draws", "each", "rows"])
 def _forward(
-    target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+    target, parameters, kept, rng, nll, target_s, parameters_s, kept_s, rng_s, nll_s,
     draws, each, parameters_d, nll_d, rows, n, sizes,
     NLL: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, STEPS: tl.constexpr, EXACT: tl.constexpr,
     PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
@@ -153,7 +150,7 @@ def _forward(
 ):  # fmt: skip
     if draws is None:
         _losses(
-            target, parameters, kept, rng, nll, row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+            target, parameters, kept, rng, nll, target_s, parameters_s, kept_s, rng_s, nll_s,
             rows, n, sizes, NLL, LEVELS, EACH, STEPS, EXACT, PAIR, PARTS, WHOLE, VEC, SWAP, OFFSETS_64, ROWS, COLS,
         )  # fmt: skip
     else:
@@ -163,15 +160,15 @@ def _forward(
             _losses(
                 target, _of_draw(parameters, parameters_d, draw, VEC), kept, rng,
                 nll + step_of(draw, nll_d, VEC if EACH else 1),
-                row_offset, target_s, parameters_s, kept_s, rng_s, nll_s,
+                target_s, parameters_s, kept_s, rng_s, nll_s,
                 rows, n, sizes, NLL, LEVELS, EACH, STEPS, EXACT, PAIR, PARTS, WHOLE, VEC, SWAP, OFFSETS_64, ROWS, COLS,
             )  # fmt: skip
             draw += 1
 
 
-@triton.jit(do_not_specialize=["row_offset", "draws", "each", "rows"])
+@triton.jit(do_not_specialize=["draws", "each", "rows"])
 def _backward(
-    target, parameters, kept, rng, grad_nll, grads, row_offset,
+    target, parameters, kept, rng, grad_nll, grads,
     target_s, parameters_s, kept_s, grads_s, rng_s, grad_nll_s,
     draws, each, parameters_d, grads_d, grad_nll_d, rows, n, sizes,
     GRADS: tl.constexpr, LEVELS: tl.constexpr, EACH: tl.constexpr, KINDS: tl.constexpr,
@@ -189,7 +186,7 @@ def _backward(
         at = (first, local, cols, inside, there, inside & there)
         if draws is None:
             params, x = _inputs(
-                target, parameters, rng, row_offset, target_s, parameters_s, rng_s, at, start, n, sizes,
+                target, parameters, rng, target_s, parameters_s, rng_s, at, start, n, sizes,
                 LEVELS, PAIR, VEC, SWAP, ROWS, COLS,
             )  # fmt: skip
             g = load_upstream(grad_nll, grad_nll_s, at, sizes, EACH, VEC)
@@ -202,7 +199,7 @@ def _backward(
             sums = added
         else:
             x = _target(
-                target, rng, row_offset, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS
+                target, rng, target_s, rng_s, at, start, n, sizes, LEVELS, PAIR, VEC, SWAP, ROWS, COLS
             )  # fmt: skip
             begun = ()
             for i in tl.static_range(len(KINDS)):
@@ -270,7 +267,7 @@ def _forward_job(
     parts, steps = draw_parts(draws, plan.programs)
     job = Job(
         _forward, (plan.programs, parts), plan.threads,
-        (target_s, tuple(params_s), kept_s, rng.strides if rng else (), nll_s, draws, steps, of_draw, nll_d,
+        (target_s, tuple(params_s), kept_s, state_strides(rng), nll_s, draws, steps, of_draw, nll_d,
          rows, at.n, at.sizes,
          value, levels, each, plan.steps, exact(given[0]), rng is not None and pair(at, target, *given),
          *constants(at, plan)),
@@ -319,7 +316,7 @@ def _backward_job(
     _, slopes, levels = LIKELIHOODS[likelihood]
     job = Job(
         _backward, (plan.programs, parts), plan.threads,
-        (target_s, tuple(params_s), kept_s, tuple(grads_s), rng.strides if rng else (),
+        (target_s, tuple(params_s), kept_s, tuple(grads_s), state_strides(rng),
          grad_nll_s if each else grad_nll.strides, draws, steps, of_draw, of_grads, grad_nll_d, shape[0],
          at.n, at.sizes, slopes, levels, each, kinds, plan.steps,
          exact(given[0]), rng is not None and pair(at, target, *given), *constants(at, plan)),
@@ -336,7 +333,6 @@ def likelihood_forward(
     rng_state: Tensor | None,
     *,
     nll: Tensor,
-    rows: Rows | None = None,
     draws: int | None = None,
 ) -> None:
     """Fills nll (batch,) or (batch, ...). Every parameter and the mask have the target's shape (stride 0 where they are
@@ -347,7 +343,7 @@ def likelihood_forward(
     tensors = (target, mask, rng_state, nll)
     job = _forward_job(target.device, likelihood, draws, tuple(map(key, params)), *map(key, tensors))
     (out,) = outputs(job, (nll,), target)
-    run(job, target, target, tuple(params), mask, rng_state, out, row_words(rows, target.shape[0])[0])
+    run(job, target, target, tuple(params), mask, rng_state, out)
     add_up(out, nll)
 
 
@@ -360,7 +356,6 @@ def likelihood_backward(
     grad_nll: Tensor,
     *,
     grads: Sequence[Tensor | None],
-    rows: Rows | None = None,
     draws: int | None = None,
 ) -> None:
     """Fills the gradients that are not None. A smaller one is a sum (see `sums`)."""
@@ -376,7 +371,6 @@ def likelihood_backward(
         target.device, likelihood, draws, *keys, *map(key, (target, mask, rng_state, grad_nll))
     )
     outs = outputs(job, grads, target)
-    place = row_words(rows, target.shape[0])[0]
-    run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs), place)
+    run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs))
     for out, g in zip(outs, grads, strict=True):
         add_up(out, g, job.order)

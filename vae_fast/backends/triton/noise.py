@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contract import Rows
 from .formulas import log2
 from .launch import Job, Key, Spec, cached, key, run
 from .layout import choice_of, constants, describe, draw_steps, elementwise_plan, pair
@@ -77,18 +76,30 @@ def _halves(x):
     return x.to(tl.uint32), (x >> 32).to(tl.uint32)
 
 
+def state_strides(rng: Spec | None) -> tuple[int, ...]:
+    """A kernel's rng_s: where the words of one state after the first are, one or three; two strides of many states."""
+    if rng is None:
+        return ()
+    return rng.strides if len(rng.shape) == 2 else tuple(i * rng.strides[0] for i in range(1, rng.shape[0]))
+
+
 @triton.jit
-def read_state(rng, rng_s, at):
-    """(k0, k1, o0, o1) as uint32: scalars from one state, (ROWS, 1) from one state per sample."""
-    if len(rng_s) == 1:
-        seed = tl.load(rng)
-        offset = tl.load(rng + rng_s[0])
-    else:
+def read_state(rng, rng_s, at, rows):
+    """(k0, k1, o0, o1) as uint32, scalars from one state, (ROWS, 1) from one state per sample; then the first sample's
+    row and the rows of a draw."""
+    first_row = tl.cast(0, tl.int64)
+    if len(rng_s) == 2:
         seed = load_each(rng, rng_s[0], at)
         offset = load_each(rng + rng_s[1], rng_s[0], at)
+    else:
+        seed = tl.load(rng)
+        offset = tl.load(rng + rng_s[0])
+        if len(rng_s) == 3:
+            first_row = tl.load(rng + rng_s[1])
+            rows = tl.load(rng + rng_s[2])
     k0, k1 = _halves(seed)
     o0, o1 = _halves(offset)
-    return k0, k1, o0, o1
+    return k0, k1, o0, o1, first_row, rows
 
 
 @triton.jit
@@ -114,7 +125,7 @@ def _spread(
     PAIR: a thread makes two neighbouring groups of four, so that eight 16-bit results make one 128-bit store
     without an exchange between threads.
     """
-    k0, k1, o0, o1 = state
+    k0, k1, o0, o1, _, _ = state
     if PAIR:
         group = (start // 4).to(tl.uint32) + 2 * tl.arange(0, COLS // 8)[None, :].to(tl.uint32)
         a, b, c, d = FOUR(group, word, o0, o1, k0, k1)
@@ -131,12 +142,6 @@ def _spread(
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLS))
 
 
-def row_words(rows: Rows | None, batch: int) -> tuple[int, int]:
-    """A kernel's row_offset and rows_per_draw: 32 bits each, as int32, so that one compiled kernel serves them all."""
-    offset, per_draw = rows or (0, batch)
-    return (offset + 2**31) % 2**32 - 2**31, (per_draw + 2**31) % 2**32 - 2**31
-
-
 @triton.jit
 def _row_word(at, before):
     """The low 32 bits of the samples' numbers, `before` of which are not of this tensor."""
@@ -145,36 +150,35 @@ def _row_word(at, before):
 
 @triton.jit
 def normals(
-    state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes,
+    state, rng_s, draw, at, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The noise of a tile's samples, draw by draw."""
-    if len(rng_s) == 1:
-        word = _row_word(at, draw * rows_per_draw + row_offset)
-    else:
+    if len(rng_s) == 2:
         word = draw.to(tl.uint32)
+    else:
+        word = _row_word(at, draw * state[5] + state[4])
     return _spread(_four, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
 
 
 @triton.jit
 def uniforms(
-    rng, rng_s, at, row_offset, start, n, sizes,
+    rng, rng_s, at, start, n, sizes,
     PAIR: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """What binarization compares with: words of counters that noise never has (the offset's top bit is flipped)."""
-    k0, k1, o0, o1 = read_state(rng, rng_s, at)
-    if len(rng_s) == 1:
-        word = _row_word(at, row_offset)
-    else:
+    k0, k1, o0, o1, first_row, _ = read_state(rng, rng_s, at, 0)
+    if len(rng_s) == 2:
         word = tl.zeros((ROWS, 1), tl.uint32)
-    return _spread(
-        _four_uniforms, (k0, k1, o0, o1 ^ 0x80000000), word, start, n, sizes, PAIR, SWAP, ROWS, COLS
-    )
+    else:
+        word = _row_word(at, first_row)
+    state = (k0, k1, o0, o1 ^ 0x80000000, first_row, 0)
+    return _spread(_four_uniforms, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
 
 
-@triton.jit(do_not_specialize=["row_offset", "rows_per_draw", "rows", "draws", "each"])
+@triton.jit(do_not_specialize=["rows", "draws", "each"])
 def _fill(
-    eps, rng, row_offset, rows_per_draw, eps_s, eps_draw, rng_s, rows, n, sizes, draws, each,
+    eps, rng, eps_s, eps_draw, rng_s, rows, n, sizes, draws, each,
     ONE: tl.constexpr, PAIR: tl.constexpr, PARTS: tl.constexpr, WHOLE: tl.constexpr,
     VEC: tl.constexpr, SWAP: tl.constexpr, OFFSETS_64: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -183,11 +187,11 @@ def _fill(
     start = (pid % PARTS).to(tl.int64 if OFFSETS_64 else tl.int32) * COLS
     cols, there = elements(start, n, sizes, WHOLE, VEC, SWAP, COLS)
     at = (first, local, cols, inside, there, inside & there)
-    state = read_state(rng, rng_s, at)
+    state = read_state(rng, rng_s, at, rows)
     where = origin(eps, eps_s, at, VEC) + locate(at, sizes, eps_s, VEC)
     if ONE:
         x = normals(
-            state, rng_s, tl.cast(0, tl.int64), at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+            state, rng_s, tl.cast(0, tl.int64), at, start, n, sizes, PAIR, SWAP, ROWS, COLS
         )  # fmt: skip
         write(where, x, at)
     else:
@@ -195,7 +199,7 @@ def _fill(
         end = tl.minimum(draw + each, draws)
         while draw < end:  # at run time: one compiled kernel serves any number of draws
             x = normals(
-                state, rng_s, draw, at, row_offset, rows_per_draw, start, n, sizes, PAIR, SWAP, ROWS, COLS
+                state, rng_s, draw, at, start, n, sizes, PAIR, SWAP, ROWS, COLS
             )  # fmt: skip
             write(where + step_of(draw, eps_draw, VEC), x, at)
             draw += 1
@@ -212,7 +216,7 @@ def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
     rest = (
         at.strides[0],
         eps.strides[0],
-        rng.strides,
+        state_strides(rng),
         rows,
         at.n,
         at.sizes,
@@ -224,8 +228,7 @@ def _job(device: torch.device, eps_key: Key, rng_key: Key) -> Job:
     return Job(_fill, (plan.programs, triton.cdiv(draws, each)), plan.threads, (*rest, *constants(at, plan)))
 
 
-def noise_fill(eps: Tensor, rng_state: Tensor, *, rows: Rows | None = None) -> None:
+def noise_fill(eps: Tensor, rng_state: Tensor) -> None:
     """Writes the noise of `rng_state` into eps (draws, batch, ...)."""
     if eps.numel():
-        words = row_words(rows, eps.shape[1])
-        run(_job(eps.device, key(eps), key(rng_state)), eps, eps, rng_state, *words)
+        run(_job(eps.device, key(eps), key(rng_state)), eps, eps, rng_state)
