@@ -341,7 +341,7 @@ def test_two_processes_train_one_model() -> None:
     assert process.stdout.count("test ELBO  ") == 1
     assert ", 2 processes" in process.stdout
     progress = checkpoint.read_progress(Path("runs/tiny-2"))
-    assert (progress["epoch"], progress["steps"]) == (2, 2)  # 32 samples in batches of 2 x 16
+    assert (progress["epoch"], progress["steps"]) == (2, 4)  # 32 samples in batches of 2 x 8
     load_model("runs/tiny-2")
     assert names("runs") == ["tiny", "tiny-2"]
 

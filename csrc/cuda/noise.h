@@ -13,23 +13,23 @@ namespace vae_fast {
 // Drawn, from one state: the schedule of Philox's keys stays in registers.
 inline bool is_plain(const Noise& noise) { return !noise.given && !noise.state_per_sample; }
 
-// In registers: the kernels' stores would have it read again.
-struct NoiseState : RngState { std::uint32_t first_row, rows; };
+struct NoiseState : RngState { std::uint32_t first_row; };
 
 // Read in the kernel: a CUDA-graph replay sees the state of that moment.
 VAE_FAST_DEVICE NoiseState state_of(const Noise& noise, std::int64_t row) {
   if (!noise.rng_state) return {};
   const std::int64_t* state = noise.rng_state + (noise.state_per_sample ? 2 * row : 0);
-  NoiseState read = {RngState::from(state[0], state[1]), 0, static_cast<std::uint32_t>(noise.rows)};
-  if (noise.has_rows) read.first_row = static_cast<std::uint32_t>(state[2]), read.rows = static_cast<std::uint32_t>(state[3]);
-  return read;
+  return {RngState::from(state[0], state[1]), noise.has_rows ? static_cast<std::uint32_t>(state[2]) : 0};
 }
 // That of all rows, or nothing where each has its own.
 VAE_FAST_DEVICE NoiseState shared_state_of(const Noise& noise) { return noise.state_per_sample ? NoiseState{} : state_of(noise, 0); }
 
 VAE_FAST_DEVICE std::uint32_t counter_row_of(const Noise& noise, const NoiseState& state, std::int64_t draw, std::int64_t row) {
   const std::uint32_t k = static_cast<std::uint32_t>(draw);
-  return noise.state_per_sample ? k : k * state.rows + state.first_row + static_cast<std::uint32_t>(row);
+  if (noise.state_per_sample) return k;
+  // Read again for each chunk: a register more would be spilled in the backward pass of a prior.
+  const std::int64_t rows = noise.has_rows ? noise.rng_state[3] : noise.rows;
+  return k * static_cast<std::uint32_t>(rows) + state.first_row + static_cast<std::uint32_t>(row);
 }
 
 // The normals of one draw of a chunk: from the caller's own noise, or made here, four a Philox call.
