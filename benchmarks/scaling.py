@@ -1,6 +1,6 @@
 """What more processes cost: measured on Gloo with 1 and 2 processes of one machine, reckoned for 8 and 64 GPUs.
 
-    python -m benchmarks.scaling > docs/scaling.md
+python -m benchmarks.scaling > docs/scaling.md
 """
 
 from __future__ import annotations
@@ -119,7 +119,14 @@ def main() -> None:
             one, two = (measure(case, size, fused) for size in (1, 2))
             head = "fused" if fused else "apart"
             rows.append(
-                [case.title, f"{case.measured_batch:,}", head, f"{one * 1e3:.0f}", f"{two * 1e3:.0f}", f"{2 * two / one - 1:+.0%}"]
+                [
+                    case.title,
+                    f"{case.measured_batch:,}",
+                    head,
+                    f"{one * 1e3:.0f}",
+                    f"{two * 1e3:.0f}",
+                    f"{2 * two / one - 1:+.0%}",
+                ]
             )
     print("# Scaling\n")
     print("`python -m benchmarks.scaling` writes this page.\n")
