@@ -126,7 +126,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 20; digits: 600]")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Of all processes together. [default: 1024; digits: 4096, each image many times]"),
+        typer.Option(
+            min=1, help="Of all processes together. [default: 1024; digits: 4096, each image many times]"
+        ),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of Adam. [default: 1e-3; digits: 3e-3]")

@@ -29,4 +29,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether it says that the connection to another process of the run is gone, as Gloo's and NCCL's errors do."""
-    return isinstance(error, RuntimeError) and any(t in str(error) for t in ("gloo/transport", "ncclRemoteError"))
+    return isinstance(error, RuntimeError) and any(
+        t in str(error) for t in ("gloo/transport", "ncclRemoteError")
+    )

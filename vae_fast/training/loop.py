@@ -210,7 +210,10 @@ class Trainer:
     def _try_batch(self, dataset: data.Dataset) -> None:
         """A batch that cannot be had at all is found now, and not after its shuffles were made."""
         try:
-            torch.empty((math.ceil(self.recipe.batch_size / self.accelerator.num_processes), *dataset.shape), device=self.accelerator.device)
+            torch.empty(
+                (math.ceil(self.recipe.batch_size / self.accelerator.num_processes), *dataset.shape),
+                device=self.accelerator.device,
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
