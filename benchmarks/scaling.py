@@ -36,8 +36,8 @@ CASES = (
     Case("single cells, 20,000 genes", 20_000, 128, 10, "negative_binomial", 1024, None),
     Case("recommender, 100,000 items", 100_000, 128, 64, "multinomial", 1024, None),
 )
-# Assumed, not measured: dense float32 by TF32 at 40% of an H100's 495 TFLOP/s; its memory; all-reduce at 80% of NVLink's
-# 450 GB/s each way within 8 GPUs, and of 50 GB/s (400 Gbit/s for each GPU) between nodes.
+# Assumed, not measured: dense float32 by TF32 at 40% of an H100's 495 TFLOP/s; its memory; all-reduce at 80% of
+# NVLink's 450 GB/s each way within 8 GPUs, and of 50 GB/s (400 Gbit/s for each GPU) between nodes.
 FLOPS, MEMORY = 0.4 * 495e12, 3.0e12
 LINK = {8: 0.8 * 450e9, 64: 0.8 * 50e9}
 CHUNK = 16e6  # bytes of a fused head's outputs at a time
@@ -137,10 +137,10 @@ def main() -> None:
     )
     print(table(["case", "global batch", "head", "1 process, ms", "2 processes, ms", "overhead"], rows))
     print(
-        f"\nReckoned, not measured, for a batch of 1024 (MLP: 4096) on each GPU: float32 products at {FLOPS / 1e12:.0f} "
-        f"TFLOP/s, memory at {MEMORY / 1e12:.0f} TB/s; a ring all-reduce of the gradients, 2 (n - 1) / n bytes for each of "
-        f"theirs, at {LINK[8] / 1e9:.0f} GB/s within 8 GPUs and {LINK[64] / 1e9:.0f} GB/s among 64. Compute is the "
-        "products and the traffic of the last layer's outputs. A share is of the compute; DistributedDataParallel hides "
+        f"\nReckoned, not measured, for a batch of 1024 (MLP: 4096) on each GPU: float32 products at "
+        f"{FLOPS / 1e12:.0f} TFLOP/s, memory at {MEMORY / 1e12:.0f} TB/s; a ring all-reduce of the gradients, "
+        f"2 (n - 1) / n bytes for each of theirs, at {LINK[8] / 1e9:.0f} GB/s within 8 GPUs and "
+        f"{LINK[64] / 1e9:.0f} GB/s among 64. Compute is the products and the traffic of the last layer's outputs. A share is of the compute; DistributedDataParallel hides "
         "some of it behind backward. A fused head moves as many bytes and needs less memory, so a larger batch fits, "
         "and the share falls as the batch grows.\n"
     )
