@@ -140,14 +140,17 @@ def main() -> None:
         f"\nReckoned, not measured, for a batch of 1024 (MLP: 4096) on each GPU: float32 products at "
         f"{FLOPS / 1e12:.0f} TFLOP/s, memory at {MEMORY / 1e12:.0f} TB/s; a ring all-reduce of the gradients, "
         f"2 (n - 1) / n bytes for each of theirs, at {LINK[8] / 1e9:.0f} GB/s within 8 GPUs and "
-        f"{LINK[64] / 1e9:.0f} GB/s among 64. Compute is the products and the traffic of the last layer's outputs. A share is of the compute; DistributedDataParallel hides "
+        f"{LINK[64] / 1e9:.0f} GB/s among 64. Compute is the products and the traffic of the last layer's outputs. "
+        "A share is of the compute; DistributedDataParallel hides "
         "some of it behind backward. A fused head moves as many bytes and needs less memory, so a larger batch fits, "
         "and the share falls as the batch grows.\n"
     )
-    head = ["case", "million parameters", "compute, ms"]
+    columns = ["case", "million parameters", "compute, ms"]
     for size in LINK:
-        head += [f"{size} GPUs: MB a step", "ms", "share"]
-    print(table([*head, "outputs and gradient, MB", "with a fused head"], [reckoned(case) for case in CASES]))
+        columns += [f"{size} GPUs: MB a step", "ms", "share"]
+    print(
+        table([*columns, "outputs and gradient, MB", "with a fused head"], [reckoned(case) for case in CASES])
+    )
 
 
 if __name__ == "__main__":
