@@ -30,8 +30,9 @@ def uniform(*shape: int, seed: int = 9) -> Tensor:
 
 
 def clamp(x: Tensor, low: float | Tensor, high: float | Tensor = math.inf) -> Tensor:
-    """torch.clamp with a gradient of 1 at the bounds, where torch 2.14's own has 0."""
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    """torch.clamp with a gradient of 1 at the bounds, where torch 2.14's own has 0; 0 of NaN, which stays NaN."""
+    held = torch.where(x < low, low, torch.where(x > high, high, x))
+    return torch.where(x.isnan(), x.detach(), held)
 
 
 def softplus(v: Tensor) -> Tensor:

@@ -410,7 +410,7 @@ X = torch.zeros(4, 5)
             lambda: vae_fast.bernoulli_nll(
                 make(3, 4, 5), X, binarize=True, rng_state=torch.zeros(12, 2, dtype=torch.int64)
             ),
-            r"expected rng_state to have shape \(2,\) or \(batch, 2\) = \(4, 2\), but got \(12, 2\)",
+            r"expected rng_state to have shape \(2,\), \(4,\) or \(batch, 2\) = \(4, 2\), but got \(12, 2\)",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch.compiler import is_compiling
 _group: Any = torch.distributed.group if torch.distributed.is_available() else None
 _chosen: tuple[int, int] | None = None  # (rank, size)
 _name = ""
-_compared: Any = None  # the world whose first batches were compared
+_compared: Any = (
+    None  # a weak reference to the world whose first batches were compared: it is to end when it ends
+)
 
 
 def set_noise_group(group: Any = None) -> None:
@@ -58,9 +61,9 @@ def compare_first_batches(batch: int, size: int) -> None:
     """Warns, on the last rank of a group to draw, if the ranks' first batches differ. Waits for no rank: a forward pass
     of one rank alone must not hang."""
     global _compared
-    if is_compiling() or _compared is _group.WORLD:
+    if is_compiling() or (_compared is not None and _compared() is _group.WORLD):
         return
-    _compared = _group.WORLD
+    _compared = weakref.ref(_group.WORLD)
     key = f"vae_fast/first batch/{_name}"
     try:
         store: Any = torch.distributed.distributed_c10d._get_default_store()

@@ -33,7 +33,7 @@ def per_sample(x: Tensor, ndim: int) -> Tensor:
 def held_between(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """torch.clamp with a gradient of 1 at the bounds. So was torch's own up to 2.13; that of 2.14 is 0 there."""
     held = x.detach().clamp(low, high)
-    return torch.where((held == x) | x.isnan(), x, held)
+    return torch.where(held == x, x, held)
 
 
 def times_exp(d: Tensor, x: Tensor) -> Tensor:

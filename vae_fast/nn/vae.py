@@ -21,6 +21,7 @@ from ..checks import (
     check_sizes,
     fresh_rng_state,
 )
+from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
@@ -157,7 +158,7 @@ class VAE(nn.Module):
         check_batch("x", x, self.data_shape)
         moments = self._moments(x)
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
-        return mu, logvar if self.clamp is None else logvar.clamp(*self.clamp)
+        return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
     def decode(self, z: Tensor, *, library: Library = None) -> Tensor:
         """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
