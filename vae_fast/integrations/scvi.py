@@ -4,8 +4,8 @@
 
 Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob
 of scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion
-of each gene stays (genes,) in memory, its gradient too. The layer of SCVI's decoder that gives logits of dropping out
-is computed where the likelihood takes them. No validation synchronizes a GPU: posteriors and Poisson's
+of each gene stays (genes,) in memory, its gradient too. In SCVI's decoder the last layer of means keeps its memory
+between steps, and that of logits of dropping out is computed where the likelihood takes them. No validation synchronizes a GPU: posteriors and Poisson's
 counts are validated on the CPU only, the counts of the other classes on request (validate_args=True).
 """
 
@@ -159,12 +159,15 @@ class _ScaleAndRate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_scale: Tensor | None, grad_rate: Tensor | None) -> tuple[Tensor | None, ...]:
         px, weight, factor, scale = ctx.saved_tensors
+        grad = _kept(px.shape[0], weight)
         if grad_rate is not None:
-            grad = torch.mul(grad_rate, factor, out=_kept(px.shape[0], weight))
+            torch.mul(grad_rate, factor, out=grad)
             if grad_scale is not None:
                 grad += grad_scale
+        elif grad_scale is not None:
+            grad.copy_(grad_scale)
         else:
-            grad = grad_scale.clone()
+            return None, None, None, None
         torch._softmax_backward_data(grad, scale, -1, scale.dtype, grad_input=grad)
         needs = ctx.needs_input_grad
         return (
