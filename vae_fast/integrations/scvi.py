@@ -5,8 +5,9 @@
 Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob
 of scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion
 of each gene stays (genes,) in memory, its gradient too. In SCVI's decoder the last layer of means keeps its memory
-between steps, and that of logits of dropping out is computed where the likelihood takes them. No validation synchronizes a GPU: posteriors and Poisson's
-counts are validated on the CPU only, the counts of the other classes on request (validate_args=True).
+between steps, and that of logits of dropping out is computed where the likelihood takes them. No validation
+synchronizes a GPU: posteriors and Poisson's counts are validated on the CPU only, the counts of the other classes on
+request (validate_args=True).
 """
 
 from __future__ import annotations
