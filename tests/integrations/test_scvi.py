@@ -99,46 +99,6 @@ def test_logits_of_dropping_out_are_computed_where_they_are_taken(likelihood: st
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("case", ["cells", "draws", "library that learns", "float64", "softplus", "hook"])
-def test_scale_and_rate(case: str) -> None:
-    torch.manual_seed(0)
-    activation = "softplus" if case == "softplus" else "softmax"
-    decoder = scvi.nn.DecoderSCVI(5, 40, n_hidden=16, scale_activation=activation).eval()
-    z, library = randn(*((2, 6) if case == "draws" else (6,)), 5, seed=1), randn(6, 1, seed=2)
-    if case == "float64":
-        decoder, z, library = decoder.double(), z.double(), library.double()
-    called = []
-    if case == "hook":
-        decoder.px_scale_decoder[1].register_forward_hook(lambda *_: called.append(1))
-    learning = [z.requires_grad_(), *decoder.px_decoder.parameters(), *decoder.px_scale_decoder.parameters()]
-    if case == "library that learns":
-        learning.append(library.requires_grad_())
-
-    def numbers(of_scale: float, of_rate: float) -> list[Tensor]:
-        scale, _, rate, _ = decoder("gene", z, library)
-        weights = randn(*scale.shape, seed=3)
-        loss = of_scale * (weights * scale).sum() + of_rate * (weights * rate).sum()
-        return [scale, rate, *torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)]
-
-    for weights in ((0.0, 1.0), (1.0, 0.0), (2.0, 3.0)):
-        own = numbers(*weights)
-        called.clear()
-        with patched.patch():
-            got = numbers(*weights)
-        torch.testing.assert_close(got, own, rtol=1e-5, atol=1e-6)
-        assert len(called) == (case == "hook")
-
-
-def test_gradients_of_one_result_of_the_decoder() -> None:
-    decoder = scvi.nn.DecoderSCVI(5, 40, n_hidden=16).eval()
-    learning = list(decoder.px_scale_decoder.parameters())
-    for i in (0, 2):  # scale or rate, the other one without a gradient
-        own = torch.autograd.grad(decoder("gene", randn(6, 5), randn(6, 1))[i].square().sum(), learning)
-        with patched.patch():
-            got = torch.autograd.grad(decoder("gene", randn(6, 5), randn(6, 1))[i].square().sum(), learning)
-        torch.testing.assert_close(got, own)
-
-
 def test_a_dispersion_of_each_gene_is_never_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     from vae_fast.ops import likelihood as op
 

@@ -4,10 +4,9 @@
 
 Replaced are the encoders' tail (a fused sample, and a normal distribution whose KL divergence is fused), and log_prob
 of scvi.distributions' NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture and Poisson. A dispersion
-of each gene stays (genes,) in memory, its gradient too. In SCVI's decoder the last layer of means keeps its memory
-between steps, and that of logits of dropping out is computed where the likelihood takes them. No validation
-synchronizes a GPU: posteriors and Poisson's counts are validated on the CPU only, the counts of the other classes on
-request (validate_args=True).
+of each gene stays (genes,) in memory, its gradient too. The layer of SCVI's decoder that gives logits of dropping out
+is computed where the likelihood takes them. No validation synchronizes a GPU: posteriors and Poisson's
+counts are validated on the CPU only, the counts of the other classes on request (validate_args=True).
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
-from .. import backends, functional
+from .. import functional
 from ..distributions import Normal
 from ..distributions import _fused as fused
 from ..distributions.counts import Poisson, bare
-from ..ops import _common
 from ._noise import TorchNoise, check_noise
 from ._patch import Patch, Switch
 
@@ -112,76 +109,10 @@ def _generative(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _decode(self: Any, dispersion: str, z: Tensor, library: Tensor, *cat_list: int) -> Any:
     px = self.px_decoder(z, *cat_list)
-    factor = torch.exp(library)
-    if _is_softmax_of_linear(self.px_scale_decoder) and _common.is_plain() and _fits(px, factor):
-        linear = self.px_scale_decoder[0]
-        px_scale, px_rate = _ScaleAndRate.apply(px, linear.weight, linear.bias, factor)
-    else:
-        px_scale = self.px_scale_decoder(px)
-        px_rate = factor * px_scale
+    px_scale = self.px_scale_decoder(px)
+    px_rate = torch.exp(library) * px_scale
     px_r = self.px_r_decoder(px) if dispersion == "gene-cell" else None
     return px_scale, px_r, px_rate, None if hasattr(self, "has_no_dropout") else self.px_dropout_decoder(px)
-
-
-def _is_softmax_of_linear(layers: Any) -> bool:
-    """As SCVI makes them: two modules of torch's that nobody hooked."""
-    if type(layers) is not nn.Sequential or [type(layer) for layer in layers] != [nn.Linear, nn.Softmax]:
-        return False
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return layers[1].dim in (-1, 1) and not any(getattr(m, h) for m in layers.modules() for h in hooks)
-
-
-def _fits(px: Tensor, factor: Tensor) -> bool:
-    return (
-        type(px) is Tensor
-        and px.is_cpu
-        and px.ndim == 2
-        and px.dtype is factor.dtype is torch.float32
-        and factor.shape == (px.shape[0], 1)
-        and not factor.requires_grad
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-class _ScaleAndRate(torch.autograd.Function):
-    """softmax(px weight^T + bias) and its product with the cells' factor, in memory that is kept between steps: of
-    batch x genes, fresh pages cost more than the arithmetic."""
-
-    @staticmethod
-    def forward(ctx: Any, px: Tensor, weight: Tensor, bias: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        raw, scale = _kept(px.shape[0], weight), _kept(px.shape[0], weight)
-        torch.addmm(bias, px, weight.t(), out=raw)
-        torch.softmax(raw, -1, out=scale)
-        ctx.save_for_backward(px, weight, factor, scale)
-        ctx.set_materialize_grads(False)
-        return scale, torch.mul(scale, factor, out=raw)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_scale: Tensor | None, grad_rate: Tensor | None) -> tuple[Tensor | None, ...]:
-        px, weight, factor, scale = ctx.saved_tensors
-        grad = _kept(px.shape[0], weight)
-        if grad_rate is not None:
-            torch.mul(grad_rate, factor, out=grad)
-            if grad_scale is not None:
-                grad += grad_scale
-        elif grad_scale is not None:
-            grad.copy_(grad_scale)
-        else:
-            return None, None, None, None
-        torch._softmax_backward_data(grad, scale, -1, scale.dtype, grad_input=grad)
-        needs = ctx.needs_input_grad
-        return (
-            grad @ weight if needs[0] else None,
-            grad.t() @ px if needs[1] else None,
-            grad.sum(0) if needs[2] else None,
-            None,
-        )
-
-
-def _kept(rows: int, weight: Tensor) -> Tensor:
-    backend = backends.serving("likelihood", "cpu")
-    return _common.empty(backend, (rows, weight.shape[0]), weight.dtype, weight.device)
 
 
 _DECODERS = {_NN + "DecoderSCVI.forward": _decode, _GENERATIVE: _generative}
