@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..backends.reference.rng import state_of_part
 from . import _common
 from ._common import is_dtensor
 
@@ -80,28 +81,21 @@ class Batch:
         local: Tensor = tensor.to_local(grad_placements=grads)  # type: ignore[attr-defined]
         return local
 
-    def place(self, batch: int) -> tuple[int, int]:
-        """(first, count) of this process's samples of a batch, as Shard cuts it."""
+    def first(self, batch: int) -> int:
+        """The first of this process's samples of a batch, as Shard cuts it."""
         first, count = 0, batch
         for m, is_sharded in enumerate(self.sharded):
             if is_sharded:
                 skipped, count = cut(count, self.mesh, m)
                 first += skipped
-        return first, count
+        return first
 
     def state(self, rng_state: Tensor, batch: int) -> Tensor:
         """That of this process's samples of a batch, from the whole batch's."""
         if rng_state.ndim == 2:
             return self.local(rng_state, 0)
         rng_state = self.local(rng_state, None)
-        if not any(self.sharded):
-            return rng_state
-        words, rows = rng_state[:2], rng_state[2:]
-        first, _ = self.place(batch)
-        if not rows.numel():
-            rows = torch.full((2,), batch, dtype=words.dtype, device=words.device)
-            rows[:1] = 0
-        return torch.cat((words, rows[:1] + first, rows[1:]))
+        return state_of_part(rng_state, self.first(batch), batch) if any(self.sharded) else rng_state
 
     def whole(self, local: Tensor, dim: int, batch: int) -> Tensor:
         """The DTensor of what each process computed for its samples, in `dim`; a share of it along `split`."""

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..backends.reference.rng import draw_rng_state, part_of
+from ..backends.reference.rng import draw_rng_state, state_of_part
 from . import checkpoint, data, divergence
 from .config import Recipe
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
@@ -175,7 +175,7 @@ class Trainer:
     def _draw_rng_state(self, part: slice, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Of this part of a batch of n samples. All processes draw the same numbers."""
         rng_state = draw_rng_state(self.accelerator.device, generator)
-        return rng_state if self.accelerator.num_processes == 1 else part_of(rng_state, part.start, n)
+        return rng_state if self.accelerator.num_processes == 1 else state_of_part(rng_state, part.start, n)
 
     def _train_epoch(self, epoch: int, totals: Tensor) -> None:
         torch.manual_seed(self.recipe.seed_of(epoch, 0, 1))  # the latents' noise

@@ -61,13 +61,16 @@ def draw_rng_state(
         return words
     rank, size = place
     noise_group.compare_first_batches(batch, size)
-    return part_of(words, rank * batch, size * batch)
+    return state_of_part(words, rank * batch, size * batch)
 
 
-def part_of(rng_state: Tensor, first_row: int, rows: int) -> Tensor:
-    """Of the state (seed, offset) of a batch of `rows` samples, that of a part of it, from sample `first_row` on."""
+def state_of_part(rng_state: Tensor, first: int, batch: int) -> Tensor:
+    """The state of a part of a batch of `batch` samples, from sample `first` on, from the batch's: (seed, offset), or
+    (seed, offset, first_row, rows) where the batch is itself a part of a larger one."""
+    if len(rng_state) == 4:
+        return torch.cat((rng_state[:2], rng_state[2:3] + first, rng_state[3:]))
     # Filled on the device: a copy from the host would wait, and no CUDA graph could hold it.
-    return torch.cat((rng_state, rng_state.new_full((1,), first_row), rng_state.new_full((1,), rows)))
+    return torch.cat((rng_state, rng_state.new_full((1,), first), rng_state.new_full((1,), batch)))
 
 
 def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
