@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import sys
 import tempfile
@@ -148,6 +149,15 @@ def truth_and_scale(
     truth = [*outputs, *(t.sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
     scale = [*outputs, *(t.abs().sum_to_size(x.shape) for t, x in zip(terms, inputs, strict=True))]
     return truth, scale
+
+
+def load(path: Path) -> types.ModuleType:
+    """The module of a file that belongs to no package: a script or an example."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from conftest import load
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -30,21 +22,21 @@ def load(name: str) -> ModuleType:
     ],
 )
 def test_result_of_a_feature(results: dict[str, str], expected: str) -> None:
-    compatibility = load("compatibility")
+    compatibility = load(SCRIPTS / "compatibility.py")
     feature = compatibility.feature("what", "folder/name::test_a[x*]", "folder/name::test_b")
     found = {("tests/folder/test_name.py", name): result for name, result in results.items()}
     assert compatibility.judge(feature, found) == expected
 
 
 def test_every_feature_names_a_file_that_is_there() -> None:
-    compatibility = load("compatibility")
+    compatibility = load(SCRIPTS / "compatibility.py")
     tests = [t for group in compatibility.FEATURES.values() for f in group for t in f.tests]
     assert all((SCRIPTS.parent / compatibility.split(test)[0]).exists() for test in tests)
 
 
 def test_a_version_that_fails_says_so(tmp_path: Path) -> None:
     """An interpreter without torch."""
-    versions = load("versions")
+    versions = load(SCRIPTS / "versions.py")
     empty = tmp_path / "python"
     empty.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
     empty.chmod(0o755)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+from conftest import load
 
 FOLDER = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.no_poison
@@ -25,16 +25,8 @@ def accelerate_state() -> Iterator[None]:
     AcceleratorState._reset_state(True)
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def check_resume(name: str, folder: Path, **options: Any) -> None:
-    example = load(name)
+    example = load(FOLDER / f"{name}.py")
     whole = example.train(4, folder / "whole", **options)
     half = example.train(2, folder / "resumed", **options)
     torch.manual_seed(99)
