@@ -56,4 +56,4 @@ def train(epochs: int, folder: Path) -> VAE:
 
 
 if __name__ == "__main__":
-    train(int(sys.argv[1]), Path("digits-accelerate"))
+    train(int(sys.argv[1]) if sys.argv[1:] else 4, Path("digits-accelerate"))

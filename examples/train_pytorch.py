@@ -51,4 +51,4 @@ def train(epochs: int, checkpoint: Path) -> VAE:
 
 
 if __name__ == "__main__":
-    train(int(sys.argv[1]), Path("digits.pt"))
+    train(int(sys.argv[1]) if sys.argv[1:] else 4, Path("digits.pt"))
