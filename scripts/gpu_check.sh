@@ -296,8 +296,8 @@ stage() {
     [ -z "$most" ] || [ "$most" -gt "$limit" ] || limit=$most
     export limit log STAGE_ENDS=$(($(date +%s) + limit))
     running="$$-$name"
-    set -m  # a process group of its own, in which SIGINT is not ignored
-    GPU_CHECK_STAGE=$running bash -c "set -uo pipefail; declare -A jobs=(); order=(); $name" > "$log" 2>&1 < /dev/null &
+    set -m  # a process group of its own, in which SIGINT is not ignored (env: where the script's own is)
+    GPU_CHECK_STAGE=$running env --default-signal=INT bash -c "set -uo pipefail; declare -A jobs=(); order=(); $name" > "$log" 2>&1 < /dev/null &
     pid=$!
     set +m
     while is_running && [ $((SECONDS - from)) -lt "$limit" ]; do sleep 0.1; done

@@ -41,7 +41,8 @@ def environment(python: str | Path) -> dict[str, str]:
 
 
 def call(*arguments: Any, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
-    command = [str(a) for a in (SCRIPT, *arguments)]
+    # As in the background, where a shell has SIGINT ignored.
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *(str(a) for a in (SCRIPT, *arguments))]
     return subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=HANG)
 
 
