@@ -52,11 +52,11 @@ class Row:
         return statistics.median(a / b for a, b in zip(theirs, ours, strict=True)) if ours else None
 
     def limit(self) -> float | None:
-        """How many times as fast an epoch would be if the piece took no time."""
+        """How many times as fast an epoch would be if what replaces the piece took no time."""
         if self.steps is None or not self.epoch[0]:
             return None
-        whole, pieces = statistics.median(self.epoch[0]), self.steps * statistics.median(self.piece[0])
-        return whole / (whole - pieces)
+        theirs, ours = (statistics.median(t) for t in self.epoch)
+        return theirs / (ours - self.steps * statistics.median(self.piece[1]))
 
 
 def compare(case: Case, work: Work) -> Row:

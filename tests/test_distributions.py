@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributions as theirs
 from torch.distributions import Independent, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fast
 from conftest import needs_native
@@ -202,12 +203,46 @@ def test_shapes_expand_and_samples(name: str) -> None:
 
 
 @every
-def test_independent(name: str) -> None:
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_independent(name: str, dims: int) -> None:
+    """Ours, which sums in the kernel, and torch's around ours; gradients too."""
     make = CASES[name][0]
-    mine, other = (make(*leaves(name, [(2, 4, 5)], torch.float32), cls=cls) for cls in (ours, theirs))
+    values = leaves(name, [(2, 4, 5)], torch.float32), leaves(name, [(2, 4, 5)], torch.float32)
+    mine, other = (make(*v, cls=cls) for v, cls in zip(values, (ours, theirs), strict=True))
     x = CASES[name][2](*mine.batch_shape, *mine.event_shape).float()
-    got = Independent(mine, 1).log_prob(x)
-    torch.testing.assert_close(got, other.log_prob(x).sum(-1), rtol=1e-4, atol=1e-4)
+    dims = min(dims, len(mine.batch_shape))
+    want = other.log_prob(x).sum(tuple(range(-dims, 0)))
+    grad = torch.rand(want.shape) + 0.5
+    by = torch.autograd.grad(want, values[1], grad)
+    for independent in (ours.Independent, theirs.Independent):
+        got = independent(mine, dims).log_prob(x)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        for g, w in zip(torch.autograd.grad(got, values[0], grad, retain_graph=True), by, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
+
+
+def test_independent_sums_in_the_kernel_unless_log_prob_is_overridden() -> None:
+    """No result per element is allocated; a subclass's own log_prob is called."""
+
+    class Half(ours.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:  # type: ignore[override]
+            return super().log_prob(value) / 2
+
+    loc, x = torch.zeros(6, 5), torch.ones(6, 5)
+    seen: list[torch.Size] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if "vae_fast" in str(func):
+                seen.append(out[0].shape if isinstance(out, tuple | list) else out.shape)
+            return out
+
+    with Record():
+        whole = ours.Independent(ours.Normal(loc, torch.ones(6, 5)), 1).log_prob(x)
+    assert seen and set(seen) == {torch.Size([6])}
+    half = ours.Independent(Half(loc, torch.ones(6, 5)), 1).log_prob(x)
+    torch.testing.assert_close(half, whole / 2)
 
 
 def test_scalars() -> None:

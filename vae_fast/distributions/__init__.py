@@ -10,6 +10,7 @@ The classes with Pyro's mixin are in `vae_fast.integrations.pyro`.
 from .bernoulli import Bernoulli, ContinuousBernoulli
 from .categorical import Categorical, Multinomial
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from .independent import Independent
 from .laplace import Laplace
 from .normal import Normal
 
@@ -17,6 +18,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
+    "Independent",
     "Laplace",
     "Multinomial",
     "NegativeBinomial",

@@ -11,7 +11,7 @@ from torch.distributions.utils import broadcast_all, lazy_property, logits_to_pr
 
 from .. import functional
 from ..likelihoods.counts import EPS
-from ._fused import log_prob, wide
+from ._fused import log_prob, sums_events, wide
 
 _LEAST = 1e-12
 
@@ -28,10 +28,13 @@ class Poisson(torch.distributions.Poisson):
     A rate below 1e-12 counts as 1e-12: log_prob is finite where torch gives -inf.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    @sums_events
+    def log_prob(self, value: Tensor, event_dims: int = 0) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return log_prob(functional.poisson_nll, value, bare(wide(self.rate)), counts=True)
+        return log_prob(
+            functional.poisson_nll, value, bare(wide(self.rate)), event_dims=event_dims, counts=True
+        )
 
 
 class NegativeBinomial(torch.distributions.NegativeBinomial):
@@ -42,10 +45,13 @@ class NegativeBinomial(torch.distributions.NegativeBinomial):
     total_count below 1e-12 counts as 1e-12, as in `Poisson`.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    @sums_events
+    def log_prob(self, value: Tensor, event_dims: int = 0) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return log_prob(functional.negative_binomial_nll, value, *mean_and_theta(self), counts=True)
+        return log_prob(
+            functional.negative_binomial_nll, value, *mean_and_theta(self), event_dims=event_dims, counts=True
+        )
 
 
 def mean_and_theta(base: torch.distributions.NegativeBinomial) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,8 @@ class ZeroInflatedNegativeBinomial(Distribution):
             counts = self.base_dist.sample(sample_shape)
             return torch.where(torch.bernoulli(self.gate.expand(shape)).bool(), 0.0, counts)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    @sums_events
+    def log_prob(self, value: Tensor, event_dims: int = 0) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         return log_prob(
@@ -146,5 +153,6 @@ class ZeroInflatedNegativeBinomial(Distribution):
             value,
             *mean_and_theta(self.base_dist),
             wide(self.gate_logits),
+            event_dims=event_dims,
             counts=True,
         )

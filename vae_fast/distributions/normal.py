@@ -10,7 +10,7 @@ from torch.distributions import kl as torch_kl
 from torch.distributions.utils import broadcast_all, lazy_property
 
 from .. import functional
-from ._fused import log_prob, wide
+from ._fused import log_prob, sums_events, wide
 
 
 class _computed(lazy_property):  # type: ignore[type-arg]
@@ -83,11 +83,12 @@ class Normal(torch.distributions.Normal):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    @sums_events
+    def log_prob(self, value: Tensor, event_dims: int = 0) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         loc, value = exchanged(self.loc, value)
-        return log_prob(functional.gaussian_nll, value, loc, self.logvar)
+        return log_prob(functional.gaussian_nll, value, loc, self.logvar, event_dims=event_dims)
 
 
 def exchanged(loc: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

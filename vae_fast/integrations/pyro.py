@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import distributions as fused
+from ..distributions._fused import sums_events
 from ..distributions.normal import remember
 from ._noise import TorchNoise, check_noise
 from ._patch import Patch, Switch, import_library
@@ -19,6 +20,7 @@ from ._patch import Patch, Switch, import_library
 import_library("pyro", "pyro-ppl")
 
 import pyro.distributions as theirs  # noqa: E402
+from pyro.distributions.util import sum_rightmost  # noqa: E402
 
 __all__ = [*fused.__all__, "patch"]
 
@@ -47,6 +49,10 @@ class NegativeBinomial(fused.NegativeBinomial, theirs.NegativeBinomial):
     pass
 
 
+class Independent(fused.Independent, theirs.Independent):
+    """What `to_event` makes."""
+
+
 class Multinomial(fused.Multinomial, theirs.Multinomial):
     pass
 
@@ -56,9 +62,12 @@ class ZeroInflatedNegativeBinomial(theirs.ZeroInflatedNegativeBinomial):
 
 
 class Poisson(fused.Poisson, theirs.Poisson):
-    def log_prob(self, value: Tensor) -> Tensor:
+    @sums_events
+    def log_prob(self, value: Tensor, event_dims: int = 0) -> Tensor:
         """With is_sparse=True Pyro's own."""
-        return _own_poisson(self, value) if self.is_sparse else fused.Poisson.log_prob(self, value)
+        if not self.is_sparse:
+            return fused.Poisson.log_prob(self, value, event_dims)
+        return sum_rightmost(_own_poisson(self, value), event_dims)
 
 
 class Categorical(fused.Categorical, theirs.Categorical):
@@ -69,13 +78,19 @@ class Categorical(fused.Categorical, theirs.Categorical):
 
 
 _own_poisson, _own_categorical = theirs.Poisson.log_prob, theirs.Categorical.log_prob
-remember((Normal, Normal), (Normal, torch.distributions.Normal), (theirs.Independent, theirs.Independent))
+remember(
+    (Normal, Normal),
+    (Normal, torch.distributions.Normal),
+    (Independent, Independent),
+    (theirs.Independent, theirs.Independent),
+)
 
 _FINGERPRINTS = {
     "1.9.2": {
         "Bernoulli": "cea76016028e3833",
         "Categorical": "adc26c2cc314e0c7",
         "ContinuousBernoulli": "58920891266958b3",
+        "Independent": "56b9552119cc6ac1",
         "Laplace": "d6f8366ce81a2748",
         "Multinomial": "e898c171e4041dfe",
         "NegativeBinomial": "ac17bd2fb72befba",
