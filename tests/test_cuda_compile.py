@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiled for sm_80, sm_90 and sm_100 (cuda_objects.py): ptxas's report and the SASS are read."""
+"""Every CUDA kernel compiled for ARCHITECTURES (cuda_objects.py): ptxas's report and the SASS are read."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def objects() -> dict[str, tuple[Path, str]]:
 
 
 def test_the_library_is_small(objects: dict[str, tuple[Path, str]]) -> None:
-    """Under 25 MB for three architectures and PTX; linking adds the runtime's 1 MB."""
+    """Two architectures and PTX; linking adds the runtime's 1 MB."""
     sizes = {kernel: path.stat().st_size / 1e6 for kernel, (path, _) in objects.items()}
     print({kernel: round(size, 2) for kernel, size in sizes.items()})
-    assert sum(sizes.values()) < 20
+    assert sum(sizes.values()) < 7 * len(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("kernel", OPS)
