@@ -49,7 +49,10 @@ def set_noise_group(group: Any = None) -> None:
 
 def rank_and_size() -> tuple[int, int] | None:
     """This process's rank in the noise group and the number of ranks; None where it draws alone."""
-    if _group is None or _group.WORLD is None:  # is_initialized() takes twice as long
+    if _group is None:
+        return None
+    # Dynamo of torch 2.11 does not see what WORLD is; outside of it is_initialized() takes twice as long.
+    if not torch.distributed.is_initialized() if is_compiling() else _group.WORLD is None:
         return None
     if _chosen is None:
         size = torch.distributed.get_world_size()
