@@ -40,7 +40,7 @@ def feature(name: str, *tests: str, is_integration: bool = False) -> Feature:
 
 FEATURES: dict[str, list[Feature]] = {
     "Compilers and exporters": [
-        feature("torch.compile, whole graphs, dynamic shapes", "compile::test_whole_graph", "compile::test_inductor"),
+        feature("torch.compile, whole graphs, dynamic shapes", "compile::test_whole_graph*", "compile::test_inductor"),
         feature("torch.compile, one graph for every batch", "dynamic_shapes::test_one_graph_of_a_vae_for_all_batches"),
         feature("torch.export, a batch without bound", "dynamic_shapes::test_export_bounds_no_batch"),
         feature("torch.export, saved and loaded elsewhere", "dynamic_shapes::test_exported_vaes_in_another_process"),

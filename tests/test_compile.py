@@ -151,9 +151,15 @@ def test_inductor_compiles_the_reference() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_whole_graph(backend: str, dynamic: bool) -> None:
+def test_whole_graph(kernels: str, dynamic: bool) -> None:
     compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     check(compiled, (8, 6), (5, 7))
+
+
+def test_whole_graph_of_the_reference() -> None:
+    """Once, with dynamic shapes: its many small operations take the compiler a minute."""
+    with vae_fast.backend("reference"):
+        check(torch.compile(everything, fullgraph=True, dynamic=True, backend="aot_eager"), (8, 6), (5, 7))
 
 
 def test_dynamic_shapes_compile_once(kernels: str) -> None:
