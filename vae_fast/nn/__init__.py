@@ -2,9 +2,22 @@
 
 from ..output import VAEOutput
 from . import likelihoods
+from .condition import AddCondition, ConditionalSequential
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
+from .sparse import SparseLinear
 from .vae import VAE
 
-__all__ = ["VAE", "ConvDecoder", "ConvEncoder", "Log1p", "MLPDecoder", "MLPEncoder", "VAEOutput"]
+__all__ = [
+    "VAE",
+    "AddCondition",
+    "ConditionalSequential",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Log1p",
+    "MLPDecoder",
+    "MLPEncoder",
+    "SparseLinear",
+    "VAEOutput",
+]
 __all__ += likelihoods.__all__
