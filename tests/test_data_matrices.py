@@ -206,3 +206,38 @@ def test_errors() -> None:
 def test_a_last_batch_of_one_joins_the_one_before() -> None:
     sizes = [len(indices) for indices in data.batches(9, 4, None, least=2)]
     assert sizes == [4, 5]
+
+
+TRAIN = ["train", "--data", "a.h5ad", "--likelihood", "negative_binomial", "--batch-key", "donor", "--batch-norm"]
+TRAIN += ["--dropout", "0.1", "--hidden", "8", "--latent", "2", "--batch-size", "13", "--cpu", "--out", "run"]
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_the_command(stream: list[str], capsys: Capture) -> None:
+    """Trains, resumes to the same bits, generates and reconstructs by the names of the labels."""
+    write_h5ad("a.h5ad", counts())
+    assert cli.run([*TRAIN, *stream, "--epochs", "4"]) == 0
+    assert "9, 3 of donor" in capsys.readouterr().out
+    whole = load_model("run").state_dict()
+    assert cli.run([*TRAIN, *stream, "--epochs", "2", "--overwrite"]) == 0
+    assert cli.run(["train", "--resume", "--epochs", "4", "--out", "run"]) == 0
+    model = load_model("run")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+    assert model.conditions == ("a", "b", "c") and model.config["dropout"] == 0.1
+
+    write_h5ad("b.h5ad", counts(), column="numbers")
+    with h5py.File("b.h5ad", "r+") as file:  # the same samples with the labels' names in another order
+        del file["obs/donor"]
+        file["obs/donor/codes"] = 2 - batches_of().astype(np.int8)
+        file["obs/donor/categories"] = np.array(["c", "b", "a"], dtype=h5py.string_dtype())
+    arrays = []
+    for arguments in (["reconstruct", "run"], ["reconstruct", "run", "--data", "b.h5ad"],
+                      ["generate", "run", "-n", "3"], ["generate", "run", "-n", "3", "--condition", "b"]):
+        assert cli.run([*arguments, "--out", "x.npy", "--cpu"]) == 0
+        arrays.append(np.load("x.npy"))
+    assert arrays[0].shape == (10, GENES) and np.array_equal(arrays[0], arrays[1])
+    assert np.allclose(arrays[2][1], arrays[3][1]) and not np.allclose(arrays[2][0], arrays[3][0])
+    capsys.readouterr()
+    assert cli.run(["generate", "run", "--condition", "d", "--out", "x.npy"]) == 1
+    assert "expected --condition to be one of a, b, c, but got d" in capsys.readouterr().err
