@@ -168,10 +168,3 @@ def test_npz_keys_that_do_not_tell(tmp_path: Path, keys: str) -> None:
         DataError, match=f"expected one array, or train and test, but got {keys.replace(' ', ', ')}"
     ):
         load(str(tmp_path / "a.npz"))
-
-
-def test_a_sparse_matrix_is_named(tmp_path: Path) -> None:
-    keys = ("indices", "indptr", "format", "shape", "data")  # as scipy.sparse.save_npz writes them
-    np.savez(tmp_path / "a.npz", **dict.fromkeys(keys, np.ones(3)))
-    with pytest.raises(DataError, match=r"sparse matrix .*toarray\(\)"):
-        load(str(tmp_path / "a.npz"))

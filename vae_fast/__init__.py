@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import functional
 from .backends import backend, info, reference
 from .functional import *  # noqa: F403
+from .likelihoods.csr import Csr
 from .output import VAEOutput as _VAEOutput  # noqa: F401  (torch.export.load asks for it)
 from .rng import binarize, draw_rng_state, noise, set_noise_group
 
@@ -30,6 +31,7 @@ else:  # hidden from type checkers: with it, they would take any name
 
 
 __all__ = [
+    "Csr",
     "__version__",
     "backend",
     "binarize",

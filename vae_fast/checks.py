@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 from .backends import noise_group
 from .backends.contract import PARAMETRIZATIONS, Generators
 from .backends.reference import draw_rng_state
+from .likelihoods.csr import Csr
 from .tracing import in_onnx_export
 
 _get_tracing_state = torch._C._get_tracing_state
@@ -21,11 +22,13 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _len_dispatch_stack = torch._C._len_torch_dispatch_stack
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INDICES = (torch.int32, torch.int64)
 _CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _TARGETS = (*FLOATS, torch.bool, *_CLASSES)
+_COUNTS = (*_TARGETS, torch.uint16)  # of a sparse target
 
 
-def shape_of(tensor: Tensor) -> tuple[int, ...]:
+def shape_of(tensor: Tensor | Csr) -> tuple[int, ...]:
     """As an error shows it."""
     return tuple(tensor.shape)
 
@@ -121,7 +124,7 @@ def check_pair(mu: Tensor, logvar: Tensor) -> None:
     check_device("logvar", logvar, "mu", mu)
 
 
-def check_shape(name: str, tensor: Tensor, other_name: str, shape: Sequence[int]) -> None:
+def check_shape(name: str, tensor: Tensor | Csr, other_name: str, shape: Sequence[int]) -> None:
     """Whether it has the `shape` of the other."""
     if tensor.shape != shape:
         raise ValueError(
@@ -129,16 +132,21 @@ def check_shape(name: str, tensor: Tensor, other_name: str, shape: Sequence[int]
         )
 
 
-def check_device(name: str, tensor: Tensor | torch.Generator, other_name: str, other: Tensor) -> None:
+def check_device(
+    name: str, tensor: Tensor | Csr | torch.Generator, other_name: str, other: Tensor | Csr
+) -> None:
     if tensor.device != other.device:
         raise ValueError(
             f"expected {name} to be on {other.device} like {other_name}, but got {tensor.device}"
         )
 
 
-def check_target(target: Tensor, other_name: str, other: Tensor) -> int | None:
+def check_target(
+    target: Tensor | Csr, other_name: str, other: Tensor, is_checked: bool = False
+) -> int | None:
     """Returns how many draws the other, a parameter, has of each sample: None where it has target's shape."""
-    _check_dense("target", target, _TARGETS)
+    if not is_checked:
+        _check_dense("target", target, _TARGETS)
     draws = None
     if target.shape != other.shape:
         if not has_draws(other, target):
@@ -149,7 +157,7 @@ def check_target(target: Tensor, other_name: str, other: Tensor) -> int | None:
     return draws
 
 
-def has_draws(param: Tensor, target: Tensor) -> bool:
+def has_draws(param: Tensor, target: Tensor | Csr) -> bool:
     """Whether it is (draws, batch, ...) to a target (batch, ...), or broadcasts to that after its first dim."""
     return param.ndim == target.ndim + 1 > 1 and _broadcasts(param.shape[1:], target.shape)
 
@@ -160,8 +168,43 @@ def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
     )
 
 
-def check_target_type(name: str, target: Tensor) -> None:
-    _check_dense(name, target, _TARGETS)
+def check_target_type(name: str, target: Tensor | Csr, of_counts: bool = False) -> None:
+    """of_counts: it may be sparse."""
+    if not (of_counts and check_csr(name, target)):
+        _check_dense(name, target, _TARGETS)
+
+
+def check_csr(name: str, target: Tensor | Csr) -> bool:
+    """Of a target of counts: whether it is sparse, and then all its checks."""
+    if isinstance(target, Tensor) and target.layout is torch.strided:
+        return False
+    if not isinstance(target, Csr):
+        check_is_tensor(name, target)
+        if target.layout is not torch.sparse_csr:
+            raise TypeError(
+                f"expected {name} to be a dense tensor or to have layout torch.sparse_csr ({name}.to_sparse_csr(), "
+                f"say), but got layout {target.layout}"
+            )
+        if target.ndim != 2 or target.dense_dim():
+            raise ValueError(f"expected {name} to have shape (batch, features), but got {shape_of(target)}")
+    if target.dtype not in _COUNTS:
+        raise TypeError(f"expected {name} to have dtype {any_of(_COUNTS)}, but got {target.dtype}")
+    if not isinstance(target, Csr):
+        return True
+    for part, dtypes in (("crow", _INDICES), ("col", _INDICES), ("values", _COUNTS)):
+        tensor = getattr(target, part)
+        _check_dense(f"{name}.{part}", tensor, dtypes)
+        if tensor.ndim != 1:
+            raise ValueError(f"expected {name}.{part} to have one dim, but got shape {shape_of(tensor)}")
+        check_device(f"{name}.{part}", tensor, f"{name}.values", target.values)
+    if target.crow.dtype != target.col.dtype:
+        raise TypeError(
+            f"expected {name}.col to have dtype {target.crow.dtype} like {name}.crow, but got {target.col.dtype}"
+        )
+    if target.crow.shape[0] == 0:
+        raise ValueError(f"expected {name}.crow to have batch + 1 elements, but got none")
+    check_shape(f"{name}.col", target.col, f"{name}.values", target.values.shape)
+    return True
 
 
 def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -406,7 +449,7 @@ def check_parameter(
 
 
 def check_mask(
-    mask: Tensor, target: Tensor, other_name: str = "target", shape: Sequence[int] | None = None
+    mask: Tensor, target: Tensor | Csr, other_name: str = "target", shape: Sequence[int] | None = None
 ) -> None:
     """Of the elements of target, or of what it has in `shape`."""
     check_is_tensor("mask", mask, "a bool tensor")
@@ -423,7 +466,9 @@ def check_reduction(reduction: str) -> bool:
     return reduction == "none"
 
 
-def check_per_sample(name: str, tensor: Tensor | None, target: Tensor, draws: int | None = None) -> None:
+def check_per_sample(
+    name: str, tensor: Tensor | None, target: Tensor | Csr, draws: int | None = None
+) -> None:
     """Of a number for each sample of target, or for each of its draws, if it is given."""
     if tensor is None:
         return
@@ -508,9 +553,9 @@ def check_classes(target: Tensor, logits: Tensor) -> int | None:
     return logits.shape[0] if has_draws else None
 
 
-def check_counts(target: Tensor, logits: Tensor) -> int | None:
+def check_counts(target: Tensor | Csr, logits: Tensor, is_checked: bool = False) -> int | None:
     """Likewise, for target's numbers of every class."""
-    draws = check_target(target, "logits", logits)
+    draws = check_target(target, "logits", logits, is_checked)
     if draws is not None and target.shape != logits.shape[1:]:
         check_shape("target", target, "logits", logits.shape)
     return draws

@@ -105,6 +105,27 @@ struct NoiseFill {
   View eps;
 };
 
+// Where the counts of a sparse target are: those of its row r are its elements [crow[r], crow[r + 1]), in ascending columns.
+struct CsrIndex {
+  const char *crow = nullptr, *col = nullptr;  // null: the target is dense
+  bool is_wide = false;                        // int64, else int32
+  VAE_FAST_FN explicit operator bool() const { return crow != nullptr; }
+  VAE_FAST_FN std::int64_t at(const char* indices, std::int64_t i) const {
+    return is_wide ? reinterpret_cast<const std::int64_t*>(indices)[i] : reinterpret_cast<const std::int32_t*>(indices)[i];
+  }
+  VAE_FAST_FN std::int64_t begin(std::int64_t row) const { return at(crow, row); }
+  VAE_FAST_FN std::int64_t column(std::int64_t i) const { return at(col, i); }
+  // The first element of [first, end) whose column is not below this one.
+  VAE_FAST_FN std::int64_t find(std::int64_t first, std::int64_t end, std::int64_t wanted) const {
+    while (first < end) {
+      const std::int64_t middle = first + (end - first) / 2;
+      if (column(middle) < wanted) first = middle + 1;
+      else end = middle;
+    }
+    return first;
+  }
+};
+
 constexpr int kMaxParameters = 5;  // of a likelihood
 
 // mask: false leaves an element out, whatever its target is. binarization: where its rng_state is given, the target is
@@ -116,6 +137,7 @@ struct LikelihoodForward {
   View parameters[kMaxParameters], target, mask;
   Noise binarization;
   Loss nll;
+  CsrIndex csr;  // of a target whose elements are the stored counts
 };
 
 struct LikelihoodBackward {
@@ -126,6 +148,7 @@ struct LikelihoodBackward {
   Noise binarization;
   Upstream grad_nll;
   Gradient gradients[kMaxParameters];
+  CsrIndex csr;
 };
 
 // A tensor of three dimensions.
@@ -153,6 +176,7 @@ struct CategoricalForward {
   View3 logits, target;  // (batch, positions, classes); a class number has no third dimension
   float *nll = nullptr, *lse = nullptr, *total = nullptr;
   SoftmaxSums* partial = nullptr;  // row_groups x column_segments, where several tasks share a row
+  CsrIndex csr;  // of counts; the target's strides are those of its rows by sample and position
 };
 struct CategoricalBackward {
   Tiling tiling;
@@ -162,6 +186,7 @@ struct CategoricalBackward {
   View3 logits, target, grad_logits;
   const float *lse = nullptr, *total = nullptr;
   View3 grad_nll;  // (batch, positions)
+  CsrIndex csr;
 };
 
 // A mixture of discretized logistics at each pixel: formulas/mixture.h.

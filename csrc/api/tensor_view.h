@@ -15,7 +15,8 @@ namespace vae_fast {
 // uint8, too.
 #define VAE_FAST_DTYPES(X)                                                                            \
   X(float32, "float32", 4) X(bfloat16, "bfloat16", 2) X(float16, "float16", 2) X(uint8, "uint8", 1)  \
-  X(boolean, "bool", 1) X(count8, "count8", 1) X(int16, "int16", 2) X(int32, "int32", 4) X(int64, "int64", 8)
+  X(boolean, "bool", 1) X(count8, "count8", 1) X(int16, "int16", 2) X(int32, "int32", 4) X(int64, "int64", 8) \
+  X(uint16, "uint16", 2)
 
 #define VAE_FAST_ENUMERATOR(dtype, name, bytes) dtype,
 enum class DType : int { VAE_FAST_DTYPES(VAE_FAST_ENUMERATOR) };

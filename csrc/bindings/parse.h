@@ -65,6 +65,26 @@ inline View3 view3_of(const py::object& tensor) {
 }
 inline std::size_t dims_of(const py::object& tensor) { return tensor.cast<py::tuple>()[2].cast<py::tuple>().size(); }
 
+// Where a target's counts are, in the second half of (address, dtype code, strides, crow, col, whether these are int64): of
+// a dense target there is none.
+inline CsrIndex csr_of(const py::object& target) {
+  const py::tuple parts = target.cast<py::tuple>();
+  if (parts.size() == 3) return {};
+  return {reinterpret_cast<const char*>(parts[3].cast<std::uintptr_t>()), reinterpret_cast<const char*>(parts[4].cast<std::uintptr_t>()),
+          parts[5].cast<bool>()};
+}
+// Of a target of counts or not, sparse or not.
+template <class Args> void set_target(Args& a, const py::object& target, const Shape& shape) {
+  a.csr = csr_of(target);
+  if (!a.csr) {
+    a.target = view_of(target, shape);
+    return;
+  }
+  const py::tuple parts = target.cast<py::tuple>();
+  a.target.data = reinterpret_cast<char*>(parts[0].cast<std::uintptr_t>());
+  a.target.dtype = static_cast<DType>(parts[1].cast<int>());
+}
+
 // A dense float32 result.
 inline float* floats_of(const py::object& tensor) {
   return reinterpret_cast<float*>(tensor.cast<py::tuple>()[0].cast<std::uintptr_t>());
@@ -212,7 +232,7 @@ void likelihood_forward(const py::object& where, const py::tuple& sizes, const p
   if (!draws.is_none()) a.draws = draws.cast<std::int64_t>();
   a.likelihood = likelihood;
   for (std::size_t p = 0; p < parameters.size(); ++p) a.parameters[p] = view_of(parameters[p], shape);
-  a.target = view_of(target, shape);
+  set_target(a, target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_words, py::none(), shape);
   a.nll = loss_of<Loss>(nll, shape, !draws.is_none());
@@ -233,7 +253,7 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, const 
     a.parameters[p] = view_of(parameters[p], shape);
     a.gradients[p] = gradient_of(gradients[p], shape, !draws.is_none());
   }
-  a.target = view_of(target, shape);
+  set_target(a, target, shape);
   a.mask = view_of(mask, shape);
   a.binarization = noise_of(rng_state, state_words, py::none(), shape);
   a.grad_nll = loss_of<Upstream>(grad_nll, shape, !draws.is_none());
@@ -244,7 +264,8 @@ void likelihood_backward(const py::object& where, const py::tuple& sizes, const 
 template <class Args> Args categorical_of(const Shape& shape, const py::object& logits, const py::object& target) {
   Args a;
   a.batch = shape.sizes.at(0), a.positions = shape.sizes.at(1), a.classes = shape.sizes.at(2);
-  a.counts = dims_of(target) == 3;
+  a.csr = csr_of(target);
+  a.counts = a.csr || dims_of(target) == 3;
   a.logits = view3_of(logits);
   a.target = view3_of(target);
   return a;

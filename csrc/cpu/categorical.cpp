@@ -3,6 +3,7 @@
 // positions, and there is nothing to do once a position. Compiled once per instruction set.
 #include "../math/special.h"
 #include "isa_kernels.h"
+#include "blocks/nonzero.h"
 #include "blocks/softmax.h"
 
 VAE_FAST_NAMESPACE_BEGIN
@@ -48,15 +49,48 @@ SoftmaxSums sums_of(const float* logits, const float* counts, std::int64_t n) {
   return {largest, sum(exponentials.data, n), sum(products.data, n), sum(counts, n)};
 }
 
+// The same of sparse counts: the `count` of them at `index`.
+SoftmaxSums sums_of(const float* logits, std::int64_t n, const float* counts, const std::int32_t* index, std::int64_t count) {
+  SoftmaxSums sums = sums_of(logits, nullptr, n);
+  const vf32 m = splat<vf32>(static_cast<float>(sums.largest));
+  Buffer products, stored;
+  for_each_vector(count, [&](std::int64_t i, int lanes) VAE_FAST_LAMBDA {
+    const vf32 x = gather_as(counts, index + i, lanes, vf32{});
+    store(stored.data + i, x);
+    store(products.data + i, weighted(x, gather_as(logits, index + i, lanes, vf32{}) - m));
+  });
+  sums.weighted = sum(products.data, count);
+  sums.total = sum(stored.data, count);
+  return sums;
+}
+
+// The row of sparse counts that a position has.
+template <class Args> VAE_FAST_FN std::int64_t csr_row(const Args& a, std::int64_t sample, std::int64_t position) {
+  return sample * a.target.stride[0] + position * a.target.stride[1];
+}
+template <class Args> VAE_FAST_FN CsrReader csr_reader(const Args& a) {
+  View values;
+  values.data = a.target.data;
+  values.dtype = a.target.dtype;
+  return CsrReader(a.csr, values);
+}
+
 void forward_along(const CategoricalForward& a, const Task& task) {
   for (std::int64_t row = task.row_begin; row < task.row_end; ++row) {
     const std::int64_t sample = row / a.positions, position = row % a.positions;
     const View logits = along_last(a.logits, sample, a.classes), target = along_last(a.target, sample, a.classes);
     SoftmaxSums sums{kLowest, 0.0, 0.0, 0.0};
+    CsrReader reader = csr_reader(a);
     for (std::int64_t c = task.column_begin; c < task.column_end; c += kBlock) {
       const std::int64_t left = task.column_end - c, n = left < kBlock ? left : kBlock;
       const Block block{position, 1, c, n};
       Buffer logits_buffer, counts_buffer;
+      if (a.csr) {
+        std::int32_t index[kBlock + kLanes];
+        const std::int64_t count = reader.read(block, csr_row(a, sample, position), task.column_begin, task.column_end, a.classes, index, counts_buffer.data);
+        add(sums, sums_of(read(logits, block, logits_buffer), n, counts_buffer.data, index, count));
+        continue;
+      }
       const float* counts = a.counts ? read(target, block, counts_buffer) : nullptr;
       add(sums, sums_of(read(logits, block, logits_buffer), counts, n));
     }
@@ -84,6 +118,7 @@ void backward_along(const CategoricalBackward& a, const Task& task) {
     const View grad_logits = along_last(a.grad_logits, sample, a.classes);
     const Upstream u = upstream(a, sample, position);
     const vf32 scale = splat<vf32>(u.scale), total = splat<vf32>(u.total);
+    CsrReader reader = csr_reader(a);
     for (std::int64_t c = task.column_begin; c < task.column_end; c += kBlock) {
       const std::int64_t left = task.column_end - c, n = left < kBlock ? left : kBlock;
       const Block block{position, 1, c, n};
@@ -93,13 +128,22 @@ void backward_along(const CategoricalBackward& a, const Task& task) {
         for (std::int64_t i = 0; i < n; ++i) to[i] = 0.0f;
       } else {
         const float* l = read(logits, block, logits_buffer);
-        const float* x = a.counts ? read(target, block, counts_buffer) : nullptr;
+        const float* x = a.counts && !a.csr ? read(target, block, counts_buffer) : nullptr;
         for_each_vector(n, [&](std::int64_t i, int count) VAE_FAST_LAMBDA {
           const vf32 seen = x ? load_partial(x + i, count) : vf32{};
           store_partial(to + i, scale * excess(total, load_partial(l + i, count) - splat<vf32>(u.lse), seen), count);
         });
         if (const std::int64_t i = u.number - c; i >= 0 && i < n)
           to[i] = u.scale * excess(u.total, l[i] - u.lse, 1.0f);
+        if (a.csr) {
+          std::int32_t index[kBlock + kLanes];
+          const std::int64_t count = reader.read(block, csr_row(a, sample, position), task.column_begin, task.column_end, a.classes, index, counts_buffer.data);
+          for_each_vector(count, [&](std::int64_t i, int lanes) VAE_FAST_LAMBDA {
+            const vf32 seen = gather_as(counts_buffer.data, index + i, lanes, vf32{});
+            const vf32 log_share = gather_as(l, index + i, lanes, vf32{}) - splat<vf32>(u.lse);
+            scatter_as(scale * excess(total, log_share, seen), to, index + i, lanes);
+          });
+        }
       }
       write(grad_logits, block, to);
     }

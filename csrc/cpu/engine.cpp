@@ -206,7 +206,7 @@ constexpr std::int64_t few_classes(const CategoricalBackward&) { return 12; }
 template <class Args> void cut(Args& a) {
   constexpr std::int64_t many_positions = 64;
   const std::int64_t step = std::abs(a.logits.stride[1]), class_step = std::abs(a.logits.stride[2]);
-  a.across = a.classes <= few_classes(a) || (step < class_step && a.positions >= many_positions);
+  a.across = !a.csr && (a.classes <= few_classes(a) || (step < class_step && a.positions >= many_positions));
   a.tiling = a.across ? tile(a.batch, a.positions, false, kBlock, std::max<std::int64_t>(1, a.classes))
                       : tile(a.batch * a.positions, a.classes, false);
 }

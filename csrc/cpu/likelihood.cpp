@@ -13,9 +13,10 @@ VAE_FAST_NAMESPACE_BEGIN
 
 namespace {
 
-VAE_FAST_FN const float* read_target(const View& target, const Noise& binarization, const Block& block, Buffer& buffer,
-                                     NoiseBuffer& noise_buffer) {
-  return binarized(binarization, read(target, block, buffer), block, noise_buffer);
+// Of a sparse target where to put what is stored: nothing else of it is looked at.
+template <class Args>
+VAE_FAST_FN const float* read_target(const Args& a, const Block& block, Buffer& buffer, NoiseBuffer& noise_buffer) {
+  return a.csr ? buffer.data : binarized(a.binarization, read(a.target, block, buffer), block, noise_buffer);
 }
 
 // 0 where the mask leaves an element out, whatever was there.
@@ -42,15 +43,17 @@ template <class Likelihood, class Pass> VAE_FAST_FN void in_range(Pass pass) {
 template <class Likelihood> void forward(const LikelihoodForward& a, const Task& task) {
   static_assert(Likelihood::parameters <= kMaxParameters, "raise kMaxParameters in api/arguments.h");
   Losses nll(a.nll, a.tiling, task);
+  CsrReader reader(a.csr, a.target);
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, terms;
     NoiseBuffer noise_buffer;
     const float* parameters[Likelihood::parameters];
     for (int p = 0; p < Likelihood::parameters; ++p) parameters[p] = read(a.parameters[p], block, buffers[p]);
-    const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
+    const float* target = read_target(a, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     if constexpr (kOfCounts<Likelihood>) {
-      const NonzeroIndex counted(target, block.size());
+      const NonzeroIndex counted = a.csr ? NonzeroIndex(reader, block, task, a.tiling.columns, target_buffer.data)
+                                         : NonzeroIndex(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
           decltype(f) at[Likelihood::parameters];
@@ -88,6 +91,7 @@ template <class Likelihood> void forward(const LikelihoodForward& a, const Task&
 }
 
 template <class Likelihood> void backward(const LikelihoodBackward& a, const Task& task) {
+  CsrReader reader(a.csr, a.target);
   for_each_block(a.tiling, task, [&](const Block& block) {
     Buffer buffers[Likelihood::parameters], target_buffer, mask_buffer, upstream_buffer, grad_buffers[Likelihood::parameters];
     NoiseBuffer noise_buffer;
@@ -97,11 +101,12 @@ template <class Likelihood> void backward(const LikelihoodBackward& a, const Tas
       parameters[p] = read(a.parameters[p], block, buffers[p]);
       grads[p] = gradient_destination(a.gradients[p], block, grad_buffers[p]);
     }
-    const float* target = read_target(a.target, a.binarization, block, target_buffer, noise_buffer);
+    const float* target = read_target(a, block, target_buffer, noise_buffer);
     const float* mask = a.mask ? read(a.mask, block, mask_buffer) : nullptr;
     const float* upstream = read(a.grad_nll, block, upstream_buffer);
     if constexpr (kOfCounts<Likelihood>) {
-      const NonzeroIndex counted(target, block.size());
+      const NonzeroIndex counted = a.csr ? NonzeroIndex(reader, block, task, a.tiling.columns, target_buffer.data)
+                                         : NonzeroIndex(target, block.size());
       if (counted.count < block.size())
         for_each_two_vectors(block.size(), [&](std::int64_t i, int count, auto f) VAE_FAST_LAMBDA {
           decltype(f) at[Likelihood::parameters], by[Likelihood::parameters];

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..likelihoods.csr import Csr
+
 Generators = torch.Generator | Sequence[torch.Generator] | None  # several: one for each sample
 Prior = tuple[Tensor, Tensor] | None
 Clamp = tuple[float, float] | None
@@ -88,7 +90,7 @@ class Kernels(Protocol):
         self,
         likelihood: str,
         params: tuple[Tensor, ...],
-        target: Tensor,
+        target: Tensor | Csr,
         mask: Tensor | None,
         rng_state: Tensor | None,
         *,
@@ -97,13 +99,13 @@ class Kernels(Protocol):
     ) -> None:
         """params, target and mask of one shape, by strides of 0 where they broadcast. With rng_state the target is
         binarized: 1 with the probability that it is. With draws, nll and some of params have them before that shape;
-        all draws of a sample meet one target, with the same bits."""
+        all draws of a sample meet one target, with the same bits. A target of counts may be sparse."""
 
     def likelihood_backward(
         self,
         likelihood: str,
         params: tuple[Tensor, ...],
-        target: Tensor,
+        target: Tensor | Csr,
         mask: Tensor | None,
         rng_state: Tensor | None,
         grad_nll: Tensor,
@@ -114,15 +116,15 @@ class Kernels(Protocol):
         """With draws, grad_nll has them; the gradient of a parameter without is summed over them, too, in float32."""
 
     def categorical_forward(
-        self, logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor
+        self, logits: Tensor, target: Tensor | Csr, *, nll: Tensor, lse: Tensor, total: Tensor
     ) -> None:
-        """logits (batch, positions, classes); target without classes is a class, else counts. lse: log sum exp of the
-        logits; total: the counts' sum, times exp of what lse lost by rounding."""
+        """logits (batch, positions, classes); target without classes is a class, else counts; a sparse one
+        has a row for every position, whatever the sample. lse: log sum exp of the logits; total: the counts' sum, times exp of what lse lost by rounding."""
 
     def categorical_backward(
         self,
         logits: Tensor,
-        target: Tensor,
+        target: Tensor | Csr,
         lse: Tensor,
         total: Tensor,
         grad_nll: Tensor,

@@ -103,7 +103,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images."
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; sparse counts: "
+            ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
     out: Annotated[
@@ -190,6 +191,24 @@ def train(
     shape: Annotated[
         Any, typer.Option(parser=_sizes, metavar="N,...", help="Read flat samples as images, such as 28,20.")
     ] = None,
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm", help="Of the hidden layers, as scvi-tools has it.")
+    ] = False,
+    dropout: Annotated[float, typer.Option(help="Of the encoder's hidden layers (scvi-tools: 0.1).")] = 0.0,
+    batch_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="A column of an .h5ad's obs: encoder and decoder are told each sample's value of it.",
+        ),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read sparse counts by chunks in the background, where they do not fit in memory.",
+        ),
+    ] = False,
     mixed_precision: Annotated[
         MixedPrecision | None,
         typer.Option(help="Of the networks. [default: no, or what accelerate launch says]"),
@@ -228,6 +247,10 @@ def train(
         "beta": beta,
         "clamp": clamp,
         "num_samples": num_samples,
+        "batch_norm": batch_norm,
+        "dropout": dropout,
+        "batch_key": batch_key,
+        "stream": stream,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
     }
@@ -242,6 +265,13 @@ def generate(
         Path | None,
         typer.Option(help="A .png, or .npy for the values. [default: generated.png in the folder]"),
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A value of the --batch-key that the model was trained with. [default: each in turn]",
+        ),
+    ] = None,
     seed: Seed = 0,
     cpu: CPU = False,
 ) -> None:
@@ -251,7 +281,7 @@ def generate(
     """
     from .inference import run_generate
 
-    run_generate(folder, n, out, seed, cpu)
+    run_generate(folder, n, out, seed, cpu, condition)
 
 
 @app.command()

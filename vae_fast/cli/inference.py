@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from ..training import checkpoint, data, pictures
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
+from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
-def run_generate(folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool) -> None:
+def run_generate(
+    folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool, condition: str | None = None
+) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
     out = out or folder / "generated.png"
     _check_out(out)
@@ -25,10 +29,23 @@ def run_generate(folder: Path | None, n: int, out: Path | None, seed: int, cpu: 
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     if _is_picture(out):
         _check_picture(model, n)
+        _labels(model, condition, n)
         pictures.save_samples(out, model, n, generator=generator)
     else:
-        _save_array(out, model.generate(n, generator=generator))
+        _save_array(out, model.generate(n, condition=_labels(model, condition, n), generator=generator))
     print(out)
+
+
+def _labels(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
+    """The labels of n samples: all of `condition`, or each in turn. None where the model takes none."""
+    if condition is None:
+        if not model.conditions:
+            return None
+        return torch.arange(n, device=next(model.parameters()).device) % len(model.conditions)
+    if condition not in model.conditions:
+        names = ", ".join(model.conditions) or "nothing: the model was trained without --batch-key"
+        raise TrainingError(f"expected --condition to be one of {names}, but got {condition}")
+    return torch.full((n,), model.conditions.index(condition), device=next(model.parameters()).device)
 
 
 def run_reconstruct(
@@ -38,19 +55,30 @@ def run_reconstruct(
     out = out or folder / "reconstructed.png"
     _check_out(out)
     model = _load(folder, cpu)
-    dataset = data.load(data.resolve(_trained_on(folder) if source is None else source))
+    recipe = _recipe(folder) if source is None or model.conditions else {}
+    source = str(recipe.get("data", data.DIGITS)) if source is None else source
+    batch_key = recipe.get("batch_key") if model.conditions else None
+    dataset = data.load(data.resolve(source), batch_key, bool(recipe.get("stream")))
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if n is not None and len(dataset.test) < n:
         raise DataError(
             f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
         )
-    x = dataset.test[: n or SHOWN].to(next(model.parameters()).device)
+    if (
+        unknown := [name for name in dataset.conditions if name not in model.conditions]
+    ) and model.conditions:
+        raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
+    samples = dataset.to(next(model.parameters()).device).test_part(slice(n or SHOWN))
+    if "condition" in samples:
+        order = torch.tensor([model.conditions.index(name) for name in dataset.conditions])
+        samples["condition"] = order.to(samples["condition"].device)[samples["condition"]]
+    x = samples["x"]
     if _is_picture(out):
         _check_picture(model, len(x), tiles=2, columns=12)
         pictures.save_reconstructions(out, model, x)
     else:
-        _save_array(out, model.reconstruct(x))
+        _save_array(out, model.reconstruct(**samples))
     print(out)
 
 
@@ -58,10 +86,11 @@ def _load(folder: Path, cpu: bool) -> HubVAE:
     return checkpoint.load_model(folder, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
-def _trained_on(folder: Path) -> str:
+def _recipe(folder: Path) -> dict[str, Any]:
     if not (folder / checkpoint.STATE).exists():
         raise CheckpointError(f"{folder}: holds no {checkpoint.STATE}, which names the data: give --data")
-    return str(checkpoint.read_progress(folder).get("recipe", {}).get("data", data.DIGITS))
+    recipe: dict[str, Any] = checkpoint.read_progress(folder).get("recipe", {})
+    return recipe
 
 
 def _check_out(out: Path) -> None:

@@ -61,7 +61,7 @@ def run_training(
             elif out is not None:
                 runs.check_free(out)  # before the data are read, which may take a while
             recipe = new_recipe(options)
-        dataset = data.load(recipe.data)
+        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
         console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -233,6 +233,8 @@ def _draw(trainer: Trainer, folder: Path) -> list[str]:
 def _print_start(console: Console, trainer: Trainer) -> None:
     recipe, dataset, accelerator = trainer.recipe, trainer.dataset, trainer.accelerator
     shape = "x".join(map(str, dataset.shape))
+    if dataset.conditions:
+        shape += f", {len(dataset.conditions)} of {recipe.batch_key}"
     count = sum(p.numel() for p in trainer.model.parameters())
     device, world = accelerator.device.type, accelerator.num_processes
     precision = "" if recipe.mixed_precision == "no" else f", {recipe.mixed_precision}"
@@ -262,7 +264,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     console.print(
         f"speed         {trainer.images / trainer.seconds:,.0f} {kind}s/s over {trainer.seconds:.1f} s of training"
     )
-    measured = speedup.measure(trainer.model, trainer.sample_batch())
+    batch = trainer.sample_batch()
+    measured = speedup.measure(trainer.model, batch["x"], batch.get("condition"))
     if measured.backend == "reference":
         why = "as asked" if vae_fast.info()["forced"] else "vae-fast doctor says why"
         console.print(f"fused ops     none here: the reference backend was used ({why})")

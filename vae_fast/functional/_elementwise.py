@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import (
+    check_csr,
     check_mask,
     check_parameter,
     check_per_sample,
@@ -12,7 +13,9 @@ from ..checks import (
     check_target,
     check_tensor,
 )
+from ..likelihoods.csr import Csr
 from ..likelihoods.numerics import weighted
+from ..ops.csr import csr_likelihood
 from ..ops.likelihood import likelihood
 
 
@@ -20,17 +23,19 @@ def elementwise_nll(
     op_name: str,
     param_name: str,
     param: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     weight: Tensor | None,
     reduction: str,
     optional: bool = False,
+    of_counts: bool = False,
     **others: Tensor | float | None,
 ) -> Tensor:
     """The nll that the op calls `op_name`. `param` has target's shape, the `others` broadcast to it (`optional`: None
-    is 0), and all may have draws. An error names them as here."""
+    is 0), and all may have draws; target may be sparse if it is `of_counts`. An error names them as here."""
     check_tensor(param_name, param)
-    draws = check_target(target, param_name, param)
+    is_sparse = of_counts and check_csr("target", target)
+    draws = check_target(target, param_name, param, is_sparse)
     params, like = [param], param if draws is None else param.expand(draws, *target.shape)
     for name, other in others.items():
         found = check_parameter(name, other, param_name, like, optional, draws is None)
@@ -45,5 +50,6 @@ def elementwise_nll(
     if weight is not None:
         check_per_sample("weight", weight, target, draws)
     per_element = reduction != "sample" and check_reduction(reduction)
-    nll = likelihood(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)
+    op = csr_likelihood if is_sparse else likelihood
+    nll = op(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)
     return nll if weight is None else weighted(nll, weight, target.ndim if per_element else 1)

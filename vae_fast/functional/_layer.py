@@ -18,22 +18,24 @@ from ..checks import (
     check_tensor,
     shape_of,
 )
+from ..likelihoods.csr import Csr
 
 
 def check_layer(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     sample_weight: Tensor | None,
     heads: tuple[int, ...],
+    of_counts: bool = False,
 ) -> int:
     """The checks of likelihoods with a parameter per element; returns how many parameters the layer makes."""
     _check_linear(hidden, weight, bias)
     if hidden.ndim not in (2, 3):
         raise ValueError(f"expected hidden to have shape (batch, H), but got {shape_of(hidden)}")
-    check_target_type("target", target)
+    check_target_type("target", target, of_counts)
     check_device("target", target, "hidden", hidden)
     if target.ndim < 2 or target.shape[0] != hidden.shape[-2]:
         raise ValueError(
@@ -60,7 +62,7 @@ def check_class_layer(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     sample_weight: Tensor | None,
     counts: bool,
@@ -68,7 +70,7 @@ def check_class_layer(
     """The checks of likelihoods with a softmax over all of the layer's outputs."""
     _check_linear(hidden, weight, bias)
     if counts:
-        check_target_type("target", target)
+        check_target_type("target", target, of_counts=True)
     else:
         check_class_type("target", target)
     check_device("target", target, "hidden", hidden)
@@ -112,7 +114,7 @@ def _check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_options(
-    target: Tensor,
+    target: Tensor | Csr,
     masked: str,
     shape: Sequence[int],
     mask: Tensor | None,
@@ -125,7 +127,7 @@ def _check_options(
 
 
 def check_fixed_param(
-    name: str, value: Tensor | float | None, target: Tensor, missing: bool, optional: bool = False
+    name: str, value: Tensor | float | None, target: Tensor | Csr, missing: bool, optional: bool = False
 ) -> tuple[Tensor, ...]:
     """The parameter that the layer does not make; nothing where it makes it."""
     if missing:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_counts, check_logits, check_mask, check_per_sample, check_reduction
+from ..checks import check_counts, check_csr, check_logits, check_mask, check_per_sample, check_reduction
+from ..likelihoods.csr import Csr
 from ..likelihoods.numerics import weighted
 from ..ops.categorical import categorical
+from ..ops.csr import csr_categorical
 from ..ops.linear_likelihood import linear_likelihood
 from ._layer import check_class_layer
 
 
 def multinomial_nll(
     logits: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -45,13 +47,17 @@ def multinomial_nll(
     Source: Liang et al., "Variational autoencoders for collaborative filtering", 2018.
     """
     check_logits(logits)
-    draws = check_counts(target, logits)
+    is_sparse = check_csr("target", target)
+    draws = check_counts(target, logits, is_sparse)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
     if weight is not None:
         check_per_sample("weight", weight, target, draws)
     per_element = reduction != "sample" and check_reduction(reduction)
-    nll = categorical(logits, target, mask, per_element, draws)
+    if is_sparse:
+        nll = csr_categorical(logits, target, mask)
+    else:
+        nll = categorical(logits, target, mask, per_element, draws)
     return nll if weight is None else weighted(nll, weight, target.ndim - 1 if per_element else 1)
 
 
@@ -59,7 +65,7 @@ def linear_multinomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,

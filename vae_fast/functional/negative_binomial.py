@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import check_per_sample
+from ..likelihoods.csr import Csr
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
 from ._layer import check_fixed_param, check_layer
@@ -12,7 +13,7 @@ from ._layer import check_fixed_param, check_layer
 
 def negative_binomial_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float,
     *,
     mask: Tensor | None = None,
@@ -45,14 +46,16 @@ def negative_binomial_nll(
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools,
     log_nb_positive).
     """
-    return elementwise_nll("negative_binomial", "mean", mean, target, mask, weight, reduction, theta=theta)
+    return elementwise_nll(
+        "negative_binomial", "mean", mean, target, mask, weight, reduction, theta=theta, of_counts=True
+    )
 
 
 def linear_negative_binomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float | None = None,
     *,
     library: Tensor | None = None,
@@ -66,7 +69,7 @@ def linear_negative_binomial_nll(
     The mean and `library` as in `linear_poisson_nll`. Other arguments, memory and errors as `linear_bernoulli_nll`;
     formula and source as `negative_binomial_nll`.
     """
-    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2))
+    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1, 2), of_counts=True)
     fixed_params = check_fixed_param("theta", theta, target, heads == 1)
     check_per_sample("library", library, target)
     return linear_likelihood(

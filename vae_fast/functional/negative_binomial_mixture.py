@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..likelihoods.csr import Csr
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
 from ._layer import check_fixed_param, check_layer
@@ -11,7 +12,7 @@ from ._layer import check_fixed_param, check_layer
 
 def negative_binomial_mixture_nll(
     mean_1: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     mean_2: Tensor | float,
     theta: Tensor | float,
     mixture_logits: Tensor | float,
@@ -58,6 +59,7 @@ def negative_binomial_mixture_nll(
         theta=theta,
         mixture_logits=mixture_logits,
         theta_2=theta if theta_2 is None else theta_2,
+        of_counts=True,
     )
 
 
@@ -65,7 +67,7 @@ def linear_negative_binomial_mixture_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float | None = None,
     theta_2: Tensor | float | None = None,
     *,
@@ -79,7 +81,7 @@ def linear_negative_binomial_mixture_nll(
     the mixture logits and log theta_2, and neither is given. Other arguments, memory and errors as
     `linear_bernoulli_nll`; formula and source as `negative_binomial_mixture_nll`.
     """
-    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(3, 5))
+    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(3, 5), of_counts=True)
     theta_2 = theta if theta_2 is None else theta_2
     fixed_params = (
         *check_fixed_param("theta", theta, target, heads == 3),

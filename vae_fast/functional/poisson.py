@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import check_per_sample
+from ..likelihoods.csr import Csr
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
 from ._layer import check_layer
@@ -12,7 +13,7 @@ from ._layer import check_layer
 
 def poisson_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -43,14 +44,14 @@ def poisson_nll(
 
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018 (scvi-tools).
     """
-    return elementwise_nll("poisson", "mean", mean, target, mask, weight, reduction)
+    return elementwise_nll("poisson", "mean", mean, target, mask, weight, reduction, of_counts=True)
 
 
 def linear_poisson_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     library: Tensor | None = None,
     mask: Tensor | None = None,
@@ -63,7 +64,7 @@ def linear_poisson_nll(
     library is (batch,), positive: the size of each sample, as in scvi-tools (there exp(library)); it may have a
     gradient. Other arguments, memory and errors as `linear_bernoulli_nll`; formula and source as `poisson_nll`.
     """
-    check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,))
+    check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(1,), of_counts=True)
     check_per_sample("library", library, target)
     return linear_likelihood(
         "poisson", hidden, weight, bias, target, library=library, mask=mask, sample_weight=sample_weight

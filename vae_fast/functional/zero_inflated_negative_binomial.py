@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import check_per_sample
+from ..likelihoods.csr import Csr
 from ..ops.linear_likelihood import linear_likelihood
 from ._elementwise import elementwise_nll
 from ._layer import check_fixed_param, check_layer
@@ -12,7 +13,7 @@ from ._layer import check_fixed_param, check_layer
 
 def zero_inflated_negative_binomial_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float,
     dropout_logits: Tensor | float,
     *,
@@ -47,6 +48,7 @@ def zero_inflated_negative_binomial_nll(
         reduction,
         theta=theta,
         dropout_logits=dropout_logits,
+        of_counts=True,
     )
 
 
@@ -54,7 +56,7 @@ def linear_zero_inflated_negative_binomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float | None = None,
     *,
     library: Tensor | None = None,
@@ -68,7 +70,7 @@ def linear_zero_inflated_negative_binomial_nll(
     The mean and `library` as in `linear_poisson_nll`. Other arguments, memory and errors as `linear_bernoulli_nll`;
     formula and source as `zero_inflated_negative_binomial_nll`.
     """
-    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(2, 3))
+    heads = check_layer(hidden, weight, bias, target, mask, sample_weight, heads=(2, 3), of_counts=True)
     fixed_params = check_fixed_param("theta", theta, target, heads == 2)
     check_per_sample("library", library, target)
     return linear_likelihood(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .closed_form import with_derivatives
+from .csr import Csr, as_csr, is_csr
 from .numerics import arithmetic_dtype, read, total, weighted
 
 EPS = 1e-8
@@ -23,16 +24,45 @@ Derivatives = Callable[..., tuple[Tensor, ...]]
 def count_nll(
     terms: Callable[..., Tensor],
     derivatives: Derivatives,
-    target: Tensor,
+    target: Tensor | Csr,
     *params: Tensor | float,
     mask: Tensor | None,
     weight: Tensor | None,
     reduction: str,
 ) -> Tensor:
-    values = read(target, *params, mask=mask, dtype=torch.float64, counts=True)
-    nll = total(with_derivatives(terms, derivatives, *values), mask, None, reduction, target.ndim)
-    dtype = arithmetic_dtype(target, *params)
+    if is_csr(target):
+        target = as_csr(target)
+
+        def nlls(x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+            return (with_derivatives(terms, derivatives, x, *params),)
+
+        (each,) = of_stored(nlls, target, *params, mask=mask)
+        dtype = arithmetic_dtype(target.values, *params)
+    else:
+        values = read(target, *params, mask=mask, dtype=torch.float64, counts=True)
+        each = with_derivatives(terms, derivatives, *values)
+        dtype = arithmetic_dtype(target, *params)
+    nll = total(each, mask, None, reduction, target.ndim)
     return weighted(nll.to(dtype), weight, 1 if reduction == "sample" else target.ndim)
+
+
+def of_stored(
+    function: Callable[..., tuple[Tensor, ...]],
+    target: Csr,
+    *params: Tensor | float,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """function(x, *params) of every element: what it is for zeros, and in the places that are stored for these."""
+    rows, col, counts = target.elements()
+    zeros = counts.new_zeros(()).expand(target.shape)
+    values = torch.broadcast_tensors(*read(zeros, *params, mask=mask, dtype=torch.float64, counts=True))
+    found = [v.clone() for v in function(*values)]
+    if mask is not None:
+        counts = torch.where(mask.expand(target.shape)[rows, col], counts, 1.0)
+    of_counts = function(counts, *(v[..., rows, col] for v in values[1:]))
+    for every, stored in zip(found, of_counts, strict=True):
+        every[..., rows, col] = stored
+    return tuple(found)
 
 
 def domain(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

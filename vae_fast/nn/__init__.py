@@ -1,11 +1,24 @@
-"""Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders for common use."""
+"""Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders for common use, latents and their space."""
 
 from ..output import VAEOutput
 from . import latent_space, likelihoods
+from .condition import AddCondition, ConditionalSequential
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
+from .sparse import SparseLinear
 from .vae import VAE
 
-__all__ = ["VAE", "ConvDecoder", "ConvEncoder", "Log1p", "MLPDecoder", "MLPEncoder", "VAEOutput"]
+__all__ = [
+    "VAE",
+    "AddCondition",
+    "ConditionalSequential",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Log1p",
+    "MLPDecoder",
+    "MLPEncoder",
+    "SparseLinear",
+    "VAEOutput",
+]
 __all__ += latent_space.__all__ + likelihoods.__all__

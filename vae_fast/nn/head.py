@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..ops._common import is_dtensor
-from .inputs import float_dtype
+from .condition import run
+from .inputs import IN_ORDER, float_dtype
 from .sharding import class_of, is_stood_in_for, why_not_by_outputs
 
 
@@ -19,7 +20,7 @@ def find_head(decoder: nn.Module, flat: bool = False) -> int | str:
     not (`flat`: one that changes nothing). Or why there is none: also if something would not be done if the layer were
     not called, such as a hook. A parametrized layer is one: its weight is computed where it is asked for.
     """
-    if not isinstance(decoder, nn.Sequential) or class_of(decoder).forward is not nn.Sequential.forward:
+    if not isinstance(decoder, nn.Sequential) or class_of(decoder).forward not in IN_ORDER:
         return f"the decoder is {_type(decoder)}, not an nn.Sequential with its forward"
     layers: list[Any] = list(decoder)
     unflatten = layers.pop() if len(layers) > 1 and isinstance(layers[-1], nn.Unflatten) else None
@@ -48,12 +49,6 @@ def ends_in_linear(decoder: nn.Module) -> bool:
     if layers and isinstance(layers[-1], nn.Unflatten):
         layers.pop()
     return bool(layers) and hasattr(layers[-1], "out_features")
-
-
-def run(layers: Iterable[nn.Module], z: Tensor) -> Tensor:
-    for layer in layers:
-        z = layer(z)
-    return z
 
 
 def try_out(decoder: nn.Module, latent_shape: Sequence[int] | None) -> Any:

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from .condition import ConditionalSequential
 from .networks import ConvEncoder, Log1p
+from .sparse import SparseLinear
 
 _PASSING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+# The forwards that call one layer after the other.
+IN_ORDER = (nn.Sequential.forward, ConditionalSequential.forward)
 _OF_INDICES = (nn.Embedding, nn.EmbeddingBag)
-_OF_NUMBERS = (nn.Linear, _ConvNd, ConvEncoder, Log1p)
+_OF_NUMBERS = (nn.Linear, _ConvNd, ConvEncoder, Log1p, SparseLinear)
 
 
 def float_dtype(module: nn.Module) -> torch.dtype | None:
@@ -50,7 +54,7 @@ def takes_indices(encoder: nn.Module, classes: bool) -> bool:
     """Whether integers are meant for an nn.Embedding, or for whatever an encoder of classes begins with. Not where the
     first layer is known to be one of numbers."""
     first: nn.Module | None = encoder
-    while isinstance(first, nn.Sequential) and type(first).forward is nn.Sequential.forward:
+    while isinstance(first, nn.Sequential) and type(first).forward in IN_ORDER:
         first = next((layer for layer in first if not isinstance(layer, _PASSING)), None)
     if isinstance(first, _OF_NUMBERS):
         return False

@@ -25,11 +25,13 @@ from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
-from .head import ends_in_linear, find_head, run, try_out
+from .condition import check_condition, repeated, run, takes_condition
+from .head import ends_in_linear, find_head, try_out
 from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
 from .sharding import gather_around, is_fsdp, run_as_forward, run_head
+from .sparse import is_csr
 
 # fused_head="auto" fuses a layer that makes as many numbers for a batch: 16 MB of float32, which is one chunk of the
 # fused op. Measured on a CPU with four likelihoods and hidden 128: as fast there, 1.1 to 1.7 times as fast with five
@@ -64,7 +66,13 @@ class VAE(nn.Module):
 
     x (batch, ...) has a floating dtype, uint8 (255ths; for counts the number itself), bool, or an integer dtype. The
     likelihood reads it as it is; the encoder is given it in the dtype of its own parameters (class numbers as integers,
-    for an nn.Embedding).
+    for an nn.Embedding). For counts, x may be a torch.sparse_csr tensor (batch, features): encoder and likelihood are
+    given it as it is, so the encoder begins with a `SparseLinear` (`MLPEncoder(..., sparse=True)`).
+
+    `condition`, in all calls: labels (batch,) of an integer dtype, or numbers (batch, C) or broadcastable to that; one
+    label or (C,) numbers are for all samples. Encoder and decoder are called network(x, condition), each that says by
+    an attribute `takes_condition` that it takes one: `MLPEncoder(..., conditions=C)`, `MLPDecoder`,
+    `ConditionalSequential`, or a module of your own.
 
     Raises:
         TypeError, ValueError: an option out of range; a decoder whose output is not what the likelihood takes. This is
@@ -135,46 +143,60 @@ class VAE(nn.Module):
         return head if isinstance(head, str) else None
 
     def forward(
-        self, x: Tensor, *, generator: torch.Generator | None = None, rng_state: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        rng_state: Tensor | None = None,
     ) -> VAEOutput:
         """One pass. The noise comes from torch's generator of the device, `generator` or `rng_state`."""
-        return self._pass(x, self.num_samples, generator, rng_state)
+        return self._pass(x, condition, self.num_samples, generator, rng_state)
 
     def elbo(
         self,
         x: Tensor,
         *,
+        condition: Tensor | int | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
         rng_state: Tensor | None = None,
     ) -> Tensor:
         """E_q[log p(x | z)] - KL in nats, shape (batch,): the mean over `num_samples` draws, without beta."""
         draws = self.num_samples if num_samples is None else num_samples
-        output = self._pass(x, draws, generator, rng_state)
+        output = self._pass(x, condition, draws, generator, rng_state)
         return -(output.nll + output.kl)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, *, condition: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
         """mu and (clamped) log-variance of q(z | x)."""
         check_batch("x", x, self.data_shape)
-        moments = self._moments(x)
+        moments = self._moments(x, self._checked(condition, "x", x))
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
-    def decode(self, z: Tensor, *, library: Library = None) -> Tensor:
+    def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
         """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
         (batch,) or one number; by default the likelihood's."""
         check_batch("z", z, self.latent_shape)
+        condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
-        return self.likelihood.mean(self._params(self.decoder(z if dtype is None else z.to(dtype))), library)
+        output = self._decode(z if dtype is None else z.to(dtype), condition)
+        return self.likelihood.mean(self._params(output), library)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
         """The mean of p(x | z) at z = mu, with x's own number of counts where it depends on that."""
-        return self.decode(self.encode(x)[0], library=self.likelihood.library(x))
+        mu, _ = self.encode(x, condition=condition)
+        return self.decode(mu, condition=condition, library=self.likelihood.library(x))
 
     @torch.no_grad()
     def generate(
-        self, n: int, *, generator: torch.Generator | None = None, library: Library = None
+        self,
+        n: int,
+        *,
+        condition: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        library: Library = None,
     ) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
         if self.latent_shape is None:
@@ -188,38 +210,61 @@ class VAE(nn.Module):
             dtype=float_dtype(decoder) or float_dtype(self),
             device=device if generator is None else generator.device,
         )
-        return self.decode(z.to(device), library=library)
+        return self.decode(z.to(device), condition=condition, library=library)
 
     def _pass(
-        self, x: Tensor, draws: int | None, generator: torch.Generator | None, rng_state: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor | int | None,
+        draws: int | None,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
     ) -> VAEOutput:
         check_batch("x", x, self.data_shape)
+        condition = self._checked(condition, "x", x)
         if self._is_first() and not (self._classes is None and self.likelihood.support == "classes"):
             self._look_at(x, self._classes)
         if self.likelihood.binarize:
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = fresh_rng_state("x", x, draws, generator), None
             x = self.likelihood.observe(x, rng_state)
-        z, kl = self._draw(x, draws, generator, rng_state)
-        nll = self._nll(z, x, draws)
+        z, kl = self._draw(x, condition, draws, generator, rng_state)
+        nll = self._nll(z, x, repeated(condition, draws), draws)
         return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
     def _is_first(self) -> bool:
         return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
 
+    def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> Tensor | None:
+        if condition is None:
+            return None
+        if not (takes_condition(self.encoder) or takes_condition(self.decoder)):
+            raise ValueError(
+                "expected no condition, because neither encoder nor decoder takes one: those of "
+                "vae_fast.nn do with conditions=, a module of your own with an attribute takes_condition = True "
+                "and a forward(x, condition)"
+            )
+        return check_condition(condition, like, sample)
+
+    def _decode(self, z: Tensor, condition: Tensor | None) -> Any:
+        decoder = self.decoder
+        return decoder(z, condition) if condition is not None and takes_condition(decoder) else decoder(z)
+
     def _look_at(self, x: Tensor, classes: int | None) -> None:
         """At the first training batch that holds something and whose values can be read."""
+        x = x.values() if is_csr(x) else x
         if first_batch.can_be_read(x) and x.numel():
             self.likelihood.check(x, classes)
             self._once.discard("first batch")
 
-    def _moments(self, x: Tensor) -> Any:
+    def _moments(self, x: Tensor, condition: Tensor | None) -> Any:
         encoder, likelihood = self.encoder, self.likelihood
         given = likelihood.encoder_input(x, input_dtype(encoder, x, likelihood.support))
+        inputs = (given, condition) if condition is not None and takes_condition(encoder) else (given,)
         if torch.compiler.is_compiling():
-            return encoder(given)
+            return encoder(*inputs)
         try:
-            return encoder(given)
+            return encoder(*inputs)
         except (RuntimeError, IndexError, ValueError) as error:
             problem = self._problem_with(x)
             if problem is None or isinstance(error, torch.OutOfMemoryError):
@@ -238,9 +283,14 @@ class VAE(nn.Module):
         return None
 
     def _draw(
-        self, x: Tensor, num_samples: int | None, generator: torch.Generator | None, rng_state: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        num_samples: int | None,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        moments = self._moments(x)
+        moments = self._moments(x, condition)
         options: dict[str, Any] = {
             "num_samples": num_samples,
             "clamp": self.clamp,
@@ -252,22 +302,25 @@ class VAE(nn.Module):
         mu, logvar = moments
         return functional.reparameterize_kl(mu, logvar, **options)
 
-    def _nll(self, z: Tensor, x: Tensor, draws: int | None) -> Tensor:
+    def _nll(self, z: Tensor, x: Tensor, condition: Tensor | None, draws: int | None) -> Tensor:
+        """`condition` has a row for each of the draws."""
         rows = z if draws is None else z.flatten(0, 1)
         place = self._fused_place(x)
         if place is not None:
-            nll_of_rows = partial(self._nll_of_rows, place, x, draws)
+            nll_of_rows = partial(self._nll_of_rows, place, x, condition, draws)
             nll = run_as_forward(self.decoder, nll_of_rows, rows)
             return nll if draws is None else nll.mean(0)
-        params = self._params(self.decoder(rows), x)
+        params = self._params(self._decode(rows, condition), x)
         if draws is None:
             return self.likelihood.nll(params, x)
         return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x).mean(0)
 
-    def _nll_of_rows(self, place: int, x: Tensor, draws: int | None, rows: Tensor) -> Tensor:
+    def _nll_of_rows(
+        self, place: int, x: Tensor, condition: Tensor | None, draws: int | None, rows: Tensor
+    ) -> Tensor:
         """By the fused head."""
         layers: list[Any] = list(self.decoder)  # type: ignore[call-overload]
-        hidden, linear = run(layers[:place], rows), layers[place]
+        hidden, linear = run(layers[:place], rows, condition), layers[place]
         if draws is not None:
             hidden = hidden.unflatten(0, (draws, x.shape[0]))
         return run_head(

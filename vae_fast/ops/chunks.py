@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS
+from ..likelihoods.csr import Csr
 from ..likelihoods.spec import Parameter, Spec, largest_log
 from . import _common
 from .softmax_share import categorical_share, reduce_over, softmax
@@ -44,7 +45,7 @@ class Inputs(NamedTuple):
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
-    target: Tensor
+    target: Tensor | Csr
     library: Tensor | None
     mask: Tensor | None
     sample_weight: Tensor | None
@@ -189,6 +190,12 @@ class _Layer:
         """The rows of a chunk. A view takes longer than a small kernel: a single chunk has none."""
         return tensor if self.is_whole else tensor[rows]
 
+    def samples(self, target: Tensor | Csr, chunk: Chunk) -> Tensor | Csr:
+        """A chunk's part of the target."""
+        if isinstance(target, Csr):
+            return target.rows(chunk.samples)
+        return self.cut(target, chunk.samples)
+
     def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
         """(chunk, outputs, where to write their gradients)"""
         transposed = self.weight.t()
@@ -240,7 +247,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         share_buffer = _common.empty(backend, (layer.most_rows, features), torch.float32, target.device)
     grad_library, *grad_fixed = layer.grads[3:]
     for chunk, outputs, grad_outputs in layer.chunks():
-        x, share = layer.cut(target, chunk.samples), None
+        x, share = layer.samples(target, chunk), None
         size, draws = x.shape[0], chunk.draws
         outputs = chunk.by_draw(outputs)
         for i, (head, at) in enumerate(columns):
@@ -301,7 +308,9 @@ def _put(grad: Tensor, part: Tensor, chunk: Chunk | None) -> None:
 def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Tensor | None) -> None:
     """Every position of every sample is a row."""
     positions = inputs.hidden.shape[inputs.num_lead - 1 : -1]
-    target = inputs.target.flatten(0, len(positions) - 1).unsqueeze(1)
+    target = inputs.target
+    if isinstance(target, Tensor):
+        target = target.flatten(0, len(positions) - 1).unsqueeze(1)
     if grad_nll is not None:
         lead = inputs.hidden.shape[:-1]
         grad_nll = _common.per_sample(grad_nll, len(lead)).expand(lead).reshape(-1, 1)
@@ -310,9 +319,12 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
         if nll is not None:
             part = layer.cut(nll.view(-1, 1), chunk.rows)
-        x, kept_out = layer.cut(target, chunk.samples), None if masked is None else masked[chunk.samples]
-        if chunk.draws is None:
-            shape: tuple[int, ...] = (outputs.shape[0], 1)
+        x, kept_out = layer.samples(target, chunk), None if masked is None else masked[chunk.samples]
+        if isinstance(x, Csr):  # its rows are positions
+            shape: tuple[int, ...] = (chunk.draws or 1, x.shape[0])
+            kept_out = None if kept_out is None else kept_out.view(-1)
+        elif chunk.draws is None:
+            shape = (outputs.shape[0], 1)
         else:  # the draws are the kernel's batch, the rows of each its positions
             shape = (chunk.draws, x.shape[0])
             x = x.squeeze(1).expand(*shape, *x.shape[2:])
@@ -321,7 +333,7 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         part, lse, total = part.view(shape), lse.view(shape), total.view(shape)
         if inputs.group is None:
             layer.backend.categorical_forward(logits, x, nll=part, lse=lse, total=total)
-        else:
+        elif isinstance(x, Tensor):
             x = categorical_share(layer.backend, logits, x, part, lse, total, inputs.group)
         if nll is not None and kept_out is not None:
             part.masked_fill_(kept_out, 0)
@@ -341,7 +353,7 @@ def _by_head(outputs: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
     return outputs.view(*lead, -1, *shape[1:]).unbind(len(lead))
 
 
-def has_rows(tensor: Tensor, target: Tensor) -> bool:
+def has_rows(tensor: Tensor, target: Tensor | Csr) -> bool:
     return tensor.ndim == target.ndim and tensor.shape[0] != 1
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends import reference
 from ..checks import check_counters
 from ..likelihoods import LIKELIHOODS
+from ..likelihoods.csr import Csr
 from . import _common
 from .dtensor import STATE, batch_dim
 from .noise import binarize
@@ -42,12 +43,20 @@ def likelihood(
             target = binarize(target, rng_state)
         reduction = "none" if per_element else "sample"
         return LIKELIHOODS[likelihood].nll(first, target, *others, mask=mask, reduction=reduction)
+    params = unexpanded(backend, target, params, draws)
+    nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, per_element, *params)
+    return nll
+
+
+def unexpanded(
+    backend: Any, target: Tensor | Csr, params: tuple[Tensor, ...], draws: int | None
+) -> tuple[Tensor, ...]:
+    """What the params were before they were broadcast, so that the kernel sums their gradients."""
     if backend is not None and torch.is_grad_enabled():
         bases = tuple([_common.unexpanded(p) if p._is_view() else p for p in params])
         if draws is None or any(p.ndim > target.ndim for p in bases):
-            params = bases
-    nll: Tensor = LIKELIHOOD(backend, likelihood, target, mask, rng_state, per_element, *params)
-    return nll
+            return bases
+    return params
 
 
 def likelihood_forward(
@@ -60,7 +69,7 @@ def likelihood_forward(
     *params: Tensor,
 ) -> tuple[Tensor, tuple[()]]:
     dtype = _common.result_dtype(target, *params)
-    expanded, mask, draws = _expand(params, mask, target)
+    expanded, mask, draws = expand(params, mask, target)
     nll = _common.empty_loss(backend, target, per_element, dtype, draws)
     backend.likelihood_forward(likelihood, expanded, target, mask, rng_state, nll=nll, draws=draws)
     return nll, ()
@@ -72,7 +81,7 @@ def likelihood_backward(
     """Gradients of params."""
     likelihood, target, mask, rng_state, _, *params = args
     shape = target.shape
-    expanded, mask, draws = _expand(params, mask, target)
+    expanded, mask, draws = expand(params, mask, target)
     found = tuple(
         [_common.empty_gradient(backend, p, shape, n, draws) for p, n in zip(params, needs, strict=True)]
     )
@@ -82,8 +91,8 @@ def likelihood_backward(
     return tuple([_common.reduce_gradient(g, p) for g, p in zip(found, params, strict=True)])
 
 
-def _expand(
-    params: Sequence[Tensor], mask: Tensor | None, target: Tensor
+def expand(
+    params: Sequence[Tensor], mask: Tensor | None, target: Tensor | Csr
 ) -> tuple[tuple[Tensor, ...], Tensor | None, int | None]:
     """All in the target's shape, by strides of zero, after the draws that some params have; the number of draws."""
     shape = target.shape

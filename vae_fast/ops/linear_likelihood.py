@@ -23,6 +23,7 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..likelihoods import LIKELIHOODS, linear_nll
+from ..likelihoods.csr import Csr, as_csr, is_csr
 from . import _common, dtensor_head
 from .chunks import Inputs, run_chunks
 from .op import Args, Gradients, Op
@@ -33,7 +34,7 @@ def linear_likelihood(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *fixed_params: Tensor,
     library: Tensor | None = None,
     mask: Tensor | None = None,
@@ -47,14 +48,17 @@ def linear_likelihood(
     share then.
     """
     grad_enabled = torch.is_grad_enabled()
+    if is_csr(target):
+        target = as_csr(target)
     if sample_weight is not None and sample_weight.requires_grad and grad_enabled:
         nll = linear_likelihood(
             likelihood, hidden, weight, bias, target, *fixed_params, library=library, mask=mask
         )
         return nll * sample_weight
-    tensors = (weight, bias, target, *fixed_params, library, mask, sample_weight)
+    parts: tuple[Tensor, ...] = (target,) if isinstance(target, Tensor) else target[:3]
+    tensors = (weight, bias, *parts, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
-    if backend is None and any(map(_common.is_dtensor, (hidden, *tensors))):
+    if backend is None and isinstance(target, Tensor) and any(map(_common.is_dtensor, (hidden, *tensors))):
         return dtensor_head.linear_likelihood(
             linear_likelihood, likelihood, hidden, weight, bias, target, *fixed_params,
             library=library, mask=mask, sample_weight=sample_weight,
@@ -78,10 +82,16 @@ def linear_likelihood(
     ]
     if backend is None:  # torch.jit.trace records no list of bools
         forward_grads = [int(f) for f in forward_grads]
-    fused: Tensor = LINEAR_LIKELIHOOD(
-        backend, likelihood, hidden, weight, bias, target, library, mask, sample_weight, dtype, forward_grads,
-        group, outputs, *fixed_params,
-    )  # fmt: skip
+    options = (library, mask, sample_weight, dtype, forward_grads)
+    fused: Tensor
+    if isinstance(target, Csr):
+        fused = CSR_LINEAR_LIKELIHOOD(
+            backend, likelihood, hidden, weight, bias, *target, *options, *fixed_params
+        )
+    else:
+        fused = LINEAR_LIKELIHOOD(
+            backend, likelihood, hidden, weight, bias, target, *options, group, outputs, *fixed_params
+        )
     return fused
 
 
@@ -170,4 +180,52 @@ LINEAR_LIKELIHOOD = Op(
     # What forward took becomes the gradients, as a weight is large.
     consume=functools.partial(linear_likelihood_backward, in_place=True),
     flops=(_forward_flops, _backward_flops),
+)
+
+
+# Of counts in CSR form, by the three tensors that a graph of torch.compile has in place of a sparse one.
+
+
+def _csr_forward(backend: Any, *args: Any) -> tuple[Tensor, list[Tensor]]:
+    return linear_likelihood_forward(backend, *_dense_args(args))
+
+
+def _csr_backward(
+    backend: Any,
+    needs: Sequence[bool],
+    grads: Args,
+    args: Args,
+    kept: Sequence[Tensor],
+    *,
+    in_place: bool = False,
+) -> Gradients:
+    return linear_likelihood_backward(backend, needs, grads, _dense_args(args), kept, in_place=in_place)
+
+
+def _dense_args(args: Args) -> Args:
+    """The dense op's."""
+    return (*args[:4], Csr(*args[4:8]), *args[8:13], None, 0, *args[13:])
+
+
+def _csr_forward_flops(
+    likelihood: str, hidden: Any, weight: Any, bias: Any, *rest: Any, out_shape: Any
+) -> int:
+    return _forward_flops(likelihood, hidden, weight, bias, *rest[3:], out_shape=out_shape)
+
+
+def _csr_backward_flops(
+    needs: Any, grad: Any, likelihood: str, hidden: Any, weight: Any, bias: Any, *rest: Any, out_shape: Any
+) -> int:
+    return _backward_flops(needs, grad, likelihood, hidden, weight, bias, *rest[3:], out_shape=out_shape)
+
+
+CSR_LINEAR_LIKELIHOOD = Op(
+    "csr_linear_likelihood(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor crow, Tensor col, "
+    "Tensor values, SymInt features, Tensor? library, Tensor? mask, Tensor? sample_weight, ScalarType dtype, "
+    "int[] forward_grads, Tensor[]? fixed_params) -> (Tensor nll, Tensor[] kept)",
+    _csr_forward,
+    _csr_backward,
+    differentiable=("hidden", "weight", "bias", "library"),
+    consume=functools.partial(_csr_backward, in_place=True),
+    flops=(_csr_forward_flops, _csr_backward_flops),
 )

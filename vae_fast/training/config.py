@@ -37,6 +37,10 @@ class Recipe:
     beta: float = 1.0
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
+    batch_norm: bool = False
+    dropout: float = 0.0
+    batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
+    stream: bool = False
     mixed_precision: str = "no"
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
 
@@ -57,6 +61,8 @@ class Recipe:
             )
         if not 0 < self.lr < math.inf:
             raise TrainingError(f"expected lr to be a finite number above 0, but got {self.lr}")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError(f"expected dropout to be a number from 0 to below 1, but got {self.dropout}")
         if not 0 <= self.beta <= LARGEST:
             raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
@@ -77,7 +83,8 @@ class Recipe:
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
         names = ("architecture", "hidden", "latent", "likelihood", "beta", "clamp", "num_samples")
-        return {"shape": shape, **{name: getattr(self, name) for name in (*names, *LIKELIHOOD_OPTIONS)}}
+        names_of_all = (*names, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)
+        return {"shape": shape, **{name: getattr(self, name) for name in names_of_all}}
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""

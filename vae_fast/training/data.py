@@ -1,14 +1,15 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
-`load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, or a folder of
-images. Batches are gathered by index in one go: no workers, no copies of single samples.
+`load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
+images, or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one. Batches are gathered by index in
+one go: no workers, no copies of single samples. A matrix stays sparse: its batches are torch.sparse_csr tensors.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import readers
+from . import matrices, readers
+from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
 
 DIGITS = "digits"  # the set that needs no download
@@ -26,12 +28,27 @@ _EXACT = 1 << 24  # float32 has all whole numbers up to here
 _SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
+Samples = Tensor | SparseSamples
+
+
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    train: Tensor  # (n, *shape): uint8 (255ths), bool or float32
-    test: Tensor
+    train: Samples  # (n, *shape): uint8 (255ths), bool or float32
+    test: Samples
     notes: tuple[str, ...] = ()  # what was dropped, changed or not used; what flat samples could be
+    train_labels: Tensor | None = None  # (n,): of the condition
+    test_labels: Tensor | None = None
+    conditions: tuple[str, ...] = ()  # the labels' names
+
+    @property
+    def is_sparse(self) -> bool:
+        return isinstance(self.train, SparseSamples)
+
+    @property
+    def dense_parts(self) -> list[Tensor]:
+        """Train and test; none where they are sparse."""
+        return [part for part in (self.train, self.test) if isinstance(part, Tensor)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,14 +61,17 @@ class Dataset:
         Flat uint8 of an eighth of the size are read as packed bits. Images are not read as ones of other sides: their
         rows would be cut.
         """
+        if self.is_sparse:
+            raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
         longer = [tuple(n for n in sizes if n > 1) for sizes in (self.shape, shape)]
         is_same_order = longer[0] == longer[1] or min(map(len, longer)) <= 1
-        is_flat_uint8 = self.train.ndim == 2 and self.train.dtype == self.test.dtype == torch.uint8
+        train, test = self.dense_parts
+        is_flat_uint8 = train.ndim == 2 and train.dtype == test.dtype == torch.uint8
         is_packed = is_flat_uint8 and size != width == math.ceil(size / 8)
         if not is_packed and not (size == width and is_same_order):
             raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
-        train, test, notes = self.train, self.test, [n for n in self.notes if n != _hint(self.train)]
+        notes = [n for n in self.notes if n != _hint(train)]
         if is_packed:
             train, test = (_unpacked(self.name, part, size) for part in (train, test))
             notes.append(f"{width} bytes a sample are read as {size} packed bits")
@@ -60,25 +80,35 @@ class Dataset:
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
+        if isinstance(self.train, SparseSamples):
+            return self.train.facts.lo, self.train.facts.hi
         ends = [
             torch.stack(torch.aminmax(part)).tolist() if part.is_floating_point() else (0.0, 1.0)
-            for part in (self.train, self.test)
+            for part in self.dense_parts
         ]
         return min(lo for lo, _ in ends), max(hi for _, hi in ends)
 
     def is_between_levels(self) -> bool:
         """Whether it has values that are no 255ths, by more than float16 rounds them."""
-        levels = [part * 255 for part in (self.train, self.test) if part.is_floating_point()]
+        levels = [part * 255 for part in self.dense_parts if part.is_floating_point()]
         return any(bool(((part - part.round()).abs() > 0.2).any()) for part in levels)
 
     def has_fractions(self) -> bool:
+        if isinstance(self.train, SparseSamples):
+            return self.train.facts.has_fractions
         return any(
-            part.is_floating_point() and bool((part != part.round()).any())
-            for part in (self.train, self.test)
+            part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
         )
 
+    def test_part(self, part: slice) -> dict[str, Tensor]:
+        """x and, where there is one, the condition of these test samples: a model's arguments."""
+        labels = self.test_labels
+        return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})
+
     def to(self, device: torch.device) -> Dataset:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
+        train, test = self.train.to(device), self.test.to(device)
+        return replace(self, train=train, test=test, train_labels=labels[0], test_labels=labels[1])
 
 
 def resolve(source: str) -> str:
@@ -90,14 +120,27 @@ def name_of(source: str) -> str:
     return Path(source).name.split(".")[0] or "data"
 
 
-def load(source: str) -> Dataset:
-    """The data set `source` names, split in train and test. Raises DataError."""
+def load(source: str, batch_key: str | None = None, stream: bool = False) -> Dataset:
+    """The data set `source` names, split in train and test. Raises DataError.
+
+    Args:
+        batch_key: the column of an .h5ad's obs that has the labels of the condition.
+        stream: read a sparse matrix by chunks, ahead of training and in the background, instead of keeping it in
+            memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
+    """
+    path = Path(source).expanduser()
+    matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
+    if batch_key is not None and (matrix is None or matrix.suffix.lower() != ".h5ad"):
+        raise DataError(f"{source}: --batch-key is a column of an .h5ad's obs")
+    if stream and matrix is None:
+        raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
     if source == DIGITS:
         return _digits()
-    path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
+        if matrix is not None:
+            return _load_matrix(source, matrix, batch_key, stream)
         parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
@@ -119,8 +162,51 @@ def load(source: str) -> Dataset:
     return _explained(dataset)
 
 
+def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
+    found = matrices.read(path, batch_key, in_memory=not stream)
+    n = len(found.x)
+    if found.labels is not None and len(found.labels) != n:
+        raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
+    rows = _split_rows(source, n)
+    parts: list[Samples]
+    notes = found.notes
+    if isinstance(found.x, Csr):
+        csr, facts, changes = _checked_csr(source, found.x, stream)
+        notes += changes
+        kept = [ChunkedCsr(csr), take(ChunkedCsr(csr), rows[1])] if stream else [csr, csr]
+        numbers = [rows[0], np.arange(len(rows[1])) if stream else rows[1]]
+        parts = [SparseSamples(*part, facts) for part in zip(kept, numbers, strict=True)]
+    else:
+        array, changes_of_array = _checked(source, found.x)
+        notes += tuple(changes_of_array)
+        parts = [torch.from_numpy(array[part]) for part in rows]
+    labels: list[Tensor | None] = [None, None]
+    if found.labels is not None:
+        labels = [torch.from_numpy(found.labels[part]) for part in rows]
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+
+
+def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
+    if len(csr) == 0 or csr.features == 0:
+        raise DataError(f"{source}: is empty, its shape is {(len(csr), csr.features)}")
+    if csr.values.dtype.kind not in "buif":
+        raise DataError(f"{source}: expected numbers, but got {csr.values.dtype}")
+    try:
+        return csr, csr.check(source), ()
+    except UnsortedError:
+        if stream:
+            raise
+        csr = matrices.sort(csr)
+        return csr, csr.check(source), ("the columns of each row were sorted in memory",)
+
+
 def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     """Raises DataError where the data are not what the likelihood is of, warns where they may not be."""
+    if dataset.is_sparse and support != "counts":
+        raise DataError(
+            f"{dataset.name}: expected a likelihood of counts, such as negative_binomial, for sparse samples, "
+            f"but got {likelihood}"
+        )
     lo, hi = dataset.limits()
     name, span = dataset.name, f"values from {_shown(lo)} to {_shown(hi)}"
     if support == "unit" and not 0 <= lo <= hi <= 1:
@@ -175,18 +261,30 @@ def _shown(value: float) -> str:
     return str(np.float32(value)).removesuffix(".0")
 
 
-def batches(n: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+def batches(
+    n: int,
+    batch_size: int,
+    generator: torch.Generator | None,
+    pools: Sequence[Tensor] | None = None,
+    least: int = 1,
+) -> Iterator[Tensor]:
     """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
 
-    A batch larger than the set is filled up with further shuffles of it: the epoch is that one batch.
+    A batch larger than the set is filled up with further shuffles of it: the epoch is that one batch. With `pools`,
+    groups of indices, they are shuffled within each. A last batch of fewer than `least` joins the one before it.
     """
-    if generator is None:
+    if pools is not None:
+        order = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
+    elif generator is None:
         order = torch.arange(n)
     else:
         rounds = math.ceil(batch_size / n)
         order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
         order = order[: max(n, batch_size)]
-    return iter(order.split(batch_size))
+    split = list(order.split(batch_size))
+    if len(split) > 1 and len(split[-1]) < least:
+        split[-2:] = [torch.cat(split[-2:])]
+    return iter(split)
 
 
 def _digits() -> Dataset:
@@ -200,12 +298,16 @@ def _digits() -> Dataset:
 
 
 def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n = len(array)
+    train, test = _split_rows(source, len(array))
+    return array[train], array[test]
+
+
+def _split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     if n < 2:
         raise DataError(f"{source}: expected at least 2 samples (one to train, one to test), but got {n}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     held_out = min(max(1, n // TEST_FRACTION), MOST_TEST)
-    return array[np.sort(order[held_out:])], array[np.sort(order[:held_out])]
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -246,7 +348,7 @@ def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
 def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
-    train, test, notes = dataset.train, dataset.test, dataset.notes
+    [train, test], notes = dataset.dense_parts, dataset.notes
     top = max((int(part.max()) for part in (train, test) if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
         train, test = (part.bool() if part.dtype == torch.uint8 else part for part in (train, test))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .. import nn
@@ -20,7 +22,7 @@ NARROW = 1e-4  # a variance or scale that is given
 
 def explain(recipe: Recipe, dataset: Dataset) -> str:
     """What is likely to be the cause and what helps against it, in one line."""
-    parts = [part for part in (dataset.train, dataset.test) if part.is_floating_point()]
+    parts = [part for part in dataset.dense_parts if part.is_floating_point()]
     if not all(torch.isfinite(part).all() for part in parts):
         return "the data hold NaN or infinite values, leave those samples out"
     likelihood = nn.LIKELIHOODS[recipe.likelihood]
@@ -30,7 +32,7 @@ def explain(recipe: Recipe, dataset: Dataset) -> str:
     lo, hi = dataset.limits()
     reasons = []
     if isinstance(spread, str):
-        same, n = _alike(dataset), dataset.train[0].numel()
+        same, n = _alike(dataset), math.prod(dataset.shape)
         if same == n or (same and spread != "learned"):
             what = (
                 "all training samples are"
@@ -55,6 +57,6 @@ def explain(recipe: Recipe, dataset: Dataset) -> str:
 
 def _alike(dataset: Dataset) -> int:
     """How many values of a sample are the same in all training samples, or nearly."""
-    x = dataset.train.flatten(1)
+    x = dataset.dense_parts[0].flatten(1)
     lo, hi = x.amin(0).float(), x.amax(0).float()
     return int(((hi - lo) <= ALIKE * torch.maximum(lo.abs(), hi.abs()).clamp_min(1)).sum())

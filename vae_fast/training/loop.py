@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backends.reference.rng import draw_rng_state, state_of_part
 from . import checkpoint, data, divergence
 from .config import Recipe
+from .csr import SparseSamples
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
 
@@ -64,12 +65,13 @@ class Trainer:
         device = self.accelerator.device
         self.dataset = dataset.to(device)
         torch.manual_seed(recipe.seed)
-        self.model = self._make_model(dataset.shape)
+        self.model = self._make_model(dataset)
         data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
         self.model.validate = False  # all of the data have just been looked at
         self._try_batch(dataset)
         try:
-            self.model.likelihood.start(self.dataset.train)
+            for part in self.dataset.dense_parts[:1]:
+                self.model.likelihood.start(part)
         except ValueError as error:
             raise TrainingError(f"{dataset.name}: {error}") from None
         self.optimizer = torch.optim.Adam(
@@ -111,9 +113,12 @@ class Trainer:
         totals = self._totals()
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for batch in self.dataset.test.split(self.recipe.batch_size):
-                part = self._part(len(batch))
-                output = self.model(batch[part], rng_state=self._draw_rng_state(part, len(batch), generator))
+            for start in range(0, len(self.dataset.test), self.recipe.batch_size):
+                n = min(self.recipe.batch_size, len(self.dataset.test) - start)
+                part = self._part(n)
+                rng_state = self._draw_rng_state(part, n, generator)
+                samples = self.dataset.test_part(slice(start + part.start, start + part.stop))
+                output = self.model(**samples, rng_state=rng_state)
                 self._count(totals, output.nll, output.kl)
         self.model.train()
         return self._means(totals)
@@ -155,22 +160,30 @@ class Trainer:
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def sample_batch(self) -> Tensor:
-        """This process's part of a batch as training sees them."""
+    def sample_batch(self) -> dict[str, Tensor]:
+        """This process's part of a batch, x and condition, as training sees them."""
         indices = next(iter(self._batches(0)))
         return self._train_samples(indices[self._part(len(indices))])
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
-        return data.batches(len(self.dataset.train), self.recipe.batch_size, order)
+        train = self.dataset.train
+        pools = train.pools(order) if isinstance(train, SparseSamples) else None
+        # Batch norm has no variance of one sample.
+        least = 2 * self.accelerator.num_processes if self.recipe.batch_norm else 1
+        return data.batches(len(train), self.recipe.batch_size, order, pools, least)
 
     def _part(self, n: int) -> slice:
         """Which of a batch's n samples are this process's: none, where there are more processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         return slice(n * rank // world, n * (rank + 1) // world)
 
-    def _train_samples(self, indices: Tensor) -> Tensor:
-        return self.dataset.train.index_select(0, indices.to(self.dataset.train.device))
+    def _train_samples(self, indices: Tensor) -> dict[str, Tensor]:
+        """The model's arguments: x and, where there is one, the condition."""
+        samples = {"x": self.dataset.train.index_select(0, indices.to(self.dataset.train.device))}
+        if (labels := self.dataset.train_labels) is not None:
+            samples["condition"] = labels.index_select(0, indices.to(labels.device))
+        return samples
 
     def _draw_rng_state(self, part: slice, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Of this part of a batch of n samples. All processes draw the same numbers."""
@@ -184,7 +197,7 @@ class Trainer:
             n = len(indices)
             part = self._part(n)
             output = self._wrapped(
-                self._train_samples(indices[part]), rng_state=self._draw_rng_state(part, n)
+                **self._train_samples(indices[part]), rng_state=self._draw_rng_state(part, n)
             )
             # The mean over the whole batch, once DistributedDataParallel has averaged the processes' gradients.
             loss = (output.nll + self.model.beta * output.kl).sum() * (world / n)
@@ -195,9 +208,11 @@ class Trainer:
             self.steps += 1
             self._call("on_step")
 
-    def _make_model(self, shape: tuple[int, ...]) -> HubVAE:
+    def _make_model(self, dataset: data.Dataset) -> HubVAE:
+        config = self.recipe.model_config(dataset.shape)
         try:
-            return HubVAE(**self.recipe.model_config(shape)).to(self.accelerator.device)
+            model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
+            return model.to(self.accelerator.device)
         except (ValueError, TypeError) as error:
             raise TrainingError(str(error)) from None
         except (MemoryError, RuntimeError) as error:
@@ -209,6 +224,8 @@ class Trainer:
 
     def _try_batch(self, dataset: data.Dataset) -> None:
         """A batch that cannot be had at all is found now, and not after its shuffles were made."""
+        if dataset.is_sparse:
+            return
         try:
             torch.empty(
                 (math.ceil(self.recipe.batch_size / self.accelerator.num_processes), *dataset.shape),

@@ -25,6 +25,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             convolutions. By default 400, or 32 and 64.
         latent: the size of z.
         likelihood: a name in `vae_fast.nn.LIKELIHOODS`. For counts the encoder takes log(1 + x).
+        batch_norm, dropout: of the MLPs' hidden layers (dropout: of the encoder's alone), as in scvi-tools.
+        conditions: the names of the labels that encoder and decoder take as a condition; of the MLPs.
+        sparse: x may be rows of a torch.sparse_csr tensor: the encoder begins with an `nn.SparseLinear`.
         beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
         options: the likelihood's own, such as variance="learned" of "gaussian". None is its default.
     """
@@ -40,6 +43,10 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         beta: float = 1.0,
         clamp: Sequence[float] | None = None,
         num_samples: int | None = None,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        conditions: Sequence[str] | None = None,
+        sparse: bool = False,
         **options: Any,
     ) -> None:
         if architecture not in ARCHITECTURES:
@@ -51,11 +58,18 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         options = {name: python_value(value) for name, value in options.items() if value is not None}
         p_x = nn.likelihoods.make_likelihood(likelihood, **options)
         parameter, n, log1p = p_x.parameter_shape(shape), p_x.num_parameters, p_x.support == "counts"
+        extras = {"batch_norm": batch_norm, "dropout": dropout, "conditions": conditions, "sparse": sparse}
+        extras = {name: value for name, value in extras.items() if value}
         encoder: Any
         decoder: Any
         if architecture == "mlp":
-            encoder = nn.MLPEncoder(math.prod(shape), hidden, latent, log1p=log1p)
-            decoder = nn.MLPDecoder(latent, hidden[::-1], parameter, n)
+            both: Any = {"conditions": len(conditions) if conditions else None, "batch_norm": batch_norm}
+            encoder = nn.MLPEncoder(
+                math.prod(shape), hidden, latent, log1p=log1p, dropout=dropout, sparse=sparse, **both
+            )
+            decoder = nn.MLPDecoder(latent, hidden[::-1], parameter, n, **both)
+        elif extras:
+            raise ValueError(f"expected architecture to be 'mlp' for {', '.join(extras)}, but got 'conv'")
         else:
             encoder = nn.ConvEncoder(shape, hidden, latent, log1p=log1p)
             decoder = nn.ConvDecoder(latent, hidden, parameter, n)
@@ -70,6 +84,8 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             "beta": python_value(beta),
             "clamp": bounds and list(bounds),
             "num_samples": self.num_samples,
+            **extras,
             **options,
         }
+        self.conditions = tuple(conditions or ())
         self.shape = shape

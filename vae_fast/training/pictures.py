@@ -38,7 +38,7 @@ def is_signal(shape: Sequence[int]) -> bool:
 
 def can_draw(model: HubVAE) -> bool:
     is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
-    return model.likelihood.support in ("unit", "real") and is_drawn
+    return model.likelihood.support in ("unit", "real") and is_drawn and not model.conditions
 
 
 def noun(model: HubVAE) -> str:

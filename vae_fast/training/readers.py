@@ -29,7 +29,7 @@ def read(path: Path) -> Parts:
         return Parts(_load_numpy(path))
     if "idx" in path.name.lower() or suffix == ".gz":
         return idx.read_file(path)
-    raise DataError(f"{path}: is not IDX (its name holds idx), .npy, .npz or a folder")
+    raise DataError(f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx or a folder")
 
 
 def _read_folder(folder: Path) -> Parts:
@@ -54,10 +54,6 @@ def _read_npz(path: Path) -> Parts:
         raise DataError(f"{path}: is not a .npz file, or truncated")
     with _numpy_errors(path), np.load(path, allow_pickle=False) as archive:
         names = archive.files
-        if {"format", "shape", "data"} <= set(names):
-            raise DataError(
-                f"{path}: is a sparse matrix of SciPy's; save scipy.sparse.load_npz(...).toarray() with numpy.save"
-            )
         train, test = _choose(names)
         if train is None:
             raise DataError(

@@ -7,6 +7,7 @@ so the plain lines are the fairer peer. They are there for the likelihoods that 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -37,16 +38,22 @@ class Speed:
         return self.seconds[peer] / self.seconds["fused"]
 
 
-def measure(model: HubVAE, x: Tensor, *, seconds: float = 2.0, rounds: int = 50) -> Speed:
-    """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one)."""
-    x = x[: max(1, MOST_NUMBERS // x[0].numel())]
+def measure(
+    model: HubVAE, x: Tensor, condition: Tensor | None = None, *, seconds: float = 2.0, rounds: int = 50
+) -> Speed:
+    """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one). Sparse
+    samples are measured dense, as the plain lines take them."""
+    most = max(1, MOST_NUMBERS // math.prod(x.shape[1:]))
+    x = (x.to_dense() if x.layout is torch.sparse_csr else x)[:most]
+    condition = None if condition is None else condition[:most]
     likelihood = model.likelihood
     with torch.no_grad():
         if likelihood.binarize:
             x = likelihood.observe(x, draw_rng_state(x.device, None))
         target = likelihood.encoder_input(x)
-        moments = model.encoder(target)
-        params = likelihood.split(model.decoder(moments.chunk(2, dim=1)[0]))
+        given = () if condition is None else (condition,)
+        moments = model.encoder(target, *given)
+        params = likelihood.split(model.decoder(moments.chunk(2, dim=1)[0], *given))
     moments, *leaves = (t.detach().clone().requires_grad_() for t in (moments, *params))
     learned = list(likelihood.parameters())
     grad_z = torch.ones_like(moments.chunk(2, dim=1)[0])  # what a decoder would send back

@@ -70,6 +70,7 @@ inline void copy_in(const View& view, const Block& block, float* out) {
       case DType::boolean: return gather(reinterpret_cast<const boolean*>(view.data) + offset, stride, count, to);
       case DType::count8: return gather(reinterpret_cast<const count8*>(view.data) + offset, stride, count, to);
       case DType::int16: return gather(reinterpret_cast<const std::int16_t*>(view.data) + offset, stride, count, to);
+      case DType::uint16: return gather(reinterpret_cast<const std::uint16_t*>(view.data) + offset, stride, count, to);
       case DType::int32: return gather(reinterpret_cast<const std::int32_t*>(view.data) + offset, stride, count, to);
       case DType::int64: return gather(reinterpret_cast<const std::int64_t*>(view.data) + offset, stride, count, to);
     }

@@ -4,7 +4,7 @@
 
 #include "../../formulas/likelihoods/counts.h"
 #include "../simd/vector_pair.h"
-#include "../../api/tensor_view.h"
+#include "csr.h"
 
 VAE_FAST_NAMESPACE_BEGIN
 
@@ -21,6 +21,15 @@ struct NonzeroIndex {
         count += counted >> lane & 1u;
       }
     });
+  }
+
+  // The same of a sparse target: target[index[i]] is then the only part of `target` that is written.
+  VAE_FAST_FN NonzeroIndex(CsrReader& reader, const Block& block, const Task& task, std::int64_t columns, float* target) {
+    const std::int64_t stored = reader.read(block, block.row, task.column_begin, task.column_end, columns, index, target);
+    for (std::int64_t i = 0; i < stored; ++i) {
+      index[count] = index[i];
+      count += is_counted(target[index[i]]);
+    }
   }
 };
 

@@ -41,6 +41,7 @@ VAE_FAST_FN float load_one(const std::uint8_t* p) { return static_cast<float>(*p
 VAE_FAST_FN float load_one(const boolean* p) { return p->byte != 0 ? 1.0f : 0.0f; }
 VAE_FAST_FN float load_one(const count8* p) { return static_cast<float>(p->byte); }
 VAE_FAST_FN float load_one(const std::int16_t* p) { return static_cast<float>(*p); }
+VAE_FAST_FN float load_one(const std::uint16_t* p) { return static_cast<float>(*p); }
 VAE_FAST_FN float load_one(const std::int32_t* p) { return static_cast<float>(*p); }
 VAE_FAST_FN float load_one(const std::int64_t* p) { return static_cast<float>(*p); }
 
@@ -69,6 +70,9 @@ VAE_FAST_FN vf32 load_vector(const boolean* p) {
 VAE_FAST_FN vf32 load_vector(const count8* p) { return to_float<vf32>(__builtin_convertvector(load<vu8>(p), vi32)); }
 VAE_FAST_FN vf32 load_vector(const std::int16_t* p) {
   return to_float<vf32>(__builtin_convertvector(load<vi16>(p), vi32));
+}
+VAE_FAST_FN vf32 load_vector(const std::uint16_t* p) {
+  return to_float<vf32>(__builtin_convertvector(load<vu16>(p), vi32));
 }
 VAE_FAST_FN vf32 load_vector(const std::int32_t* p) { return to_float<vf32>(load<vi32>(p)); }
 VAE_FAST_FN vf32 load_vector(const std::int64_t* p) {

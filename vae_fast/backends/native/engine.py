@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ...likelihoods import ELEMENTWISE
+from ...likelihoods.csr import Csr
 from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, Parametrization, Prior
 
 _View = tuple[int, int, tuple[int, ...]] | None
@@ -89,8 +90,12 @@ class Engine:
             return None
         return tensor.data_ptr(), self.dtypes[tensor.dtype], tensor.stride()
 
-    def _counts(self, tensor: Tensor) -> _View:
-        """A uint8 tensor holds numbers."""
+    def _counts(self, tensor: Tensor | Csr) -> Any:
+        """A uint8 tensor holds numbers. The strides of sparse counts are those of their rows by sample and position."""
+        if isinstance(tensor, Csr):
+            crow, col, values, _ = tensor
+            code = self._count8 if values.dtype is torch.uint8 else self.dtypes[values.dtype]
+            return values.data_ptr(), code, (0, 1), crow.data_ptr(), col.data_ptr(), col.dtype is torch.int64
         code = self._count8 if tensor.dtype is torch.uint8 else self.dtypes[tensor.dtype]
         return tensor.data_ptr(), code, tensor.stride()
 
@@ -182,7 +187,7 @@ class Engine:
         self,
         likelihood: str,
         params: tuple[Tensor, ...],
-        target: Tensor,
+        target: Tensor | Csr,
         mask: Tensor | None,
         rng_state: Tensor | None,
         *,
@@ -208,7 +213,7 @@ class Engine:
         self,
         likelihood: str,
         params: tuple[Tensor, ...],
-        target: Tensor,
+        target: Tensor | Csr,
         mask: Tensor | None,
         rng_state: Tensor | None,
         grad_nll: Tensor,
@@ -238,7 +243,7 @@ class Engine:
         )
 
     def categorical_forward(
-        self, logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor
+        self, logits: Tensor, target: Tensor | Csr, *, nll: Tensor, lse: Tensor, total: Tensor
     ) -> None:
         view = self._view
         self.extension.categorical_forward(
@@ -254,7 +259,7 @@ class Engine:
     def categorical_backward(
         self,
         logits: Tensor,
-        target: Tensor,
+        target: Tensor | Csr,
         lse: Tensor,
         total: Tensor,
         grad_nll: Tensor,

@@ -14,6 +14,8 @@ from torch import Tensor
 from ...likelihoods import LIKELIHOODS
 from ...likelihoods import discretized_logistic_mixture as mixture
 from ...likelihoods.categorical import IGNORED, categorical_nll
+from ...likelihoods.counts import of_stored
+from ...likelihoods.csr import Csr, sum_by_row
 from ...likelihoods.multinomial import multinomial_nll
 from ...likelihoods.numerics import arithmetic_dtype, read, upcast, widest
 from ..contract import Clamp, Parametrization, Prior
@@ -106,14 +108,14 @@ def latent_backward(
 def likelihood_forward(
     likelihood: str,
     params: Sequence[Tensor],
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     rng_state: Tensor | None,
     *,
     nll: Tensor,
     draws: int | None = None,
 ) -> None:
-    if rng_state is not None:
+    if rng_state is not None and isinstance(target, Tensor):
         target = binarize(target, rng_state)
     first, *others = params
     reduction = _reduction(nll, target, draws is not None)
@@ -123,7 +125,7 @@ def likelihood_forward(
 def likelihood_backward(
     likelihood: str,
     params: Sequence[Tensor],
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     rng_state: Tensor | None,
     grad_nll: Tensor,
@@ -131,38 +133,57 @@ def likelihood_backward(
     grads: Sequence[Tensor | None],
     draws: int | None = None,
 ) -> None:
-    if rng_state is not None:
-        target = binarize(target, rng_state)
     spec = LIKELIHOODS[likelihood]
     assert spec.derivatives is not None
-    x, *p = read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
-    g = _per_element(grad_nll, target.ndim, draws is not None).to(x.dtype)
-    for out, slope in zip(grads, spec.derivatives(x, *p), strict=True):
+    if isinstance(target, Csr):
+        slopes = of_stored(spec.derivatives, target, *params, mask=mask)
+    else:
+        if rng_state is not None:
+            target = binarize(target, rng_state)
+        slopes = spec.derivatives(
+            *read(target, *params, mask=mask, dtype=torch.float64, counts=spec.is_counts)
+        )
+    g = _per_element(grad_nll, target.ndim, draws is not None).to(torch.float64)
+    for out, slope in zip(grads, slopes, strict=True):
         _fill(out, g * slope if mask is None else torch.where(mask, g * slope, 0.0))
 
 
-def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
-    """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts."""
+def categorical_forward(
+    logits: Tensor, target: Tensor | Csr, *, nll: Tensor, lse: Tensor, total: Tensor
+) -> None:
+    """A position at a time: logits (batch, positions, classes); target without classes is a class, else counts;
+    a sparse one has a row for every position."""
     wide = logits.to(widest(logits))
     largest = wide.max(-1).values
     log_sum = torch.log(torch.exp(wide - largest[..., None]).sum(-1))
     lse.copy_(largest + log_sum)
-    rows, x = logits.flatten(0, 1), target.flatten(0, 1)
+    if isinstance(target, Csr):
+        rows, _, counts = target.elements()
+        total.copy_(sum_by_row(counts, rows, target.shape[0]))
+        nll.copy_(multinomial_nll(logits, target))
+        total.mul_(torch.exp((lse - largest) - log_sum))
+        return
+    each, x = logits.flatten(0, 1), target.flatten(0, 1)
     if target.ndim == logits.ndim:
         total.copy_(target.to(total.dtype).sum(-1))
-        nll.copy_(multinomial_nll(rows, x).view(nll.shape))
+        nll.copy_(multinomial_nll(each, x).view(nll.shape))
     else:
         total.copy_(target != IGNORED)
-        nll.copy_(categorical_nll(rows, x).view(nll.shape))
+        nll.copy_(categorical_nll(each, x).view(nll.shape))
     total.mul_(torch.exp((lse - largest) - log_sum))  # makes up for lse's rounding
 
 
 def categorical_backward(
-    logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
+    logits: Tensor, target: Tensor | Csr, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
     wide = widest(logits)
     share = total[..., None] * torch.exp(logits.to(wide) - lse[..., None])
     g = grad_nll[..., None]
+    if isinstance(target, Csr):
+        rows, col, counts = target.elements()
+        share[..., rows, col] -= counts
+        grad_logits.copy_(g * share)
+        return
     if target.ndim == logits.ndim:
         grad_logits.copy_(g * (share - target.to(wide)))
         return

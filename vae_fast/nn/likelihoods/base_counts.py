@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...checks import number_of
+from ..sparse import is_csr, row_sums
 from .base import Library, Likelihood, Params
 
 LINKS = ("softmax", "exp", "softplus")
@@ -43,6 +44,8 @@ class Counts(Likelihood):
         """The library size: sum x of each sample, shape (batch,)."""
         if self.link != "softmax":
             return None
+        if is_csr(x):
+            return row_sums(x)
         total = x.flatten(1).sum(1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
         return total if total.is_floating_point() else total.float()
 
@@ -70,7 +73,10 @@ def check_library(library: float) -> float:
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Counts in `dtype`. Without one, floats stay as they are and other dtypes become torch's default."""
+    """Counts in `dtype`. Without one, floats stay as they are and other dtypes become torch's default. CSR stays, too:
+    the layer that takes it converts its values."""
+    if is_csr(x):
+        return x
     if dtype is None:
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     return x.to(dtype)

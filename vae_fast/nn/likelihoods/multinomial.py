@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import functional
+from ..sparse import is_csr, row_sums
 from .base import Library, Likelihood, Params
 from .base_counts import as_numbers, check_library
 
@@ -32,6 +33,8 @@ class Multinomial(Likelihood):
 
     def library(self, x: Tensor) -> Tensor | None:
         """The number of draws, shape (batch, ...)."""
+        if is_csr(x):
+            return row_sums(x)
         total = x.sum(-1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
         return total if total.is_floating_point() else total.float()
 

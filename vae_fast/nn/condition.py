@@ -1,0 +1,110 @@
+"""Conditions: what encoder and decoder are told beside x and z, such as the batch that a cell was measured in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checks import check_device, check_int, check_is_tensor, shape_of
+
+
+class AddCondition(nn.Module):
+    """h + c V, where c is a label's one-hot vector or the numbers of a condition: after a linear layer of h, what a
+    linear layer of [h | c] would give. V starts at 0.
+
+    Args:
+        conditions: how many labels there are, or how many numbers a condition has.
+        width: of h (batch, width).
+
+    The condition is of an integer dtype: labels (batch,), or one label of shape () for all; or of a floating dtype:
+    numbers that broadcast to (batch, conditions).
+    """
+
+    takes_condition = True
+
+    def __init__(self, conditions: int, width: int) -> None:
+        super().__init__()
+        self.conditions = check_int("conditions", conditions, 1)
+        self.weight = nn.Parameter(torch.zeros(self.conditions, check_int("width", width, 1)))
+
+    def extra_repr(self) -> str:
+        return f"{self.conditions}, {self.weight.shape[1]}"
+
+    def forward(self, h: Tensor, condition: Tensor | None = None) -> Tensor:
+        n = self.conditions
+        if condition is None:
+            raise ValueError(
+                f"expected condition to be labels from 0 to {n - 1} or {n} numbers for each sample, but got None"
+            )
+        if not condition.is_floating_point():
+            return h + self._of_labels(condition).to(h.dtype)
+        if condition.ndim == 0 or condition.shape[-1] != n:
+            raise ValueError(
+                f"expected condition to have shape (batch, {n}) or to be labels of an integer dtype, "
+                f"but got {shape_of(condition)} of {condition.dtype}"
+            )
+        return h + (condition.to(self.weight.dtype) @ self.weight).to(h.dtype)
+
+    def _of_labels(self, labels: Tensor) -> Tensor:
+        try:
+            return F.embedding(labels, self.weight)
+        except IndexError:
+            lo, hi = labels.aminmax()
+            raise ValueError(
+                f"expected condition to hold labels from 0 to {self.conditions - 1}, but got {lo.item()} to {hi.item()}"
+            ) from None
+
+
+class ConditionalSequential(nn.Sequential):
+    """An nn.Sequential that hands the condition to those of its layers that take one, layer(x, condition), which they
+    say by an attribute `takes_condition`."""
+
+    @property
+    def takes_condition(self) -> bool:
+        return any(map(takes_condition, self))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return run(self, x, condition)
+
+
+def run(layers: Any, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    """The layers of an nn.Sequential, one after the other."""
+    for layer in layers:
+        x = layer(x) if condition is None or not takes_condition(layer) else layer(x, condition)
+    return x
+
+
+def takes_condition(network: Any) -> bool:
+    """Whether it is called network(x, condition): it says so by its attribute `takes_condition`."""
+    return getattr(network, "takes_condition", False)
+
+
+def check_condition(condition: Any, like: str, sample: Tensor) -> Tensor:
+    """The condition of the batch `sample` as labels of an integer dtype, or numbers."""
+    if isinstance(condition, int) and not isinstance(condition, bool):
+        condition = torch.tensor(condition, device=sample.device)
+    check_is_tensor("condition", condition)
+    check_device("condition", condition, like, sample)
+    if condition.is_complex():
+        raise TypeError(f"expected condition to be labels or real numbers, but got {condition.dtype}")
+    n, dims = sample.shape[0], condition.ndim
+    if condition.dtype is torch.bool or (dims > 1 and not condition.is_floating_point()):
+        condition = condition.float()
+    is_number = condition.is_floating_point()
+    if (dims > 0 and condition.shape[0] != n) and not (is_number and (dims == 1 or condition.shape[0] == 1)):
+        raise ValueError(
+            f"expected condition to have the {n} samples of {like} in its first dim, but got {shape_of(condition)}"
+        )
+    return condition if is_number else condition.long()
+
+
+def repeated(condition: Tensor | None, draws: int | None) -> Tensor | None:
+    """The condition of (draws, batch) samples as rows; one that is for all samples stays."""
+    if condition is None or draws is None or condition.ndim == 0:
+        return condition
+    if condition.is_floating_point() and (condition.ndim == 1 or condition.shape[0] == 1):
+        return condition
+    return condition.repeat(draws, *[1] * (condition.ndim - 1))
