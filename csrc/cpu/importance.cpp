@@ -12,7 +12,7 @@ namespace {
 
 // The proposals of a block: made once, read again for every draw.
 template <bool kHasPrior> struct Proposals {
-  Buffer mu_buffer, distance, scaled, h, expm1, first, second, inverse_first, inverse_second;
+  Buffer mu_buffer, distance, h, expm1, first, second, inverse_first, inverse_second;
   const float *mu, *logvar;
   Buffer logvar_buffer;
 
@@ -29,7 +29,7 @@ template <bool kHasPrior> struct Proposals {
       store(h.data + i, q.h), store(expm1.data + i, q.expm1);
       store(first.data + i, q.std.first), store(second.data + i, q.std.second);
       if constexpr (kHasPrior) {
-        store(distance.data + i, q.distance), store(scaled.data + i, q.scaled);
+        store(distance.data + i, q.distance);
         store(inverse_first.data + i, q.inverse.first), store(inverse_second.data + i, q.inverse.second);
       }
     });
@@ -39,9 +39,9 @@ template <bool kHasPrior> struct Proposals {
     const auto of = [&](const Buffer& b) VAE_FAST_LAMBDA { return load<vf32>(b.data + i); };
     const Factors<vf32> std{of(first), of(second)};
     if constexpr (kHasPrior)
-      return {of(distance), of(scaled), of(h), of(expm1), std, {of(inverse_first), of(inverse_second)}};
-    const vf32 m = load_partial(mu + i, count), one = splat<vf32>(1.0f);
-    return {m, m, of(h), of(expm1), std, {one, one}};
+      return {of(distance), of(h), of(expm1), std, {of(inverse_first), of(inverse_second)}};
+    const vf32 one = splat<vf32>(1.0f);
+    return {load_partial(mu + i, count), of(h), of(expm1), std, {one, one}};
   }
 };
 

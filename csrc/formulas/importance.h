@@ -11,8 +11,8 @@ VAE_FAST_NAMESPACE_BEGIN
 
 // What all draws of an element share; of N(0, 1), mu_p = 0 and 1/σ_p = 1.
 template <class F> struct Proposal {
-  F distance, scaled;  // mu − mu_p, and over σ_p
-  F h, expm1;          // expm1(h) where is_near
+  F distance;  // mu − mu_p
+  F h, expm1;  // expm1(h) where is_near
   Factors<F> std, inverse;  // σ, 1/σ_p
   VAE_FAST_FN auto is_near() const { return absolute(h) <= splat<F>(0.5f); }
 };
@@ -21,28 +21,27 @@ template <bool kHasPrior, class F> VAE_FAST_FN Proposal<F> proposal_of(F mu, F l
   const F half = splat<F>(0.5f), one = splat<F>(1.0f);
   const auto near_expm1 = [](F h) VAE_FAST_LAMBDA { return reduce<2>(clamp(h, kLeastExponent, kMostExponent)).p; };
   const F own = half * logvar;
-  if constexpr (!kHasPrior) return {mu, mu, own, near_expm1(own), exp_factors(own), {one, one}};
-  const F h = fma(half, logvar, -half * prior_logvar), distance = mu - prior_mu;
-  const Factors<F> inverse = exp_factors(-half * prior_logvar);
-  return {distance, inverse.times(distance), h, near_expm1(h), exp_factors(own), inverse};
+  if constexpr (!kHasPrior) return {mu, own, near_expm1(own), exp_factors(own), {one, one}};
+  const F h = fma(half, logvar, -half * prior_logvar);
+  return {mu - prior_mu, h, near_expm1(h), exp_factors(own), exp_factors(-half * prior_logvar)};
 }
 
 // Of one draw: b, u, and eps·σ/σ_p.
 template <class F> struct Drawn { F b, u, spread; };
 
 template <bool kHasPrior, class F> VAE_FAST_FN Drawn<F> drawn_of(const Proposal<F>& q, F eps) {
+  const F scaled = kHasPrior ? q.inverse.times(q.distance) : q.distance, near = fma(q.expm1, eps, scaled);
   F spread = q.std.times(eps), b = fma(eps * q.std.first, q.std.second, q.distance);  // z − mu_p
   if constexpr (kHasPrior) {
     spread = q.inverse.times(spread), b = q.inverse.times(b);
     // z may leave float32 where b does not.
     const auto beyond = b - b != splat<F>(0.0f);  // infinite or NaN
     if (any<F>(beyond)) {
-      const F within = times_exp(eps, q.h), sum = q.scaled + within;
+      const F within = times_exp(eps, q.h), sum = scaled + within;
       spread = select(beyond, within, spread);
       b = select(beyond, select(sum == sum, sum, b), b);
     }
   }
-  const F near = fma(q.expm1, eps, q.scaled);
   return {select(q.is_near(), near + eps, b), select(q.is_near(), near, b - eps),
           select(q.is_near(), fma(q.expm1, eps, eps), spread)};
 }
@@ -51,21 +50,20 @@ template <class F> VAE_FAST_FN F log_weight(const Proposal<F>& q, const Drawn<F>
   return fma(-z.u, fma(splat<F>(0.5f), z.u, eps), q.h);
 }
 
-// The log weight's derivatives. That by mu is by z = mu + σ·eps through p and, with kPath, through q too (eps/σ). That by
-// logvar likewise times σ·eps/2, of σ/σ_p alone so that it stays in float32; without kPath q adds 1/2. Those by the prior's
-// parameters are at fixed z.
+// The log weight's derivatives. By mu and logvar: without kPath the total ones, −b/σ_p and (1 − b·eps·σ/σ_p)/2; with kPath
+// those through z alone, toward/σ = eps/σ − b/σ_p and eps·toward/2, where toward = eps − b·σ/σ_p = −(u + b·expm1(h)). By the
+// prior's parameters: at fixed z.
 template <class F> struct WeightSlopes { F by_mu, by_logvar, by_prior_mu, by_prior_logvar; };
 
 template <bool kHasPrior, bool kPath, class F>
 VAE_FAST_FN WeightSlopes<F> weight_slopes(const Proposal<F>& q, const Drawn<F>& z, F eps) {
-  const F half = splat<F>(0.5f), one = splat<F>(1.0f);
-  const F slope = kHasPrior ? q.inverse.times(z.b) : z.b, by_prior_logvar = fma(half * z.b, z.b, -half);
+  const F half = splat<F>(0.5f), slope = kHasPrior ? q.inverse.times(z.b) : z.b;
+  const F by_prior_logvar = fma(half * z.b, z.b, -half);
   if constexpr (!kPath) return {-slope, fma(-half * z.spread, z.b, half), slope, by_prior_logvar};
-  // eps/σ − b/σ_p is −(u + eps·(1 − σ_p/σ))/σ_p, and eps − b·σ/σ_p is −(u + b·(σ/σ_p − 1)).
-  const F near = fma(eps, q.expm1 / (one + q.expm1), z.u), of_q = eps / q.std.first / q.std.second;
-  const F by_mu = select(q.is_near(), -(kHasPrior ? q.inverse.times(near) : near), of_q - slope);
-  const F by_log = select(q.is_near(), -eps * fma(q.expm1, z.b, z.u), fma(eps, eps, -(z.spread * z.b)));
-  return {by_mu, half * by_log, slope, by_prior_logvar};
+  const F ratio = z.b * q.std.first * q.inverse.first * q.std.second * q.inverse.second;
+  const F toward = select(q.is_near(), -fma(q.expm1, z.b, z.u), eps - ratio);
+  const F of_q = select(q.is_near(), toward, eps) / q.std.first / q.std.second;
+  return {of_q - select(q.is_near(), splat<F>(0.0f), slope), half * eps * toward, slope, by_prior_logvar};
 }
 
 VAE_FAST_NAMESPACE_END

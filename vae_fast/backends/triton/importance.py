@@ -74,6 +74,15 @@ def _over_std(x, q):
         return x * q[7] * q[6] * q[7]
 
 
+@triton.jit
+def _times_ratio(x, q):
+    """x sigma / sigma_p"""
+    if q[6] is None:
+        return x * q[4] * q[5]
+    else:
+        return x * q[4] * q[7] * q[5] * q[6] * q[7]
+
+
 @triton.jit(do_not_specialize=["rows", "draws", "each", "first_draw"])
 def _forward(
     mu, logvar, mu_p, logvar_p, noise, z, rng, weights, first_draw,
@@ -171,10 +180,10 @@ def _backward(
                 b, u, spread = _drawn(q, eps)
                 slope = _over_std(b, q)
                 if PATH:
-                    to_near = _over_std(tl.fma(eps, q[3] / (1.0 + q[3]), u), q)
-                    d_mu += g * tl.where(near, -to_near, eps / q[4] / q[5] - slope)
-                    by_log = tl.where(near, -eps * tl.fma(q[3], b, u), tl.fma(eps, eps, -(spread * b)))
-                    d_lv += g * (0.5 * by_log)
+                    toward = tl.where(near, -tl.fma(q[3], b, u), eps - _times_ratio(b, q))
+                    of_q = tl.where(near, toward, eps) / q[4] / q[5]
+                    d_mu += g * (of_q - tl.where(near, 0.0, slope))
+                    d_lv += g * (0.5 * eps * toward)
                 else:
                     d_mu -= g * slope
                     d_lv += g * tl.fma(-0.5 * spread, b, 0.5)
