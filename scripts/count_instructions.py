@@ -192,7 +192,7 @@ class Template(NamedTuple):
 
 def template(mangled: str) -> Template:
     found = re.search(
-        r"\d((?:latent|likelihood|categorical|mixture|noise)_(?:form_)?(?:forward|backward|fill))I(.*)E[vE]",
+        r"\d((?:latent|importance|likelihood|categorical|mixture|noise)_(?:form_)?(?:forward|backward|fill))I(.*)E[vE]",
         mangled,
     )
     assert found, mangled

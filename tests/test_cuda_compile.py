@@ -55,8 +55,11 @@ def expected() -> dict[str, set[str]]:
         likelihood |= {f"likelihood_backward {a} {name} 0" for a in forms}
         likelihood |= {f"likelihood_backward {a} {name} 1" for a in narrow}
     ways, counts = ("forward", "backward"), "01"
+    importance = {f"importance_forward {a} {prior}" for a in form for prior in "01"}
+    importance |= {f"importance_backward {a} {way}" for a in form for way in ("0 0", "1 0", "1 1")}
     return {
         "latent": latent,
+        "importance": importance,
         "likelihood": likelihood,
         "categorical": {f"categorical_{way} {a} {c}" for way in ways for a in access for c in counts},
         "mixture": {f"mixture_{way} {channels}" for way in ways for channels in "13"},

@@ -399,6 +399,13 @@ def check_num_samples(num_samples: int) -> int:
     return num_samples if isinstance(num_samples, (int, torch.SymInt)) else int(num_samples)
 
 
+def check_first_draw(first_draw: int, noise: Tensor | None) -> None:
+    if not isinstance(first_draw, torch.SymInt):
+        check_int("first_draw", first_draw)
+    if noise is not None:
+        raise ValueError("expected noise to be of these draws alone, without first_draw")
+
+
 def check_counters(name: str, shape: Sequence[int], num_samples: int | None) -> None:
     """The noise counts elements of a sample and rows in 32 bits each (four elements a count).
 

@@ -98,6 +98,30 @@ struct LatentBackward {
   View scale;  // of z
 };
 
+// Draw k of these is draw first_draw + k of the noise.
+struct ImportanceForward {
+  Tiling tiling;
+  View mu, logvar, prior_mu, prior_logvar;
+  Noise noise;
+  std::int64_t draws = 1, first_draw = 0;
+  std::int64_t draw_begin = 0, draw_end = 0;  // on the CPU, those of a task
+  Clamp clamp;
+  View z;
+  Loss weights;
+};
+
+struct ImportanceBackward {
+  Tiling tiling;
+  View grad_z, mu, logvar, prior_mu, prior_logvar;
+  Upstream grad_weights;
+  Noise noise;
+  std::int64_t draws = 1, first_draw = 0;
+  Clamp clamp;
+  bool path_derivative = false;
+  View grad_mu, grad_logvar;
+  Gradient grad_prior_mu, grad_prior_logvar;
+};
+
 struct NoiseFill {
   Tiling tiling;
   Noise noise;

@@ -197,6 +197,54 @@ void latent_backward(const py::object& where, const py::tuple& sizes, std::int64
   Engine(where).run(a);
 }
 
+template <class Args>
+Args importance_of(const Shape& shape, const py::tuple& draws, const py::object& mu, const py::object& logvar, const py::object& prior_mu,
+                   const py::object& prior_logvar, const Noise& noise, const py::object& bounds) {
+  auto a = of_shape<Args>(shape);
+  a.draws = draws[0].cast<std::int64_t>();
+  a.first_draw = draws[1].cast<std::int64_t>();
+  a.mu = view_of(mu, shape);
+  a.logvar = view_of(logvar, shape);
+  a.prior_mu = view_of(prior_mu, shape);
+  a.prior_logvar = view_of(prior_logvar, shape);
+  a.noise = noise;
+  a.clamp = clamp_of(bounds);
+  return a;
+}
+
+// draws: how many, and the first of them.
+template <class Engine>
+void importance_forward(const py::object& where, const py::tuple& sizes, const py::tuple& draws, const py::object& mu,
+                        const py::object& logvar, const py::object& prior_mu, const py::object& prior_logvar,
+                        std::uintptr_t rng_state, int state_words, const py::object& given, const py::object& bounds,
+                        const py::object& z, const py::object& weights) {
+  const Shape shape(sizes);
+  const Noise noise = noise_of(rng_state, state_words, given, shape);
+  auto a = importance_of<ImportanceForward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
+  a.z = view_of(z, shape);
+  a.weights = loss_of<Loss>(weights, shape, true);
+  Engine(where).run(a);
+}
+
+template <class Engine>
+void importance_backward(const py::object& where, const py::tuple& sizes, const py::tuple& draws, const py::object& grad_z,
+                         const py::object& grad_weights, const py::object& mu, const py::object& logvar,
+                         const py::object& prior_mu, const py::object& prior_logvar, std::uintptr_t rng_state, int state_words,
+                         const py::object& given, const py::object& bounds, bool path_derivative, const py::object& grad_mu,
+                         const py::object& grad_logvar, const py::object& grad_prior_mu, const py::object& grad_prior_logvar) {
+  const Shape shape(sizes);
+  const Noise noise = noise_of(rng_state, state_words, given, shape);
+  auto a = importance_of<ImportanceBackward>(shape, draws, mu, logvar, prior_mu, prior_logvar, noise, bounds);
+  a.grad_z = view_of(grad_z, shape);
+  a.grad_weights = loss_of<Upstream>(grad_weights, shape, true);
+  a.path_derivative = path_derivative;
+  a.grad_mu = view_of(grad_mu, shape);
+  a.grad_logvar = view_of(grad_logvar, shape);
+  a.grad_prior_mu = gradient_of(grad_prior_mu, shape);
+  a.grad_prior_logvar = gradient_of(grad_prior_logvar, shape);
+  Engine(where).run(a);
+}
+
 template <class Engine>
 void noise_fill(const py::object& where, const py::tuple& sizes, std::int64_t draws, std::uintptr_t rng_state, int state_words,
                 const py::object& eps) {

@@ -244,6 +244,33 @@ void run(LatentBackward a, int threads) {
   finish(a.grad_prior_logvar, a.tiling);
 }
 
+void run(ImportanceForward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns, elements = rows * columns * a.draws;
+  if (elements == 0) return zero(a.weights, rows, a.draws);
+  a.tiling = tile(rows, columns, false);
+  advise_huge_pages(a.z, a.tiling, a.draws);
+  const Scratch weights = prepare(a.weights, a.tiling, a.draws);
+  const std::int64_t tasks = task_count(a.tiling);
+  const std::int64_t parts = std::min(a.draws, ceil_div(elements, kTaskElements * tasks));
+  share_out(tasks * parts, elements, threads, [&](std::int64_t i) {
+    ImportanceForward own = a;
+    own.draw_begin = i % parts * a.draws / parts;
+    own.draw_end = (i % parts + 1) * a.draws / parts;
+    kernel_of(own)(own, task_of(a.tiling, i / parts));
+  });
+  finish(a.weights, a.tiling, a.draws);
+}
+
+void run(ImportanceBackward a, int threads) {
+  const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
+  if (rows == 0 || columns == 0) return zero(a.grad_prior_mu, columns), zero(a.grad_prior_logvar, columns);
+  a.tiling = tile(rows, columns, is_sum(a.grad_prior_mu) || is_sum(a.grad_prior_logvar), kBlock, a.draws);
+  const Scratch mu = prepare(a.grad_prior_mu, a.tiling), logvar = prepare(a.grad_prior_logvar, a.tiling);
+  run_tasks(a, rows * columns * a.draws, threads);
+  finish(a.grad_prior_mu, a.tiling);
+  finish(a.grad_prior_logvar, a.tiling);
+}
+
 void run(NoiseFill a, int threads) {
   const std::int64_t rows = a.tiling.rows, columns = a.tiling.columns;
   if (rows == 0 || columns == 0) return;

@@ -11,19 +11,6 @@ namespace {
 
 constexpr int kFormResident = 2;
 
-// A chunk's gradients; those of a prior that is summed go to the sums.
-template <class A, bool kHasPrior, bool kSums>
-VAE_FAST_DEVICE void store_gradients(const LatentBackward& a, std::int64_t row, Column<A> column, int count, const float (&mu)[A::size],
-                                     const float (&raw)[A::size], const float (&prior_mu)[A::size],
-                                     const float (&prior_raw)[A::size], double (&mu_sums)[A::size], double (&raw_sums)[A::size]) {
-  if (A::plain || a.grad_mu) store<A>(a.grad_mu, start_of<A>(a.grad_mu, row), column, count, mu);
-  if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, start_of<A>(a.grad_logvar, row), column, count, raw);
-  if constexpr (kHasPrior) {
-    emit<A, kSums>(a.grad_prior_mu, start_of<A>(a.grad_prior_mu.view, row), column, count, prior_mu, mu_sums);
-    emit<A, kSums>(a.grad_prior_logvar, start_of<A>(a.grad_prior_logvar.view, row), column, count, prior_raw, raw_sums);
-  }
-}
-
 template <class A, bool kHasPrior>
 __global__ void __launch_bounds__(kThreads, kFormResident)
 latent_form_forward(const __grid_constant__ LatentForward a, const __grid_constant__ Grid grid) {

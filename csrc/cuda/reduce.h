@@ -94,6 +94,19 @@ VAE_FAST_DEVICE void emit(const Gradient& gradient, RowStart<A> start, Column<A>
   }
 }
 
+// A chunk's gradients of a Gaussian and its prior; those of a prior that is summed go to the sums.
+template <class A, bool kHasPrior, bool kSums, class Args>
+VAE_FAST_DEVICE void store_gradients(const Args& a, std::int64_t row, Column<A> column, int count, const float (&mu)[A::size],
+                                     const float (&raw)[A::size], const float (&prior_mu)[A::size],
+                                     const float (&prior_raw)[A::size], double (&mu_sums)[A::size], double (&raw_sums)[A::size]) {
+  if (A::plain || a.grad_mu) store<A>(a.grad_mu, start_of<A>(a.grad_mu, row), column, count, mu);
+  if (A::plain || a.grad_logvar) store<A>(a.grad_logvar, start_of<A>(a.grad_logvar, row), column, count, raw);
+  if constexpr (kHasPrior) {
+    emit<A, kSums>(a.grad_prior_mu, start_of<A>(a.grad_prior_mu.view, row), column, count, prior_mu, mu_sums);
+    emit<A, kSums>(a.grad_prior_logvar, start_of<A>(a.grad_prior_logvar.view, row), column, count, prior_raw, raw_sums);
+  }
+}
+
 // A gradient summed over the batch or over everything, from each thread's sum over its rows; `index` is that of the
 // gradient among those of the launch. Each has segments + 1 tickets.
 template <class A>

@@ -83,6 +83,41 @@ class Kernels(Protocol):
         scale: Tensor | None = None,
     ) -> None: ...
 
+    def importance_forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        z: Tensor | None,
+        weights: Tensor,
+        first_draw: int = 0,
+    ) -> None:
+        """z = mu + exp(logvar / 2) eps (draws, batch, ...) and log p(z) - log N(z; mu, exp logvar), summed over each
+        sample, (draws, batch): draws first_draw and on of the noise that is drawn."""
+
+    def importance_backward(
+        self,
+        grad_z: Tensor | None,
+        grad_weights: Tensor | None,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        grad_mu: Tensor | None,
+        grad_logvar: Tensor | None,
+        grad_prior: tuple[Tensor | None, Tensor | None] | None,
+        path_derivative: bool = False,
+        first_draw: int = 0,
+    ) -> None:
+        """With path_derivative mu and logvar act on the weights through z alone."""
+
     def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
         """eps (num_samples, batch, ...)"""
 

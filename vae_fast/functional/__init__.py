@@ -6,6 +6,7 @@ from .continuous_bernoulli import continuous_bernoulli_nll, linear_continuous_be
 from .discretized_logistic import discretized_logistic_nll, linear_discretized_logistic_nll
 from .discretized_logistic_mixture import discretized_logistic_mixture_nll
 from .gaussian import gaussian_nll, linear_gaussian_nll
+from .importance import log_weights
 from .laplace import laplace_nll, linear_laplace_nll
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .multinomial import linear_multinomial_nll, multinomial_nll
@@ -38,6 +39,7 @@ __all__ = [
     "linear_negative_binomial_nll",
     "linear_poisson_nll",
     "linear_zero_inflated_negative_binomial_nll",
+    "log_weights",
     "multinomial_nll",
     "negative_binomial_mixture_nll",
     "negative_binomial_nll",

@@ -67,7 +67,7 @@ def latent(
 
 
 @functools.lru_cache
-def _rounded(clamp: tuple[float, float], dtype: torch.dtype) -> tuple[float, ...]:
+def rounded(clamp: tuple[float, float], dtype: torch.dtype) -> tuple[float, ...]:
     """The bounds in logvar's dtype, as torch.clamp takes them. Not by a tensor: fake ones have no numbers."""
     return tuple(_round(bound, dtype) for bound in clamp)
 
@@ -182,7 +182,7 @@ def latent_forward(
             "shift": _broadcast(shift, mu),
             "scale": _broadcast(scale, mu),
         }
-    clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
+    clamp = clamp and rounded(tuple(clamp), logvar.dtype)
     z = kl = None
     if want_z:
         z = _common.empty_like(backend, mu, num_samples)
@@ -190,7 +190,7 @@ def latent_forward(
         dtype = _common.result_dtype(mu, logvar, prior_mu, prior_logvar)
         kl = _common.empty_loss(backend, mu, per_element, dtype)
     backend.latent_forward(
-        mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
+        mu, logvar, expand_prior(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
         z=z, kl=kl, **options,
     )  # fmt: skip
     return (z, kl), ()
@@ -219,7 +219,7 @@ def latent_backward(
     if packed_prior is not None:
         prior_mu, prior_logvar = _split_prior(prior_mu, prior_logvar, dim, mu.ndim)
         needs_prior[1] = needs_prior[0]
-    clamp = clamp and _rounded(tuple(clamp), logvar.dtype)
+    clamp = clamp and rounded(tuple(clamp), logvar.dtype)
     grad_prior: Pair | None = None
     whole: Tensor | None = None  # the packed prior's gradient, where the kernel writes both halves of it
     if any(needs_prior):
@@ -232,7 +232,7 @@ def latent_backward(
                 _common.empty_gradient(backend, prior_logvar, mu.shape, needs_prior[1]),
             )
     backend.latent_backward(
-        grad_z, grad_kl, mu, logvar, _expand(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
+        grad_z, grad_kl, mu, logvar, expand_prior(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
         grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior, **options,
     )  # fmt: skip
     if grad_prior is None or whole is not None:
@@ -250,7 +250,9 @@ def _broadcast(constant: Tensor | None, mu: Tensor) -> Tensor | None:
     return None if constant is None else _common.expand(constant, mu.shape)
 
 
-def _expand(prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor) -> tuple[Tensor, Tensor] | None:
+def expand_prior(
+    prior_mu: Tensor | None, prior_logvar: Tensor | None, mu: Tensor
+) -> tuple[Tensor, Tensor] | None:
     """The prior in mu's shape, by strides of zero."""
     if prior_mu is None or prior_logvar is None:
         return None

@@ -179,6 +179,80 @@ class Engine:
             view(grad_prior_logvar),
         )
 
+    def importance_forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        z: Tensor | None,
+        weights: Tensor,
+        first_draw: int = 0,
+    ) -> None:
+        view = self._view
+        prior_mu, prior_logvar = prior or (None, None)
+        _alive, state, words = _state(rng_state)
+        self.extension.importance_forward(
+            self.where(mu),
+            mu.shape,
+            (weights.shape[0], first_draw),
+            view(mu),
+            view(logvar),
+            view(prior_mu),
+            view(prior_logvar),
+            state,
+            words,
+            view(noise),
+            clamp,
+            view(z),
+            view(weights),
+        )
+
+    def importance_backward(
+        self,
+        grad_z: Tensor | None,
+        grad_weights: Tensor | None,
+        mu: Tensor,
+        logvar: Tensor,
+        prior: Prior,
+        rng_state: Tensor | None,
+        noise: Tensor | None,
+        clamp: Clamp,
+        *,
+        grad_mu: Tensor | None,
+        grad_logvar: Tensor | None,
+        grad_prior: tuple[Tensor | None, Tensor | None] | None,
+        path_derivative: bool = False,
+        first_draw: int = 0,
+    ) -> None:
+        view = self._view
+        prior_mu, prior_logvar = prior or (None, None)
+        grad_prior_mu, grad_prior_logvar = grad_prior or (None, None)
+        _alive, state, words = _state(rng_state)
+        self.extension.importance_backward(
+            self.where(mu),
+            mu.shape,
+            (len(grad_z if grad_weights is None else grad_weights), first_draw),  # type: ignore[arg-type]
+            view(grad_z),
+            view(grad_weights),
+            view(mu),
+            view(logvar),
+            view(prior_mu),
+            view(prior_logvar),
+            state,
+            words,
+            view(noise),
+            clamp,
+            path_derivative,
+            view(grad_mu),
+            view(grad_logvar),
+            view(grad_prior_mu),
+            view(grad_prior_logvar),
+        )
+
     def noise_fill(self, eps: Tensor, rng_state: Tensor) -> None:
         _alive, state, words = _state(rng_state)
         self.extension.noise_fill(self.where(eps), eps.shape[1:], eps.shape[0], state, words, self._view(eps))

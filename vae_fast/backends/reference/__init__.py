@@ -3,6 +3,7 @@
 from ... import likelihoods
 from ...likelihoods import *  # noqa: F403
 from . import kernels
+from .importance import log_weights
 from .kernels import *  # noqa: F403
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
 from .likelihood import bernoulli_nll as bernoulli_nll  # which binarizes, too
@@ -12,6 +13,7 @@ __all__ = [
     "binarize",
     "draw_rng_state",
     "kl_divergence",
+    "log_weights",
     "noise",
     "philox",
     "reparameterize",

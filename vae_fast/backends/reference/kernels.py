@@ -17,9 +17,9 @@ from ...likelihoods.categorical import IGNORED, categorical_nll
 from ...likelihoods.counts import of_stored
 from ...likelihoods.csr import Csr, sum_by_row
 from ...likelihoods.multinomial import multinomial_nll
-from ...likelihoods.numerics import arithmetic_dtype, read, upcast, widest
+from ...likelihoods.numerics import arithmetic_dtype, read, times_exp, upcast, widest
 from ..contract import Clamp, Parametrization, Prior
-from . import latent
+from . import importance, latent
 from .gaussian import Gaussian
 from .rng import binarize
 from .rng import noise as draw_noise
@@ -27,6 +27,8 @@ from .rng import noise as draw_noise
 __all__ = [
     "categorical_backward",
     "categorical_forward",
+    "importance_backward",
+    "importance_forward",
     "latent_backward",
     "latent_forward",
     "likelihood_backward",
@@ -102,6 +104,75 @@ def latent_backward(
     for out, d in zip((grad_mu, grad_logvar), q.by_given(d_mu, d_raw), strict=True):
         _fill(out, d)
     for out, d in zip(grad_prior or (), d_prior, strict=False):
+        _fill(out, d)
+
+
+def importance_forward(
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior,
+    rng_state: Tensor | None,
+    noise: Tensor | None,
+    clamp: Clamp,
+    *,
+    z: Tensor | None,
+    weights: Tensor,
+    first_draw: int = 0,
+) -> None:
+    if noise is None:
+        assert rng_state is not None
+        noise = importance.drawn(mu, logvar, rng_state, weights.shape[0], first_draw)
+    if z is not None:
+        z.copy_(latent.sample(mu, logvar, noise, clamp=clamp))
+    weights.copy_(importance.weights_of(mu, logvar, noise, prior, clamp))
+
+
+def importance_backward(
+    grad_z: Tensor | None,
+    grad_weights: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    prior: Prior,
+    rng_state: Tensor | None,
+    noise: Tensor | None,
+    clamp: Clamp,
+    *,
+    grad_mu: Tensor | None,
+    grad_logvar: Tensor | None,
+    grad_prior: tuple[Tensor | None, Tensor | None] | None,
+    path_derivative: bool = False,
+    first_draw: int = 0,
+) -> None:
+    if noise is None:
+        assert rng_state is not None
+        draws = len(grad_z if grad_weights is None else grad_weights)  # type: ignore[arg-type]
+        noise = importance.drawn(mu, logvar, rng_state, draws, first_draw)
+    if grad_weights is None:
+        latent_backward(
+            grad_z, None, mu, logvar, None, None, noise, clamp,
+            grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior,
+        )  # fmt: skip
+        return
+    m, lv, eps, mp, lvp = (t.to(widest(mu)) for t in (mu, logvar, noise, *(prior or (0 * mu, 0 * mu))))
+    lv = lv if clamp is None else lv.clamp(*clamp)
+    u = importance.whitened(m, lv, eps, mp, lvp)
+    slope = times_exp(u + eps, -0.5 * lvp)  # (z - mu_p) / sigma_p^2
+    g = grad_weights[(..., *(None,) * (mu.ndim - 1))].to(m.dtype)
+    b, spread = u + eps, times_exp(eps, 0.5 * lv - 0.5 * lvp)
+    if path_derivative:  # eps / sigma - slope
+        near = -times_exp(u - eps * torch.expm1(0.5 * lvp - 0.5 * lv), -0.5 * lvp)
+        by_mu = g * torch.where((lv - lvp).abs() <= 1, near, times_exp(eps, -0.5 * lv) - slope)
+        by_logvar = 0.5 * g * (eps * eps - b * spread)
+    else:
+        by_mu, by_logvar = -slope * g, 0.5 * g * (1 - b * spread)
+    if grad_z is not None:
+        by_mu, by_logvar = by_mu + grad_z, by_logvar + times_exp(0.5 * grad_z * eps, 0.5 * lv)
+    if clamp is not None:
+        by_logvar = torch.where((logvar < clamp[0]) | (logvar > clamp[1]), 0.0, by_logvar)
+    _fill(grad_mu, by_mu.sum(0))
+    _fill(grad_logvar, by_logvar.sum(0))
+    by_prior = (g * slope).sum(0), (0.5 * g * (b * b - 1)).sum(0)
+    for out, d in zip(grad_prior or (), by_prior, strict=False):
         _fill(out, d)
 
 

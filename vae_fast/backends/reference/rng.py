@@ -73,6 +73,12 @@ def state_of_part(rng_state: Tensor, first: int, batch: int) -> Tensor:
     return torch.cat((rng_state, rng_state.new_full((1,), first), rng_state.new_full((1,), batch)))
 
 
+def state_of_draws(rng_state: Tensor, first: int, batch: int) -> Tensor:
+    """The state whose draw k is draw first + k of a state for the whole batch."""
+    whole = rng_state if len(rng_state) == 4 else state_of_part(rng_state, 0, batch)
+    return torch.cat((whole[:2], whole[2:3] + first * whole[3:], whole[3:]))
+
+
 def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
     """The four words of every group of four elements: (draws, batch, groups) each.
 

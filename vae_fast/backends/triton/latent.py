@@ -34,7 +34,7 @@ from .layout import (
     per_element,
     row_sum_plan,
 )
-from .noise import normals, read_state, state_strides
+from .noise import eps_of, read_state, state_strides
 from .parametrization import kl_slopes, sample_of, soft_clamp, times_std_slope
 from .sums import add, add_up, keep, kind, outputs, plan_gradients, strides, zeros
 from .tile import (
@@ -52,18 +52,6 @@ from .tile import (
 )
 
 Pair = tuple[Tensor | None, Tensor | None]
-
-
-@triton.jit
-def _eps(
-    noise, state, rng_s, draw, noise_draw, at, start, n, sizes,
-    PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """The noise of a draw: drawn, or read from `noise`, the pointers of the first draw."""
-    if noise is None:
-        return normals(state, rng_s, draw, at, start, n, sizes, PAIR, SWAP, ROWS, COLS)
-    else:
-        return read(noise + step_of(draw, noise_draw, VEC), at)
 
 
 @triton.jit
@@ -134,7 +122,7 @@ def _forward(
                 eps_at = origin(noise, noise_s, at, VEC) + locate(at, sizes, noise_s, VEC)
             z_at = origin(z, z_s, at, VEC) + locate(at, sizes, z_s, VEC)
             if ONE:
-                eps = _eps(
+                eps = eps_of(
                     eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at,
                     start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                 )  # fmt: skip
@@ -144,7 +132,7 @@ def _forward(
                 draw = tl.program_id(1).to(tl.int64) * each
                 end = tl.minimum(draw + each, draws)
                 while draw < end:  # at run time: one compiled kernel serves any number of draws
-                    eps = _eps(
+                    eps = eps_of(
                         eps_at, state, rng_s, draw, noise_draw, at,
                         start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
@@ -199,7 +187,7 @@ def _backward(
                 if d_mu.shape[1] == 1:
                     d_mu += tl.full((ROWS, COLS), -0.0, tl.float32)
                 if grad_logvar is not None:
-                    d_lv = d_mu * _eps(
+                    d_lv = d_mu * eps_of(
                         eps_at, state, rng_s, tl.cast(0, tl.int64), noise_draw, at,
                         start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                     )  # fmt: skip
@@ -209,7 +197,7 @@ def _backward(
                     g = read(grad_z_at + step_of(draw, grad_z_draw, VEC), at)
                     d_mu += g
                     if grad_logvar is not None:
-                        d_lv += g * _eps(
+                        d_lv += g * eps_of(
                             eps_at, state, rng_s, draw, noise_draw, at,
                             start, n, sizes, PAIR, VEC, SWAP, ROWS, COLS,
                         )  # fmt: skip

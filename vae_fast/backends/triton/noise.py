@@ -22,7 +22,7 @@ from torch import Tensor
 from .formulas import log2
 from .launch import Job, Key, Spec, cached, key, run
 from .layout import choice_of, constants, describe, draw_steps, elementwise_plan, pair
-from .tile import elements, load_each, locate, origin, samples, step_of, swapped_group, write
+from .tile import elements, load_each, locate, origin, read, samples, step_of, swapped_group, write
 
 
 @triton.jit
@@ -159,6 +159,18 @@ def normals(
     else:
         word = _row_word(at, draw * state[5] + state[4])
     return _spread(_four, state, word, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+
+
+@triton.jit
+def eps_of(
+    noise, state, rng_s, draw, noise_draw, at, start, n, sizes,
+    PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The noise of a draw: drawn, or read from `noise`, the pointers of the first draw."""
+    if noise is None:
+        return normals(state, rng_s, draw, at, start, n, sizes, PAIR, SWAP, ROWS, COLS)
+    else:
+        return read(noise + step_of(draw, noise_draw, VEC), at)
 
 
 @triton.jit
