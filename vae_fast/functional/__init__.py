@@ -1,5 +1,6 @@
 """What users call: argument checks, then the op. Wrong input raises before any kernel runs."""
 
+from .aggregate_posterior import aggregate_posterior
 from .bernoulli import bernoulli_nll, bernoulli_nll_from_probs, linear_bernoulli_nll
 from .categorical import categorical_nll, linear_categorical_nll
 from .continuous_bernoulli import continuous_bernoulli_nll, linear_continuous_bernoulli_nll
@@ -8,6 +9,7 @@ from .discretized_logistic_mixture import discretized_logistic_mixture_nll
 from .gaussian import gaussian_nll, linear_gaussian_nll
 from .laplace import laplace_nll, linear_laplace_nll
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
+from .mixture_prior import mixture_kl, mixture_log_prob
 from .multinomial import linear_multinomial_nll, multinomial_nll
 from .negative_binomial import linear_negative_binomial_nll, negative_binomial_nll
 from .negative_binomial_mixture import linear_negative_binomial_mixture_nll, negative_binomial_mixture_nll
@@ -18,6 +20,7 @@ from .zero_inflated_negative_binomial import (
 )
 
 __all__ = [
+    "aggregate_posterior",
     "bernoulli_nll",
     "bernoulli_nll_from_probs",
     "categorical_nll",
@@ -38,6 +41,8 @@ __all__ = [
     "linear_negative_binomial_nll",
     "linear_poisson_nll",
     "linear_zero_inflated_negative_binomial_nll",
+    "mixture_kl",
+    "mixture_log_prob",
     "multinomial_nll",
     "negative_binomial_mixture_nll",
     "negative_binomial_nll",
