@@ -42,8 +42,8 @@ class Parametrization(NamedTuple):
 class OwnColumn(NamedTuple):
     """Of the rows of `pairwise`: row i is a sample of column first + i, around the end.
 
-    With a dataset_size the columns have the weights of the stratified estimator (Chen et al., 2018, appendix C.2), which
-    take the place of log_weights.
+    With a dataset_size the columns have the weights of the stratified estimator (Chen et al., 2018, appendix C.2),
+    which take the place of log_weights.
     """
 
     first: int

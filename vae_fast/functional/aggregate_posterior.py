@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..backends.reference.pairwise import AggregatePosterior, gather_columns, log_density
 from ..checks import check_device, check_int, check_pair, check_shape, check_tensor
@@ -74,13 +75,12 @@ def aggregate_posterior(
     check_shape("z", z, "mu", mu.shape)
     check_device("z", z, "mu", mu)
     if estimator not in ESTIMATORS:
-        raise ValueError(
-            f'expected estimator to be "mss", "mws" or "mss_columns", but got {estimator!r}'
-        )
+        raise ValueError(f'expected estimator to be "mss", "mws" or "mss_columns", but got {estimator!r}')
     dataset_size = check_int("dataset_size", dataset_size, 1)
     z, own_mu, own_logvar = (t.flatten(1) for t in (z, mu, logvar))
     mu, logvar, first = gather_columns(own_mu, own_logvar, group)
-    if estimator != "mws" and dataset_size < mu.shape[0]:
+    # While a graph is traced nothing is compared: it would bound the batch.
+    if estimator != "mws" and not is_compiling() and dataset_size < mu.shape[0]:
         raise ValueError(
             f"expected dataset_size to be at least the batch of {mu.shape[0]}, but got {dataset_size}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,9 @@ def mixture_log_prob(z: Tensor, means: Tensor, logvars: Tensor, logits: Tensor |
     check_tensor("z", z)
     _check_mixture("means", means, "logvars", logvars, logits, "z", z)
     log_weights = _log_weights(means, logits)
-    joint, _ = pairwise(z.reshape(-1, z.shape[-1]), means, logvars, log_weights, want_dims=False)
+    joint, _ = pairwise(
+        z.reshape(math.prod(z.shape[:-1]), z.shape[-1]), means, logvars, log_weights, want_dims=False
+    )
     return joint.view(z.shape[:-1])
 
 

@@ -19,6 +19,15 @@ forward and 2.6 back, Triton's 4.1 and 6.5.
 
 from . import categorical, flops, latent, likelihood, linear_likelihood, mixture, mixture_kl, noise, pairwise
 
-__all__ = ["categorical", "latent", "likelihood", "linear_likelihood", "mixture", "mixture_kl", "noise", "pairwise"]
+__all__ = [
+    "categorical",
+    "latent",
+    "likelihood",
+    "linear_likelihood",
+    "mixture",
+    "mixture_kl",
+    "noise",
+    "pairwise",
+]
 
 flops.register()

@@ -1,9 +1,9 @@
 """The op `mixture_kl`: KL(N(mu, exp logvar) || mixture of Gaussians) by Monte Carlo, on the kernels of `latent`, `noise` and
 `pairwise`.
 
-Draws are made some at a time, by the noise contract, and made again by backward: noise and z of CHUNK elements are there
-at once (4 MB each), and one number a draw and sample is kept. Noise with a state per sample is drawn at once, because the
-number of a draw is its row there.
+Draws are made some at a time, by the noise contract, and made again by backward: noise and z of CHUNK elements are
+there at once (4 MB each), and one number a draw and sample is kept. Noise with a state per sample is drawn at once,
+because the number of a draw is its row there.
 """
 
 from __future__ import annotations
@@ -135,14 +135,12 @@ def mixture_kl_backward(
     if backend is FakeBackend:
         return outs
     weights = log_weights if backend is reference else dense_weights(log_weights)
-    sums = [
-        None if t is None else torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in outs
-    ]
+    sums = [None if t is None else torch.zeros(t.shape, dtype=torch.float64, device=t.device) for t in outs]
     by_draw = grad_kl / -num_samples
     for part, eps in _chunks(backend, mu, rng_state, noise, num_samples):
         z = _sample(backend, mu, logvar, eps)
         grad_z = torch.empty_like(z) if needs[0] or needs[1] else None
-        grad_prior = [None if t is None else torch.empty(t.shape, device=t.device, dtype=joint.dtype) for t in outs[2:]]
+        grad_prior = _fresh(outs[2:], joint.dtype)
         backend.pairwise_backward(
             by_draw.repeat(part.stop - part.start), None, z, prior_mu, prior_logvar, weights, None,
             joint[part].reshape(-1), None, grad_z=grad_z, grad_mu=grad_prior[0], grad_logvar=grad_prior[1],
@@ -150,7 +148,7 @@ def mixture_kl_backward(
         )  # fmt: skip
         grad_q: list[Tensor | None] = [None, None]
         if grad_z is not None:
-            grad_q = [None if t is None else torch.empty(t.shape, device=t.device, dtype=joint.dtype) for t in outs[:2]]
+            grad_q = _fresh(outs[:2], joint.dtype)
             backend.latent_backward(
                 grad_z.view(eps.shape), None, mu, logvar, None, None, eps, None,
                 grad_mu=grad_q[0], grad_logvar=grad_q[1], grad_prior=None,
@@ -161,12 +159,17 @@ def mixture_kl_backward(
     if sums[1] is not None:
         sums[1] -= 0.5 * grad_kl[:, None]
     for out, total in zip(outs, sums, strict=True):
-        if out is not None:
+        if out is not None and total is not None:
             out.copy_(total)
     return outs
 
 
-def _check(mu: Tensor, logvar: Any, prior_mu: Any, prior_logvar: Any, log_weights: Any, rng_state: Any, noise: Any, num_samples: int) -> None:  # fmt: skip
+def _fresh(like: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if t is None else torch.empty(t.shape, dtype=dtype, device=t.device) for t in like]
+
+
+def _check(mu: Tensor, *rest: Any) -> None:
+    *_, rng_state, _, num_samples = rest
     if rng_state is not None:
         check_counters("mu", mu.shape, num_samples)
 

@@ -1,7 +1,7 @@
 """The op `pairwise`: log q_j(z_i) of every row and column, reduced over the columns, one kernel each way.
 
-Saved for backward are the inputs and the results: one number per row, and per row and dim where they are wanted. Backward
-computes each pair's share of a sum again, exp(term - logsumexp).
+Saved for backward are the inputs and the results: one number per row, and per row and dim where they are wanted.
+Backward computes each pair's share of a sum again, exp(term - logsumexp).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def pairwise_backward(
     z, mu, logvar = (t.to(wide) for t in (z, mu, logvar))
     terms = log_density(z[:, None], mu, logvar)
     weights = _log_weights(terms, log_weights, own)
-    share, by_weight = torch.zeros_like(terms), torch.zeros_like(terms[..., 0])
+    share, by_weight = torch.zeros_like(terms), torch.zeros_like(terms.sum(-1))
     if grad_joint is not None:
         by_weight = grad_joint.to(wide)[:, None] * torch.exp(weights + terms.sum(-1) - joint[:, None])
         share = share + by_weight[..., None]
@@ -176,7 +176,10 @@ def column_log_weights(columns: int, dataset_size: int, like: Tensor) -> Tensor:
     n, m = dataset_size, columns - 1
     if m < 1:
         return like.new_zeros(columns, columns)
-    row, column = torch.arange(columns, device=like.device)[:, None], torch.arange(columns, device=like.device)
+    row, column = (
+        torch.arange(columns, device=like.device)[:, None],
+        torch.arange(columns, device=like.device),
+    )
     strat = (column == 1) | ((row == m - 1) & (column == 0))
     weights = torch.where(column == 0, 1 / n, like.new_full((), 1 / m))
     return torch.where(strat, (n - m) / (n * m), weights).log()
