@@ -87,6 +87,7 @@ def ops(rank: int, size: int) -> None:
         vae_fast.set_noise_group(None)
     found["warnings"] = warn_of(rank, [5, 5, 5, 5]), warn_of(rank, [5, 4, 5, 5])
     found["ddp"] = ddp(rank, size)
+    found["aggregate posterior"] = aggregate_posterior(rank, size)
     torch.save(found, f"{size}-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
@@ -103,6 +104,19 @@ def warn_of(rank: int, sizes: list[int]) -> list[str]:
             vae_fast.reparameterize(zero, zero)
     vae_fast.set_noise_group(None)
     return [str(w.message) for w in seen]
+
+
+def aggregate_posterior(rank: int, size: int) -> dict[str, list[Tensor]]:
+    """Terms and gradients of a part of the batch, paired with every rank's."""
+    found = {}
+    for estimator in ("mss", "mws", "mss_columns"):
+        torch.manual_seed(5)
+        inputs = [part(t, rank, size).requires_grad_() for t in torch.randn(3, BATCH, 4)]
+        group = None if size == 1 else distributed.group.WORLD
+        terms = vae_fast.aggregate_posterior(*inputs, 500, estimator, group=group)
+        weight = part(torch.linspace(1, 2, BATCH), rank, size)
+        found[estimator] = [*terms, *torch.autograd.grad((terms.total_correlation * weight).sum(), inputs)]
+    return found
 
 
 def ddp(rank: int, size: int) -> dict[str, Tensor]:

@@ -300,6 +300,25 @@ CALLS = {
         lambda params, target: vae_fast.discretized_logistic_mixture_nll(params, target),
         {"params": (normal(N, 6, 2, 2), 0), "target": (normal(N, 1, 2, 2, seed=5).tanh(), 0)},
     ),
+    "mixture density": Call(
+        lambda z, means, logvars: vae_fast.mixture_log_prob(z, means, logvars),
+        {
+            "z": (normal(N, 5), 0),
+            "means": (normal(4, 5, seed=1), None),
+            "logvars": (normal(4, 5, seed=2), None),
+        },
+    ),
+    "mixture kl": Call(
+        lambda mu, logvar, means, logvars: vae_fast.mixture_kl(
+            mu, logvar, means, logvars, num_samples=3, rng_state=STATE
+        ),
+        {
+            "mu": (normal(N, 5), 0),
+            "logvar": (normal(N, 5, seed=4), 0),
+            "means": (normal(4, 5, seed=1), None),
+            "logvars": (normal(4, 5, seed=2), None),
+        },
+    ),
     "linear bernoulli": Call(
         lambda hidden, weight, bias, target: vae_fast.linear_bernoulli_nll(hidden, weight, bias, target),
         {

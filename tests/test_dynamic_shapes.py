@@ -122,12 +122,27 @@ HEADS: dict[str, Case] = {
     f"linear {title}": (partial(linear_nll_of, case), partial(linear_arguments_of, case))
     for title, case in linear_heads.CASES.items()
 }
+PAIRS: dict[str, Case] = {
+    "aggregate posterior": (
+        lambda z, m, v: sum(sum(vae_fast.aggregate_posterior(z, m, v, 5000, e)) for e in ("mss", "mws")),
+        lambda n: (normal(n, 6), *pair(n)),
+    ),
+    "mixture density": (
+        vae_fast.mixture_log_prob,
+        lambda n: (normal(n, 3, 6), normal(4, 6), normal(4, 6, seed=1), normal(4)),
+    ),
+    "mixture kl": (
+        lambda m, v, p, q: vae_fast.mixture_kl(m, v, p, q, num_samples=2),
+        lambda n: (*pair(n), normal(4, 6), normal(4, 6, seed=1)),
+    ),
+}
 CASES: dict[str, Case] = {
     "wide": (vae_fast.reparameterize_kl_packed, lambda n: (normal(n, 1 << 14),)),  # 64 KB a sample
     "float64": (lambda m, v: vae_fast.reparameterize_kl(m.double(), v.double(), num_samples=2), pair),
     **LATENT,
     **LIKELIHOODS,
     **HEADS,
+    **PAIRS,
 }
 KINDS = {
     "latent": LATENT,

@@ -88,6 +88,16 @@ def test_ddp_with_fused_heads_equals_one_process(ops: dict[int, list[dict[str, A
                 )
 
 
+@pytest.mark.parametrize("estimator", ["mss", "mws", "mss_columns"])
+def test_aggregate_posterior_of_all_ranks(ops: dict[int, list[dict[str, Any]]], estimator: str) -> None:
+    """Each rank's rows with every rank's columns: the terms of one process, and the gradients of the ranks' sum."""
+    one = ops[1][0]["aggregate posterior"][estimator]
+    for n in WORLDS[1:]:
+        parts = zip(*(rank["aggregate posterior"][estimator] for rank in ops[n]), strict=True)
+        for got, want in zip((torch.cat(p) for p in parts), one, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")

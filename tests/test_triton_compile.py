@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from conftest import HANG  # noqa: E402
 from triton_objects import TARGETS, Driver, floats, tensors  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
+from vae_fast.backends.contract import OwnColumn  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
 
@@ -262,6 +263,18 @@ class TestDense:
         args = (params, x, None, floats(4096))
         (kernel,) = compiled(target, kernels.mixture_backward, *args, grad_params=params)
         assert kernel.middle >= 2 * each + each and kernel.exchanges == 0
+
+
+    def test_pairwise(self, compiled: Compile, target: str) -> None:
+        rows, columns, weights = tensors(3, 4096, 24), tensors(2, 1000, 24), floats(1000)
+        joint, own = floats(4096), OwnColumn(0, 5000)
+        (z, dims, grad_dims), (mu, logvar) = rows, columns
+        compiled(target, kernels.pairwise_forward, z, mu, logvar, None, own, joint=joint, dims=dims)
+        args = (joint, grad_dims, z, mu, logvar, None, own, joint, dims)
+        grads = {"grad_z": z, "grad_mu": None, "grad_logvar": None, "grad_log_weights": None}
+        compiled(target, kernels.pairwise_backward, *args, **grads)
+        args = (joint, None, z, mu, logvar, weights, None, joint, None)
+        compiled(target, kernels.pairwise_backward, *args, **grads)
 
 
 class TestOtherShapes:

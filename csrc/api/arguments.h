@@ -229,6 +229,36 @@ struct MixtureBackward {
   Upstream grad_nll;
 };
 
+// log N(z_i; mu_j, exp logvar_j) of every row i and column j, dim by dim, and their logsumexp over the columns. Weights: of
+// each column, or stratified: those of the row's own column, of the next one, and of all others.
+constexpr int kPairwiseLanes = 16;  // columns are filled up to whole vectors of them
+enum class PairwisePhase : int { prepare, main, finish };  // of a call on the CPU
+struct PairwiseTerms {
+  Tiling tiling;
+  PairwisePhase phase = PairwisePhase::main;
+  std::int64_t rows = 0, columns = 0, dims = 0;
+  View3 z, mu, logvar;                 // (1, rows or columns, dims)
+  const float* log_weights = nullptr;  // (columns)
+  std::int64_t first = -1;             // the own column of row 0, -1: rows have none
+  bool is_stratified = false;
+  float log_other = 0, log_own = 0, log_next = 0;
+  std::int64_t stride = 0;        // of what is prepared of the columns, whole vectors
+  float* columns_data = nullptr;  // 3 x dims x stride
+};
+struct PairwiseForward : PairwiseTerms {
+  float* joint = nullptr;  // (rows)
+  View3 dims_out;          // (1, rows, dims)
+};
+struct PairwiseBackward : PairwiseTerms {
+  const float *joint = nullptr, *grad_joint = nullptr;
+  std::int64_t grad_joint_stride = 0;
+  View3 dims_out, grad_dims, grad_z, grad_mu, grad_logvar;
+  float* grad_log_weights = nullptr;
+  bool has_weight_grad = false;
+  std::int64_t groups = 0, partial_size = 0;
+  float* partial = nullptr;  // groups x partial_size: what each group of rows adds to the columns' gradients
+};
+
 // Every instruction set's kernels; each runs one task.
 struct Kernels {
   const char* isa;

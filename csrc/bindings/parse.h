@@ -374,6 +374,66 @@ void mixture_backward(const py::object& where, const py::tuple& sizes, const py:
   Engine(where).run(a);
 }
 
+// (rows, dims) as the one sample of a View3.
+inline View3 matrix_of(const py::object& tensor) {
+  View3 v = view3_of(tensor);
+  v.stride[2] = v.stride[1];
+  v.stride[1] = v.stride[0];
+  v.stride[0] = 0;
+  return v;
+}
+
+// Sizes are (rows, columns, dims). own: the own column of row 0, None where rows have none; stratified: the log-weights of
+// other columns, of the own one and of the next.
+template <class Args>
+Args pairwise_of(const Shape& shape, const py::object& z, const py::object& mu, const py::object& logvar, const py::object& log_weights,
+                 const py::object& own, const py::object& stratified) {
+  Args a;
+  a.rows = shape.sizes.at(0), a.columns = shape.sizes.at(1), a.dims = shape.sizes.at(2);
+  a.z = matrix_of(z);
+  a.mu = matrix_of(mu);
+  a.logvar = matrix_of(logvar);
+  if (!log_weights.is_none()) a.log_weights = floats_of(log_weights);
+  if (!own.is_none()) a.first = own.cast<std::int64_t>();
+  if (!stratified.is_none()) {
+    const py::tuple weights = stratified.cast<py::tuple>();
+    a.is_stratified = true;
+    a.log_other = weights[0].cast<float>(), a.log_own = weights[1].cast<float>(), a.log_next = weights[2].cast<float>();
+  }
+  return a;
+}
+
+template <class Engine>
+void pairwise_forward(const py::object& where, const py::tuple& sizes, const py::object& z, const py::object& mu, const py::object& logvar,
+                      const py::object& log_weights, const py::object& own, const py::object& stratified, const py::object& joint,
+                      const py::object& dims) {
+  auto a = pairwise_of<PairwiseForward>(Shape(sizes), z, mu, logvar, log_weights, own, stratified);
+  a.joint = floats_of(joint);
+  a.dims_out = matrix_of(dims);
+  Engine(where).run(a);
+}
+
+template <class Engine>
+void pairwise_backward(const py::object& where, const py::tuple& sizes, const py::object& grad_joint, const py::object& grad_dims,
+                       const py::object& z, const py::object& mu, const py::object& logvar, const py::object& log_weights,
+                       const py::object& own, const py::object& stratified, const py::object& joint, const py::object& dims,
+                       const py::object& grad_z, const py::object& grad_mu, const py::object& grad_logvar, const py::object& grad_log_weights) {
+  auto a = pairwise_of<PairwiseBackward>(Shape(sizes), z, mu, logvar, log_weights, own, stratified);
+  a.joint = floats_of(joint);
+  if (!grad_joint.is_none()) {
+    a.grad_joint = floats_of(grad_joint);
+    a.grad_joint_stride = view3_of(grad_joint).stride[0];
+  }
+  a.dims_out = matrix_of(dims);
+  a.grad_dims = matrix_of(grad_dims);
+  a.grad_z = matrix_of(grad_z);
+  a.grad_mu = matrix_of(grad_mu);
+  a.grad_logvar = matrix_of(grad_logvar);
+  if (!grad_log_weights.is_none()) a.grad_log_weights = floats_of(grad_log_weights);
+  a.has_weight_grad = a.grad_log_weights != nullptr;
+  Engine(where).run(a);
+}
+
 // Defines every kernel in a module, and the tables that Python looks its numbers up in, by name. An Engine is made from
 // what Python says about where to run, the first argument of each, and has run(arguments).
 template <class Engine> void define(py::module_& m) {

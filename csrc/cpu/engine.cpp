@@ -19,6 +19,9 @@ constexpr std::int64_t kSerialElements = 1 << 14;  // below, waking the other th
 constexpr std::int64_t kMaxGroups = 4096, kMaxSummedGroups = 32;
 constexpr std::int64_t kMostTasks = 256;  // into which few rows are cut
 
+// Of the op `pairwise`: rows of a task at least, and what the groups' parts of the columns' gradients may take of memory.
+constexpr std::int64_t kPairwiseGroup = 32, kPairwiseScratch = 8 << 20, kPairwiseLeastGroups = 4;  // floats: 32 MB
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
@@ -353,6 +356,53 @@ void run(MixtureBackward a, int threads) {
   a.tiling = tile(a.batch, a.pixels, false, kMixtureBlock, work);
   advise_huge_pages(a.grad_parameters, a.batch, work, a.pixels);
   run_tasks(a, a.batch * a.pixels * work, threads);
+}
+
+namespace {
+
+// Scratch for the columns, filled by tasks of their own.
+template <class Args> std::unique_ptr<float[]> prepare_columns(Args& a, int threads) {
+  a.stride = round_up(a.columns, kPairwiseLanes);
+  std::unique_ptr<float[]> memory(new float[std::max<std::int64_t>(1, 3 * a.dims * a.stride)]);
+  a.columns_data = memory.get();
+  a.phase = PairwisePhase::prepare;
+  a.tiling = tile(a.columns, std::max<std::int64_t>(1, a.dims), false);
+  a.tiling.columns_per_segment = a.tiling.columns, a.tiling.column_segments = 1;
+  run_tasks(a, a.columns * a.dims, threads);
+  a.phase = PairwisePhase::main;
+  return memory;
+}
+
+// Groups of rows, one task each.
+void group_rows(Tiling& t, std::int64_t rows, std::int64_t most_groups) {
+  t = Tiling();
+  t.rows = rows, t.columns = t.columns_per_segment = 1;
+  t.rows_per_group = std::max(kPairwiseGroup, round_up(ceil_div(rows, most_groups), kPairwiseGroup));
+  t.row_groups = ceil_div(rows, t.rows_per_group);
+}
+
+}  // namespace
+
+void run(PairwiseForward a, int threads) {
+  if (a.rows == 0) return;
+  const auto columns = a.columns > 0 ? prepare_columns(a, threads) : nullptr;
+  group_rows(a.tiling, a.rows, kMaxGroups);
+  run_tasks(a, a.rows * a.columns * (a.dims + 1), threads);
+}
+
+void run(PairwiseBackward a, int threads) {
+  if (a.columns == 0 && a.rows == 0) return;
+  const auto columns = a.columns > 0 ? prepare_columns(a, threads) : nullptr;
+  a.partial_size = (2 * a.dims + 1) * a.stride;
+  const std::int64_t fitting = kPairwiseScratch / std::max<std::int64_t>(1, a.partial_size);
+  group_rows(a.tiling, a.rows, std::min(kMaxGroups, std::max(kPairwiseLeastGroups, fitting)));
+  a.groups = a.tiling.row_groups;
+  std::unique_ptr<float[]> partial(new float[std::max<std::int64_t>(1, a.groups * a.partial_size)]);
+  a.partial = partial.get();
+  run_tasks(a, a.rows * a.columns * (a.dims + 1), threads);
+  a.phase = PairwisePhase::finish;
+  group_rows(a.tiling, a.columns, kMaxGroups);
+  run_tasks(a, a.columns * a.dims * a.groups, threads);
 }
 
 }  // namespace vae_fast

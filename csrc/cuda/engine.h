@@ -15,7 +15,7 @@ struct Stream { int device = 0; std::uintptr_t handle = 0; };
 struct Scratch { double* partials = nullptr; std::uint32_t* tickets = nullptr; };
 using Allocate = std::function<Scratch(std::int64_t partials, std::int64_t tickets)>;
 
-// Each launches one kernel, or none where there is nothing to fill. Throws what went wrong.
+// Each launches one kernel, or none where there is nothing to fill; pairwise_backward up to three. Throws what went wrong.
 #define VAE_FAST_KERNEL(name, Args) void run(Args args, const Stream& stream, const Allocate& allocate);
 #include "../api/ops.def"
 

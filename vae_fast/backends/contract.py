@@ -6,6 +6,7 @@ Kernels fill outputs that `ops` allocated. A gradient's own shape says what it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +39,26 @@ class Parametrization(NamedTuple):
     def has_exact_logvar(self) -> bool:
         """Whether log sigma^2 is a multiple of raw."""
         return self.epsilon == 0 and self.name in ("logvar", "logstd")
+
+
+class OwnColumn(NamedTuple):
+    """Of the rows of `pairwise`: row i is a sample of column first + i, around the end.
+
+    With a dataset_size the columns have the weights of the stratified estimator (Chen et al., 2018, appendix C.2),
+    which take the place of log_weights.
+    """
+
+    first: int
+    dataset_size: int | None = None
+
+    def log_weights(self, columns: int) -> tuple[float, float, float] | None:
+        """Of all other columns 1 / M, of the row's own 1 / N, of the next one (N - M) / (N M), where M = columns - 1."""
+        if self.dataset_size is None:
+            return None
+        n, m = self.dataset_size, columns - 1
+        if m < 1:  # nothing but the own sample
+            return 0.0, 0.0, 0.0
+        return -math.log(m), -math.log(n), math.log((n - m) / (n * m)) if n > m else -math.inf
 
 
 class Kernels(Protocol):
@@ -181,6 +202,39 @@ class Kernels(Protocol):
 
     def mixture_backward(
         self, params: Tensor, target: Tensor, mask: Tensor | None, grad_nll: Tensor, *, grad_params: Tensor
+    ) -> None: ...
+
+    def pairwise_forward(
+        self,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        log_weights: Tensor | None,
+        own: OwnColumn | None,
+        *,
+        joint: Tensor,
+        dims: Tensor | None,
+    ) -> None:
+        """z (rows, dims), mu and logvar (columns, dims), log_weights (columns,), float32 and dense: logsumexp over the
+        columns of log N(z; mu, exp logvar) and their weights, joint (rows,) of the sum over dims, dims (rows, dims) of
+        each."""
+
+    def pairwise_backward(
+        self,
+        grad_joint: Tensor | None,
+        grad_dims: Tensor | None,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        log_weights: Tensor | None,
+        own: OwnColumn | None,
+        joint: Tensor,
+        dims: Tensor | None,
+        *,
+        grad_z: Tensor | None,
+        grad_mu: Tensor | None,
+        grad_logvar: Tensor | None,
+        grad_log_weights: Tensor | None,
     ) -> None: ...
 
 

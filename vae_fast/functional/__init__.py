@@ -1,5 +1,6 @@
 """What users call: argument checks, then the op. Wrong input raises before any kernel runs."""
 
+from .aggregate_posterior import aggregate_posterior
 from .bernoulli import bernoulli_nll, bernoulli_nll_from_probs, linear_bernoulli_nll
 from .categorical import categorical_nll, linear_categorical_nll
 from .continuous_bernoulli import continuous_bernoulli_nll, linear_continuous_bernoulli_nll
@@ -9,6 +10,7 @@ from .gaussian import gaussian_nll, linear_gaussian_nll
 from .importance import log_weights
 from .laplace import laplace_nll, linear_laplace_nll
 from .latent import kl_divergence, reparameterize, reparameterize_kl, reparameterize_kl_packed
+from .mixture_prior import mixture_kl, mixture_log_prob
 from .multinomial import linear_multinomial_nll, multinomial_nll
 from .negative_binomial import linear_negative_binomial_nll, negative_binomial_nll
 from .negative_binomial_mixture import linear_negative_binomial_mixture_nll, negative_binomial_mixture_nll
@@ -19,6 +21,7 @@ from .zero_inflated_negative_binomial import (
 )
 
 __all__ = [
+    "aggregate_posterior",
     "bernoulli_nll",
     "bernoulli_nll_from_probs",
     "categorical_nll",
@@ -40,6 +43,8 @@ __all__ = [
     "linear_poisson_nll",
     "linear_zero_inflated_negative_binomial_nll",
     "log_weights",
+    "mixture_kl",
+    "mixture_log_prob",
     "multinomial_nll",
     "negative_binomial_mixture_nll",
     "negative_binomial_nll",

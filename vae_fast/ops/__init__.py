@@ -17,8 +17,29 @@ reparameterize_kl's 54: checks 1.9, the way to the backend 1.4, outputs and thei
 forward and 2.6 back, Triton's 4.1 and 6.5.
 """
 
-from . import categorical, flops, importance, latent, likelihood, linear_likelihood, mixture, noise
+from . import (
+    categorical,
+    flops,
+    importance,
+    latent,
+    likelihood,
+    linear_likelihood,
+    mixture,
+    mixture_kl,
+    noise,
+    pairwise,
+)
 
-__all__ = ["categorical", "importance", "latent", "likelihood", "linear_likelihood", "mixture", "noise"]
+__all__ = [
+    "categorical",
+    "importance",
+    "latent",
+    "likelihood",
+    "linear_likelihood",
+    "mixture",
+    "mixture_kl",
+    "noise",
+    "pairwise",
+]
 
 flops.register()

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ...likelihoods import ELEMENTWISE
 from ...likelihoods.csr import Csr
-from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, Parametrization, Prior
+from ..contract import KERNELS, PARAMETRIZATIONS, Clamp, OwnColumn, Parametrization, Prior
 
 _View = tuple[int, int, tuple[int, ...]] | None
 
@@ -384,6 +384,68 @@ class Engine:
             view(mask),
             view(grad_nll),
             view(grad_params),
+        )
+
+    def pairwise_forward(
+        self,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        log_weights: Tensor | None,
+        own: OwnColumn | None,
+        *,
+        joint: Tensor,
+        dims: Tensor | None,
+    ) -> None:
+        view = self._view
+        self.extension.pairwise_forward(
+            self.where(z),
+            (z.shape[0], *mu.shape),
+            view(z),
+            view(mu),
+            view(logvar),
+            view(log_weights),
+            own and own.first,
+            own and own.log_weights(mu.shape[0]),
+            view(joint),
+            view(dims),
+        )
+
+    def pairwise_backward(
+        self,
+        grad_joint: Tensor | None,
+        grad_dims: Tensor | None,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        log_weights: Tensor | None,
+        own: OwnColumn | None,
+        joint: Tensor,
+        dims: Tensor | None,
+        *,
+        grad_z: Tensor | None,
+        grad_mu: Tensor | None,
+        grad_logvar: Tensor | None,
+        grad_log_weights: Tensor | None,
+    ) -> None:
+        view = self._view
+        self.extension.pairwise_backward(
+            self.where(z),
+            (z.shape[0], *mu.shape),
+            view(grad_joint),
+            view(grad_dims),
+            view(z),
+            view(mu),
+            view(logvar),
+            view(log_weights),
+            own and own.first,
+            own and own.log_weights(mu.shape[0]),
+            view(joint),
+            view(dims),
+            view(grad_z),
+            view(grad_mu),
+            view(grad_logvar),
+            view(grad_log_weights),
         )
 
 
