@@ -1,8 +1,9 @@
-"""Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders for common use, latents and their space."""
+"""Modules: a thin VAE, the likelihoods it knows by name, encoders and decoders, the latent space, evaluation."""
 
 from ..output import VAEOutput
-from . import latent_space, likelihoods
+from . import evaluation, latent_space, likelihoods
 from .condition import AddCondition, ConditionalSequential
+from .evaluation import *  # noqa: F403
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
@@ -21,4 +22,4 @@ __all__ = [
     "SparseLinear",
     "VAEOutput",
 ]
-__all__ += latent_space.__all__ + likelihoods.__all__
+__all__ += evaluation.__all__ + latent_space.__all__ + likelihoods.__all__

@@ -230,6 +230,8 @@ class VAE(nn.Module):
             x = self.likelihood.observe(x, rng_state)
         z, kl = self._draw(x, condition, draws, generator, rng_state)
         nll = self._nll(z, x, repeated(condition, draws), draws)
+        if draws is not None:
+            nll = nll.mean(0)
         return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
 
     def _is_first(self) -> bool:
@@ -303,17 +305,16 @@ class VAE(nn.Module):
         return functional.reparameterize_kl(mu, logvar, **options)
 
     def _nll(self, z: Tensor, x: Tensor, condition: Tensor | None, draws: int | None) -> Tensor:
-        """`condition` has a row for each of the draws."""
+        """(batch,), or (draws, batch). `condition` has a row for each of the draws."""
         rows = z if draws is None else z.flatten(0, 1)
         place = self._fused_place(x)
         if place is not None:
             nll_of_rows = partial(self._nll_of_rows, place, x, condition, draws)
-            nll = run_as_forward(self.decoder, nll_of_rows, rows)
-            return nll if draws is None else nll.mean(0)
+            return run_as_forward(self.decoder, nll_of_rows, rows)
         params = self._params(self._decode(rows, condition), x)
         if draws is None:
             return self.likelihood.nll(params, x)
-        return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x).mean(0)
+        return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x)
 
     def _nll_of_rows(
         self, place: int, x: Tensor, condition: Tensor | None, draws: int | None, rows: Tensor

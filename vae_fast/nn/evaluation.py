@@ -1,0 +1,180 @@
+"""How good a trained VAE is: estimates of log p(x) with thousands of draws, rate and distortion, anomaly scores.
+
+All in nats, without gradients. A model in training mode is evaluated as it is: call `model.eval()` first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..checks import check_int, fresh_rng_state
+from .condition import repeated
+from .latent_space import active_units
+from .vae import VAE
+
+__all__ = ["Evaluation", "evaluate", "importance_nll", "reconstruction_nll"]
+
+# Numbers that the decoder gives for the draws of a chunk, about 64 MB of float32.
+CHUNK_NUMBERS = 1 << 24
+
+
+@torch.no_grad()
+def importance_nll(
+    model: VAE,
+    x: Tensor,
+    num_samples: int = 100,
+    *,
+    condition: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """-log p(x) by importance sampling with k draws z_i of q(z|x), which is IWAE's bound of it:
+
+        -log 1/k sum_i p(x | z_i) p(z_i) / q(z_i | x)
+
+    It falls towards -log p(x) as k grows; k = 1 is one draw's -ELBO. The draws are taken `chunk` at a time, with a
+    running log-sum-exp, so that memory does not depend on k.
+
+    Args:
+        x, condition: as in `VAE.forward`.
+        num_samples: k.
+        generator, rng_state: where the noise comes from, as in `VAE.forward`. The result does not depend on `chunk`
+            but for rounding.
+        chunk: draws at a time; by default as many as give the decoder some 16 million numbers to make.
+
+    Returns:
+        (batch,), float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: as `VAE.forward`; num_samples or chunk below 1.
+
+    Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016, equation 8.
+    """
+    bound: Tensor | None = None
+    for weights, nll in _draws(model, x, num_samples, condition, generator, rng_state, chunk):
+        part = (weights - nll).logsumexp(0)
+        bound = part if bound is None else torch.logaddexp(bound, part)
+    assert bound is not None
+    return math.log(num_samples) - bound
+
+
+@torch.no_grad()
+def reconstruction_nll(
+    model: VAE,
+    x: Tensor,
+    num_samples: int = 10,
+    *,
+    condition: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """-E_q[log p(x | z)] of each sample with `num_samples` draws, (batch,): high for samples that the model cannot
+    give back. Its negative is the reconstruction probability of An & Cho, "Variational autoencoder based anomaly
+    detection using reconstruction probability", 2015. Arguments and errors as
+    `importance_nll`."""
+    total: Tensor | float = 0.0
+    for _, nll in _draws(model, x, num_samples, condition, generator, rng_state, chunk):
+        total = total + nll.sum(0)
+    assert isinstance(total, Tensor)
+    return total / num_samples
+
+
+class Evaluation(NamedTuple):
+    """Attributes:
+    elbo: the mean of E_q[log p(x | z)] - KL over the samples.
+    nll: the mean of `importance_nll`.
+    rate: the mean KL of q(z | x) from the prior, in nats a sample.
+    distortion: the mean of -E_q[log p(x | z)]. -elbo is rate + distortion (Alemi et al., "Fixing a broken ELBO", 2018).
+    kl_per_dimension: the rate of each latent dimension, of one latent's shape.
+    active_units: how many dimensions' mu varies over the data (`active_units`).
+    samples: how many there were.
+    """
+
+    elbo: float
+    nll: float
+    rate: float
+    distortion: float
+    kl_per_dimension: Tensor
+    active_units: int
+    samples: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE, batches: Iterable[Any], num_samples: int = 100, *, generator: torch.Generator | None = None
+) -> Evaluation:
+    """All of `Evaluation` over a data set, batch by batch; mu of all samples is kept for the active units.
+
+    Args:
+        batches: of x, or of (x, condition), as a DataLoader gives them.
+        num_samples: draws of `importance_nll`, and of the ELBO.
+        generator: of the noise.
+
+    Raises:
+        TypeError, ValueError: as `importance_nll`; fewer than two samples.
+    """
+    count, sums, means = 0, torch.zeros(2, dtype=torch.float64), []
+    by_dimension: Tensor | None = None
+    for batch in batches:
+        x, condition = batch if isinstance(batch, tuple | list) else (batch, None)
+        bound: Tensor | None = None
+        for weights, nll in _draws(model, x, num_samples, condition, generator):
+            part = (weights - nll).logsumexp(0)
+            bound = part if bound is None else torch.logaddexp(bound, part)
+            sums[0] += nll.sum(dtype=torch.float64).cpu() / num_samples
+        assert bound is not None
+        sums[1] += (math.log(num_samples) - bound).sum(dtype=torch.float64).cpu()
+        mu, logvar = model.encode(x, condition=condition)
+        kl = functional.kl_divergence(mu, logvar, reduction="none").sum(0, dtype=torch.float64)
+        by_dimension = kl if by_dimension is None else by_dimension + kl
+        means.append(mu)
+        count += x.shape[0]
+    if count < 2 or by_dimension is None:
+        raise ValueError(f"expected batches with at least two samples, but got {count}")
+    distortion, nll = (sums / count).tolist()
+    rate = float(by_dimension.sum()) / count
+    return Evaluation(
+        elbo=-distortion - rate,
+        nll=nll,
+        rate=rate,
+        distortion=distortion,
+        kl_per_dimension=by_dimension / count,
+        active_units=int(active_units(torch.cat(means)).sum()),
+        samples=count,
+    )
+
+
+def _draws(
+    model: VAE,
+    x: Tensor,
+    num_samples: int,
+    condition: Tensor | int | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None = None,
+    chunk: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """log p(z) - log q(z | x) and -log p(x | z), each (draws, batch), of some draws at a time."""
+    k = check_int("num_samples", num_samples, least=1)
+    if rng_state is None:
+        rng_state = fresh_rng_state("x", x, k, generator)
+    if model.likelihood.binarize:
+        x = model.likelihood.observe(x, rng_state)
+    mu, logvar = model.encode(x, condition=condition)
+    checked = model._checked(condition, "x", x)
+    numbers = x.numel() if model.data_shape is None else x.shape[0] * model._outputs
+    step = max(1, CHUNK_NUMBERS // max(1, numbers)) if chunk is None else check_int("chunk", chunk, least=1)
+    for first in range(0, k, step):
+        draws = min(step, k - first)
+        z, weights = functional.log_weights(
+            mu, logvar, num_samples=draws, rng_state=rng_state, first_draw=first
+        )
+        assert z is not None
+        yield weights, model._nll(z, x, repeated(checked, draws), draws)
