@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 
-class Csr(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Csr:
     """Counts (batch, features): row r has values[crow[r]:crow[r + 1]], in the columns col[crow[r]:crow[r + 1]].
 
     A target of counts may be one in place of a torch.sparse_csr tensor, which a graph of torch.compile does not take.
@@ -28,6 +29,10 @@ class Csr(NamedTuple):
     def of(cls, target: Tensor) -> Csr:
         """That of a torch.sparse_csr tensor, without a copy."""
         return cls(target.crow_indices(), target.col_indices(), target.values(), target.shape[1])
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        return self.crow, self.col, self.values, self.features
 
     @property
     def shape(self) -> torch.Size:
@@ -52,7 +57,7 @@ class Csr(NamedTuple):
     def rows(self, rows: slice) -> Csr:
         """Some of the rows, on the same memory."""
         first, stop, _ = rows.indices(self.shape[0])
-        return self._replace(crow=self.crow[first : stop + 1])
+        return Csr(self.crow[first : stop + 1], self.col, self.values, self.features)
 
     def elements(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, column and value (float64) of what is stored; NaN where a column does not follow the one before."""
@@ -72,7 +77,7 @@ def is_csr(target: Tensor | Csr) -> bool:
 
 
 def as_csr(target: Tensor | Csr) -> Csr:
-    crow, col, values, features = target if isinstance(target, Csr) else Csr.of(target)
+    crow, col, values, features = (target if isinstance(target, Csr) else Csr.of(target)).parts
     return Csr(crow.contiguous(), col.contiguous(), values.contiguous(), features)
 
 

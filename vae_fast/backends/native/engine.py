@@ -93,7 +93,7 @@ class Engine:
     def _counts(self, tensor: Tensor | Csr) -> Any:
         """A uint8 tensor holds numbers. The strides of sparse counts are those of their rows by sample and position."""
         if isinstance(tensor, Csr):
-            crow, col, values, _ = tensor
+            crow, col, values, _ = tensor.parts
             code = self._count8 if values.dtype is torch.uint8 else self.dtypes[values.dtype]
             return values.data_ptr(), code, (0, 1), crow.data_ptr(), col.data_ptr(), col.dtype is torch.int64
         code = self._count8 if tensor.dtype is torch.uint8 else self.dtypes[tensor.dtype]
