@@ -30,9 +30,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 # (hidden, weight of two heads, bias, library, theta) -> nll
 HEADS: dict[str, Callable[..., Tensor]] = {
-    "poisson": lambda x, h, w, b, n, th, **o: vae_fast.linear_poisson_nll(
-        h, *half(w, b), x, library=n, **o
-    ),
+    "poisson": lambda x, h, w, b, n, th, **o: vae_fast.linear_poisson_nll(h, *half(w, b), x, library=n, **o),
     "negative_binomial": lambda x, h, w, b, n, th, **o: vae_fast.linear_negative_binomial_nll(
         h, *half(w, b), x, th, **o
     ),
@@ -95,7 +93,13 @@ def layer(batch: int, features: int, lead: Sequence[int] = ()) -> list[Tensor]:
     g = torch.Generator().manual_seed(4)
     hidden = torch.randn(*lead, batch, 3, generator=g)
     weight, bias = torch.randn(2 * features, 3, generator=g), torch.randn(2 * features, generator=g)
-    return [hidden, weight, bias, 9 * torch.rand(batch, generator=g) + 1, torch.rand(features, generator=g) + 0.5]
+    return [
+        hidden,
+        weight,
+        bias,
+        9 * torch.rand(batch, generator=g) + 1,
+        torch.rand(features, generator=g) + 0.5,
+    ]
 
 
 def results(
@@ -109,11 +113,16 @@ def results(
     return [nll, *(g for g in grads if g is not None)]
 
 
-def check(function: Callable[..., Tensor], x: Tensor, target: Target, inputs: Sequence[Tensor], **options: object) -> None:
+def check(
+    function: Callable[..., Tensor], x: Tensor, target: Target, inputs: Sequence[Tensor], **options: object
+) -> None:
     """Against the reference in float64 on the dense target."""
     got = results(function, target, inputs, **options)
     with vae_fast.backend("reference"):
-        wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()}
+        wide = {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in options.items()
+        }
         truth = results(function, x.double(), [t.double() for t in inputs], **wide)
     assert len(got) == len(truth)
     for a, b in zip(got, truth, strict=True):
@@ -196,7 +205,14 @@ def test_columns_out_of_order_are_nan(backend: str, name: str) -> None:
     features = 1100
     x = torch.zeros(4, features)
     x[:, [3, 600, 1000]] = torch.tensor([2.0, 1.0, 5.0])
-    for bad in ([600, 3, 1000], [3, 3, 1000], [3, 600, features], [3, 600, -1], [-1, 600, 1000], [3, 1000, 600]):
+    for bad in (
+        [600, 3, 1000],
+        [3, 3, 1000],
+        [3, 600, features],
+        [3, 600, -1],
+        [-1, 600, 1000],
+        [3, 1000, 600],
+    ):
         crow, col = torch.arange(0, 13, 3), torch.tensor([3, 600, 1000]).repeat(4)
         col[3:6] = torch.tensor(bad)
         target = Csr(crow, col, torch.tensor([2.0, 1.0, 5.0]).repeat(4), features)
@@ -209,7 +225,9 @@ def test_columns_out_of_order_are_nan(backend: str, name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_extreme_numbers(backend: str, name: str) -> None:
     """NaN, infinite, negative, tiny and fractional counts, and parameters that are none, as in a dense target."""
-    x = torch.tensor([[NAN, 0, 1, 2], [INF, 0, 1, 2], [-1, 0, 1, 2], [1e-9, 0.25, 1, 2], [1, 0, 0, 3], [0, 0, 2, 1]])
+    x = torch.tensor(
+        [[NAN, 0, 1, 2], [INF, 0, 1, 2], [-1, 0, 1, 2], [1e-9, 0.25, 1, 2], [1, 0, 0, 3], [0, 0, 2, 1]]
+    )
     inputs = parameters(*x.shape)
     inputs[0][4, 1], inputs[0][5, 1], inputs[2][5, 0] = INF, -1.0, NAN
     for dense, of_csr in zip(*(results(FUNCTIONS[name], t, inputs) for t in (x, sparse(x))), strict=True):
@@ -303,7 +321,18 @@ def test_library_ops(kernels: str) -> None:
     )
     torch.library.opcheck(ops.csr_categorical, (logits, *csr.parts[:3], None), test_utils=checks)
     flags = [1, 1, 1, 0, 1] if kernels == "cpu" else [0] * 5
-    head = ("zero_inflated_negative_binomial", hidden, weight, bias, *csr.parts, None, None, None, torch.float32, flags)
+    head = (
+        "zero_inflated_negative_binomial",
+        hidden,
+        weight,
+        bias,
+        *csr.parts,
+        None,
+        None,
+        None,
+        torch.float32,
+        flags,
+    )
     torch.library.opcheck(ops.csr_linear_likelihood, (*head, [theta]), test_utils=checks)
 
 
@@ -323,5 +352,11 @@ def test_compiled(kernels: str) -> None:
         csr = Csr.of(sparse(counts(batch, features, 0.5)))
         inputs = [*parameters(batch, features)[:2], *layer(batch, features)[:4]]
         inputs = [t.requires_grad_() for t in inputs]
-        for got, want in zip(*((g := fn(*csr.parts[:3], *inputs), *torch.autograd.grad(g.sum(), inputs)) for fn in (compiled, f)), strict=True):
+        for got, want in zip(
+            *(
+                (g := fn(*csr.parts[:3], *inputs), *torch.autograd.grad(g.sum(), inputs))
+                for fn in (compiled, f)
+            ),
+            strict=True,
+        ):
             torch.testing.assert_close(got, want)

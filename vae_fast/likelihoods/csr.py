@@ -28,7 +28,10 @@ class Csr:
     @classmethod
     def of(cls, target: Tensor) -> Csr:
         """That of a torch.sparse_csr tensor, without a copy."""
-        return cls(target.crow_indices(), target.col_indices(), target.values(), target.shape[1])
+        values = target.values()
+        if not target.requires_grad:
+            values = values.detach()  # else a view of the sparse tensor, which Dynamo does not take
+        return cls(target.crow_indices(), target.col_indices(), values, target.shape[1])
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor, int]:
