@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,9 @@ class Csr:
     def requires_grad(self) -> bool:
         return self.values.requires_grad
 
+    def numel(self) -> int:
+        return self.shape.numel()
+
     def rows(self, rows: slice) -> Csr:
         """Some of the rows, on the same memory."""
         first, stop, _ = rows.indices(self.shape[0])
@@ -75,7 +82,8 @@ class Csr:
         return rows, torch.where(inside, col, 0), torch.where(inside & follows, values, torch.nan)
 
 
-def is_csr(target: Tensor | Csr) -> bool:
+def is_csr(target: Tensor | Csr) -> TypeIs[Csr]:
+    """Whether it is sparse; type checkers need to know only that it is a dense tensor otherwise."""
     return isinstance(target, Csr) or target.layout is torch.sparse_csr
 
 

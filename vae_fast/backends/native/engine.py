@@ -197,12 +197,12 @@ class Engine:
         view = self._view
         _alive, state, words = _state(rng_state)
         self.extension.likelihood_forward(
-            self.where(target),
+            self.where(nll),
             target.shape,
             draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if likelihood in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts or isinstance(target, Csr) else view(target),
             view(mask),
             state,
             words,
@@ -229,12 +229,12 @@ class Engine:
         view = self._view
         _alive, state, words = _state(rng_state)
         self.extension.likelihood_backward(
-            self.where(target),
+            self.where(grad_nll),
             target.shape,
             draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if likelihood in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts or isinstance(target, Csr) else view(target),
             view(mask),
             state,
             words,
