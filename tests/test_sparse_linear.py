@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import state
 from vae_fast.nn import VAE, MLPDecoder, MLPEncoder, SparseLinear
 
 BATCH, FEATURES, WIDTH = 5, 11, 4
@@ -63,6 +64,23 @@ def test_without_a_count(rows: int) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"expected x to have shape \(batch, 9\), but got \(5, 11\)"):
         SparseLinear(9, WIDTH)(csr(counts()))
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["negative_binomial", "zero_inflated_negative_binomial", "multinomial"]
+)
+@pytest.mark.parametrize("fused_head", [False, True])
+def test_vae(likelihood: str, fused_head: bool) -> None:
+    """CSR batches give the dense ones' loss and gradients; with two draws."""
+    torch.manual_seed(0)
+    encoder = MLPEncoder(FEATURES, 6, 2, log1p=True, conditions=2, batch_norm=True, sparse=True)
+    decoder = MLPDecoder(2, 6, FEATURES, 1 + (likelihood[0] == "z"), conditions=2)
+    model = VAE(encoder, decoder, likelihood, num_samples=2, fused_head=fused_head)
+    results = []
+    for x in (counts(), csr(counts(torch.uint8))):
+        output = model(x, condition=torch.arange(BATCH) % 2, rng_state=state())
+        results.append([output.loss, *torch.autograd.grad(output.loss, model.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.float32])

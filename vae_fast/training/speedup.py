@@ -44,7 +44,9 @@ def measure(
     """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one). Sparse
     samples are measured dense, as the plain lines take them."""
     most = max(1, MOST_NUMBERS // math.prod(x.shape[1:]))
-    x = (x.to_dense() if x.layout is torch.sparse_csr else x)[:most]
+    if x.layout is torch.sparse_csr:
+        x = _dense(x)
+    x = x[:most]
     condition = None if condition is None else condition[:most]
     likelihood = model.likelihood
     with torch.no_grad():
@@ -99,6 +101,14 @@ def measure(
         p.grad = None
     medians = {name: statistics.median(t) for name, t in times.items()}
     return Speed(backends.choose(x.device.type), len(x), medians)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """torch makes none of uint16."""
+    values = x.values().float()
+    return torch.sparse_csr_tensor(
+        x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False
+    ).to_dense()
 
 
 def _wait(device: torch.device) -> None:
