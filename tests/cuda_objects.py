@@ -94,6 +94,8 @@ def compile_ops(ops: Iterable[str] = OPS) -> dict[str, tuple[Path, str]]:
 
 def readable(mangled: str) -> str:
     """Kernel<Access, ...> of a mangled name: `latent_forward wide 0`, `likelihood_backward float32 Gaussian 1`."""
+    if found := re.search(r"\d(pairwise_[a-z_]+)E", mangled):  # no template
+        return found[1]
     found = re.search(
         r"(latent|importance|likelihood|categorical|mixture|noise)_((?:form_)?(?:forward|backward|fill))I(.*)E[vE]",
         mangled,

@@ -337,6 +337,9 @@ template <bool kDims> void backward(const PairwiseBackward& a, const Task& task)
           if (kDims) lse_of[r] = splat<vf32>(lse[d * kRows + r]), grad_of[r] = splat<vf32>(grad_dims[d * kRows + r]);
         }
         float *const to_mu = by_mu + d * a.stride + j, *const to_logvar = by_logvar + d * a.stride + j;
+        float* const to_weight = kDims && a.has_weight_grad ? by_weight + j : nullptr;
+        const float* const joint_shares = terms.data();
+        const float* const log_weights = weights.of(0);
         for (std::int64_t i = 0; i < whole; i += kWidth)
           for (int v = 0; v < kVectors; ++v) {
             const std::int64_t at = i + v * kLanes;
@@ -344,11 +347,11 @@ template <bool kDims> void backward(const PairwiseBackward& a, const Task& task)
             vf32 sum_mu = load<vf32>(to_mu + at), sum_logvar = load<vf32>(to_logvar + at), sum_weight{};
             for (int r = 0; r < kRows; ++r) {
               const Term l = term(z_of[r], mu, root, offset);
-              vf32 share = load<vf32>(&terms[r * kColumns + at]);
+              vf32 share = load<vf32>(joint_shares + r * kColumns + at);
               if (kDims) {
-                const vf32 x = (l.value - lse_of[r]) + load<vf32>(weights.of(r) + at);
+                const vf32 x = (l.value - lse_of[r]) + load<vf32>(log_weights + r * kColumns + at);
                 const vf32 own = grad_of[r] * exp_nonpositive(x);
-                if (a.has_weight_grad) sum_weight += own;
+                if (to_weight) sum_weight += own;
                 share += own;
               }
               const vf32 slope = share * l.t, by_mean = slope * root;
@@ -358,7 +361,7 @@ template <bool kDims> void backward(const PairwiseBackward& a, const Task& task)
             }
             store(to_mu + at, sum_mu);
             store(to_logvar + at, sum_logvar);
-            if (kDims && a.has_weight_grad) store(by_weight + j + at, load<vf32>(by_weight + j + at) + sum_weight);
+            if (to_weight) store(to_weight + at, load<vf32>(to_weight + at) + sum_weight);
           }
         for (int r = 0; r < kRows; ++r) memcpy(&grad_z[(d * kRows + r) * kWidth], sum[r].of, sizeof(Wide));
       }
