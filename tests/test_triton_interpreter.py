@@ -34,6 +34,11 @@ class TestOutside:
         [
             ("test_triton_interpreter.py", "test_triton_likelihoods.py"),
             ("test_parametrization.py", "-k", "triton"),
+            (
+                "test_importance.py",
+                "-k",
+                "triton and (gradient and total-dtype0 or path-dtype1 or later or beyond)",
+            ),
         ],
         ids=lambda arguments: arguments[0],
     )
