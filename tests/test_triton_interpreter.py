@@ -37,7 +37,7 @@ class TestOutside:
             (
                 "test_importance.py",
                 "-k",
-                "triton and (gradient and total-dtype0 or path-dtype1 or later or beyond)",
+                "triton and (gradient and total-dtype0 or prior and path-dtype1 or later and each)",
             ),
         ],
         ids=lambda arguments: arguments[0],
