@@ -261,6 +261,13 @@ CALLS = {
         {"mu": (normal(N, 5), 0), "logvar": (normal(N, 5, seed=1), 0), "noise": (normal(3, N, 5, seed=2), 1)},
         (1, 0),
     ),
+    "log weights": Call(
+        lambda mu, logvar, prior_mu: vae_fast.log_weights(
+            mu, logvar, num_samples=2, prior=(prior_mu, prior_mu), first_draw=1, rng_state=STATE
+        ),
+        {"mu": (normal(N, 5), 0), "logvar": (normal(N, 5, seed=1), 0), "prior_mu": (normal(5, seed=2), None)},
+        (1, 1),
+    ),
     "bernoulli, binarized": Call(
         lambda logits, target: vae_fast.bernoulli_nll(
             logits, target, binarize=True, rng_state=STATE, mask=torch.arange(3) < 2

@@ -114,8 +114,11 @@ def test_nothing_spills(objects: dict[str, tuple[Path, str]], kernel: str) -> No
         registers = numbers.pop("registers")
         print(f"{architecture:7} {readable(name):40} {registers:4} registers")
         assert not any(numbers.values()), (architecture, readable(name), numbers)
-        # Two negative binomials, and their five sums, leave room for one block (csrc/cuda/likelihood.cu).
-        is_large = "NegativeBinomialMixture" in readable(name)
+        # Two negative binomials, and their five sums, leave room for one block (csrc/cuda/likelihood.cu), and so does
+        # a prior's gradient summed over draws and batch at any strides (csrc/cuda/importance.cu).
+        is_large = (
+            "NegativeBinomialMixture" in readable(name) or readable(name) == "importance_backward any 1 1"
+        )
         assert registers <= (255 if is_large else 128), "two blocks must fit a processor"
 
 

@@ -79,6 +79,10 @@ LATENT: dict[str, Case] = {
         lambda m, v, p, q: vae_fast.reparameterize_kl(m, v, prior=(p, q)),
         lambda n: (*pair(n), normal(n, 1), normal(6)),
     ),
+    "log weights": (
+        lambda m, v, p, q: vae_fast.log_weights(m, v, num_samples=2, prior=(p, q), path_derivative=True),
+        lambda n: (*pair(n), normal(n, 1), normal(6)),
+    ),
     "given noise": (
         lambda m, v, eps: vae_fast.reparameterize_kl(m, v, noise=eps),
         lambda n: (*pair(n), normal(n, 6)),

@@ -181,6 +181,20 @@ class TestDense:
         assert_wide(target, kernel, dtype, 3, 2, 2, each=1)
         assert kernel.exchanges == 0
 
+    @pytest.mark.parametrize("target", ["sm_90"])
+    def test_importance(self, compiled: Compile, target: str) -> None:
+        """Without a prior, and with one whose gradient is summed."""
+        mu, logvar, *grads = tensors(4, 4000, 40, dtype=torch.float32)
+        (z,) = tensors(1, 3, 4000, 40, dtype=torch.float32)
+        shared = floats(40).expand(4000, 40), floats(40).expand(4000, 40)
+        for prior, of_prior in ((None, None), (shared, (floats(40), floats(40)))):
+            args = mu, logvar, prior, STATE, None, None
+            compiled(target, kernels.importance_forward, *args, z=z, weights=floats(3, 4000))
+            compiled(
+                target, kernels.importance_backward, z, floats(3, 4000), *args,
+                grad_mu=grads[0], grad_logvar=grads[1], grad_prior=of_prior, path_derivative=True,
+            )  # fmt: skip
+
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_noise(self, compiled: Compile, target: str, dtype: torch.dtype) -> None:
         (eps,) = tensors(1, 2, 300, 4096, dtype=dtype)

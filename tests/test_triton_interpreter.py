@@ -35,6 +35,11 @@ class TestOutside:
             ("test_triton_interpreter.py", "test_triton_likelihoods.py"),
             ("test_parametrization.py", "-k", "triton"),
             ("test_pairwise.py", "-k", "triton and (dtypes or layouts or autograd or gradient_through)"),
+            (
+                "test_importance.py",
+                "-k",
+                "triton and (gradient and total-dtype0 or prior and path-dtype1 or later and each)",
+            ),
         ],
         ids=lambda arguments: arguments[0],
     )

@@ -9,7 +9,8 @@ namespace vae_fast {
 namespace {
 
 constexpr int kDrawsAtOnce = 4;  // of a chunk, which is loaded once for them
-constexpr int kImportanceResident = 2;
+// Blocks that share a processor; a second one of sums over any strides would spill 20 bytes on sm_80.
+template <class A, bool kSums = false> constexpr int kImportanceResident = kSums && !A::dense ? 1 : 2;
 
 // The proposals of a chunk, and its mu.
 template <class A, bool kHasPrior, class Args>
@@ -28,7 +29,7 @@ VAE_FAST_DEVICE void load_proposals(const Args& a, std::int64_t row, Column<A> c
 }
 
 template <class A, bool kHasPrior>
-__global__ void __launch_bounds__(kThreads, kImportanceResident)
+__global__ void __launch_bounds__(kThreads, kImportanceResident<A>)
 importance_forward(const __grid_constant__ ImportanceForward a, const __grid_constant__ Grid grid) {
   Place at = place(grid);
   NoiseState state = shared_state_of(a.noise);
@@ -68,7 +69,7 @@ importance_forward(const __grid_constant__ ImportanceForward a, const __grid_con
 }
 
 template <class A, bool kHasPrior, bool kSums>
-__global__ void __launch_bounds__(kThreads, kImportanceResident)
+__global__ void __launch_bounds__(kThreads, kImportanceResident<A, kSums>)
 importance_backward(const __grid_constant__ ImportanceBackward a, const __grid_constant__ Grid grid) {
   const bool has_grad_z = static_cast<bool>(a.grad_z), has_weights = static_cast<bool>(a.grad_weights);
   const Place at = place(grid);

@@ -26,49 +26,54 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 @triton.jit
 def _proposal(m, lv, mu_p, logvar_p, mu_p_s, logvar_p_s, at, sizes, VEC: tl.constexpr, EXACT: tl.constexpr):
-    """What all draws of an element share: distance, scaled, h, expm1(h); sigma in two factors; 1/sigma_p as m s^2;
-    whether sigma eps may leave float32 where eps sigma / sigma_p does not, and that ratio."""
+    """What all draws of an element share: distance, scaled, h, expm1(h), sigma in two factors; with a prior 1/sigma_p
+    as m s^2, whether sigma eps may leave float32 where eps sigma / sigma_p does not, and that ratio."""
     first, second, _, _ = exponential(lv, EXACT)
-    h = 0.5 * lv
-    distance = m
-    scaled = m
-    inverse = None
-    root = None
-    wide = None
-    ratio = None
-    if mu_p is not None:
+    if mu_p is None:
+        h = 0.5 * lv
+        return m, m, h, expm1(h), first, second
+    else:
         half = 0.5 * load(logvar_p, logvar_p_s, at, sizes, VEC)
         distance = m - load(mu_p, mu_p_s, at, sizes, VEC)
         inverse, root = factors(-half, 2)
-        scaled = distance * root * inverse * root
-        h = h - half
+        h = 0.5 * lv - half
         wide = (lv > 170.0) & (h <= 80.0)
         ratio = exp(clamped(h, -100.0, 80.0), True)
-    return distance, scaled, h, expm1(h), first, second, inverse, root, wide, ratio
+        return (
+            distance,
+            distance * root * inverse * root,
+            h,
+            expm1(h),
+            first,
+            second,
+            inverse,
+            root,
+            wide,
+            ratio,
+        )
 
 
 @triton.jit
 def _drawn(q, eps):
     """b, u and eps sigma / sigma_p."""
-    distance, scaled, h, minus_1, first, second, inverse, root, wide, ratio = q
-    spread = eps * first * second
-    b = distance + spread
-    if inverse is not None:
-        spread = tl.where(wide, eps * ratio, spread * root * inverse * root)
-        b = tl.where(wide, scaled + spread, b * root * inverse * root)
-    near = tl.abs(h) <= 0.5
-    u = tl.fma(minus_1, eps, scaled)
+    spread = eps * q[4] * q[5]
+    b = q[0] + spread
+    if len(q) > 6:
+        spread = tl.where(q[8], eps * q[9], spread * q[7] * q[6] * q[7])
+        b = tl.where(q[8], q[1] + spread, b * q[7] * q[6] * q[7])
+    near = tl.abs(q[2]) <= 0.5
+    u = tl.fma(q[3], eps, q[1])
     return (
         tl.where(near, u + eps, b),
         tl.where(near, u, b - eps),
-        tl.where(near, tl.fma(minus_1, eps, eps), spread),
+        tl.where(near, tl.fma(q[3], eps, eps), spread),
     )
 
 
 @triton.jit
 def _over_std(x, q):
     """x / sigma_p"""
-    if q[6] is None:
+    if len(q) == 6:
         return x
     else:
         return x * q[7] * q[6] * q[7]
@@ -77,7 +82,7 @@ def _over_std(x, q):
 @triton.jit
 def _times_ratio(x, q):
     """x sigma / sigma_p"""
-    if q[6] is None:
+    if len(q) == 6:
         return x * q[4] * q[5]
     else:
         return x * q[4] * q[7] * q[5] * q[6] * q[7]

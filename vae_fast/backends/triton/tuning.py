@@ -27,6 +27,8 @@ EIGHT = Choice()
 DEFAULT = {
     "latent_forward": (Choice(32), Choice(16)),
     "latent_backward": (Choice(16), Choice(16)),
+    # With eight and a prior it takes 216 registers on sm_90.
+    "importance_backward": (Choice(4, 8), Choice(4, 8)),
     "noise": (Choice(32), Choice(16)),
     "categorical_forward": (Choice(32), Choice(16)),
     "categorical_backward": (Choice(16), Choice(16)),
