@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import Tensor
 
 import vae_fast
 from conftest import assert_same_bits_for_threads, needs_native
 from vae_fast import Csr
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse")  # torch calls its CSR tensors a beta
 NAN, INF = math.nan, math.inf
 Target = Tensor | Csr
 # (mean, theta of each feature, logits, a second mean, one number) -> nll
@@ -62,7 +64,10 @@ def sparse(x: Tensor, dtype: torch.dtype = torch.float32, index: torch.dtype = t
         kept[1] = x[1] != 0
     col = kept.nonzero()[:, 1]
     crow = torch.cat((torch.zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)))
-    return torch.sparse_csr_tensor(crow.to(index), col.to(index), x[kept].to(dtype), x.shape)
+    with torch.sparse.check_sparse_tensor_invariants(
+        dtype is not torch.uint16
+    ):  # of which torch counts no zeros
+        return torch.sparse_csr_tensor(crow.to(index), col.to(index), x[kept].to(dtype), x.shape)
 
 
 def counts(batch: int, features: int, density: float) -> Tensor:
@@ -199,7 +204,7 @@ def test_rows_of_a_larger_matrix(backend: str) -> None:
         assert part.values.data_ptr() and len(part.values) > part.crow[-1] - part.crow[0], name
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ["poisson", "multinomial"])
 def test_columns_out_of_order_are_nan(backend: str, name: str) -> None:
     """Columns that are not in order, twice the same, or not there: the row is NaN, the others are right."""
     features = 1100
@@ -334,6 +339,32 @@ def test_library_ops(kernels: str) -> None:
         flags,
     )
     torch.library.opcheck(ops.csr_linear_likelihood, (*head, [theta]), test_utils=checks)
+
+
+@needs_native
+@pytest.mark.no_poison
+def test_export() -> None:
+    """torch.export takes a sparse tensor as an input."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+            return vae_fast.negative_binomial_nll(mean, x, theta)
+
+    inputs = (sparse(counts(3, 6, 0.5)), *parameters(3, 6)[:2])
+    exported = torch.export.export(Loss(), inputs)
+    assert "csr_likelihood" in str(exported.graph)
+    torch.testing.assert_close(exported.module()(*inputs), Loss()(*inputs))
+
+
+def test_flops() -> None:
+    """Those of the layer's products, as with a dense target."""
+    x, inputs = counts(4, 6, 0.5), layer(4, 6)
+    found = []
+    for target in (x, sparse(x)):
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            results(HEADS["negative_binomial"], target, inputs)
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] > 0
 
 
 @pytest.mark.no_poison

@@ -33,7 +33,7 @@ class TestOutside:
         "arguments",
         [
             ("test_triton_interpreter.py", "test_triton_likelihoods.py"),
-            ("test_parametrization.py", "-k", "triton"),
+            ("test_parametrization.py", "test_csr.py", "-k", "triton"),
         ],
         ids=lambda arguments: arguments[0],
     )
