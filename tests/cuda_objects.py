@@ -29,6 +29,7 @@ NVCC = shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc"
 # sm_100 as well takes a third more of the compiler's time: by the environment, after a change to the kernels.
 ARCHITECTURES = tuple(os.environ.get("VAE_FAST_TEST_ARCHITECTURES", "sm_80 sm_90").split())
 PTX = "compute_80"
+COUNTS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+), true\)", (CSRC / "api/likelihoods.def").read_text())
 LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
 
 # Access<size, dense, dtype>, mangled
@@ -107,6 +108,8 @@ def readable(mangled: str) -> str:
         if f"6AccessILi{code}EE" in rest:
             words.append(name)
             rest = rest.replace(f"6AccessILi{code}EE", "")
+    if "12SparseTarget" in rest:
+        words.append("sparse")
     words += re.findall(rf"\d({'|'.join(LIKELIHOODS)})E", rest)
     return " ".join(words + re.findall(r"L[bi](\d)E", rest))
 

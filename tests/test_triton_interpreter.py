@@ -33,12 +33,15 @@ class TestOutside:
         "arguments",
         [
             ("test_triton_interpreter.py", "test_triton_likelihoods.py"),
-            ("test_parametrization.py", "-k", "triton"),
-            ("test_pairwise.py", "-k", "triton and (dtypes or layouts or autograd or gradient_through)"),
             (
+                "test_parametrization.py",
+                "test_csr.py",
+                "test_pairwise.py",
                 "test_importance.py",
                 "-k",
-                "triton and (gradient and total-dtype0 or prior and path-dtype1 or later and each)",
+                "triton and (test_parametrization or test_csr"
+                " or test_pairwise and (dtypes or layouts or autograd or gradient_through)"
+                " or test_importance and (gradient and total-dtype0 or prior and path-dtype1 or later and each))",
             ),
         ],
         ids=lambda arguments: arguments[0],

@@ -18,7 +18,14 @@ from .layouts import BF16, F32, U8, poisoned, tensor
 __all__ = ["schedule"]
 I32 = torch.int32
 SHAPES = [(3, 5), (2, 37), (1, 4100), (9, 64), (3, 0), (2, 33)]
-FORMATS = [(F32, torch.int64), (torch.uint16, I32), (U8, I32), (BF16, torch.int64), (torch.int64, I32), (F32, I32)]
+FORMATS = [
+    (F32, torch.int64),
+    (torch.uint16, I32),
+    (U8, I32),
+    (BF16, torch.int64),
+    (torch.int64, I32),
+    (F32, I32),
+]
 
 
 def targets(shape: tuple[int, int], dtype: torch.dtype, index: torch.dtype) -> tuple[Tensor, Csr]:
@@ -40,7 +47,9 @@ def test_sparse_targets(likelihood: str) -> None:
     for (shape, form), draws in itertools.product(zip(SHAPES, FORMATS, strict=True), (None, 2)):
         x, csr = targets(shape, *form)
         lead = () if draws is None else (draws,)
-        params = [tensor((*lead, *shape), F32, "dense", 2 + i, positive=p.is_log) for i, p in enumerate(specs)]
+        params = [
+            tensor((*lead, *shape), F32, "dense", 2 + i, positive=p.is_log) for i, p in enumerate(specs)
+        ]
         if len(params) > 1:
             params[1] = tensor(shape[1:], F32, "dense", 9, positive=specs[1].is_log).expand(*lead, *shape)
         mask = tensor(shape, torch.bool, "dense", 5) if form[0] is F32 else None
@@ -65,9 +74,15 @@ def test_sparse_targets(likelihood: str) -> None:
 
 def test_one_launch() -> None:
     x, csr = targets((2, 37), F32, I32)
-    mean, nll, grad = tensor(x.shape, F32, "dense", 2, positive=True), poisoned((2,), F32, "dense"), torch.ones(2)
+    mean, nll, grad = (
+        tensor(x.shape, F32, "dense", 2, positive=True),
+        poisoned((2,), F32, "dense"),
+        torch.ones(2),
+    )
     launches_once(cuda.likelihood_forward, "poisson", (mean,), csr, None, None, nll=nll)
-    launches_once(cuda.likelihood_backward, "poisson", (mean,), csr, None, None, grad, grads=(torch.empty(2, 37),))
+    launches_once(
+        cuda.likelihood_backward, "poisson", (mean,), csr, None, None, grad, grads=(torch.empty(2, 37),)
+    )
 
 
 def test_sparse_counts_of_classes() -> None:
@@ -83,7 +98,9 @@ def test_sparse_counts_of_classes() -> None:
                 launches_once(cuda.categorical_forward, logits, target, nll=nll, lse=lse, total=total)
                 grad = poisoned(logits.shape, F32, "dense")
                 upstream = tensor((draws, shape[0]), F32, "dense", 6)
-                launches_once(cuda.categorical_backward, logits, target, lse, total, upstream, grad_logits=grad)
+                launches_once(
+                    cuda.categorical_backward, logits, target, lse, total, upstream, grad_logits=grad
+                )
                 results.append((nll, lse, total, grad))
             for got, want in zip(*results, strict=True):
                 close(got, want.double(), 8)

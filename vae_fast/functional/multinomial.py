@@ -31,7 +31,8 @@ def multinomial_nll(
     Args:
         logits: l, (batch, ..., classes) or draws as in `bernoulli_nll`, (k, batch, ..., classes), float32, bfloat16,
             float16 or float64, any strides.
-        target: x in logits' shape, counts: float, uint8 (the number itself), bool, int16, int32 or int64.
+        target: x in logits' shape, counts: float, uint8 (the number itself), bool, int16, int32 or int64; sparse as in
+            `poisson_nll`.
         mask: bool, broadcastable to logits' shape without classes. False leaves the position out: it adds nothing
             and its gradient is 0, whatever is there.
         weight: (batch,), a factor for each sample's nll.

@@ -30,6 +30,10 @@ def poisson_nll(
         mean: (batch, ...) or draws as in `bernoulli_nll`, at least 0, float32, bfloat16, float16 or float64, any
             strides.
         target: x in mean's shape, counts: float, uint8 (the number itself, not 255ths), bool, int16, int32 or int64.
+            (batch, features) may be a torch.sparse_csr tensor, of uint16 too, and of int32 or int64 indices: nothing is
+            read of what it does not store, and it is never made dense as a whole. The columns of a row ascend, as
+            torch's invariants have it; the nll of a row whose columns do not is NaN. `vae_fast.Csr` has its tensors for
+            a graph of torch.compile, which takes no sparse tensor.
         mask: bool, broadcastable to target. False leaves the element out: it adds nothing and its gradient is 0, even
             where its target or parameter is NaN or infinite.
         weight: (batch,), a factor for each sample's nll.
