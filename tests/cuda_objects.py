@@ -28,6 +28,7 @@ HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 NVCC = shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PTX = "compute_80"
+COUNTS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+), true\)", (CSRC / "api/likelihoods.def").read_text())
 LIKELIHOODS = re.findall(r"VAE_FAST_LIKELIHOOD\(\w+, (\w+),", (CSRC / "api/likelihoods.def").read_text())
 
 # Access<size, dense, dtype>, mangled
@@ -104,6 +105,8 @@ def readable(mangled: str) -> str:
         if f"6AccessILi{code}EE" in rest:
             words.append(name)
             rest = rest.replace(f"6AccessILi{code}EE", "")
+    if "12SparseTarget" in rest:
+        words.append("sparse")
     words += re.findall(rf"\d({'|'.join(LIKELIHOODS)})E", rest)
     return " ".join(words + re.findall(r"L[bi](\d)E", rest))
 

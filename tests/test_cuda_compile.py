@@ -12,6 +12,7 @@ from cuda_emulation.build import OPS
 from cuda_objects import (
     ACCESS,
     ARCHITECTURES,
+    COUNTS,
     CSRC,
     LIKELIHOODS,
     NVCC,
@@ -54,11 +55,15 @@ def expected() -> dict[str, set[str]]:
         likelihood |= {f"likelihood_forward {a} {name}" for a in forward}
         likelihood |= {f"likelihood_backward {a} {name} 0" for a in forms}
         likelihood |= {f"likelihood_backward {a} {name} 1" for a in narrow}
+        if name in COUNTS:
+            likelihood |= {f"likelihood_forward sparse {name}"}
+            likelihood |= {f"likelihood_backward sparse {name} {sums}" for sums in "01"}
     ways, counts = ("forward", "backward"), "01"
     return {
         "latent": latent,
         "likelihood": likelihood,
-        "categorical": {f"categorical_{way} {a} {c}" for way in ways for a in access for c in counts},
+        "categorical": {f"categorical_{way} {a} {c}" for way in ways for a in access for c in counts}
+        | {f"categorical_{way} sparse 1" for way in ways},
         "mixture": {f"mixture_{way} {channels}" for way in ways for channels in "13"},
         "noise": {f"noise_fill {a}" for a in access},
     }

@@ -25,6 +25,7 @@ from triton_objects import TARGETS, Driver, floats, tensors  # noqa: E402
 from vae_fast.backends import triton as kernels  # noqa: E402
 from vae_fast.backends.triton import launch, layout  # noqa: E402
 from vae_fast.likelihoods import ELEMENTWISE  # noqa: E402
+from vae_fast.likelihoods.csr import Csr  # noqa: E402
 
 # Bytes that must be under way in each multiprocessor to keep its memory busy: bandwidth times latency (about 2, 4.8 and
 # 5.3 TB/s, 600 to 800 ns) over the number of multiprocessors (108, 132, 304).
@@ -351,6 +352,22 @@ class TestOtherShapes:
         assert kernel.loads >= 1
         (kernel,) = compiled(target, kernels.likelihood_backward, *args, floats(500), grads=(logits,))
         assert kernel.loads >= 1 and kernel.stores >= 1
+
+    def test_sparse_targets(self, compiled: Compile, target: str) -> None:
+        """The parameters are read as beside a dense target; the search has no local memory."""
+        mean, theta = tensors(2, 500, 1024)
+        index = torch.empty(9999, dtype=torch.int32)
+        csr = Csr(index[:501], index, torch.empty(9999, dtype=torch.uint16), 1024)
+        args = ("negative_binomial", (mean, theta), csr, None, None)
+        (kernel,) = compiled(target, kernels.likelihood_forward, *args, nll=floats(500))
+        assert kernel.loads >= 2
+        (kernel,) = compiled(target, kernels.likelihood_backward, *args, floats(500), grads=(mean, theta))
+        assert kernel.loads >= 2 and kernel.stores >= 2
+        each = tensors(3, 1, 500)
+        results = dict(zip(("nll", "lse", "total"), each, strict=True))
+        (logits,) = tensors(1, 1, 500, 1024)
+        compiled(target, kernels.categorical_forward, logits, csr, **results)
+        compiled(target, kernels.categorical_backward, logits, csr, *each[:2], each[2], grad_logits=logits)
 
     def test_categorical_shapes(self, compiled: Compile, target: str) -> None:
         """Programs share long rows, and take several short ones."""

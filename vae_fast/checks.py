@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .backends.contract import PARAMETRIZATIONS, Generators
 from .backends.reference import draw_rng_state
 from .likelihoods.csr import Csr
 from .tracing import in_onnx_export
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 _get_tracing_state = torch._C._get_tracing_state
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -170,11 +173,11 @@ def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
 
 def check_target_type(name: str, target: Tensor | Csr, of_counts: bool = False) -> None:
     """of_counts: it may be sparse."""
-    if not (of_counts and check_csr(name, target)):
+    if not (of_counts and check_csr(target, name)):
         _check_dense(name, target, _TARGETS)
 
 
-def check_csr(name: str, target: Tensor | Csr) -> bool:
+def check_csr(target: Tensor | Csr, name: str = "target") -> TypeIs[Csr]:
     """Of a target of counts: whether it is sparse, and then all its checks."""
     if isinstance(target, Tensor) and target.layout is torch.strided:
         return False
@@ -207,7 +210,7 @@ def check_csr(name: str, target: Tensor | Csr) -> bool:
     return True
 
 
-def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor | Csr) -> None:
     _check_dense(name, tensor, FLOATS)
     if tensor.ndim != other.ndim or tensor.shape != other.shape:
         _check_broadcast_to(name, tensor, other_name, other.shape)
@@ -423,7 +426,7 @@ def check_parameter(
     name: str,
     parameter: Tensor | float | None,
     other_name: str,
-    other: Tensor,
+    other: Tensor | Csr,
     optional: bool = False,
     may_draw: bool = False,
 ) -> Tensor:
@@ -437,7 +440,7 @@ def check_parameter(
         is_alike = is_alike and parameter.shape == other.shape
         if not (is_alike and parameter.layout is torch.strided and parameter.device == other.device):
             like = other
-            if may_draw and has_draws(parameter, other):
+            if may_draw and isinstance(other, Tensor) and has_draws(parameter, other):
                 like = other.expand(parameter.shape[0], *other.shape)
             check_broadcast(name, parameter, other_name, like)
         return parameter
@@ -536,7 +539,7 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def check_class_type(name: str, target: Tensor) -> None:
+def check_class_type(name: str, target: Tensor | Csr) -> None:
     _check_dense(name, target, _CLASSES, " (class numbers)")
 
 

@@ -7,6 +7,7 @@
 //   Wide          8 elements, dense: 16-bit tensors in one 128-bit access, 8-bit targets in 64 bits
 //   Narrow        4 elements, dense: float32 in one 128-bit access, 16-bit tensors in 64 bits, 8-bit targets in 32
 //   Any           4 elements one by one: any strides, any alignment, rows of any length
+//   SparseTarget  the same with a target in CSR form, of counts
 // In the last three the dtype of a tensor, and whether it is constant along its rows (stride 0), is looked at in the
 // kernel (memory.h). All threads agree, yet in float32 these branches and the addresses between them are 19 of the 90
 // instructions an element of the latent forward, and 48 of 114 backward (SASS, sm_90). Kernels with a prior or with sums
@@ -31,6 +32,8 @@ template <DType kDType> using Plain = Access<kDType == DType::float32 ? 4 : 8, t
 using Wide = Access<8, true>;
 using Narrow = Access<4, true>;
 using Any = Access<4, false>;
+struct SparseTarget : Any {};  // a target in CSR form beside tensors of any strides
+template <class A> constexpr bool kIsSparse = std::is_same_v<A, SparseTarget>;
 enum class AccessKind { plain_float32, plain_bfloat16, plain_float16, wide, narrow, any };
 
 // 16-bit results round what float32 arithmetic errs by.

@@ -4,6 +4,7 @@
 // A position is a row of the grid, its classes are the columns: a thread or a few for many short rows, a block or
 // several for few long ones.
 #include "../math/special.h"
+#include "csr.h"
 #include "reduce.h"
 
 namespace vae_fast {
@@ -16,12 +17,14 @@ struct Forward {
   View logits, target;
   float *nll, *lse, *total;
   double* partial;
+  CsrIndex csr;
 };
 struct Backward {
   std::int64_t positions, classes;
   View logits, target, grad_logits;
   const float *lse, *total;
   View3 grad_nll;
+  CsrIndex csr;
 };
 
 // A row of (batch, positions): where it begins in a tensor.
@@ -149,6 +152,12 @@ template <bool kCounts> VAE_FAST_DEVICE void finish(const Forward& a, std::int64
   a.total[row] = static_cast<float>(total * exp(static_cast<float>(rounding)));
 }
 
+template <class A, bool kCounts, class Args>
+VAE_FAST_DEVICE void load_counts(const Args& a, const Position& position, RowStart<A> start, Column<A> column, int count, float (&target)[A::size]) {
+  if constexpr (kIsSparse<A>) load_csr(a.csr, a.target, position.in(a.target), a.classes, column, count, target);
+  else if constexpr (kCounts) load<A, Content::targets>(a.target, start, column, count, target);
+}
+
 template <class A, bool kCounts>
 __global__ void __launch_bounds__(kThreads, kResident)
 categorical_forward(const __grid_constant__ Forward a, const __grid_constant__ Grid grid) {
@@ -161,7 +170,7 @@ categorical_forward(const __grid_constant__ Forward a, const __grid_constant__ G
       for_each_chunk<A>(grid, at, [&](auto column, int count) {
         const Raw<A> raw = load_raw<A>(a.logits, in_logits, column, count);
         float logits[A::size], target[A::size];
-        if constexpr (kCounts) load<A, Content::targets>(a.target, in_target, column, count, target);
+        load_counts<A, kCounts>(a, position, in_target, column, count, target);
         unpack<A>(a.logits, raw, logits);
         terms.template add<Arithmetic<A>>(logits, target, count);
       });
@@ -203,7 +212,7 @@ categorical_backward(const __grid_constant__ Backward a, const __grid_constant__
     for_each_chunk<A>(grid, at, [&](auto column, int count) {
       const Raw<A> raw = load_raw<A>(a.logits, in_logits, column, count);
       float logits[A::size], target[A::size];
-      if constexpr (kCounts) load<A, Content::targets>(a.target, in_target, column, count, target);
+      load_counts<A, kCounts>(a, position, in_target, column, count, target);
       unpack<A>(a.logits, raw, logits);
 #pragma unroll
       for (int i = 0; i < A::size; ++i) {
@@ -242,7 +251,8 @@ Grid tile(std::int64_t rows, std::int64_t classes, AccessKind kind, const View& 
 }
 
 // Calls body(Access{}, std::bool_constant<counts>).
-template <class Body> void with_kernel(AccessKind kind, bool counts, Body body) {
+template <class Body> void with_kernel(AccessKind kind, bool counts, const CsrIndex& csr, Body body) {
+  if (csr) return body(SparseTarget{}, std::true_type{});
   with_access<true>(kind, [&](auto access) {
     if (counts) body(access, std::true_type{});
     else body(access, std::false_type{});
@@ -254,16 +264,16 @@ template <class Body> void with_kernel(AccessKind kind, bool counts, Body body) 
 void run(CategoricalForward a, const Stream& stream, const Allocate& allocate) {
   const std::int64_t rows = a.batch * a.positions;
   if (rows == 0) return;
-  Forward args{a.positions, a.classes, rows_of(a.logits, a.classes), rows_of(a.target, a.classes, a.counts), a.nll, a.lse, a.total, nullptr};
+  Forward args{a.positions, a.classes, rows_of(a.logits, a.classes), rows_of(a.target, a.classes, a.counts), a.nll, a.lse, a.total, nullptr, a.csr};
   const View absent{}, *const views[] = {&args.logits, a.counts ? &args.target : &absent};
-  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch, {});
+  const AccessKind kind = a.csr ? AccessKind::any : choose_access(views, a.positions, a.classes, a.batch, {});
   Grid grid = tile(rows, a.classes, kind, args.logits);
   if (grid.segments > 1) {
     const Scratch scratch = allocate(rows * grid.segments * (a.counts ? Terms<true>::numbers : Terms<false>::numbers), rows);
     args.partial = scratch.partials;
     grid.tickets = scratch.tickets;
   }
-  with_kernel(kind, a.counts, [&](auto access, auto counts) {
+  with_kernel(kind, a.counts, a.csr, [&](auto access, auto counts) {
     launch("categorical_forward", categorical_forward<decltype(access), counts.value>, stream, grid.blocks(), kThreads, args, grid);
   });
 }
@@ -272,11 +282,11 @@ void run(CategoricalBackward a, const Stream& stream, const Allocate&) {
   const std::int64_t rows = a.batch * a.positions;
   if (rows * a.classes == 0) return;
   const Backward args{a.positions, a.classes, rows_of(a.logits, a.classes), rows_of(a.target, a.classes, a.counts),
-                      rows_of(a.grad_logits, a.classes), a.lse, a.total, a.grad_nll};
+                      rows_of(a.grad_logits, a.classes), a.lse, a.total, a.grad_nll, a.csr};
   const View absent{}, *const views[] = {&args.logits, a.counts ? &args.target : &absent, &args.grad_logits};
-  const AccessKind kind = choose_access(views, a.positions, a.classes, a.batch, {});
+  const AccessKind kind = a.csr ? AccessKind::any : choose_access(views, a.positions, a.classes, a.batch, {});
   const Grid grid = tile(rows, a.classes, kind, args.logits);
-  with_kernel(kind, a.counts, [&](auto access, auto counts) {
+  with_kernel(kind, a.counts, a.csr, [&](auto access, auto counts) {
     launch("categorical_backward", categorical_backward<decltype(access), counts.value>, stream, grid.blocks(), kThreads, args, grid);
   });
 }

@@ -6,6 +6,7 @@
 // work for a forward pass without gradients. (For a mean-reduced loss a gradient scaled in the forward pass would save
 // 2N of 5N, but what arrives from above is only known in the backward pass.)
 #include "../formulas/likelihoods.h"
+#include "csr.h"
 #include "noise.h"
 #include "reduce.h"
 
@@ -75,7 +76,8 @@ VAE_FAST_DEVICE Chunk<A, Likelihood> load_chunk(const Args& a, const Starts<A, L
                     : load_raw<A, Content::reals, true>(a.parameters[p], in.parameters[p], column, count);
   if constexpr (!A::plain)
     if (a.mask) raw_mask = load_raw<A, Content::flags>(a.mask, row * a.mask.row_stride, column, count);
-  load<A, Content::targets>(a.target, in.target, column, count, chunk.target);
+  if constexpr (kIsSparse<A>) load_csr(a.csr, a.target, row, a.tiling.columns, column, count, chunk.target);
+  else load<A, Content::targets>(a.target, in.target, column, count, chunk.target);
 #pragma unroll
   for (int p = 0; p < Likelihood::parameters; ++p) unpack<A>(a.parameters[p], raw[p], chunk.parameters[p]);
   chunk.kept = A::plain ? 0xFFu : kept_of<A>(a.mask, raw_mask, count);
@@ -217,6 +219,14 @@ template <bool kMayBeWide, int kMost = kMaxParameters, class Body> void with_ker
   });
 }
 
+// The same for a sparse target.
+template <class Body> void with_sparse_kernel(int likelihood, Body body) {
+  with_likelihood(likelihood, [&](auto m) {
+    if constexpr (std::is_base_of_v<OfCounts<decltype(m)>, decltype(m)>) body(SparseTarget{}, m);
+    else throw std::invalid_argument("likelihood: this one takes no sparse target");
+  });
+}
+
 bool may_be_wide(int likelihood) {
   bool light = false;
   with_likelihood(likelihood, [&](auto m) { light = kLight<decltype(m)>; });
@@ -258,15 +268,18 @@ void run(LikelihoodForward a, const Stream& stream, const Allocate& allocate) {
   if (rows * a.draws == 0) return;
   const View* views[kMaxParameters + 3];
   list_inputs(a, a.nll.elements, views);
-  const AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.nll.elements), may_be_wide(a.likelihood), kConstants,
+  AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.nll.elements), may_be_wide(a.likelihood), kConstants,
                                                                     parameters_of(a.likelihood) <= kMostOfEight});
+  if (a.csr) kind = AccessKind::any;
   Grid grid = tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   grid.draw_parts = a.draws;
   share(a.nll, grid, allocate, a.draws);
-  with_kernel<true, kMostOfEight>(kind, a.likelihood, [&](auto access, auto likelihood) {
+  const auto run_kernel = [&](auto access, auto likelihood) {
     launch("likelihood_forward", likelihood_forward<decltype(access), decltype(likelihood)>, stream, grid.blocks(), kThreads, a, grid);
-  });
+  };
+  if (a.csr) with_sparse_kernel(a.likelihood, run_kernel);
+  else with_kernel<true, kMostOfEight>(kind, a.likelihood, run_kernel);
 }
 
 void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
@@ -293,22 +306,19 @@ void run(LikelihoodBackward a, const Stream& stream, const Allocate& allocate) {
   for (int p = 0; p < kMaxParameters; ++p) views[kMaxParameters + 3 + p] = per_element(a.gradients[p]);
   AccessKind kind = choose_access(views, rows, columns, a.draws, {is_plain(a, a.grad_nll.elements), !sums && a.draws == 1 && may_be_wide(a.likelihood),
                                                                    kConstants, !sums});
-  if (a.draws > 1 && parameters_of(a.likelihood) > kMostOfDense) kind = AccessKind::any;
+  if (a.csr || (a.draws > 1 && parameters_of(a.likelihood) > kMostOfDense)) kind = AccessKind::any;
   Grid grid = sums ? tile_columns(rows, columns, chunk_size(kind)) : tile_rows(rows, columns, chunk_size(kind));
   follow_memory(grid, kind, views);
   // A block adds up all draws of its elements.
   (sums || over_draws ? grid.draws_per_part : grid.draw_parts) = a.draws;
   if (sums) share(summed, grid, chunk_size(kind), allocate);
   const auto run_kernel = [&](auto kernel) { launch("likelihood_backward", kernel, stream, grid.blocks(), kThreads, a, grid); };
-  if (sums) {
-    with_kernel<false>(kind, a.likelihood, [&](auto access, auto likelihood) {
-      run_kernel(likelihood_backward<decltype(access), decltype(likelihood), true>);
-    });
-  } else {
-    with_kernel<true>(kind, a.likelihood, [&](auto access, auto likelihood) {
-      run_kernel(likelihood_backward<decltype(access), decltype(likelihood), false>);
-    });
-  }
+  const auto run_sums = [&](auto access, auto likelihood) { run_kernel(likelihood_backward<decltype(access), decltype(likelihood), true>); };
+  const auto run_each = [&](auto access, auto likelihood) { run_kernel(likelihood_backward<decltype(access), decltype(likelihood), false>); };
+  if (a.csr && sums) with_sparse_kernel(a.likelihood, run_sums);
+  else if (a.csr) with_sparse_kernel(a.likelihood, run_each);
+  else if (sums) with_kernel<false>(kind, a.likelihood, run_sums);
+  else with_kernel<true>(kind, a.likelihood, run_each);
 }
 
 }  // namespace vae_fast

@@ -118,8 +118,9 @@ class Kernels(Protocol):
     def categorical_forward(
         self, logits: Tensor, target: Tensor | Csr, *, nll: Tensor, lse: Tensor, total: Tensor
     ) -> None:
-        """logits (batch, positions, classes); target without classes is a class, else counts; a sparse one
-        has a row for every position, whatever the sample. lse: log sum exp of the logits; total: the counts' sum, times exp of what lse lost by rounding."""
+        """logits (batch, positions, classes); target without classes is a class, else counts; a sparse one has a row
+        for every position, whatever the sample. lse: log sum exp of the logits; total: the counts' sum, times exp of
+        what lse lost by rounding."""
 
     def categorical_backward(
         self,

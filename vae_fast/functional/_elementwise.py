@@ -34,7 +34,7 @@ def elementwise_nll(
     """The nll that the op calls `op_name`. `param` has target's shape, the `others` broadcast to it (`optional`: None
     is 0), and all may have draws; target may be sparse if it is `of_counts`. An error names them as here."""
     check_tensor(param_name, param)
-    is_sparse = of_counts and check_csr("target", target)
+    is_sparse = of_counts and check_csr(target)
     draws = check_target(target, param_name, param, is_sparse)
     params, like = [param], param if draws is None else param.expand(draws, *target.shape)
     for name, other in others.items():
@@ -50,6 +50,8 @@ def elementwise_nll(
     if weight is not None:
         check_per_sample("weight", weight, target, draws)
     per_element = reduction != "sample" and check_reduction(reduction)
-    op = csr_likelihood if is_sparse else likelihood
-    nll = op(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)
+    if is_sparse:
+        nll = csr_likelihood(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)
+    else:
+        nll = likelihood(op_name, target, *params, mask=mask, per_element=per_element, draws=draws)  # type: ignore[arg-type]  # dense
     return nll if weight is None else weighted(nll, weight, target.ndim if per_element else 1)

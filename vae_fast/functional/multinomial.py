@@ -47,17 +47,17 @@ def multinomial_nll(
     Source: Liang et al., "Variational autoencoders for collaborative filtering", 2018.
     """
     check_logits(logits)
-    is_sparse = check_csr("target", target)
-    draws = check_counts(target, logits, is_sparse)
+    dense = None if check_csr(target) else target
+    draws = check_counts(target, logits, dense is None)
     if mask is not None:
         check_mask(mask, target, "the positions of target", target.shape[:-1])
     if weight is not None:
         check_per_sample("weight", weight, target, draws)
     per_element = reduction != "sample" and check_reduction(reduction)
-    if is_sparse:
+    if dense is None:
         nll = csr_categorical(logits, target, mask)
     else:
-        nll = categorical(logits, target, mask, per_element, draws)
+        nll = categorical(logits, dense, mask, per_element, draws)
     return nll if weight is None else weighted(nll, weight, target.ndim - 1 if per_element else 1)
 
 

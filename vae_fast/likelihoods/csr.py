@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
-class Csr(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Csr:
     """Counts (batch, features): row r has values[crow[r]:crow[r + 1]], in the columns col[crow[r]:crow[r + 1]].
 
     A target of counts may be one in place of a torch.sparse_csr tensor, which a graph of torch.compile does not take.
@@ -27,7 +32,14 @@ class Csr(NamedTuple):
     @classmethod
     def of(cls, target: Tensor) -> Csr:
         """That of a torch.sparse_csr tensor, without a copy."""
-        return cls(target.crow_indices(), target.col_indices(), target.values(), target.shape[1])
+        values = target.values()
+        if not target.requires_grad:
+            values = values.detach()  # else a view of the sparse tensor, which Dynamo does not take
+        return cls(target.crow_indices(), target.col_indices(), values, target.shape[1])
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        return self.crow, self.col, self.values, self.features
 
     @property
     def shape(self) -> torch.Size:
@@ -49,10 +61,13 @@ class Csr(NamedTuple):
     def requires_grad(self) -> bool:
         return self.values.requires_grad
 
+    def numel(self) -> int:
+        return self.shape.numel()
+
     def rows(self, rows: slice) -> Csr:
         """Some of the rows, on the same memory."""
         first, stop, _ = rows.indices(self.shape[0])
-        return self._replace(crow=self.crow[first : stop + 1])
+        return Csr(self.crow[first : stop + 1], self.col, self.values, self.features)
 
     def elements(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, column and value (float64) of what is stored; NaN where a column does not follow the one before."""
@@ -67,12 +82,13 @@ class Csr(NamedTuple):
         return rows, torch.where(inside, col, 0), torch.where(inside & follows, values, torch.nan)
 
 
-def is_csr(target: Tensor | Csr) -> bool:
+def is_csr(target: Tensor | Csr) -> TypeIs[Csr]:
+    """Whether it is sparse; type checkers need to know only that it is a dense tensor otherwise."""
     return isinstance(target, Csr) or target.layout is torch.sparse_csr
 
 
 def as_csr(target: Tensor | Csr) -> Csr:
-    crow, col, values, features = target if isinstance(target, Csr) else Csr.of(target)
+    crow, col, values, features = (target if isinstance(target, Csr) else Csr.of(target)).parts
     return Csr(crow.contiguous(), col.contiguous(), values.contiguous(), features)
 
 

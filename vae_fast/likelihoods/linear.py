@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .csr import Csr
 from .numerics import upcast
 from .spec import Parameter, Spec, largest_log
 
@@ -22,7 +23,7 @@ def linear_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *fixed: Value,
     library: Tensor | None = None,
     mask: Tensor | None = None,
@@ -46,7 +47,7 @@ def linear_nll(
     return spec.nll(first, target, *others, mask=mask, weight=sample_weight)
 
 
-def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> list[Tensor]:
+def parameters(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | Csr) -> list[Tensor]:
     """The layer's outputs: one tensor in target's shape, after hidden's draws, for every parameter."""
     heads = F.linear(hidden, weight, bias).split(math.prod(target.shape[1:]), -1)
     return [head.view(*hidden.shape[:-2], *target.shape) for head in heads]

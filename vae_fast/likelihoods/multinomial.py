@@ -65,7 +65,7 @@ def linear_multinomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .counts import count_nll, domain, shared_unit
+from .csr import Csr
 from .linear import linear_nll
 from .poisson import poisson
 from .spec import Parameter, Spec
@@ -22,7 +23,7 @@ from .special import (
 
 def negative_binomial_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float,
     *,
     mask: Tensor | None = None,
@@ -100,7 +101,7 @@ def linear_negative_binomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float | None = None,
     *,
     library: Tensor | None = None,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import count_nll
+from .csr import Csr
 from .linear import Value, linear_nll
 from .negative_binomial import THETA, d_negative_binomial, negative_binomial
 from .spec import Parameter, Spec
@@ -14,7 +15,7 @@ from .spec import Parameter, Spec
 
 def negative_binomial_mixture_nll(
     mean_1: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     mean_2: Tensor | float,
     theta: Tensor | float,
     mixture_logits: Tensor | float,
@@ -91,7 +92,7 @@ def linear_negative_binomial_mixture_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Value = None,
     theta_2: Value = None,
     *,

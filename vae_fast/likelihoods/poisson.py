@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .counts import count_nll, domain
+from .csr import Csr
 from .linear import linear_nll
 from .spec import Parameter, Spec
 from .special import deviance, log_factorial_minus
@@ -13,7 +14,7 @@ from .special import deviance, log_factorial_minus
 
 def poisson_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -51,7 +52,7 @@ def linear_poisson_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     *,
     library: Tensor | None = None,
     mask: Tensor | None = None,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import NOTHING, count_nll
+from .csr import Csr
 from .linear import linear_nll
 from .negative_binomial import THETA, d_negative_binomial, negative_binomial
 from .spec import Parameter, Spec
@@ -14,7 +15,7 @@ from .spec import Parameter, Spec
 
 def zero_inflated_negative_binomial_nll(
     mean: Tensor,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float,
     dropout_logits: Tensor | float,
     *,
@@ -70,7 +71,7 @@ def linear_zero_inflated_negative_binomial_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
+    target: Tensor | Csr,
     theta: Tensor | float | None = None,
     *,
     library: Tensor | None = None,

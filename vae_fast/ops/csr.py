@@ -36,7 +36,7 @@ def csr_likelihood(
         reduction = "none" if per_element else "sample"
         return LIKELIHOODS[likelihood].nll(first, csr, *others, mask=mask, reduction=reduction)
     params = dense.unexpanded(backend, csr, params, draws)
-    nll: Tensor = CSR_LIKELIHOOD(backend, likelihood, *csr, mask, per_element, *params)
+    nll: Tensor = CSR_LIKELIHOOD(backend, likelihood, *csr.parts, mask, per_element, *params)
     return nll
 
 
@@ -76,7 +76,7 @@ def csr_categorical(
     backend = _common.dispatch("categorical", csr.values, csr.crow, csr.col, logits, mask)
     if backend is reference or (csr.requires_grad and torch.is_grad_enabled()):
         return reference.multinomial_nll(logits, csr, mask=mask)
-    nll: Tensor = CSR_CATEGORICAL(backend, logits, *csr[:3], mask)
+    nll: Tensor = CSR_CATEGORICAL(backend, logits, csr.crow, csr.col, csr.values, mask)
     return nll
 
 

@@ -55,7 +55,7 @@ def linear_likelihood(
             likelihood, hidden, weight, bias, target, *fixed_params, library=library, mask=mask
         )
         return nll * sample_weight
-    parts: tuple[Tensor, ...] = (target,) if isinstance(target, Tensor) else target[:3]
+    parts: tuple[Tensor, ...] = (target,) if isinstance(target, Tensor) else target.parts[:3]
     tensors = (weight, bias, *parts, *fixed_params, library, mask, sample_weight)
     backend = _common.dispatch("linear_likelihood", hidden, *tensors)
     if backend is None and isinstance(target, Tensor) and any(map(_common.is_dtensor, (hidden, *tensors))):
@@ -86,7 +86,7 @@ def linear_likelihood(
     fused: Tensor
     if isinstance(target, Csr):
         fused = CSR_LINEAR_LIKELIHOOD(
-            backend, likelihood, hidden, weight, bias, *target, *options, *fixed_params
+            backend, likelihood, hidden, weight, bias, *target.parts, *options, *fixed_params
         )
     else:
         fused = LINEAR_LIKELIHOOD(

@@ -93,7 +93,7 @@ class Engine:
     def _counts(self, tensor: Tensor | Csr) -> Any:
         """A uint8 tensor holds numbers. The strides of sparse counts are those of their rows by sample and position."""
         if isinstance(tensor, Csr):
-            crow, col, values, _ = tensor
+            crow, col, values, _ = tensor.parts
             code = self._count8 if values.dtype is torch.uint8 else self.dtypes[values.dtype]
             return values.data_ptr(), code, (0, 1), crow.data_ptr(), col.data_ptr(), col.dtype is torch.int64
         code = self._count8 if tensor.dtype is torch.uint8 else self.dtypes[tensor.dtype]
@@ -197,12 +197,12 @@ class Engine:
         view = self._view
         _alive, state, words = _state(rng_state)
         self.extension.likelihood_forward(
-            self.where(target),
+            self.where(nll),
             target.shape,
             draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if likelihood in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts or isinstance(target, Csr) else view(target),
             view(mask),
             state,
             words,
@@ -229,12 +229,12 @@ class Engine:
         view = self._view
         _alive, state, words = _state(rng_state)
         self.extension.likelihood_backward(
-            self.where(target),
+            self.where(grad_nll),
             target.shape,
             draws,
             self.likelihoods[likelihood],
             tuple(map(view, params)),
-            self._counts(target) if likelihood in self.of_counts else view(target),
+            self._counts(target) if likelihood in self.of_counts or isinstance(target, Csr) else view(target),
             view(mask),
             state,
             words,

@@ -233,7 +233,7 @@ def _fill(out: Tensor | None, grad: Tensor) -> None:
         out.copy_(grad.sum_to_size(out.shape))
 
 
-def _reduction(loss: Tensor, of: Tensor, has_draws: bool = False) -> str:
+def _reduction(loss: Tensor, of: Tensor | Csr, has_draws: bool = False) -> str:
     return "none" if loss.ndim - has_draws == of.ndim else "sample"
 
 

@@ -21,7 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...likelihoods.categorical import IGNORED
+from ...likelihoods.csr import Csr
 from . import layout
+from .csr import pointers, stored, target_key
 from .formulas import exp, factors
 from .launch import INTERPRETED as _IN_PYTHON
 from .launch import Job, Key, Spec, cached, key, run, specs
@@ -103,7 +105,7 @@ def _forward(
     part = pid % PARTS
     first, local, inside = samples(pid // PARTS, rows, OFFSETS_64, ROWS)
     at = _rows(logits, first, local, positions, logits_s, VEC)
-    if not INDEX:
+    if not INDEX and len(target_s) > 0:
         target_at = _rows(target, first, local, positions, target_s, VEC)
     m = tl.full((ROWS, COLS // GROUP), _LOWEST, tl.float32)
     s = tl.zeros((ROWS, COLS // GROUP), tl.float32)
@@ -120,7 +122,10 @@ def _forward(
         far = el - top[:, :, None]
         s = s * exp(fall, False) + tl.sum(exp(far, False), axis=2)
         if not INDEX:
-            x = tl.load(target_at + cols * target_c, mask=there, other=0).to(tl.float32)
+            if len(target_s) == 0:
+                x = stored(target, (first + local) % positions, start, cols, there, n, ROWS, COLS)
+            else:
+                x = tl.load(target_at + cols * target_c, mask=there, other=0).to(tl.float32)
             x = tl.reshape(x, (ROWS, COLS // GROUP, GROUP))
             dot += _weighted(count, fall) + tl.sum(_weighted(x, far), axis=2)
             count += tl.sum(x, axis=2)
@@ -185,8 +190,12 @@ def _backward(
         # A count may be so large that it sees what exp() leaves out.
         top, scale = factors(far, 2)
         p = count * scale * (scale * top)
-        x_at = _rows(target, first, local, positions, target_s, VEC) + cols * target_c
-        grad = g * (p - tl.load(x_at, mask=mask, other=0).to(tl.float32))
+        if len(target_s) == 0:
+            x = stored(target, (first + local) % positions, start, cols, mask, n, ROWS, COLS)
+        else:
+            x_at = _rows(target, first, local, positions, target_s, VEC) + cols * target_c
+            x = tl.load(x_at, mask=mask, other=0).to(tl.float32)
+        grad = g * (p - x)
     out = _rows(grad_logits, first, local, positions, grad_logits_s, VEC) + cols * grad_logits_c
     tl.store(out, grad.to(grad_logits.dtype.element_ty), mask=inside & there)
 
@@ -204,6 +213,9 @@ def _describe(shape: Strides, *tensors: Spec) -> _Tensors:
     found: list[Strides | int] = []
     vec, extent, longest = math.gcd(16, shape[2]), shape[2], 0
     for t in tensors:
+        if not t.strides:  # sparse counts
+            found += [(), 0]
+            continue
         batch, position, *rest = (
             step if size > 1 else 0 for step, size in zip(t.strides, shape, strict=False)
         )
@@ -253,7 +265,7 @@ def _forward_jobs(device: torch.device, *keys: Key) -> list[Job]:
     logits, target = specs(*keys)
     assert logits is not None and target is not None
     batch, positions, n = logits.shape
-    rows, index = batch * positions, len(target.shape) == 2
+    rows, index = batch * positions, len(target.shape) == 2 and target.strides != ()
     at = _describe(logits.shape, logits, target)
     plan = _row_plan(rows, n, choice_of("categorical_forward", logits))
     shared = (*at.strides, *[0] * index, rows, positions, n, plan.parts)
@@ -274,7 +286,7 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     logits, target, grad_nll, grad = specs(*keys)
     assert logits is not None and target is not None and grad_nll is not None and grad is not None
     batch, positions, n = logits.shape
-    rows, index = batch * positions, len(target.shape) == 2
+    rows, index = batch * positions, len(target.shape) == 2 and target.strides != ()
     at = _describe(logits.shape, logits, target, grad_nll, grad)
     strides = [*at.strides[:3], 0, *at.strides[3:]] if index else at.strides
     plan = elementwise_plan(rows, n, choice_of("categorical_backward", logits))
@@ -284,7 +296,9 @@ def _backward_job(device: torch.device, *keys: Key) -> Job:
     )  # fmt: skip
 
 
-def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Tensor, total: Tensor) -> None:
+def categorical_forward(
+    logits: Tensor, target: Tensor | Csr, *, nll: Tensor, lse: Tensor, total: Tensor
+) -> None:
     """Fills nll, lse and total (batch, positions), which are dense, from logits (batch, positions, classes) and classes
     (batch, positions) or counts (batch, positions, classes). Class -100 is ignored, and others that do not exist have
     an nll of NaN."""
@@ -293,18 +307,20 @@ def categorical_forward(logits: Tensor, target: Tensor, *, nll: Tensor, lse: Ten
         lse.fill_(-math.inf)
         total.zero_()
         return
-    jobs = _forward_jobs(logits.device, key(logits), key(target))
+    jobs = _forward_jobs(logits.device, key(logits), target_key(target))
+    on, counts = pointers(target)
     partial = None
     if len(jobs) == 2:
         partial = torch.empty(jobs[0].scratch[0], dtype=torch.float32, device=logits.device)  # type: ignore[arg-type]
     for job in jobs:
-        run(job, logits, logits, target, nll, lse, total, partial)
+        run(job, on, logits, counts, nll, lse, total, partial)
 
 
 def categorical_backward(
-    logits: Tensor, target: Tensor, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
+    logits: Tensor, target: Tensor | Csr, lse: Tensor, total: Tensor, grad_nll: Tensor, *, grad_logits: Tensor
 ) -> None:
     """Fills grad_logits, of any strides, as those of the inputs are."""
     if logits.numel():
-        job = _backward_job(logits.device, key(logits), key(target), key(grad_nll), key(grad_logits))
-        run(job, logits, logits, target, lse, total, grad_nll, grad_logits)
+        keys = (key(logits), target_key(target), key(grad_nll), key(grad_logits))
+        job, (on, counts) = _backward_job(logits.device, *keys), pointers(target)
+        run(job, on, logits, counts, lse, total, grad_nll, grad_logits)

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...likelihoods.csr import Csr
+from .csr import pointers, stored, target_key
 from .launch import Job, Key, cached, key, run, specs
 from .layout import (
     Strides,
@@ -87,7 +89,10 @@ def _target(
     LEVELS: tl.constexpr, PAIR: tl.constexpr, VEC: tl.constexpr, SWAP: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    x = load(target, target_s, at, sizes, VEC)
+    if len(target_s) == 0:
+        x = stored(target, at[0] + at[1], start, at[2], at[4], n, ROWS, COLS)
+    else:
+        x = load(target, target_s, at, sizes, VEC)
     if LEVELS and target.dtype.element_ty == tl.uint8:  # x / 255, rounded as a division would
         level = x * (1.0 / 255.0)
         x = tl.fma(tl.fma(level, -255.0, x), 1.0 / 255.0, level)
@@ -248,7 +253,7 @@ def _forward_job(
         of_draw, given = lead_all(given, target)
         nll_d, nll = nll.strides[0], after_lead(nll)
     each = per_element(nll, target.shape)
-    tensors = [x and x.strides for x in (target, *given, kept)]
+    tensors = [x and (x.strides or None) for x in (target, *given, kept)]
     steps_of_draws = of_draw if not each or nll_d is None else (*of_draw, nll_d)
     # bits are drawn in row-major order
     at = describe(
@@ -300,7 +305,7 @@ def _backward_job(
             g.strides[0] if g is not None and k == ELEMENT else 0 for g, k in zip(wanted, kinds, strict=True)
         )
     each = per_element(grad_nll, shape)
-    inputs = [x and x.strides for x in (target, *given, kept)]
+    inputs = [x and (x.strides or None) for x in (target, *given, kept)]
     upstream = grad_nll.strides if each else None
     steps_of_draws = (
         (*of_draw, *of_grads) if not each or grad_nll_d is None else (*of_draw, *of_grads, grad_nll_d)
@@ -328,7 +333,7 @@ def _backward_job(
 def likelihood_forward(
     likelihood: str,
     params: Sequence[Tensor],
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     rng_state: Tensor | None,
     *,
@@ -340,17 +345,17 @@ def likelihood_forward(
     if target.numel() == 0 or draws == 0:
         nll.zero_()
         return
-    tensors = (target, mask, rng_state, nll)
-    job = _forward_job(target.device, likelihood, draws, tuple(map(key, params)), *map(key, tensors))
-    (out,) = outputs(job, (nll,), target)
-    run(job, target, target, tuple(params), mask, rng_state, out)
+    keys = (target_key(target), key(mask), key(rng_state), key(nll))
+    job = _forward_job(target.device, likelihood, draws, tuple(map(key, params)), *keys)
+    (out,) = outputs(job, (nll,), nll)
+    run(job, *pointers(target), tuple(params), mask, rng_state, out)
     add_up(out, nll)
 
 
 def likelihood_backward(
     likelihood: str,
     params: Sequence[Tensor],
-    target: Tensor,
+    target: Tensor | Csr,
     mask: Tensor | None,
     rng_state: Tensor | None,
     grad_nll: Tensor,
@@ -368,9 +373,9 @@ def likelihood_backward(
         return
     keys = tuple(map(key, params)), tuple(map(key, grads))
     job = _backward_job(
-        target.device, likelihood, draws, *keys, *map(key, (target, mask, rng_state, grad_nll))
+        target.device, likelihood, draws, *keys, target_key(target), *map(key, (mask, rng_state, grad_nll))
     )
-    outs = outputs(job, grads, target)
-    run(job, target, target, tuple(params), mask, rng_state, grad_nll, tuple(outs))
+    outs = outputs(job, grads, grad_nll)
+    run(job, *pointers(target), tuple(params), mask, rng_state, grad_nll, tuple(outs))
     for out, g in zip(outs, grads, strict=True):
         add_up(out, g, job.order)
