@@ -3,10 +3,10 @@
     python -m benchmarks.simulate_counts cells.h5ad --cells 100000 --genes 20000
     python -m benchmarks.cells cells.h5ad
 
-The model is scvi-tools' own: one hidden layer of 128, latent 10, batch norm, dropout 0.1 in the encoder, one theta a gene,
-the batch as a condition; batches of 1024. scvi-tools trains on a part of the cells (--part), where it takes minutes.
-Every measurement is a process of its own, in turns; the best of each counts. Memory is anonymous, above what the imports
-and the loaded data take.
+The model is scvi-tools' own: one hidden layer of 128, latent 10, batch norm, dropout 0.1 in the encoder, one theta a
+gene, the batch as a condition; batches of 1024. scvi-tools trains on a part of the cells (--part), where it takes
+minutes. Every measurement is a process of its own, in turns; the best of each counts. Memory is anonymous, above what
+the imports and the loaded data take.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +73,9 @@ def train_vae_fast(path: str, likelihood: str, steps: int, part: int) -> dict[st
     )  # fmt: skip
     with PeakMemory() as memory:
         trainer = Trainer(recipe, dataset, callbacks=(clock,))
-        try:
+        with suppress(StopIteration):
             trainer.fit()
-        except StopIteration:
-            pass
-    steps_taken = sorted(b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False))
+    steps_taken = sorted(b - a for a, b in pairwise(clock.times[1:]))
     mean = sum(steps_taken) / len(steps_taken)
     return {"cells/s": BATCH / mean, "best": BATCH / steps_taken[0], "MB": memory.peak}
 
@@ -100,7 +100,7 @@ def train_scvi(path: str, likelihood: str, steps: int, part: int) -> dict[str, f
     type(model.module).forward = timed
     with PeakMemory() as memory:
         model.train(max_epochs=1, **options)
-    steps_taken = sorted(b - a for a, b in zip(clock[1:], clock[2:], strict=False))
+    steps_taken = sorted(b - a for a, b in pairwise(clock[1:]))
     return {
         "cells/s": BATCH * len(steps_taken) / sum(steps_taken),
         "best": BATCH / steps_taken[0],
