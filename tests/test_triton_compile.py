@@ -264,7 +264,6 @@ class TestDense:
         (kernel,) = compiled(target, kernels.mixture_backward, *args, grad_params=params)
         assert kernel.middle >= 2 * each + each and kernel.exchanges == 0
 
-
     def test_pairwise(self, compiled: Compile, target: str) -> None:
         rows, columns, weights = tensors(3, 4096, 24), tensors(2, 1000, 24), floats(1000)
         joint, own = floats(4096), OwnColumn(0, 5000)
