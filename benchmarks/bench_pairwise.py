@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 
 from .comparison import Case, Comparison
-from .harness import Provider, Suite, case_id, compare
+from .harness import Provider, Suite, case_id, compare, size_of
 from .settings import QUICK
 from .timing import OURS
 from .work import INPUT_SETS, Inputs, Work, torch_work
 
 DATASET, DRAWS = 50_000, 30
 CASES = (
-    [("total correlation", 24, 24, 4), ("mixture KL", 16, 5, 4)]
+    [("total correlation", (24, 24, 4)), ("mixture KL", (16, 5, 4))]
     if QUICK
     else [
-        ("total correlation", 1024, 1024, 32),
-        ("total correlation", 128, 128, 10),
-        ("total correlation", 4096, 4096, 64),  # vae_fast's alone: the lines take 31 GB
-        ("mixture KL", 1024, 100, 32),
+        ("total correlation", (1024, 1024, 32)),
+        ("total correlation", (128, 128, 10)),
+        ("total correlation", (4096, 4096, 64)),  # vae_fast's alone: the lines take 31 GB
+        ("mixture KL", (1024, 100, 32)),
     ]
 )
 LARGEST = 1 << 27  # pairs and dims that the lines have memory for
@@ -41,13 +41,14 @@ def make_inputs(case: Case) -> list[Inputs]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    rows, columns, dims = case["rows"], case["columns"], case["dims"]
+    rows, columns, dims = case["shape"]
 
     def normal(*size: int) -> Any:
         return torch.randn(size, generator=generator)
 
     def one() -> Inputs:
         mu, logvar = normal(rows, dims), 0.5 * normal(rows, dims) - 1
+        params: tuple[Any, ...]
         if case["what"] == "mixture KL":
             params = (mu, logvar, normal(columns, dims), normal(columns, dims), normal(columns))
         else:
@@ -67,12 +68,12 @@ def check(case: Case, weights_of: Any, i: int, inputs: Inputs, outputs: tuple[An
     if case["what"] == "mixture KL":
         with torch.no_grad():
             want = vae_fast.mixture_kl(*(p.detach() for p in inputs.params), num_samples=300).double()
-        assert (got - want).abs().mean() < 6 * math.sqrt(case["dims"] / DRAWS)
+        assert (got - want).abs().mean() < 6 * math.sqrt(case["shape"][2] / DRAWS)
         return
-    if i or case["rows"] * case["columns"] * case["dims"] > LARGEST:
+    if i or math.prod(case["shape"]) > LARGEST:
         return
     z, mu, logvar = params
-    weights = weights_of(case["rows"]).double()
+    weights = weights_of(case["shape"][0]).double()
     want = torch.cat([lines(weights[r : r + 64], z[r : r + 64], mu, logvar) for r in range(0, len(z), 64)])
     assert (got - want).abs().max() <= 1e-3
 
@@ -116,11 +117,10 @@ def mixture_lines(mu: Any, logvar: Any, means: Any, logvars: Any, logits: Any) -
 
 
 def expression_of(case: Case, wrap: Any = lambda function: function) -> Any:
-    import torch
 
     if case["what"] == "mixture KL":
         return wrap(mixture_lines)
-    return partial(wrap(lines), stratified_weights(case["rows"]))
+    return partial(wrap(lines), stratified_weights(case["shape"][0]))
 
 
 def written(case: Case) -> Work:
@@ -144,7 +144,10 @@ def from_pythae(case: Case) -> Work:
     import torch
 
     model = importlib.import_module("pythae.models").BetaTCVAE
-    rows, weights_of = case["rows"], partial(model._log_importance_weight_matrix, None, dataset_size=DATASET)
+    rows, weights_of = (
+        case["shape"][0],
+        partial(model._log_importance_weight_matrix, None, dataset_size=DATASET),
+    )
 
     def total_correlation(z: Any, mu: Any, logvar: Any) -> Any:
         pairs = model._compute_log_gauss_density(None, z[:, None], mu[None], logvar[None])
@@ -161,7 +164,8 @@ def ours(case: Case) -> Work:
     def expression(*params: Any) -> Any:
         if case["what"] == "mixture KL":
             return (vae_fast.mixture_kl(*params, num_samples=DRAWS),)
-        return (vae_fast.aggregate_posterior(*params, DATASET).total_correlation,)
+        z, mu, logvar = params
+        return (vae_fast.aggregate_posterior(z, mu, logvar, DATASET).total_correlation,)
 
     return torch_work(make_inputs(case), expression, partial(check, case, stratified_weights))
 
@@ -174,18 +178,18 @@ PROVIDERS = [
 ]
 
 
-def run(what: str, rows: int, columns: int, dims: int) -> Comparison:
-    case = {"what": what, "rows": rows, "columns": columns, "dims": dims}
+def run(what: str, shape: tuple[int, ...]) -> Comparison:
+    case = {"what": what, "shape": shape}
     out = ["pythae"] * (what == "mixture KL") + ["torch.compile"] * QUICK
-    if rows * columns * dims > LARGEST:
+    if math.prod(shape) > LARGEST:
         out += [p.name for p in PROVIDERS if p.name != OURS]
     providers = [p for p in PROVIDERS if p.name not in out]
-    return compare(f"{what}, forward + backward, {rows} x {columns} x {dims}", case, providers, rounds=6)
+    return compare(f"{what}, forward + backward, {size_of(shape)}", case, providers, rounds=6)
 
 
 _suite = Suite("pairwise", ours)
 
 
-@pytest.mark.parametrize(("what", "rows", "columns", "dims"), CASES, ids=case_id)
-def test_pairwise(what: str, rows: int, columns: int, dims: int, benchmark: Any) -> None:
-    _suite.add(run(what, rows, columns, dims), benchmark)
+@pytest.mark.parametrize(("what", "shape"), CASES, ids=case_id)
+def test_pairwise(what: str, shape: tuple[int, ...], benchmark: Any) -> None:
+    _suite.add(run(what, shape), benchmark)

@@ -1,9 +1,9 @@
 """The op `pairwise`: log N(z_i; mu_j, exp logvar_j) of every row and column, reduced over the columns.
 
 A program has a tile of rows and walks along the columns, dim by dim. What it keeps of each dim (a maximum and a sum
-forward, a gradient backward) are tiles (rows, dims) of which one dim at a time is read and changed by a mask:
-registers have no index. Backward is a launch for the rows and one for the columns, whose programs walk along some of the rows each;
-their parts are added in a fixed order.
+forward, a gradient backward) are tiles (rows, dims), of which one dim at a time is read and changed by a mask:
+registers have no index. Backward is a launch for the rows and one for the columns, whose programs walk along some of
+the rows each; their parts are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -348,6 +348,7 @@ def pairwise_backward(
         return
     job = _columns_job(*common, *keys)
     (parts, size), weights = job.scratch  # type: ignore[misc]
+    assert weights is not None
     by_mu, by_logvar = (torch.empty((parts, size), dtype=torch.float32, device=z.device) for _ in range(2))
     by_weight = (
         torch.empty(weights, dtype=torch.float32, device=z.device) if grad_log_weights is not None else None
