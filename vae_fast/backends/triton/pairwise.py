@@ -270,7 +270,19 @@ def _rows_job(device: torch.device, own: OwnColumn | None, weighted: bool, step:
     (rows, n), columns = z.shape, mu.shape[0]
     numbers, stratified = _numbers(own, columns)
     grid = (triton.cdiv(rows, _ROWS), max(1, triton.cdiv(n, _dims(n))))
-    rest = (*_strides(*keys), step, rows, columns, *numbers, weighted, stratified, _ROWS, _COLS, _dims(n), n)
+    rest = (
+        *_strides(*keys),
+        step,
+        rows,
+        columns,
+        *numbers,
+        weighted,
+        stratified,
+        _ROWS,
+        _COLS // 2,
+        _dims(n),
+        n,
+    )  # registers
     return Job(_backward_rows, grid, 128, rest)
 
 
