@@ -69,7 +69,9 @@ def expected() -> dict[str, set[str]]:
         | {f"categorical_{way} sparse 1" for way in ways},
         "mixture": {f"mixture_{way} {channels}" for way in ways for channels in "13"},
         "noise": {f"noise_fill {a}" for a in access},
-        "pairwise": {f"pairwise_{of}" for of in ("forward", "backward_rows", "backward_columns", "add_parts")},
+        "pairwise": {
+            f"pairwise_{of}" for of in ("forward", "backward_rows", "backward_columns", "add_parts")
+        },
     }
 
 

@@ -40,7 +40,7 @@ class TestOutside:
                 "test_importance.py",
                 "-k",
                 "triton and (test_parametrization or test_csr"
-                " or test_pairwise and (dtypes or layouts or autograd or gradient_through)"
+                " or test_pairwise and (bfloat16 or layouts or gradient_through)"
                 " or test_importance and (gradient and total-dtype0 or prior and path-dtype1 or later and each))",
             ),
         ],

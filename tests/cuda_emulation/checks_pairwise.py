@@ -36,10 +36,15 @@ def pairwise(
         elif got is not None:  # the sum over nothing
             assert (got == -torch.inf).all()
     grad_joint = values((1,), F32, 5).expand(rows) if wanted != "dims" else None
-    grad_dims = like((rows, dims), F32, layout).copy_(values((rows, dims), F32, 6)) if sums is not None else None
+    grad_dims = (
+        like((rows, dims), F32, layout).copy_(values((rows, dims), F32, 6)) if sums is not None else None
+    )
     grads = [like(t.shape, dtype, layout).fill_(float("nan")) for t in (z, mu, logvar)]
     by_weight = poisoned((columns,), F32, "dense") if weighted else None
-    exact = [torch.empty(t.shape, dtype=torch.float64) for t in (*grads, joint[:0] if by_weight is None else by_weight)]
+    exact = [
+        torch.empty(t.shape, dtype=torch.float64)
+        for t in (*grads, joint[:0] if by_weight is None else by_weight)
+    ]
     for call, inputs, outs in (
         (cuda.pairwise_backward, (z, mu, logvar), [*grads, by_weight]),
         (reference.pairwise_backward, wide, [*exact[:3], exact[3] if weighted else None]),

@@ -52,7 +52,7 @@ class OwnColumn(NamedTuple):
     dataset_size: int | None = None
 
     def log_weights(self, columns: int) -> tuple[float, float, float] | None:
-        """Of all other columns 1 / M, of the row's own 1 / N, of the next one (N - M) / (N M), where M = columns - 1."""
+        """Of all other columns 1 / M, of the row's own 1 / N, of the next (N - M) / (N M), where M = columns - 1."""
         if self.dataset_size is None:
             return None
         n, m = self.dataset_size, columns - 1

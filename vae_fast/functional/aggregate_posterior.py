@@ -44,8 +44,8 @@ def aggregate_posterior(
 
     Bias: "mws" takes a sum over M for one over N. Where only the own sample is near, it makes log q(z) and each
     log q(z_d) too small by log M, and the total correlation of D dims too large by (D - 1) log M; where all samples of
-    the batch are as near, too large by (D - 1) log N. A constant of the batch size either way in the gradient's eyes, but
-    values of different batch sizes do not compare. "mss" is unbiased for q(z), not for its logarithm.
+    the batch are as near, too large by (D - 1) log N. The gradient does not see a constant, but values of different
+    batch sizes do not compare. "mss" is unbiased for q(z), not for its logarithm.
 
     Normalisation elsewhere: rtqichen/beta-tcvae and pythae compute "mws" and "mss_columns" as above.
     disentangling-vae has no 1/(N M) without is_mss, so its total correlation is (D - 1) log(N M) below "mws"; with
@@ -68,7 +68,8 @@ def aggregate_posterior(
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not match, an unknown estimator, a dataset_size below the batch.
 
-    Source: Chen et al., "Isolating sources of disentanglement in variational autoencoders", 2018, section 4, appendix C.
+    Source: Chen et al., "Isolating sources of disentanglement in variational autoencoders", 2018, section 4 and
+    appendix C.
     """
     check_tensor("z", z)
     check_pair(mu, logvar)

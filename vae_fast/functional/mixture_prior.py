@@ -69,15 +69,15 @@ def mixture_kl(
 
         kl = mean over s of  log q(z_s) - log p(z_s),   z_s = mu + exp(logvar / 2) eps_s
 
-    log q is taken from eps itself and p is `mixture_log_prob`. Draws are made a few at a time and made again by backward:
-    noise and z of a million elements (4 MB each) are there at once, and one number a draw and sample is kept. An
-    rng_state per sample (or a list of generators) makes all draws at once.
+    log q is taken from eps itself and p is `mixture_log_prob`. Draws are made a few at a time, and made again by
+    backward: noise and z of a million elements (4 MB each) are there at once, and one number a draw and sample is
+    kept. An rng_state per sample (or a list of generators) makes all draws at once.
 
     Args:
         mu, logvar: (batch, D), float32, bfloat16, float16 or float64, any strides.
         prior_mu, prior_logvar: (K, D), and logits (K,), as means, logvars and logits of `mixture_log_prob`.
         num_samples: draws per sample.
-        generator, rng_state, noise: as in `reparameterize_kl`, with num_samples draws; noise is (num_samples, batch, D).
+        generator, rng_state, noise: as in `reparameterize_kl`; noise is (num_samples, batch, D).
 
     Returns:
         (batch,), in nats; float32 (float64 for float64 inputs), with gradients in mu, logvar and the mixture's.

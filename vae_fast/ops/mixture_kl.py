@@ -1,5 +1,5 @@
-"""The op `mixture_kl`: KL(N(mu, exp logvar) || mixture of Gaussians) by Monte Carlo, on the kernels of `latent`, `noise` and
-`pairwise`.
+"""The op `mixture_kl`: KL(N(mu, exp logvar) || mixture of Gaussians) by Monte Carlo, on the kernels of `latent`,
+`noise` and `pairwise`.
 
 Draws are made some at a time, by the noise contract, and made again by backward: noise and z of CHUNK elements are
 there at once (4 MB each), and one number a draw and sample is kept. Noise with a state per sample is drawn at once,

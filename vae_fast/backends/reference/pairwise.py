@@ -129,7 +129,7 @@ def pairwise_backward(
 
 
 def gather_columns(mu: Tensor, logvar: Tensor, group: Any) -> tuple[Tensor, Tensor, int]:
-    """mu and logvar (B, D) of all ranks of a process group, in the ranks' order, and the place of this rank's first. The
+    """mu and logvar (B, D) of all ranks of a process group, in the ranks' order, and where this rank's begin. The
     gradient of a rank's own is the sum over the ranks."""
     if group is None:
         return mu, logvar, 0

@@ -1,9 +1,9 @@
 """The op `pairwise`: log N(z_i; mu_j, exp logvar_j) of every row and column, reduced over the columns.
 
 A program has a tile of rows and walks along the columns, dim by dim. What it keeps of each dim (a maximum and a sum
-forward, a gradient backward) are tiles (rows, dims) of which one dim at a time is read and changed by a mask: registers
-have no index. Backward is a launch for the rows and one for the columns, whose programs walk along some of the rows each;
-their parts are added in a fixed order.
+forward, a gradient backward) are tiles (rows, dims), of which one dim at a time is read and changed by a mask:
+registers have no index. Backward is a launch for the rows and one for the columns, whose programs walk along some of
+the rows each; their parts are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def _log_weights(
 
 
 @triton.jit
-def _term(z, mu, logvar, row, col, d, rows, columns, z_s, z_d, mu_s, mu_d, logvar_s, logvar_d, N: tl.constexpr):
+def _term(
+    z, mu, logvar, row, col, d, rows, columns, z_s, z_d, mu_s, mu_d, logvar_s, logvar_d, N: tl.constexpr
+):
     """t = (z - mu) exp(-logvar / 2), that factor, and the term"""
     zd = tl.load(z + row * z_s + d * z_d, mask=(row < rows) & (d < N), other=0).to(tl.float32)
     there = (col < columns) & (d < N)
@@ -124,7 +126,9 @@ def _shares(
 
 
 @triton.jit
-def _share_of(dims, grad_dims, term, w, row, d, rows, columns, col, dims_s, dims_d, grad_s, grad_d, N: tl.constexpr):
+def _share_of(
+    dims, grad_dims, term, w, row, d, rows, columns, col, dims_s, dims_d, grad_s, grad_d, N: tl.constexpr
+):
     """The gradient of a dim's sum by each pair's term."""
     there = (row < rows) & (d < N)
     g = tl.load(grad_dims + row * grad_s + d * grad_d, mask=there, other=0)
@@ -135,7 +139,8 @@ def _share_of(dims, grad_dims, term, w, row, d, rows, columns, col, dims_s, dims
 @triton.jit(do_not_specialize=["rows", "columns", "first"])
 def _backward_rows(
     z, mu, logvar, log_weights, joint, dims, grad_joint, grad_dims, grad_z,
-    z_s, z_d, mu_s, mu_d, logvar_s, logvar_d, dims_s, dims_d, grad_dims_s, grad_dims_d, grad_z_s, grad_z_d, grad_joint_s,
+    z_s, z_d, mu_s, mu_d, logvar_s, logvar_d, dims_s, dims_d, grad_dims_s, grad_dims_d, grad_z_s, grad_z_d,
+    grad_joint_s,
     rows, columns, first, other, own, next_one, WEIGHTED: tl.constexpr, STRATIFIED: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DIMS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -265,7 +270,19 @@ def _rows_job(device: torch.device, own: OwnColumn | None, weighted: bool, step:
     (rows, n), columns = z.shape, mu.shape[0]
     numbers, stratified = _numbers(own, columns)
     grid = (triton.cdiv(rows, _ROWS), max(1, triton.cdiv(n, _dims(n))))
-    rest = (*_strides(*keys), step, rows, columns, *numbers, weighted, stratified, _ROWS, _COLS, _dims(n), n)
+    rest = (
+        *_strides(*keys),
+        step,
+        rows,
+        columns,
+        *numbers,
+        weighted,
+        stratified,
+        _ROWS,
+        _COLS // 2,
+        _dims(n),
+        n,
+    )  # registers
     return Job(_backward_rows, grid, 128, rest)
 
 
@@ -280,7 +297,20 @@ def _columns_job(device: torch.device, own: OwnColumn | None, weighted: bool, st
     parts = max(1, min(triton.cdiv(FEW, blocks * chunks), triton.cdiv(rows, 4 * _ROWS)))
     per_part = triton.cdiv(triton.cdiv(rows, parts), _ROWS) * _ROWS
     parts = max(1, triton.cdiv(rows, max(1, per_part)))
-    rest = (*_strides(*keys), step, rows, columns, per_part, *numbers, weighted, stratified, _ROWS, _COLS, _dims(n), n)
+    rest = (
+        *_strides(*keys),
+        step,
+        rows,
+        columns,
+        per_part,
+        *numbers,
+        weighted,
+        stratified,
+        _ROWS,
+        _COLS,
+        _dims(n),
+        n,
+    )
     job = Job(_backward_columns, (blocks, chunks, parts), 128, rest)
     job.scratch = [(parts, n * columns), (parts * chunks, columns)]
     return job
@@ -330,8 +360,11 @@ def pairwise_backward(
         return
     job = _columns_job(*common, *keys)
     (parts, size), weights = job.scratch  # type: ignore[misc]
+    assert weights is not None
     by_mu, by_logvar = (torch.empty((parts, size), dtype=torch.float32, device=z.device) for _ in range(2))
-    by_weight = torch.empty(weights, dtype=torch.float32, device=z.device) if grad_log_weights is not None else None
+    by_weight = (
+        torch.empty(weights, dtype=torch.float32, device=z.device) if grad_log_weights is not None else None
+    )
     run(job, z, *inputs, by_mu, by_logvar, by_weight)
     for grad, partial in ((grad_mu, by_mu), (grad_logvar, by_logvar)):
         if grad is not None:
