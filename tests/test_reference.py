@@ -26,7 +26,9 @@ from conftest import state
 from vae_fast import reference
 
 MODULES = {"distributions", "integrations", "nn", "reference", "training"}
-FUNCTIONS = sorted(set(vae_fast.__all__) - MODULES - {"Csr", "__version__", "backend", "info", "set_noise_group"})
+FUNCTIONS = sorted(
+    set(vae_fast.__all__) - MODULES - {"Csr", "__version__", "backend", "info", "set_noise_group"}
+)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
