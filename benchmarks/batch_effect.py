@@ -22,7 +22,7 @@ from .simulate_counts import simulate
 
 def cluster(conditioned: bool, cells: int = 3000, genes: int = 500, epochs: int = 40) -> tuple[float, float]:
     """The index of the types, and that of the batches."""
-    counts = simulate(cells, genes, density=0.3, types=5, batches=3)
+    counts = simulate(cells, genes, density=0.3, types=5, batches=3, type_effect=2.0)
     x = torch.zeros(cells, genes)
     x[np.arange(cells).repeat(np.diff(counts.indptr)), counts.indices] = torch.from_numpy(
         counts.values

@@ -88,7 +88,6 @@ class Csr:
         return zip(self.indptr[rows].tolist(), self.indptr[rows + 1].tolist(), strict=True)
 
     def _tensor(self, places: Sequence[tuple[Csr, int, int]]) -> Tensor:
-        # 1024 rows of 1000 numbers: 2 ms, an index array of all numbers 9 ms (2026-11-30)
         nothing = np.empty(0, np.int32)
         col = np.concatenate(
             [nothing, *(csr.indices[a:b] for csr, a, b in places)], dtype=np.int32, casting="unsafe"
