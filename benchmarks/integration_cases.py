@@ -130,17 +130,23 @@ def scvi(likelihood: str, batch: int, quick: bool) -> Work:
     return Work(piece, numbers, patch, epoch, cells // batch)
 
 
-def pythae(batch: int, quick: bool) -> Work:
+def pythae(batch: int, quick: bool, draws: int | None = None) -> Work:
+    """A VAE, or IWAE with so many draws, whose piece is a whole step: its forward is what is replaced."""
     from pythae.data.datasets import BaseDataset
-    from pythae.models import VAE, VAEConfig
+    from pythae.models import IWAE, VAE, IWAEConfig, VAEConfig
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     from vae_fast.integrations.pythae import patch
 
-    images, batch = (64, 32) if quick else (16384, batch)
+    images, batch = (64, 32) if quick else (16384 if draws is None else 20 * batch, batch)
     data = torch.rand(images, 1, 28, 28).pow(4)
     torch.manual_seed(0)
-    model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=16, reconstruction_loss="bce"))
+    options: dict[str, Any] = {"input_dim": (1, 28, 28), "reconstruction_loss": "bce"}
+    model = (
+        VAE(VAEConfig(latent_dim=16, **options))
+        if draws is None
+        else IWAE(IWAEConfig(latent_dim=50, number_samples=draws, **options), *_networks_of_iwae())
+    )
     folder = tempfile.TemporaryDirectory(prefix="vae_fast-")  # gone with the trainer
     config = BaseTrainerConfig(
         output_dir=folder.name, per_device_train_batch_size=batch, no_cuda=True, num_epochs=1
@@ -166,7 +172,39 @@ def pythae(batch: int, quick: bool) -> Work:
         loss, *_ = model.loss_function(recon, x, mu, log_var, mu)
         torch.autograd.grad(loss, (recon, mu, log_var))
 
-    return Work(piece, numbers, patch, epoch, images // batch)
+    return (
+        Work(piece, numbers, patch, epoch, images // batch)
+        if draws is None
+        else Work(numbers, numbers, patch, epoch)
+    )
+
+
+def _networks_of_iwae() -> tuple[Any, Any]:
+    """784-200-200-50 and back, as Burda et al. have them."""
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from torch import nn
+
+    class Encoder(BaseEncoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+            self.mean, self.log_var = nn.Linear(200, 50), nn.Linear(200, 50)
+
+        def forward(self, x: Tensor) -> Any:
+            hidden = self.layers(x.flatten(1))
+            return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_var(hidden))
+
+    class Decoder(BaseDecoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            hidden = (nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+            self.layers = nn.Sequential(*hidden, nn.Linear(200, 784), nn.Sigmoid())
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.layers(z).view(-1, 1, 28, 28))
+
+    return Encoder(), Decoder()
 
 
 def pyro(batch: int, quick: bool) -> Work:
@@ -305,6 +343,7 @@ CASES = [
     ),
     Case("pythae", "VAE, 784-512-16, bce, batch 128", partial(pythae, 128), 1.0),
     Case("pythae", "VAE, 784-512-16, bce, batch 4096", partial(pythae, 4096), 1.3),
+    Case("pythae", "IWAE, 784-200-200-50, bce, k = 50, batch 100; a step", partial(pythae, 100, draws=50)),
     Case("pyro-ppl", "examples/vae, 784-400-50, Trace_ELBO, batch 4096", partial(pyro, 4096), 1.4),
     Case(
         "diffusers", "sample, kl, backward of 64 × 8 × 64 × 64; AutoencoderKL", diffusers, 4.0, of_epoch=False

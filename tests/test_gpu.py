@@ -24,10 +24,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import test_categorical
+import test_csr
+import test_importance
 import test_latent
 import test_likelihood
 import test_mixture
 import test_noise
+import test_pairwise
 import vae_fast
 from conftest import NATIVE, TRITON, state
 from likelihoods import check, make_params, make_target
@@ -87,7 +90,7 @@ def kernels(backend: str) -> str:
 
 
 # What never reaches a kernel (float64), and what gives a CPU generator by name (test_generators has it).
-LEFT_OUT = ("test_gradcheck", "test_torch_generators_govern_it")
+LEFT_OUT = ("test_gradcheck", "test_torch_generators_govern_it", "test_a_list_of_generators")
 
 
 def taken_along(*modules: ModuleType) -> dict[str, Callable[..., None]]:
@@ -102,7 +105,17 @@ def taken_along(*modules: ModuleType) -> dict[str, Callable[..., None]]:
 
 
 seen = test_latent.seen
-globals().update(taken_along(test_latent, test_likelihood, test_categorical, test_mixture, test_noise))
+_OPS = (
+    test_latent,
+    test_importance,
+    test_likelihood,
+    test_csr,
+    test_categorical,
+    test_mixture,
+    test_pairwise,
+    test_noise,
+)
+globals().update(taken_along(*_OPS))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import noise_rows
 from conftest import HANG, assert_same_bits_for_threads, bits, needs_native
+from cuda_emulation.build import OPS
 from vae_fast.backends import reference
 from vae_fast.backends.native import cpu
 from vae_fast.likelihoods import ELEMENTWISE
@@ -71,8 +72,7 @@ def compile_engine(folder: Path) -> Path:
         "-mf16c",
     )
     python = f"-I{sys.base_prefix}/include/python{sys.version_info.major}.{sys.version_info.minor}"
-    kernels = ("latent", "likelihood", "categorical", "mixture", "noise")
-    flags = dict.fromkeys(kernels, ("-DVAE_FAST_ISA=avx512", *emulate))
+    flags = dict.fromkeys(OPS, ("-DVAE_FAST_ISA=avx512", *emulate))
     flags["dispatch"] = ("-Dbaseline=avx512", "-Davx2=avx512", "-D__builtin_cpu_supports(x)=1")
     jobs = [(source, flags.get(source.stem, ())) for source in sorted((CSRC / "cpu").glob("*.cpp"))]
     jobs += [(CSRC / "bindings" / "cpu.cpp", (f"-I{pybind11.get_include()}", python))]
