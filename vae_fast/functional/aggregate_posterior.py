@@ -47,9 +47,9 @@ def aggregate_posterior(
     the batch are as near, too large by (D - 1) log N. The gradient does not see a constant, but values of different
     batch sizes do not compare. "mss" is unbiased for q(z), not for its logarithm.
 
-    Normalisation elsewhere: rtqichen/beta-tcvae and pythae compute "mws" and "mss_columns" as above.
-    disentangling-vae has no 1/(N M) without is_mss, so its total correlation is (D - 1) log(N M) below "mws"; with
-    is_mss it adds log w_ij to every dim before the joint sum, D times in log q(z).
+    Normalisation elsewhere: rtqichen/beta-tcvae, pythae and early versions of disentangling-vae compute "mws" and
+    "mss_columns" as above. disentangling-vae since then has no 1/(N M) without is_mss, so its total correlation is
+    (D - 1) log(N M) below "mws"; with is_mss it adds log w_ij to every dim before the joint sum, D times in log q(z).
 
     Memory: the inputs, one number per sample and dim, and scratch of a few MB; never a tensor of all pairs.
 

@@ -41,7 +41,7 @@ def log_weights(
     never stored: backward makes it again from `rng_state`. The bound of IWAE, an estimate of -log p(x) in nats:
 
         z, weights = log_weights(mu, logvar, num_samples=k)
-        weights = weights - linear_bernoulli_nll(hidden(z), x)  # log p(x, z) - log q(z|x): (k, batch)
+        weights = weights - bernoulli_nll(decoder(z), x)  # log p(x, z) - log q(z|x): (k, batch)
         nll = log(k) - weights.logsumexp(0)
 
     DReG multiplies each draw's gradient by the square of its softmax over the draws, with path_derivative:
