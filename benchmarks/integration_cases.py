@@ -185,7 +185,7 @@ def _networks_of_iwae() -> tuple[Any, Any]:
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from torch import nn
 
-    class Encoder(BaseEncoder):  # type: ignore[misc]
+    class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.Sequential(nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
@@ -195,7 +195,7 @@ def _networks_of_iwae() -> tuple[Any, Any]:
             hidden = self.layers(x.flatten(1))
             return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_var(hidden))
 
-    class Decoder(BaseDecoder):  # type: ignore[misc]
+    class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
             hidden = (nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
