@@ -132,6 +132,15 @@ def test_binarization_draws_x_once() -> None:
     torch.testing.assert_close(nn.importance_nll(model, x, 5, rng_state=state), want)
 
 
+def test_the_rate_is_that_of_the_bits() -> None:
+    model, x = mlp(likelihood="bernoulli", binarize=True), torch.full((64, 6), 0.5, dtype=torch.float64)
+    found = nn.evaluate(model, [x], 2, generator=torch.Generator().manual_seed(1))
+    bits = model.likelihood.observe(x, vae_fast.draw_rng_state("cpu", torch.Generator().manual_seed(1)))
+    want = nn.kl_per_dimension(*model.encode(bits))
+    torch.testing.assert_close(found.kl_per_dimension, want.detach())
+    assert (want - nn.kl_per_dimension(*model.encode(x))).abs().max() > 1e-4
+
+
 def test_errors() -> None:
     model, x = mlp(), torch.zeros(4, 6, dtype=torch.float64)
     with pytest.raises(ValueError, match="expected num_samples to be at least 1, but got 0"):

@@ -6,7 +6,7 @@ All in nats, without gradients. A model in training mode is evaluated as it is: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +57,7 @@ def importance_nll(
 
     Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016, equation 8.
     """
-    bound: Tensor | None = None
-    for weights, nll in _draws(model, x, num_samples, condition, generator, rng_state, chunk):
-        part = (weights - nll).logsumexp(0)
-        bound = part if bound is None else torch.logaddexp(bound, part)
-    assert bound is not None
-    return math.log(num_samples) - bound
+    return _estimate(model, x, num_samples, condition, generator, rng_state, chunk).nll
 
 
 @torch.no_grad()
@@ -80,11 +75,7 @@ def reconstruction_nll(
     give back. Its negative is the reconstruction probability of An & Cho, "Variational autoencoder based anomaly
     detection using reconstruction probability", 2015. Arguments and errors as
     `importance_nll`."""
-    total: Tensor | float = 0.0
-    for _, nll in _draws(model, x, num_samples, condition, generator, rng_state, chunk):
-        total = total + nll.sum(0)
-    assert isinstance(total, Tensor)
-    return total / num_samples
+    return _estimate(model, x, num_samples, condition, generator, rng_state, chunk).distortion
 
 
 class Evaluation(NamedTuple):
@@ -125,17 +116,11 @@ def evaluate(
     by_dimension: Tensor | None = None
     for batch in batches:
         x, condition = batch if isinstance(batch, tuple | list) else (batch, None)
-        bound: Tensor | None = None
-        for weights, nll in _draws(model, x, num_samples, condition, generator):
-            part = (weights - nll).logsumexp(0)
-            bound = part if bound is None else torch.logaddexp(bound, part)
-            sums[0] += nll.sum(dtype=torch.float64).cpu() / num_samples
-        assert bound is not None
-        sums[1] += (math.log(num_samples) - bound).sum(dtype=torch.float64).cpu()
-        mu, logvar = model.encode(x, condition=condition)
-        kl = functional.kl_divergence(mu, logvar, reduction="none").sum(0, dtype=torch.float64)
+        found = _estimate(model, x, num_samples, condition, generator)
+        sums += torch.stack([t.sum(dtype=torch.float64) for t in (found.distortion, found.nll)]).cpu()
+        kl = functional.kl_divergence(found.mu, found.logvar, reduction="none").sum(0, dtype=torch.float64)
         by_dimension = kl if by_dimension is None else by_dimension + kl
-        means.append(mu)
+        means.append(found.mu)
         count += x.shape[0]
     if count < 2 or by_dimension is None:
         raise ValueError(f"expected batches with at least two samples, but got {count}")
@@ -152,7 +137,16 @@ def evaluate(
     )
 
 
-def _draws(
+class _Estimate(NamedTuple):
+    """Of a batch: q(z | x), and importance_nll and reconstruction_nll of each sample."""
+
+    mu: Tensor
+    logvar: Tensor
+    nll: Tensor
+    distortion: Tensor
+
+
+def _estimate(
     model: VAE,
     x: Tensor,
     num_samples: int,
@@ -160,8 +154,7 @@ def _draws(
     generator: torch.Generator | None,
     rng_state: Tensor | None = None,
     chunk: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """log p(z) - log q(z | x) and -log p(x | z), each (draws, batch), of some draws at a time."""
+) -> _Estimate:
     k = check_int("num_samples", num_samples, least=1)
     if rng_state is None:
         rng_state = fresh_rng_state("x", x, k, generator)
@@ -171,10 +164,13 @@ def _draws(
     checked = model._checked(condition, "x", x)
     numbers = x.numel() if model.data_shape is None else x.shape[0] * model._outputs
     step = max(1, CHUNK_NUMBERS // max(1, numbers)) if chunk is None else check_int("chunk", chunk, least=1)
+    bound, total = torch.full((), -math.inf, device=mu.device), torch.zeros((), device=mu.device)
     for first in range(0, k, step):
         draws = min(step, k - first)
         z, weights = functional.log_weights(
             mu, logvar, num_samples=draws, rng_state=rng_state, first_draw=first
         )
         assert z is not None
-        yield weights, model._nll(z, x, repeated(checked, draws), draws)
+        nll = model._nll(z, x, repeated(checked, draws), draws)
+        bound, total = torch.logaddexp(bound, (weights - nll).logsumexp(0)), total + nll.sum(0)
+    return _Estimate(mu, logvar, math.log(k) - bound, total / k)
