@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_int, shape_of
+from ..likelihoods.csr import as_csr, is_csr
 
-Csr = tuple[Tensor, Tensor, Tensor]  # where each row begins, and its end; columns; values
-
-
-def is_csr(x: Tensor) -> bool:
-    return x.layout is torch.sparse_csr
+Parts = tuple[Tensor, Tensor, Tensor]  # where each row begins, and its end; columns; values
 
 
 class SparseLinear(nn.Module):
@@ -48,8 +45,8 @@ class SparseLinear(nn.Module):
                 raise ValueError(
                     f"expected x to have shape (batch, {self.in_features}), but got {shape_of(x)}"
                 )
-            values = self._numbers(x.values())
-            y = _Product.apply(x.crow_indices(), x.col_indices(), values, self.weight)
+            csr = as_csr(x)
+            y = _Product.apply(csr.crow, csr.col, self._numbers(csr.values), self.weight)
         else:
             y = self._numbers(x).flatten(1) @ self.weight
         return y if self.bias is None else y + self.bias
@@ -75,14 +72,14 @@ class _Product(torch.autograd.Function):
         return None, None, None, _product(_transposed(crow, col, values, ctx.features), grad)
 
 
-def _product(csr: Csr, dense: Tensor) -> Tensor:
+def _product(csr: Parts, dense: Tensor) -> Tensor:
     crow, col, values = csr
     return F.embedding_bag(
         col, dense.contiguous(), crow, mode="sum", per_sample_weights=values, include_last_offset=True
     )
 
 
-def _transposed(crow: Tensor, col: Tensor, values: Tensor, features: int) -> Csr:
+def _transposed(crow: Tensor, col: Tensor, values: Tensor, features: int) -> Parts:
     n = crow.numel() - 1
     if not col.is_cuda and values.dtype in (torch.float32, torch.float64):
         try:
@@ -102,7 +99,8 @@ def _transposed(crow: Tensor, col: Tensor, values: Tensor, features: int) -> Csr
 
 def row_sums(x: Tensor) -> Tensor:
     """The sum of each row of a CSR tensor, float32 at least."""
-    values = x.values()
+    csr = as_csr(x)
+    values = csr.values
     if not values.is_floating_point() or values.itemsize < 4:
         values = values.float()
-    return torch.segment_reduce(values, "sum", offsets=x.crow_indices())
+    return torch.segment_reduce(values, "sum", offsets=csr.crow)

@@ -21,6 +21,7 @@ from ..checks import (
     check_sizes,
     fresh_rng_state,
 )
+from ..likelihoods.csr import is_csr
 from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
@@ -31,7 +32,6 @@ from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
 from .sharding import gather_around, is_fsdp, run_as_forward, run_head
-from .sparse import is_csr
 
 # fused_head="auto" fuses a layer that makes as many numbers for a batch: 16 MB of float32, which is one chunk of the
 # fused op. Measured on a CPU with four likelihoods and hidden 128: as fast there, 1.1 to 1.7 times as fast with five

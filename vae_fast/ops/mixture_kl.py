@@ -17,6 +17,7 @@ from torch import Tensor
 from ..backends import reference
 from ..backends.contract import FakeBackend
 from ..backends.reference import pairwise as reference_pairwise
+from ..backends.reference.rng import state_of_draws
 from ..checks import check_counters
 from . import _common
 from .dtensor import STATE
@@ -71,17 +72,9 @@ def _chunks(
             continue
         assert rng_state is not None
         eps = torch.empty((stop - start, *mu.shape), dtype=_common.result_dtype(mu), device=mu.device)
-        backend.noise_fill(eps, _from_draw(rng_state, start, mu.shape[0]))
+        state = state_of_draws(rng_state, start, mu.shape[0]) if start else rng_state
+        backend.noise_fill(eps, state)
         yield slice(start, stop), eps
-
-
-def _from_draw(rng_state: Tensor, start: int, batch: int) -> Tensor:
-    """The state whose first draw is this one of `rng_state`: draw k of sample b has row k rows + first_row + b."""
-    if start == 0:
-        return rng_state
-    if rng_state.shape[0] == 4:
-        return torch.cat((rng_state[:2], (rng_state[2] + start * rng_state[3])[None], rng_state[3:]))
-    return torch.cat((rng_state, rng_state.new_tensor([start * batch, batch])))
 
 
 def _sample(backend: Any, mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...checks import number_of
-from ..sparse import is_csr, row_sums
+from ...likelihoods.csr import is_csr
+from ..sparse import row_sums
 from .base import Library, Likelihood, Params
 
 LINKS = ("softmax", "exp", "softplus")

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import functional
-from ..sparse import is_csr, row_sums
+from ...likelihoods.csr import is_csr
+from ..sparse import row_sums
 from .base import Library, Likelihood, Params
 from .base_counts import as_numbers, check_library
 
