@@ -267,3 +267,21 @@ def test_the_command(capsys: Capture) -> None:
     capsys.readouterr()
     assert cli.run(["generate", "run", "--condition", "d", "--out", "x.npy"]) == 1
     assert "expected --condition to be one of a, b, c, but got d" in capsys.readouterr().err
+
+
+def test_pictures_of_a_conditional_model(capsys: Capture) -> None:
+    """Images with labels: a run draws them, and a picture of one label differs from another's."""
+    bright = (np.arange(80) % 2)[:, None]
+    with h5py.File("images.h5ad", "w") as file:
+        file["X"] = np.where(bright, 0.9, 0.1).repeat(16, 1).astype(np.float32)
+        file["obs/kind"] = np.where(bright[:, 0], b"bright", b"dark")
+    options = ["--batch-key", "kind", "--shape", "4,4", "--hidden", "8", "--latent", "2", "--epochs", "30"]
+    options += ["--lr", "0.05"]
+    assert cli.run(["train", "--data", "images.h5ad", "--out", "run", "--cpu", *options]) == 0
+    assert "samples.png, reconstructions.png, loss.png" in capsys.readouterr().out
+    pictures = []
+    for name in ("bright", "dark"):
+        assert cli.run(["generate", "run", "-n", "4", "--condition", name, "--out", "x.png", "--cpu"]) == 0
+        pictures.append(Path("x.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    assert cli.run(["reconstruct", "run", "--out", "y.png", "--cpu"]) == 0

@@ -27,21 +27,19 @@ def run_generate(
     _check_out(out)
     model = _load(folder, cpu)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
+    labels = _labels(model, condition, n)
     if _is_picture(out):
         _check_picture(model, n)
-        _labels(model, condition, n)
-        pictures.save_samples(out, model, n, generator=generator)
+        pictures.save_samples(out, model, n, condition=labels, generator=generator)
     else:
-        _save_array(out, model.generate(n, condition=_labels(model, condition, n), generator=generator))
+        _save_array(out, model.generate(n, condition=labels, generator=generator))
     print(out)
 
 
 def _labels(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
     """The labels of n samples: all of `condition`, or each in turn. None where the model takes none."""
     if condition is None:
-        if not model.conditions:
-            return None
-        return torch.arange(n, device=next(model.parameters()).device) % len(model.conditions)
+        return model.each_condition(n)
     if condition not in model.conditions:
         names = ", ".join(model.conditions) or "nothing: the model was trained without --batch-key"
         raise TrainingError(f"expected --condition to be one of {names}, but got {condition}")
@@ -65,9 +63,7 @@ def run_reconstruct(
         raise DataError(
             f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
         )
-    if (
-        unknown := [name for name in dataset.conditions if name not in model.conditions]
-    ) and model.conditions:
+    if unknown := [name for name in dataset.conditions if name not in model.conditions]:
         raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
     samples = dataset.to(next(model.parameters()).device).test_part(slice(n or SHOWN))
     if "condition" in samples:
@@ -76,7 +72,7 @@ def run_reconstruct(
     x = samples["x"]
     if _is_picture(out):
         _check_picture(model, len(x), tiles=2, columns=12)
-        pictures.save_reconstructions(out, model, x)
+        pictures.save_reconstructions(out, model, **samples)
     else:
         _save_array(out, model.reconstruct(**samples))
     print(out)

@@ -225,8 +225,13 @@ def _draw(trainer: Trainer, folder: Path) -> list[str]:
         return ["loss.png"]
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     model = trainer.model.eval()
-    pictures.save_samples(folder / "samples.png", model, generator=generator)
-    pictures.save_reconstructions(folder / "reconstructions.png", model, trainer.dataset.test[:48])
+    n = 64
+    pictures.save_samples(
+        folder / "samples.png", model, n, condition=model.each_condition(n), generator=generator
+    )
+    pictures.save_reconstructions(
+        folder / "reconstructions.png", model, **trainer.dataset.test_part(slice(48))
+    )
     return ["samples.png", "reconstructions.png", "loss.png"]
 
 

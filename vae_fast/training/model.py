@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor
 
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
@@ -89,3 +91,9 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         }
         self.conditions = tuple(conditions or ())
         self.shape = shape
+
+    def each_condition(self, n: int) -> Tensor | None:
+        """The labels of n samples, each in turn; None where the model takes none."""
+        if not self.conditions:
+            return None
+        return torch.arange(n, device=next(self.parameters()).device) % len(self.conditions)

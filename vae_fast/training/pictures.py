@@ -38,7 +38,7 @@ def is_signal(shape: Sequence[int]) -> bool:
 
 def can_draw(model: HubVAE) -> bool:
     is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
-    return model.likelihood.support in ("unit", "real") and is_drawn and not model.conditions
+    return model.likelihood.support in ("unit", "real") and is_drawn
 
 
 def noun(model: HubVAE) -> str:
@@ -118,15 +118,26 @@ def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size
     axes.set_ylim(size[0], 0)
 
 
-def save_samples(path: Path, model: HubVAE, n: int = 64, *, generator: torch.Generator | None = None) -> None:
+def save_samples(
+    path: Path,
+    model: HubVAE,
+    n: int = 64,
+    *,
+    condition: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
     """The means of p(x | z) at n draws of z from the prior."""
-    save_grid(path, model.generate(n, generator=generator), round(n**0.5), f"{n} sample{'s' * (n != 1)}")
+    samples = model.generate(n, condition=condition, generator=generator)
+    save_grid(path, samples, round(n**0.5), f"{n} sample{'s' * (n != 1)}")
 
 
-def save_reconstructions(path: Path, model: HubVAE, x: Tensor, columns: int = 12) -> None:
+def save_reconstructions(
+    path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None, *, columns: int = 12
+) -> None:
     """Rows of originals, below each its reconstruction. The columns are filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
-    pairs = zip(originals.split(columns), model.reconstruct(x).float().split(columns), strict=True)
+    reconstructed = model.reconstruct(x, condition=condition)
+    pairs = zip(originals.split(columns), reconstructed.float().split(columns), strict=True)
     rows = [
         F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=math.nan)
         for p in pairs
