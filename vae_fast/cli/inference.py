@@ -71,7 +71,7 @@ def run_reconstruct(
         samples["condition"] = order.to(samples["condition"].device)[samples["condition"]]
     x = samples["x"]
     if _is_picture(out):
-        _check_picture(model, len(x), tiles=2, columns=12)
+        _check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
         pictures.save_reconstructions(out, model, **samples)
     else:
         _save_array(out, model.reconstruct(**samples))

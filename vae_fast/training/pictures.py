@@ -17,6 +17,7 @@ from . import checkpoint
 from .errors import CheckpointError
 from .model import HubVAE
 
+COLUMNS = 12  # of reconstructions
 _INCH = 100  # dots
 _SMALLEST = 56  # dots across an image: smaller ones are enlarged
 _CURVE = (60, 120)  # dots of a signal's tile: height, width
@@ -131,20 +132,18 @@ def save_samples(
     save_grid(path, samples, round(n**0.5), f"{n} sample{'s' * (n != 1)}")
 
 
-def save_reconstructions(
-    path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None, *, columns: int = 12
-) -> None:
+def save_reconstructions(path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None) -> None:
     """Rows of originals, below each its reconstruction. The columns are filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
     reconstructed = model.reconstruct(x, condition=condition)
-    pairs = zip(originals.split(columns), reconstructed.float().split(columns), strict=True)
+    pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
     rows = [
-        F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=math.nan)
+        F.pad(part, (0, 0) * (x.ndim - 1) + (0, COLUMNS - len(part)), value=math.nan)
         for p in pairs
         for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat(rows), columns, title, gap_every=2)
+    save_grid(path, torch.cat(rows), COLUMNS, title, gap_every=2)
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
