@@ -84,13 +84,21 @@ class Likelihood(nn.Module, ABC):
             return x / 255  # one pass
         return x.to(dtype) / 255
 
+    def encoder_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of `encoder_input` for x of `shape`, both without the batch."""
+        return tuple(shape)
+
     def library(self, x: Tensor) -> Tensor | None:
         """The library size, each sample's number of counts, that the mean needs. None where it needs none."""
         return None
 
     @abstractmethod
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        """-log p(x | z) in nats, shape (batch,); (draws, batch) where params have draws of z before the batch."""
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        """-log p(x | z) in nats, shape (batch,); (draws, batch) where params have draws of z before the batch.
+
+        mask, reduction: as in `vae_fast.bernoulli_nll`. False leaves an element of x out, "none" gives a number for
+        each.
+        """
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         """-log p of each element in idiomatic PyTorch, which a run's speed is compared with. None: torch has none."""
@@ -108,6 +116,14 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """The mean of p(x | z), of x's shape."""
+
+    def expectation(self, params: Params, library: Library = None) -> Tensor:
+        """What is averaged over draws of z: the mean; of classes their probabilities."""
+        return self.mean(params, library)
+
+    def point(self, expectation: Tensor) -> Tensor:
+        """x's values at `expectation`: the mean; of classes the most probable."""
+        return expectation
 
     @abstractmethod
     def sample(
