@@ -2,9 +2,21 @@
 evaluation."""
 
 from ..output import VAEOutput
-from . import evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules
+from . import (
+    anomaly,
+    evaluation,
+    imputation,
+    latent_space,
+    likelihoods,
+    objectives,
+    posterior,
+    priors,
+    schedules,
+)
+from .anomaly import *  # noqa: F403
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
+from .imputation import *  # noqa: F403
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
@@ -27,5 +39,15 @@ __all__ = [
     "SparseLinear",
     "VAEOutput",
 ]
-for _module in (evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules):
+for _module in (
+    anomaly,
+    evaluation,
+    imputation,
+    latent_space,
+    likelihoods,
+    objectives,
+    posterior,
+    priors,
+    schedules,
+):
     __all__ += _module.__all__

@@ -26,6 +26,7 @@ class Likelihood(nn.Module, ABC):
     num_parameters = 1
     support = "real"  # x's values: "real", "unit" (0 to 1; uint8: 255ths), "counts" or "classes" (both: uint8 as it is)
     over_classes = False  # a softmax over the last dim: a layer that makes several of them is not fused
+    takes_missing = False  # NaN in x is a missing entry
     binarize = False  # every pass draws x anew from its grey values: `observe`
 
     def split(self, output: Tensor | Sequence[Tensor]) -> Params:

@@ -57,6 +57,8 @@ class MixedColumns(Likelihood):
     hierarchy).
     """
 
+    takes_missing = True
+
     def __init__(self, groups: Sequence[Group], encoder_mask: bool = False) -> None:
         super().__init__()
         made = [_make(*group) for group in groups]
