@@ -40,13 +40,13 @@ def impute(
         w_i = p(x_o | z_i) p(z_i) / q(z_i | x_o),   E[x_m | x_o] = sum_i w_i E[x_m | z_i] / sum_i w_i
 
     which tends to the mean under the model as k grows, whatever the encoder makes of missing entries. An entry gets
-    its mean, a class the most probable one. With `draws`, each is a draw of x_m: z_i is drawn by its weight, then x_m of
-    p(x | z_i). Several of them tell how sure the model is (multiple imputation).
+    its mean, a class the most probable one. With `draws`, each is a draw of x_m: z_i is drawn by its weight, then x_m
+    of p(x | z_i). Several of them tell how sure the model is (multiple imputation).
 
     The encoder gets 0 for what is missing (a `MixedColumns` gives it a mask as well, if it is made so), which suits
     a model that was trained with missing entries. The q of one that was trained on whole samples is too narrow here, so
-    that the error falls slowly with k, and too far: `num_iterations` steps of pseudo-Gibbs sampling before, z ~ q(z | x),
-    x_m ~ p(x | z), bring it near. With num_samples=1 these steps are all there is: the last one's draw, or its mean.
+    that the error falls slowly with k, and too far off: `num_iterations` steps of pseudo-Gibbs sampling before,
+    z ~ q(z | x), x_m ~ p(x | z), bring it near. With num_samples=1 these steps are all there is.
 
     Args:
         x: as in `VAE.forward`, not sparse. What it holds at missing entries does not matter.
@@ -60,8 +60,8 @@ def impute(
         chunk: as in `importance_nll`.
 
     Returns:
-        x's shape, (draws, batch, ...) with `draws`, floating (uint8 as 255ths; class numbers in their own dtype). Entries
-        that are there are x's own.
+        x's shape, (draws, batch, ...) with `draws`, floating (uint8 as 255ths; class numbers in their own dtype).
+        Entries that are there are x's own.
 
     Raises:
         TypeError, ValueError: as `VAE.forward`; a mask that does not fit; num_samples, draws or chunk below 1.
