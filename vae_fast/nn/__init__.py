@@ -5,6 +5,7 @@ from ..output import VAEOutput
 from . import evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
+from .hierarchy import HierarchicalVAE
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
@@ -21,6 +22,7 @@ __all__ = [
     "ConditionalSequential",
     "ConvDecoder",
     "ConvEncoder",
+    "HierarchicalVAE",
     "Log1p",
     "MLPDecoder",
     "MLPEncoder",
