@@ -2,21 +2,12 @@
 evaluation."""
 
 from ..output import VAEOutput
-from . import (
-    anomaly,
-    evaluation,
-    imputation,
-    latent_space,
-    likelihoods,
-    objectives,
-    posterior,
-    priors,
-    schedules,
-)
-from .anomaly import *  # noqa: F403
+from . import evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules
+from .anomaly import anomaly_score, feature_nll
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
-from .imputation import *  # noqa: F403
+from .hierarchy import HierarchicalVAE
+from .imputation import impute
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
@@ -33,21 +24,15 @@ __all__ = [
     "ConditionalSequential",
     "ConvDecoder",
     "ConvEncoder",
+    "HierarchicalVAE",
     "Log1p",
     "MLPDecoder",
     "MLPEncoder",
     "SparseLinear",
     "VAEOutput",
+    "anomaly_score",
+    "feature_nll",
+    "impute",
 ]
-for _module in (
-    anomaly,
-    evaluation,
-    imputation,
-    latent_space,
-    likelihoods,
-    objectives,
-    posterior,
-    priors,
-    schedules,
-):
+for _module in (evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules):
     __all__ += _module.__all__

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import functional
 from ..likelihoods.numerics import held_between
 from .condition import repeated
-from .priors import Density, Moments, by_kind, standard_log_prob
+from .priors import Moments, by_kind, standard_log_prob
 
 if TYPE_CHECKING:
     from .vae import VAE
@@ -35,12 +35,13 @@ class Posterior:
         condition: Tensor | None,
         num_samples: int | None,
         generator: torch.Generator | None,
-        rng_state: Tensor | None,
+        rng_state: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.condition, self.num_samples = model, x, condition, num_samples
         self.moments = model._moments(x, condition)
         self.prior = model._p_z(condition)
-        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state}
+        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state, "noise": noise}
 
     @property
     def gaussian_prior(self) -> Moments | None:

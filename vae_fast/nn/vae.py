@@ -233,23 +233,32 @@ class VAE(nn.Module):
         `temperature` (of a mixture prior, within its components)."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
-        parameters = chain(decoder.parameters(), self.parameters())
-        device = next((p.device for p in parameters), torch.get_default_device())
-        noise = torch.randn(
-            (check_int("n", n), *self.latent_shape),
-            generator=generator,
-            dtype=float_dtype(decoder) or float_dtype(self),
-            device=device if generator is None else generator.device,
-        ).to(device)
+        z = self._sample_prior(n, self.latent_shape, condition, generator, temperature)
+        return self.decode(z, condition=condition, library=library)
+
+    def _sample_prior(
+        self,
+        n: int,
+        shape: Sequence[int],
+        condition: Tensor | int | None,
+        generator: torch.Generator | None,
+        temperature: float,
+    ) -> Tensor:
         if (number := number_of(temperature)) is None or not 0 <= number < math.inf:
             raise ValueError(
                 f"expected temperature to be a finite number of at least 0, but got {temperature!r}"
             )
-        if number != 1:
-            noise = noise * number
-        z = draw(self._p_z(self._checked(condition, "z", noise)), noise, generator)
-        return self.decode(z, condition=condition, library=library)
+        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
+        parameters = chain(decoder.parameters(), self.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
+        noise = torch.randn(
+            (check_int("n", n), *shape),
+            generator=generator,
+            dtype=float_dtype(decoder) or float_dtype(self),
+            device=device if generator is None else generator.device,
+        ).to(device)
+        prior = self._p_z(self._checked(condition, "z", noise))
+        return draw(prior, noise if number == 1 else noise * number, generator)
 
     def _posterior(
         self,
