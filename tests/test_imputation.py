@@ -74,6 +74,11 @@ def test_mean_is_that_of_the_conditional(missing: str) -> None:
     ]
     torch.testing.assert_close(*got, rtol=1e-9, atol=1e-9)
     assert torch.equal(got[0][:, MASK], x[:, MASK])
+    if missing == "columns":  # NaN is missing whatever a mask says
+        both = nn.impute(
+            model, given, MASK | True, num_samples=20_000, generator=torch.Generator().manual_seed(2)
+        )
+        assert torch.equal(both, got[0])
     error = (got[0][:, ~MASK] - want).abs().max()
     assert error < 0.06 < 0.06 * spread.diagonal().sqrt().min()
     few = nn.impute(model, given, mask, num_samples=1, generator=torch.Generator().manual_seed(2))
@@ -157,6 +162,49 @@ def test_map_sums_to_the_score() -> None:
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     want = bce(logits, x.repeat(7, 1, 1), reduction="none").view(7, 5, 4, 3).mean(0)
     torch.testing.assert_close(got, want.detach())
+
+
+def hierarchy() -> tuple[nn.HierarchicalVAE, Tensor]:
+    torch.manual_seed(0)
+    columns = nn.MixedColumns([("gaussian", 3), ("categorical", 1, {"classes": 3}), ("poisson", 2)])
+    features = columns.encoder_features
+    bottom = nn.VAE(
+        nn.MLPEncoder(features, 8, 2, conditions=1),
+        nn.MLPDecoder(2, 8, columns.decoder_features, conditions=1),
+        columns,
+        prior=nn.ConditionalPrior(torch.nn.Linear(1, 4)),
+    )
+    x = torch.randn(5, 6)
+    x[:, 3:] = x[:, 3:].abs().floor().clamp(max=2)
+    x[torch.rand(5, 6) < 0.3] = math.nan
+    return nn.HierarchicalVAE(nn.MLPEncoder(features, 8, 1), bottom).eval(), x
+
+
+def test_a_hierarchy_of_a_table() -> None:
+    model, x = hierarchy()
+    got = nn.feature_nll(model, x, 7, rng_state=state(), chunk=3)
+    assert (got[x.isnan()] == 0).all() and x.isnan().any()
+    torch.testing.assert_close(got.sum(1), nn.reconstruction_nll(model, x, 7, rng_state=state()))
+    filled = nn.impute(model, x, num_samples=9, num_iterations=2, draws=3)
+    assert torch.equal(filled.where(~x.isnan(), 0), x.nan_to_num(0).expand(3, 5, 6))
+    assert torch.equal(filled[..., 3:], filled[..., 3:].round())
+
+
+def test_generated_draws() -> None:
+    """decode and generate give draws of p(x | z), the same for the same generator."""
+    for model in (small("bernoulli", (4, 3)), small("negative_binomial", (12,)), hierarchy()[0]):
+        z = torch.randn(6, *model.latent_shape)
+        seeded = [torch.Generator().manual_seed(1) for _ in range(4)]
+        drawn = model.decode(z, sample=True, generator=seeded[0])
+        assert torch.equal(drawn, model.decode(z, sample=True, generator=seeded[1]))
+        assert drawn.shape == model.decode(z).shape and not torch.equal(drawn, model.decode(z))
+        if not isinstance(model, nn.HierarchicalVAE):
+            params = model.likelihood.split(model.decoder(z))
+            assert torch.equal(drawn, model.likelihood.sample(params, torch.Generator().manual_seed(1)))
+        generated = [model.generate(6, sample=True, generator=g) for g in seeded[2:]]
+        assert torch.equal(*generated)
+        counts = generated[0][..., 3:]
+        assert torch.equal(counts, counts.round())
 
 
 def test_scores_by_name() -> None:

@@ -351,6 +351,17 @@ def test_fused_head_compiles_and_autocasts() -> None:
 
 
 @pytest.mark.parametrize(("name", "options", "_fused"), OPTIONS, ids=IDS)
+def test_nll_of_each_element_and_of_some(name: str, options: Options, _fused: bool) -> None:
+    model, x = make(name, options)
+    params = model.likelihood.split(model.decoder(torch.randn((len(x), 3))))
+    each = model.likelihood.nll(params, x, reduction="none")
+    torch.testing.assert_close(each.reshape(len(x), -1).sum(1), model.likelihood.nll(params, x))
+    mask = torch.rand(each.shape) > 0.4
+    some = model.likelihood.nll(params, x, mask.unsqueeze(1) if "logistic_mixture" in name else mask)
+    torch.testing.assert_close(some, each.where(mask, 0.0).reshape(len(x), -1).sum(1))
+
+
+@pytest.mark.parametrize(("name", "options", "_fused"), OPTIONS, ids=IDS)
 def test_samples_have_the_mean(name: str, options: Options, _fused: bool) -> None:
     """Of one z, the average over many draws; and the mean's shape is x's."""
     model, x = make(name, options)

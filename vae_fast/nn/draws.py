@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..checks import check_int
-from .condition import repeated
 from .evaluation import CHUNK_NUMBERS
 from .likelihoods.base import Params
 from .posterior import Posterior
@@ -37,11 +36,5 @@ def decoded_draws(posterior: Posterior, num_samples: int, chunk: int | None = No
     for first in range(0, num_samples, step):
         draws = min(step, num_samples - first)
         z, log_weights = posterior.log_weights(draws, first_draw=first)
-        rows = decoded(posterior, z)
+        rows = posterior.params(z)
         yield Draws(z, log_weights, rows, tuple(p.unflatten(0, (draws, x.shape[0])) for p in rows))
-
-
-def decoded(posterior: Posterior, z: Tensor) -> Params:
-    """The parameters of p(x | z) for z (draws, batch, ...), as rows."""
-    model, condition = posterior.model, repeated(posterior.condition, z.shape[0])
-    return model._params(model._decode(z.flatten(0, 1), condition), posterior.x)

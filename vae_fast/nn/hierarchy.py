@@ -14,7 +14,7 @@ from ..checks import check_clamp, check_num_samples, check_rng_state, fresh_rng_
 from ..likelihoods.numerics import arithmetic_dtype
 from ..ops.noise import noise
 from .checks import check_batch
-from .likelihoods.base import Library
+from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
 from .priors import make_prior
@@ -99,13 +99,23 @@ class HierarchicalVAE(VAE):
     def validate(self, validate: bool) -> None:
         self.bottom.validate = validate
 
-    def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
-        """The mean of p(x | z) at z = [z2 | z1]."""
+    def decode(
+        self,
+        z: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        library: Library = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean of p(x | z) at z = [z2 | z1], or with `sample` a draw of it; as `VAE.decode`."""
         check_batch("z", z, self.latent_shape)
         self._checked(condition, "z", z)
         first = math.prod(self._top_shape())
         z1 = z[:, first:].unflatten(1, self.bottom.latent_shape or (-1,))
-        return self.bottom.decode(z1, condition=z[:, :first], library=library)
+        return self.bottom.decode(
+            z1, condition=z[:, :first], library=library, sample=sample, generator=generator
+        )
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
@@ -122,12 +132,14 @@ class HierarchicalVAE(VAE):
         generator: torch.Generator | None = None,
         library: Library = None,
         temperature: float = 1.0,
+        sample: bool = False,
     ) -> Tensor:
-        """The means of p(x | z) at `n` draws of z2, and of z1 given it; as `VAE.generate`."""
+        """The means of p(x | z) at `n` draws of z2, and of z1 given it, or draws of p(x | z); as `VAE.generate`."""
         z2 = self._sample_prior(n, self._top_shape(), condition, generator, temperature)
         return self.bottom.generate(
-            n, condition=z2.flatten(1), generator=generator, library=library, temperature=temperature
-        )
+            n, condition=z2.flatten(1), generator=generator, library=library, temperature=temperature,
+            sample=sample,
+        )  # fmt: skip
 
     def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> None:
         if condition is not None:
@@ -193,11 +205,18 @@ class TwoPosteriors(Posterior):
 
     def nll(self, z: Tensor) -> Tensor:
         draws = z.shape[0] if z.ndim > 2 else None
-        first, bottom = self.mu[0].numel(), self.model.bottom
+        z2, z1 = self._levels(z)
+        return self.model.bottom._nll(z1, self.x, z2 if draws is None else z2.flatten(0, 1), draws)
+
+    def params(self, z: Tensor) -> Params:
+        z2, z1 = self._levels(z)
+        bottom = self.model.bottom
+        return bottom._params(bottom._decode(z1.flatten(0, 1), z2.flatten(0, 1)), self.x)
+
+    def _levels(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        first, shape = self.mu[0].numel(), self.model.bottom.latent_shape
         z2, z1 = z[..., :first], z[..., first:]
-        if (shape := bottom.latent_shape) is not None:
-            z1 = z1.unflatten(-1, shape)
-        return bottom._nll(z1, self.x, z2 if draws is None else z2.flatten(0, 1), draws)
+        return z2, z1 if shape is None else z1.unflatten(-1, shape)
 
     def kl_per_element(self) -> None:
         return None

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..checks import check_int, check_mask, fresh_rng_state
 from ..likelihoods.csr import is_csr
-from .draws import Draws, decoded, decoded_draws
+from .draws import Draws, decoded_draws
 from .posterior import Posterior
-from .vae import VAE
+from .vae import VAE, on_device
 
 __all__ = ["impute"]
 
@@ -51,12 +51,12 @@ def impute(
     Args:
         x: as in `VAE.forward`, not sparse. What it holds at missing entries does not matter.
         mask: bool, broadcastable to x, False where x is missing (for "discretized_logistic_mixture": broadcastable to
-            the pixels). None: NaN is missing.
+            the pixels). None: NaN is missing. In a `MixedColumns` it always is.
         num_samples: k.
         num_iterations: steps of pseudo-Gibbs sampling; for images without a third of their pixels some ten.
         draws: how many draws of the missing entries; None gives their mean.
         condition: as in `VAE.forward`.
-        generator: where all noise comes from, on x's device.
+        generator: where all noise comes from.
         chunk: as in `importance_nll`.
 
     Returns:
@@ -78,6 +78,8 @@ def impute(
         mask = ~x.isnan()
     else:
         check_mask(mask, x, "x")
+        mask = mask & ~x.isnan() if model.likelihood.takes_missing else mask
+    generator = on_device(generator, x.device)
     x = _as_numbers(model, x)
     known = mask.expand(x.shape)
     filled = x.masked_fill(~known, math.nan if model.likelihood.takes_missing else 0)
@@ -139,7 +141,7 @@ def _resampled(weighted: list[tuple[Draws, Tensor]], count: int, generator: torc
 def _drawn(posterior: Posterior, z: Tensor, generator: torch.Generator | None) -> Tensor:
     """x of p(x | z), (draws, batch, ...) for z (draws, batch, ...)."""
     draws, likelihood = z.shape[0], posterior.model.likelihood
-    x = likelihood.sample(decoded(posterior, z), generator, _library(posterior, draws))
+    x = likelihood.sample(posterior.params(z), generator, _library(posterior, draws))
     return x.unflatten(0, z.shape[:2]).to(posterior.x.dtype)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import functional
 from ..likelihoods.numerics import held_between
 from .condition import repeated
+from .likelihoods.base import Params
 from .priors import Moments, by_kind, standard_log_prob
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Posterior:
         """-log p(x | z): (batch,), or (draws, batch) for z (draws, batch, ...)."""
         draws = z.shape[0] if z.ndim > self._halves()[0].ndim else None
         return self.model._nll(z, self.x, repeated(self.condition, draws), draws)
+
+    def params(self, z: Tensor) -> Params:
+        """The likelihood's parameters for z (draws, batch, ...), a row for each draw of each sample."""
+        output = self.model._decode(z.flatten(0, 1), repeated(self.condition, z.shape[0]))
+        return self.model._params(output, self.x)
 
     def _halves(self) -> Moments:
         if isinstance(self.moments, Tensor):

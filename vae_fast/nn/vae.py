@@ -204,14 +204,25 @@ class VAE(nn.Module):
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
-    def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
-        """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
-        (batch,) or one number; by default the likelihood's."""
+    def decode(
+        self,
+        z: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        library: Library = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean of p(x | z), or with `sample` a draw of it, made with the `generator`. `library`, for counts whose
+        mean depends on it: the number of counts in each sample, (batch,) or one number; by default the likelihood's."""
         check_batch("z", z, self.latent_shape)
         condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
         output = self._decode(z if dtype is None else z.to(dtype), condition)
-        return self.likelihood.mean(self._params(output), library)
+        params = self._params(output)
+        if sample:
+            return self.likelihood.sample(params, on_device(generator, z.device), library)
+        return self.likelihood.mean(params, library)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
@@ -228,13 +239,14 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,
         library: Library = None,
         temperature: float = 1.0,
+        sample: bool = False,
     ) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), whose noise is made on the generator's device and multiplied by
-        `temperature` (of a mixture prior, within its components)."""
+        `temperature` (of a mixture prior, within its components); with `sample`, a draw of p(x | z) at each."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
         z = self._sample_prior(n, self.latent_shape, condition, generator, temperature)
-        return self.decode(z, condition=condition, library=library)
+        return self.decode(z, condition=condition, library=library, sample=sample, generator=generator)
 
     def _sample_prior(
         self,
@@ -449,3 +461,11 @@ class VAE(nn.Module):
         if not torch.compiler.is_compiling() and "unfused" in self._once:
             self._once.discard("unfused")
             warn(message)
+
+
+def on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """The generator, or where it is of another device a new one that is seeded by it."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
