@@ -26,7 +26,7 @@ from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
-from .condition import check_condition, run, takes_condition
+from .condition import call, check_condition, repeated, run, takes_condition, takes_target
 from .head import ends_in_linear, find_head, try_out
 from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
@@ -205,12 +205,16 @@ class VAE(nn.Module):
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
     def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
-        """The mean of p(x | z). `library`, for counts whose mean depends on it: the number of counts in each sample,
+        """The mean of p(x | z); of a decoder that takes a target, the most likely tokens one after the other. `library`, for counts whose mean depends on it: the number of counts in each sample,
         (batch,) or one number; by default the likelihood's."""
         check_batch("z", z, self.latent_shape)
         condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
-        output = self._decode(z if dtype is None else z.to(dtype), condition)
+        z = z if dtype is None else z.to(dtype)
+        if takes_target(self.decoder):
+            tokens: Tensor = self.decoder.generate(z, condition)  # type: ignore[operator]
+            return tokens
+        output = self._decode(z, condition)
         return self.likelihood.mean(self._params(output), library)
 
     @torch.no_grad()
@@ -300,9 +304,8 @@ class VAE(nn.Module):
             )
         return check_condition(condition, like, sample)
 
-    def _decode(self, z: Tensor, condition: Tensor | None) -> Any:
-        decoder = self.decoder
-        return decoder(z, condition) if condition is not None and takes_condition(decoder) else decoder(z)
+    def _decode(self, z: Tensor, condition: Tensor | None, target: Tensor | None = None) -> Any:
+        return call(self.decoder, z, condition, target)
 
     def _look_at(self, x: Tensor, classes: int | None) -> None:
         """At the first training batch that holds something and whose values can be read."""
@@ -343,17 +346,21 @@ class VAE(nn.Module):
         if place is not None:
             nll_of_rows = partial(self._nll_of_rows, place, x, condition, draws)
             return run_as_forward(self.decoder, nll_of_rows, rows)
-        params = self._params(self._decode(rows, condition), x)
+        params = self._params(self._decode(rows, condition, self._target(x, draws)), x)
         if draws is None:
             return self.likelihood.nll(params, x)
         return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x)
+
+    def _target(self, x: Tensor, draws: int | None) -> Tensor | None:
+        """x for the rows of a decoder that takes it: a row for each draw."""
+        return repeated(x, draws) if takes_target(self.decoder) else None
 
     def _nll_of_rows(
         self, place: int, x: Tensor, condition: Tensor | None, draws: int | None, rows: Tensor
     ) -> Tensor:
         """By the fused head."""
         layers: list[Any] = list(self.decoder)  # type: ignore[call-overload]
-        hidden, linear = run(layers[:place], rows, condition), layers[place]
+        hidden, linear = run(layers[:place], rows, condition, self._target(x, draws)), layers[place]
         if draws is not None:
             hidden = hidden.unflatten(0, (draws, x.shape[0]))
         return run_head(
