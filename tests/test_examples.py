@@ -51,7 +51,7 @@ def test_resume(name: str, tmp_path: Path) -> None:
 def test_examples_are_short() -> None:
     """One screen each."""
     examples = list(FOLDER.glob("*.py"))
-    assert len(examples) == 4
+    assert len(examples) == 5
     for path in examples:
         assert len(path.read_text().splitlines()) < 60
 
@@ -68,3 +68,12 @@ def test_recommender() -> None:
     assert found["NDCG@4"] == pytest.approx(sum(ndcg) / 2)
     vae, popular = example.train(60, 1000, 200)
     assert all(vae[name] > 1.2 * popular[name] for name in vae)
+
+
+def test_mixed_table() -> None:
+    """Gaps are filled better than by the columns' means, and odd rows and columns are found."""
+    found = load(FOLDER / "mixed_table.py").train(150, 1000)
+    for error in ("error of numbers", "error of counts", "wrong classes"):
+        assert found[f"VAE: {error}"] < 0.9 * found[f"column mean: {error}"]
+    assert found["odd rows: AUROC"] > 0.52
+    assert found["odd rows: column found"] > 0.25  # by chance 1 of 8

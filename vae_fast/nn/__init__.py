@@ -3,9 +3,11 @@ evaluation."""
 
 from ..output import VAEOutput
 from . import evaluation, latent_space, likelihoods, networks, objectives, posterior, priors, schedules
+from .anomaly import anomaly_score, feature_nll
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
 from .hierarchy import HierarchicalVAE
+from .imputation import impute
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import *  # noqa: F403
@@ -23,6 +25,9 @@ __all__ = [
     "HierarchicalVAE",
     "SparseLinear",
     "VAEOutput",
+    "anomaly_score",
+    "feature_nll",
+    "impute",
 ]
 # Not in a loop, which type checkers do not follow.
 __all__ += evaluation.__all__ + latent_space.__all__ + likelihoods.__all__ + networks.__all__

@@ -392,10 +392,11 @@ class VAE(nn.Module):
         self._outputs = sum(math.prod(p.shape[1:]) for p in params)  # numbers for each sample
         self._classes = params[0].shape[-1] if params[0].ndim else None
         n = getattr(self.encoder, "in_features", None)
-        if isinstance(n, int) and math.prod(shape) != n:
+        given = math.prod(self.likelihood.encoder_shape(shape))
+        if isinstance(n, int) and given != n:
             raise ValueError(
                 f"expected decoder to give {n} numbers for each sample, as many as the encoder takes, "
-                f"but got {self.likelihood} of {shape}, {math.prod(shape)} numbers"
+                f"but got {self.likelihood} of {shape}, {given} numbers"
             )
         return shape
 
