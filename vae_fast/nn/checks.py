@@ -11,15 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import check_is_tensor, number_of, shape_of
+from .schedules import Schedule
 
 
-def check_beta(beta: Any) -> Any:
-    """beta as a Python number; a tensor as it is, so that it can be changed in place."""
+def check_beta(beta: Any, name: str = "beta") -> Any:
+    """A weight as a Python number; a tensor, so that it can be changed in place, and a schedule as they are."""
+    if isinstance(beta, Schedule):
+        return beta
     number = number_of(beta)
     if number is None:
-        raise TypeError(f"expected beta to be a number, but got {beta!r}")
+        raise TypeError(f"expected {name} to be a number or a vae_fast.nn.Schedule, but got {beta!r}")
     if not 0 <= number < math.inf:
-        raise ValueError(f"expected beta to be a finite number of at least 0, but got {number}")
+        raise ValueError(f"expected {name} to be a finite number of at least 0, but got {number}")
     return beta if isinstance(beta, Tensor) else number
 
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import functional
 from ..checks import check_int, fresh_rng_state
-from .condition import repeated
 from .latent_space import active_units
+from .posterior import Posterior
 from .vae import VAE
 
 __all__ = ["Evaluation", "evaluate", "importance_nll", "reconstruction_nll"]
@@ -84,7 +83,8 @@ class Evaluation(NamedTuple):
     nll: the mean of `importance_nll`.
     rate: the mean KL of q(z | x) from the prior, in nats a sample.
     distortion: the mean of -E_q[log p(x | z)]. -elbo is rate + distortion (Alemi et al., "Fixing a broken ELBO", 2018).
-    kl_per_dimension: the rate of each latent dimension, of one latent's shape.
+    kl_per_dimension: the rate of each latent dimension, of one latent's shape; None where the prior is no diagonal
+        Gaussian, whose KL is estimated as a whole.
     active_units: how many dimensions' mu varies over the data (`active_units`).
     samples: how many there were.
     """
@@ -93,7 +93,7 @@ class Evaluation(NamedTuple):
     nll: float
     rate: float
     distortion: float
-    kl_per_dimension: Tensor
+    kl_per_dimension: Tensor | None
     active_units: int
     samples: int
 
@@ -112,38 +112,40 @@ def evaluate(
     Raises:
         TypeError, ValueError: as `importance_nll`; fewer than two samples.
     """
-    count, sums, means = 0, torch.zeros(2, dtype=torch.float64), []
+    count, sums, means = 0, torch.zeros(3, dtype=torch.float64), []
     by_dimension: Tensor | None = None
     for batch in batches:
         x, condition = batch if isinstance(batch, tuple | list) else (batch, None)
         found = _estimate(model, x, num_samples, condition, generator)
-        sums += torch.stack([t.sum(dtype=torch.float64) for t in (found.distortion, found.nll)]).cpu()
-        kl = functional.kl_divergence(found.mu, found.logvar, reduction="none").sum(0, dtype=torch.float64)
-        by_dimension = kl if by_dimension is None else by_dimension + kl
-        means.append(found.mu)
+        kl = found.posterior.kl_per_element()
+        if kl is not None:
+            in_sum = kl.sum(0, dtype=torch.float64)
+            by_dimension = in_sum if by_dimension is None else by_dimension + in_sum
+        rate = found.rate if kl is None else kl.flatten(1)
+        sums += torch.stack([t.sum(dtype=torch.float64) for t in (found.distortion, found.nll, rate)]).cpu()
+        means.append(found.posterior.mu)
         count += x.shape[0]
-    if count < 2 or by_dimension is None:
+    if count < 2:
         raise ValueError(f"expected batches with at least two samples, but got {count}")
-    distortion, nll = (sums / count).tolist()
-    rate = float(by_dimension.sum()) / count
+    distortion, nll, mean_rate = (sums / count).tolist()
     return Evaluation(
-        elbo=-distortion - rate,
+        elbo=-distortion - mean_rate,
         nll=nll,
-        rate=rate,
+        rate=mean_rate,
         distortion=distortion,
-        kl_per_dimension=by_dimension / count,
+        kl_per_dimension=None if by_dimension is None else by_dimension / count,
         active_units=int(active_units(torch.cat(means)).sum()),
         samples=count,
     )
 
 
 class _Estimate(NamedTuple):
-    """Of a batch: q(z | x), and importance_nll and reconstruction_nll of each sample."""
+    """Of a batch: q(z | x); of each sample importance_nll, reconstruction_nll and the mean of log q(z | x) / p(z)."""
 
-    mu: Tensor
-    logvar: Tensor
+    posterior: Posterior
     nll: Tensor
     distortion: Tensor
+    rate: Tensor
 
 
 def _estimate(
@@ -158,19 +160,16 @@ def _estimate(
     k = check_int("num_samples", num_samples, least=1)
     if rng_state is None:
         rng_state = fresh_rng_state("x", x, k, generator)
-    if model.likelihood.binarize:
-        x = model.likelihood.observe(x, rng_state)
-    mu, logvar = model.encode(x, condition=condition)
-    checked = model._checked(condition, "x", x)
+    posterior = model._posterior(x, condition, k, None, rng_state)
     numbers = x.numel() if model.data_shape is None else x.shape[0] * model._outputs
     step = max(1, CHUNK_NUMBERS // max(1, numbers)) if chunk is None else check_int("chunk", chunk, least=1)
-    bound, total = torch.full((), -math.inf, device=mu.device), torch.zeros((), device=mu.device)
+    zero = torch.zeros((), device=x.device)
+    bound = zero - math.inf
+    distortion, rate = zero, zero
     for first in range(0, k, step):
         draws = min(step, k - first)
-        z, weights = functional.log_weights(
-            mu, logvar, num_samples=draws, rng_state=rng_state, first_draw=first
-        )
-        assert z is not None
-        nll = model._nll(z, x, repeated(checked, draws), draws)
-        bound, total = torch.logaddexp(bound, (weights - nll).logsumexp(0)), total + nll.sum(0)
-    return _Estimate(mu, logvar, math.log(k) - bound, total / k)
+        z, weights = posterior.log_weights(draws, first_draw=first)
+        nll = posterior.nll(z)
+        bound = torch.logaddexp(bound, (weights - nll).logsumexp(0))
+        distortion, rate = distortion + nll.sum(0), rate - weights.sum(0)
+    return _Estimate(posterior, math.log(k) - bound, distortion / k, rate / k)

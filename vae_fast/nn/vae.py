@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import functional
 from ..checks import (
     bool_of,
     check_bool,
@@ -20,17 +19,22 @@ from ..checks import (
     check_num_samples,
     check_sizes,
     fresh_rng_state,
+    number_of,
 )
 from ..likelihoods.csr import is_csr
 from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
-from .condition import check_condition, repeated, run, takes_condition
+from .condition import check_condition, run, takes_condition
 from .head import ends_in_linear, find_head, try_out
 from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
+from .objectives import Objective, make_objective
+from .posterior import Posterior
+from .priors import Density, Moments, draw, make_prior
+from .schedules import Schedule
 from .sharding import gather_around, is_fsdp, run_as_forward, run_head
 
 # fused_head="auto" fuses a layer that makes as many numbers for a batch: 16 MB of float32, which is one chunk of the
@@ -40,7 +44,7 @@ FUSED_NUMBERS = 1 << 22
 
 
 class VAE(nn.Module):
-    """loss = mean over the batch of  -log p(x | z) + beta KL(q(z | x) || N(0, 1)),  z ~ q(z | x).
+    """loss = mean over the batch of  -log p(x | z) + beta KL(q(z | x) || p(z)),  z ~ q(z | x); other objectives.
 
     Args:
         encoder: encoder(x) gives (mu, logvar), or one tensor with both side by side along dim 1.
@@ -48,9 +52,14 @@ class VAE(nn.Module):
             or one tensor with them side by side along dim 1.
         likelihood: a name in `vae_fast.nn.LIKELIHOODS` ("bernoulli", logits; "gaussian", mean; ...), or a
             `vae_fast.nn.Likelihood`.
-        beta: weight of the KL (Higgins et al., "beta-VAE", 2017). 1 gives the evidence lower bound.
+        prior: p(z): None for N(0, 1), a module such as `MixturePrior`, `VampPrior` or `ConditionalPrior`, or a pair of
+            tensors (mu_p, logvar_p) that broadcast to mu.
+        objective: what is minimised: "elbo", "free_bits", "capacity", "kl_balance", "beta_tc" or "iwae", or an object
+            with options, `IWAE(50)`; a module of your own that makes a `VAEOutput` of a `Posterior` is one.
+        beta: weight of the KL (Higgins et al., "beta-VAE", 2017), a number or a `Schedule`. 1 gives the evidence lower
+            bound. For "beta_tc" that of the total correlation.
         clamp: (lo, hi), bounds of the encoder's log-variance, as torch.clamp.
-        num_samples: draws of z for each x; nll is their mean. None: one.
+        num_samples: draws of z for each x; nll is their mean. None: the objective's, or one.
         latent_shape: z's shape without the batch, for `generate`. By default the encoder's `latent_shape`.
         fused_head: whether a last nn.Linear of the decoder (an nn.Sequential, an nn.Unflatten after it or not) is
             computed together with the likelihood, some rows at a time, so that its outputs never exist as a whole.
@@ -86,7 +95,7 @@ class VAE(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if is_fsdp(cls):  # `generate` and `reconstruct` go through these
-            gather_around(cls, ("encode", "decode", "elbo"))
+            gather_around(cls, ("encode", "decode", "elbo", "_p_z"))
 
     def __init__(
         self,
@@ -94,7 +103,9 @@ class VAE(nn.Module):
         decoder: nn.Module,
         likelihood: str | Likelihood = "bernoulli",
         *,
-        beta: float = 1.0,
+        prior: nn.Module | tuple[Tensor, Tensor] | None = None,
+        objective: str | Objective = "elbo",
+        beta: float | Tensor | Schedule = 1.0,
         clamp: tuple[float, float] | None = None,
         num_samples: int | None = None,
         latent_shape: Sequence[int] | None = None,
@@ -108,7 +119,8 @@ class VAE(nn.Module):
                 raise TypeError(f"expected {name} to be an nn.Module, but got {network!r}")
         self.encoder, self.decoder = encoder, decoder
         self.likelihood = make_likelihood(likelihood, **likelihood_options)
-        self.beta = check_beta(beta)
+        self.prior = make_prior(prior)
+        self.objective = make_objective(objective, beta)
         self.clamp = check_clamp(clamp)
         self.num_samples = None if num_samples is None else check_num_samples(num_samples)
         if latent_shape is None:
@@ -122,6 +134,15 @@ class VAE(nn.Module):
         # What is still to be done once. A set, which nn.DataParallel's copies of this module share with it.
         self._once = {"unfused"}
         self.validate = validate
+
+    @property
+    def beta(self) -> Any:
+        """The objective's weight of the KL: a number, a tensor or a `Schedule`. Setting it sets the objective's."""
+        return self.objective.beta
+
+    @beta.setter
+    def beta(self, beta: float | Tensor | Schedule) -> None:
+        self.objective.beta = check_beta(beta)
 
     @property
     def validate(self) -> bool:
@@ -151,7 +172,14 @@ class VAE(nn.Module):
         rng_state: Tensor | None = None,
     ) -> VAEOutput:
         """One pass. The noise comes from torch's generator of the device, `generator` or `rng_state`."""
-        return self._pass(x, condition, self.num_samples, generator, rng_state)
+        draws = self.num_samples
+        if draws is None:
+            draws = getattr(self.objective, "num_samples", None)
+        output: VAEOutput = self.objective(self._posterior(x, condition, draws, generator, rng_state))
+        return output
+
+    if TYPE_CHECKING:  # nn.Module's gives Any: with this an editor completes model(x).loss
+        __call__ = forward
 
     def elbo(
         self,
@@ -164,8 +192,10 @@ class VAE(nn.Module):
     ) -> Tensor:
         """E_q[log p(x | z)] - KL in nats, shape (batch,): the mean over `num_samples` draws, without beta."""
         draws = self.num_samples if num_samples is None else num_samples
-        output = self._pass(x, condition, draws, generator, rng_state)
-        return -(output.nll + output.kl)
+        posterior = self._posterior(x, condition, draws, generator, rng_state)
+        z, kl = posterior.sample()
+        nll = posterior.nll(z)
+        return -((nll if draws is None else nll.mean(0)) + kl)
 
     def encode(self, x: Tensor, *, condition: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
         """mu and (clamped) log-variance of q(z | x)."""
@@ -197,29 +227,38 @@ class VAE(nn.Module):
         condition: Tensor | int | None = None,
         generator: torch.Generator | None = None,
         library: Library = None,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """The means of p(x | z) at `n` draws z ~ N(0, 1), which are made on the generator's device."""
+        """The means of p(x | z) at `n` draws z ~ p(z), whose noise is made on the generator's device and multiplied by
+        `temperature` (of a mixture prior, within its components)."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
         decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
         parameters = chain(decoder.parameters(), self.parameters())
         device = next((p.device for p in parameters), torch.get_default_device())
-        z = torch.randn(
+        noise = torch.randn(
             (check_int("n", n), *self.latent_shape),
             generator=generator,
             dtype=float_dtype(decoder) or float_dtype(self),
             device=device if generator is None else generator.device,
-        )
-        return self.decode(z.to(device), condition=condition, library=library)
+        ).to(device)
+        if (number := number_of(temperature)) is None or not 0 <= number < math.inf:
+            raise ValueError(
+                f"expected temperature to be a finite number of at least 0, but got {temperature!r}"
+            )
+        if number != 1:
+            noise = noise * number
+        z = draw(self._p_z(self._checked(condition, "z", noise)), noise, generator)
+        return self.decode(z, condition=condition, library=library)
 
-    def _pass(
+    def _posterior(
         self,
         x: Tensor,
         condition: Tensor | int | None,
         draws: int | None,
         generator: torch.Generator | None,
         rng_state: Tensor | None,
-    ) -> VAEOutput:
+    ) -> Posterior:
         check_batch("x", x, self.data_shape)
         condition = self._checked(condition, "x", x)
         if self._is_first() and not (self._classes is None and self.likelihood.support == "classes"):
@@ -228,11 +267,15 @@ class VAE(nn.Module):
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = fresh_rng_state("x", x, draws, generator), None
             x = self.likelihood.observe(x, rng_state)
-        z, kl = self._draw(x, condition, draws, generator, rng_state)
-        nll = self._nll(z, x, repeated(condition, draws), draws)
-        if draws is not None:
-            nll = nll.mean(0)
-        return VAEOutput((nll + self.beta * kl).mean(), nll, kl, z)
+        return Posterior(self, x, condition, draws, generator, rng_state)
+
+    def _p_z(self, condition: Tensor | None) -> Moments | Density | None:
+        """What the prior's module gives for this condition."""
+        prior = self.prior
+        inputs = (condition,) if takes_condition(prior) else ()
+        if getattr(prior, "takes_encoder", False):
+            return prior(*inputs, encode=self.encode)
+        return prior(*inputs)
 
     def _is_first(self) -> bool:
         return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
@@ -240,7 +283,7 @@ class VAE(nn.Module):
     def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> Tensor | None:
         if condition is None:
             return None
-        if not (takes_condition(self.encoder) or takes_condition(self.decoder)):
+        if not any(map(takes_condition, (self.encoder, self.decoder, self.prior))):
             raise ValueError(
                 "expected no condition, because neither encoder nor decoder takes one: those of "
                 "vae_fast.nn do with conditions=, a module of your own with an attribute takes_condition = True "
@@ -283,26 +326,6 @@ class VAE(nn.Module):
             expected = batch_of(self.data_shape)
             return f"expected x to have shape {expected} as the decoder's output, but got {tuple(x.shape)}"
         return None
-
-    def _draw(
-        self,
-        x: Tensor,
-        condition: Tensor | None,
-        num_samples: int | None,
-        generator: torch.Generator | None,
-        rng_state: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        moments = self._moments(x, condition)
-        options: dict[str, Any] = {
-            "num_samples": num_samples,
-            "clamp": self.clamp,
-            "generator": generator,
-            "rng_state": rng_state,
-        }
-        if isinstance(moments, Tensor):
-            return functional.reparameterize_kl_packed(moments, **options)
-        mu, logvar = moments
-        return functional.reparameterize_kl(mu, logvar, **options)
 
     def _nll(self, z: Tensor, x: Tensor, condition: Tensor | None, draws: int | None) -> Tensor:
         """(batch,), or (draws, batch). `condition` has a row for each of the draws."""

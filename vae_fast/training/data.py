@@ -100,7 +100,7 @@ class Dataset:
             part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
         )
 
-    def test_part(self, part: slice) -> dict[str, Tensor]:
+    def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
         labels = self.test_labels
         return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})

@@ -178,7 +178,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         return slice(n * rank // world, n * (rank + 1) // world)
 
-    def _train_samples(self, indices: Tensor) -> dict[str, Tensor]:
+    def _train_samples(self, indices: Tensor) -> dict[str, Any]:
         """The model's arguments: x and, where there is one, the condition."""
         samples = {"x": self.dataset.train.index_select(0, indices.to(self.dataset.train.device))}
         if (labels := self.dataset.train_labels) is not None:
