@@ -8,7 +8,7 @@ the VAE's scores stands the reconstruction error of an autoencoder with the same
 
 import torch
 import torch.nn.functional as F
-from common import by_batches, mnist, options, train
+from common import mnist, options, train
 from sklearn.metrics import roc_auc_score
 from torch.nn import Linear, ReLU, Sequential
 
@@ -29,12 +29,13 @@ def scores(x, test, folder, args):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         train(model, x, optimizer, folder / name, args.epochs, 128, loss=loss)
     torch.manual_seed(0)
-    return {
-        "-ELBO": by_batches(lambda x: -vae.elbo(x, num_samples=args.draws), test),
-        "-log p(x)": by_batches(lambda x: nn.importance_nll(vae, x, args.draws), test),
-        "-log p(x | z)": by_batches(lambda x: nn.reconstruction_nll(vae, x, args.draws), test),
-        "autoencoder": by_batches(lambda x: cross_entropy(autoencoder, x), test),
-    }
+    with torch.no_grad():
+        return {
+            "-ELBO": -vae.elbo(test, num_samples=args.draws),
+            "-log p(x)": nn.importance_nll(vae, test, args.draws),
+            "-log p(x | z)": nn.reconstruction_nll(vae, test, args.draws),
+            "autoencoder": cross_entropy(autoencoder, test),
+        }
 
 
 def main(arguments=None):

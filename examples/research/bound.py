@@ -26,7 +26,7 @@ def ours(x, draws):
     from vae_fast import nn
 
     model = build(x.mean(0)).eval()
-    return lambda: torch.cat([nn.importance_nll(model, rows, draws) for rows in x.split(100)]).mean().item()
+    return lambda: nn.importance_nll(model, x, draws).mean().item()
 
 
 def pythae(x, draws):

@@ -78,7 +78,8 @@ def train(model, x, optimizer, folder, epochs, batch, rate=None, loss=None, chec
         row = {"epoch": epoch + 1, "seconds": round(seconds, 1), "loss": total / len(x)}
         if check is not None and (epoch + 1) % every == 0:
             model.eval()
-            row |= check(model)
+            with torch.no_grad():
+                row |= check(model)
             model.train()
             if "score" in row and (best is None or row["score"] > best["score"]):
                 best = {"score": row["score"], "epoch": epoch + 1, "model": clone(model.state_dict())}
@@ -94,9 +95,3 @@ def train(model, x, optimizer, folder, epochs, batch, rate=None, loss=None, chec
 
 def clone(state):
     return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def by_batches(function, x, batch=500):
-    """function(rows of x) of all rows."""
-    with torch.no_grad():
-        return torch.cat([function(rows) for rows in x.split(batch)])

@@ -23,8 +23,7 @@ def fit(x, latent, epochs, folder):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def check(model):
-        with torch.no_grad():
-            return {"score": model.elbo(x[1500:], num_samples=10).mean().item()}
+        return {"score": model.elbo(x[1500:], num_samples=10).mean().item()}
 
     return train(model, x[:1500], optimizer, folder, epochs, 100, check=check)
 

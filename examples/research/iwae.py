@@ -7,13 +7,10 @@ the decoder's bias from the mean image. The learning rate is the paper's at each
 3^i epochs, i = 0, 1, ..., 7; it takes 3,280 epochs in all, fewer are the schedule's beginning. --k 1 is the VAE.
 """
 
-import math
-
 import torch
-from common import by_batches, mnist, options, train
+from common import mnist, options, train
 from torch import nn as torch_nn
 
-import vae_fast
 from vae_fast import nn
 
 
@@ -22,15 +19,7 @@ def rate(epoch):
     return 1e-4 * round(10 ** (1 - stage / 7), 1)
 
 
-def iwae(model, x, k):
-    x = torch.bernoulli(x)
-    mu, logvar = model.encode(x)
-    z, weights = vae_fast.log_weights(mu, logvar, num_samples=k)
-    nll = vae_fast.bernoulli_nll(model.decoder(z.flatten(0, 1)).unflatten(0, (k, len(x))), x)
-    return math.log(k) - (weights - nll).logsumexp(0).mean()
-
-
-def build(mean):
+def build(mean, k=1):
     encoder = nn.MLPEncoder(784, (200, 200), 50, activation=torch_nn.Tanh)
     decoder = nn.MLPDecoder(50, (200, 200), 784, activation=torch_nn.Tanh)
     for layer in (*encoder.modules(), *decoder.modules()):
@@ -39,20 +28,20 @@ def build(mean):
             torch_nn.init.zeros_(layer.bias)
     with torch.no_grad():
         decoder[-2].bias.copy_(mean.clamp(0.001, 0.999).logit())
-    return nn.VAE(encoder, decoder, "bernoulli", binarize=True)
+    objective = "elbo" if k == 1 else nn.IWAE(k)
+    return nn.VAE(encoder, decoder, "bernoulli", binarize=True, objective=objective)
 
 
 def main(arguments=None):
     args = options(__doc__, k=50, epochs=200, draws=5000, images=10000).parse_args(arguments)
     torch.manual_seed(0)
     x, _ = mnist(args.data)
-    model = build(x.mean(0))
+    model = build(x.mean(0), args.k)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4, fused=True)
-    loss = None if args.k == 1 else lambda model, x: iwae(model, x, args.k)
-    train(model, x, optimizer, args.out / f"iwae_{args.k}", args.epochs, 20, rate, loss)
+    train(model, x, optimizer, args.out / f"iwae_{args.k}", args.epochs, 20, rate)
     test = mnist(args.data, "test")[0][: args.images]
-    torch.manual_seed(0)
-    nll = by_batches(lambda x: nn.importance_nll(model, x, args.draws), test).mean().item()
+    generator = torch.Generator().manual_seed(0)
+    nll = nn.importance_nll(model, test, args.draws, generator=generator).mean().item()
     print(
         f"k = {args.k}, {args.epochs} epochs: -log p(x) {nll:.2f} by {args.draws} draws, {len(test)} images"
     )

@@ -6,7 +6,7 @@ The models are those of conv.py: trained here where its --out has none.
 """
 
 import torch
-from common import by_batches, mnist, options
+from common import mnist, options
 from conv import fit
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,11 +19,12 @@ def main(arguments=None):
     features = {"PCA": lambda x: torch.from_numpy(pca.transform(x))}
     for name in ("mlp", "conv"):
         model = fit(name, args)
-        features[name] = lambda x, model=model: by_batches(lambda x: model.encode(x.view(-1, 28, 28))[0], x)
+        features[name] = lambda x, model=model: model.encode(x.view(-1, 28, 28))[0]
     found = {}
     for name, compute in features.items():
-        classifier = KNeighborsClassifier(args.neighbors).fit(compute(x), labels)
-        found[name] = classifier.score(compute(test), test_labels)
+        with torch.no_grad():
+            known, new = compute(x), compute(test)
+        found[name] = KNeighborsClassifier(args.neighbors).fit(known, labels).score(new, test_labels)
         print(f"{name}, 20 features: {found[name]:.2%} of {len(test)} test images")
     return found
 
