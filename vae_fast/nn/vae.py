@@ -424,10 +424,6 @@ class VAE(nn.Module):
             return f"{type(self.likelihood).__name__} has no fused head"
         return find_head(self.decoder, flat=self.likelihood.over_classes)
 
-    def _find_head(self) -> int | None:
-        head = self._head()
-        return head if isinstance(head, int) else None
-
     def _fused_place(self, x: Tensor) -> int | None:
         """Where in the decoder the layer is that is computed with the likelihood; None if none is."""
         if self.fused_head is False:
