@@ -207,6 +207,21 @@ def test_generated_draws() -> None:
         assert torch.equal(counts, counts.round())
 
 
+def test_text() -> None:
+    """Of a decoder that takes x: a map, draws, and no imputation, for which entries have to be independent given z."""
+    torch.manual_seed(0)
+    decoder = nn.GRUDecoder(2, 8, (5, 4))
+    model = nn.VAE(nn.GRUEncoder(4, 8, 2), decoder, "categorical").eval()
+    x, z = torch.randint(4, (3, 5)), torch.randn(3, 2)
+    got = nn.feature_nll(model, x, 7, rng_state=state(), chunk=3)
+    torch.testing.assert_close(got.sum(1), nn.reconstruction_nll(model, x, 7, rng_state=state()))
+    drawn = model.decode(z, sample=True, generator=torch.Generator().manual_seed(1))
+    want = decoder.generate(z, temperature=1.0, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, want) and not torch.equal(drawn, model.decode(z))
+    with pytest.raises(ValueError, match="expected a decoder of z alone"):
+        nn.impute(model, x, x > 0)
+
+
 def test_scores_by_name() -> None:
     model, mean, covariance = linear()
     x = data()

@@ -328,7 +328,7 @@ def test_fused_head_reason() -> None:
 
 def test_fused_head_is_chosen_by_size() -> None:
     model = VAE(MLPEncoder(1 << 12, 2, 2), MLPDecoder(2, 2, 1 << 12))
-    assert vae(MLPDecoder(3, 8, SHAPE), "multinomial")._find_head() is None  # four softmaxes from one layer
+    assert vae(MLPDecoder(3, 8, SHAPE), "multinomial").fused_head_reason  # four softmaxes from one layer
     places = [model._fused_place(torch.empty((n, 1 << 12), device="meta")) for n in (1 << 9, 1 << 10)]
     assert places == [None, 2]
     model.decoder.append(nn.Tanh())

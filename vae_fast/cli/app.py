@@ -23,6 +23,7 @@ app = typer.Typer(
 class Architecture(StrEnum):
     mlp = "mlp"
     conv = "conv"
+    resnet = "resnet"
 
 
 # Those that a model of images or counts has: classes take a decoder of their own.

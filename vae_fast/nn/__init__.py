@@ -2,7 +2,7 @@
 evaluation."""
 
 from ..output import VAEOutput
-from . import evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules
+from . import evaluation, latent_space, likelihoods, networks, objectives, posterior, priors, schedules
 from .anomaly import anomaly_score, feature_nll
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
@@ -10,7 +10,7 @@ from .hierarchy import HierarchicalVAE
 from .imputation import impute
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
-from .networks import ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder
+from .networks import *  # noqa: F403
 from .objectives import *  # noqa: F403
 from .posterior import *  # noqa: F403
 from .priors import *  # noqa: F403
@@ -22,17 +22,13 @@ __all__ = [
     "VAE",
     "AddCondition",
     "ConditionalSequential",
-    "ConvDecoder",
-    "ConvEncoder",
     "HierarchicalVAE",
-    "Log1p",
-    "MLPDecoder",
-    "MLPEncoder",
     "SparseLinear",
     "VAEOutput",
     "anomaly_score",
     "feature_nll",
     "impute",
 ]
-for _module in (evaluation, latent_space, likelihoods, objectives, posterior, priors, schedules):
-    __all__ += _module.__all__
+# Not in a loop, which type checkers do not follow.
+__all__ += evaluation.__all__ + latent_space.__all__ + likelihoods.__all__ + networks.__all__
+__all__ += objectives.__all__ + posterior.__all__ + priors.__all__ + schedules.__all__

@@ -13,11 +13,11 @@ from ..checks import check_device, check_int, check_is_tensor, shape_of
 
 class AddCondition(nn.Module):
     """h + c V, where c is a label's one-hot vector or the numbers of a condition: after a linear layer of h, what a
-    linear layer of [h | c] would give. V starts at 0.
+    linear layer of [h | c] would give; after a convolution, a shift of every channel. V starts at 0.
 
     Args:
         conditions: how many labels there are, or how many numbers a condition has.
-        width: of h (batch, width).
+        width: of h (batch, width, ...).
 
     The condition is of an integer dtype: labels (batch,), or one label of shape () for all; or of a floating dtype:
     numbers that broadcast to (batch, conditions).
@@ -40,13 +40,13 @@ class AddCondition(nn.Module):
                 f"expected condition to be labels from 0 to {n - 1} or {n} numbers for each sample, but got None"
             )
         if not condition.is_floating_point():
-            return h + self._of_labels(condition).to(h.dtype)
+            return _add_to_channels(h, self._of_labels(condition))
         if condition.ndim == 0 or condition.shape[-1] != n:
             raise ValueError(
                 f"expected condition to have shape (batch, {n}) or to be labels of an integer dtype, "
                 f"but got {shape_of(condition)} of {condition.dtype}"
             )
-        return h + (condition.to(self.weight.dtype) @ self.weight).to(h.dtype)
+        return _add_to_channels(h, condition.to(self.weight.dtype) @ self.weight)
 
     def _of_labels(self, labels: Tensor) -> Tensor:
         try:
@@ -58,28 +58,53 @@ class AddCondition(nn.Module):
             ) from None
 
 
+def _add_to_channels(h: Tensor, shift: Tensor) -> Tensor:
+    """h (batch, width, ...) + shift (batch, width), (1, width) or (width,)."""
+    if h.ndim > 2:
+        shift = shift.reshape(*shift.shape, *[1] * (h.ndim - 2))
+    return h + shift.to(h.dtype)
+
+
 class ConditionalSequential(nn.Sequential):
     """An nn.Sequential that hands the condition to those of its layers that take one, layer(x, condition), which they
-    say by an attribute `takes_condition`."""
+    say by an attribute `takes_condition`; and the target to those of a decoder that say `takes_target`."""
 
     @property
     def takes_condition(self) -> bool:
         return any(map(takes_condition, self))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return run(self, x, condition)
+    @property
+    def takes_target(self) -> bool:
+        return any(map(takes_target, self))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+        return run(self, x, condition, target)
 
 
-def run(layers: Any, x: Tensor, condition: Tensor | None = None) -> Tensor:
+def run(layers: Any, x: Tensor, condition: Tensor | None = None, target: Tensor | None = None) -> Tensor:
     """The layers of an nn.Sequential, one after the other."""
     for layer in layers:
-        x = layer(x) if condition is None or not takes_condition(layer) else layer(x, condition)
+        x = call(layer, x, condition, target)
     return x
+
+
+def call(network: Any, x: Tensor, condition: Tensor | None = None, target: Tensor | None = None) -> Any:
+    """network(x), with the condition and the target that it takes."""
+    options = {"target": target} if target is not None and takes_target(network) else {}
+    if condition is None or not takes_condition(network):
+        return network(x, **options)
+    return network(x, condition, **options)
 
 
 def takes_condition(network: Any) -> bool:
     """Whether it is called network(x, condition): it says so by its attribute `takes_condition`."""
     return getattr(network, "takes_condition", False)
+
+
+def takes_target(decoder: Any) -> bool:
+    """Whether it is called decoder(z, target=x), because its output at a position depends on x at those before: it says
+    so by its attribute `takes_target`."""
+    return getattr(decoder, "takes_target", False)
 
 
 def check_condition(condition: Any, like: str, sample: Tensor) -> Tensor:

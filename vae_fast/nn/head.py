@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..ops._common import is_dtensor
-from .condition import run
+from .condition import run, takes_condition, takes_target
 from .inputs import IN_ORDER, float_dtype
 from .sharding import class_of, is_stood_in_for, why_not_by_outputs
 
@@ -52,7 +52,8 @@ def ends_in_linear(decoder: nn.Module) -> bool:
 
 
 def try_out(decoder: nn.Module, latent_shape: Sequence[int] | None) -> Any:
-    """What decoder(z) returns for a batch of two, as tensors without memory; None if that cannot be known."""
+    """What decoder(z) returns for a batch of two, as tensors without memory; None if that cannot be known. A decoder
+    that takes a target says the shape of one by an attribute `data_shape`."""
     if latent_shape is None:
         return _end_of(decoder)
     try:
@@ -61,9 +62,15 @@ def try_out(decoder: nn.Module, latent_shape: Sequence[int] | None) -> Any:
             for named in (decoder.named_parameters(), decoder.named_buffers())
             for name, t in named
         }
-        z = torch.empty((2, *latent_shape), dtype=float_dtype(decoder), device="meta")
+        inputs = [torch.empty((2, *latent_shape), dtype=float_dtype(decoder), device="meta")]
+        if takes_condition(decoder):
+            inputs.append(torch.empty((), dtype=torch.int64, device="meta"))  # a label
+        options = {}
+        if takes_target(decoder):
+            shape: Any = decoder.data_shape
+            options["target"] = torch.empty((2, *shape), dtype=torch.int64, device="meta")
         with torch.no_grad():
-            return torch.func.functional_call(decoder, tensors, (z,))
+            return torch.func.functional_call(decoder, tensors, tuple(inputs), options)
     except Exception:  # whatever an arbitrary decoder does with tensors that hold nothing
         return _end_of(decoder)
 

@@ -211,7 +211,8 @@ class TwoPosteriors(Posterior):
     def params(self, z: Tensor) -> Params:
         z2, z1 = self._levels(z)
         bottom = self.model.bottom
-        return bottom._params(bottom._decode(z1.flatten(0, 1), z2.flatten(0, 1)), self.x)
+        target = bottom._target(self.x, z.shape[0])
+        return bottom._params(bottom._decode(z1.flatten(0, 1), z2.flatten(0, 1), target), self.x)
 
     def _levels(self, z: Tensor) -> tuple[Tensor, Tensor]:
         first, shape = self.mu[0].numel(), self.model.bottom.latent_shape

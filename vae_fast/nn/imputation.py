@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import check_int, check_mask, fresh_rng_state
 from ..likelihoods.csr import is_csr
+from .condition import takes_target
 from .draws import Draws, decoded_draws
 from .posterior import Posterior
 from .vae import VAE, on_device
@@ -65,7 +66,8 @@ def impute(
         Entries that are there are x's own.
 
     Raises:
-        TypeError, ValueError: as `VAE.forward`; a mask that does not fit; num_samples, draws or chunk below 1.
+        TypeError, ValueError: as `VAE.forward`; a decoder that takes x, a sparse x, a mask that does not
+            fit; num_samples, draws or chunk below 1.
 
     Source: Mattei & Frellsen, "MIWAE: deep generative modelling and imputation of incomplete data sets", 2019;
     Rezende, Mohamed & Wierstra, "Stochastic backpropagation and approximate inference in deep generative models", 2014,
@@ -73,6 +75,10 @@ def impute(
     """
     k, steps = check_int("num_samples", num_samples, least=1), check_int("num_iterations", num_iterations)
     count = None if draws is None else check_int("draws", draws, least=1)
+    if takes_target(model.decoder):
+        raise ValueError(
+            "expected a decoder of z alone, but got one that takes x, whose entries depend on each other"
+        )
     if is_csr(x):
         raise TypeError("expected x to be dense, but got a torch.sparse_csr tensor")
     if mask is None:

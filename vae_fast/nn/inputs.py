@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .condition import ConditionalSequential
-from .networks import ConvEncoder, Log1p
+from .networks.conv import ConvolutionalEncoder
+from .networks.layers import Log1p
 from .sparse import SparseLinear
 
 _PASSING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 # The forwards that call one layer after the other.
 IN_ORDER = (nn.Sequential.forward, ConditionalSequential.forward)
 _OF_INDICES = (nn.Embedding, nn.EmbeddingBag)
-_OF_NUMBERS = (nn.Linear, _ConvNd, ConvEncoder, Log1p, SparseLinear)
+_OF_NUMBERS = (nn.Linear, _ConvNd, ConvolutionalEncoder, Log1p, SparseLinear)
 
 
 def float_dtype(module: nn.Module) -> torch.dtype | None:

@@ -105,8 +105,9 @@ class Posterior:
 
     def params(self, z: Tensor) -> Params:
         """The likelihood's parameters for z (draws, batch, ...), a row for each draw of each sample."""
-        output = self.model._decode(z.flatten(0, 1), repeated(self.condition, z.shape[0]))
-        return self.model._params(output, self.x)
+        model, draws = self.model, z.shape[0]
+        target = model._target(self.x, draws)
+        return model._params(model._decode(z.flatten(0, 1), repeated(self.condition, draws), target), self.x)
 
     def _halves(self) -> Moments:
         if isinstance(self.moments, Tensor):

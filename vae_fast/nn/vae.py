@@ -26,7 +26,7 @@ from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
 from . import first_batch
 from .checks import batch_of, check_batch, check_beta, warn
-from .condition import check_condition, run, takes_condition
+from .condition import call, check_condition, repeated, run, takes_condition, takes_target
 from .head import ends_in_linear, find_head, try_out
 from .inputs import float_dtype, input_dtype
 from .likelihoods import Likelihood, make_likelihood
@@ -213,15 +213,25 @@ class VAE(nn.Module):
         sample: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The mean of p(x | z), or with `sample` a draw of it, made with the `generator`. `library`, for counts whose
-        mean depends on it: the number of counts in each sample, (batch,) or one number; by default the likelihood's."""
+        """The mean of p(x | z); of a decoder that takes a target, tokens, each the most likely after those before.
+
+        library: for counts whose mean depends on it, the number of counts in each sample, (batch,) or one number; by
+        default the likelihood's.
+        sample: a draw of p(x | z) instead, made with the `generator`.
+        """
         check_batch("z", z, self.latent_shape)
         condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
-        output = self._decode(z if dtype is None else z.to(dtype), condition)
-        params = self._params(output)
+        z = z if dtype is None else z.to(dtype)
         if sample:
-            return self.likelihood.sample(params, on_device(generator, z.device), library)
+            generator = on_device(generator, z.device)
+        if takes_target(self.decoder):
+            options: dict[str, Any] = {"temperature": 1.0, "generator": generator} if sample else {}
+            tokens: Tensor = self.decoder.generate(z, condition, **options)  # type: ignore[operator]
+            return tokens
+        params = self._params(self._decode(z, condition))
+        if sample:
+            return self.likelihood.sample(params, generator, library)
         return self.likelihood.mean(params, library)
 
     @torch.no_grad()
@@ -312,9 +322,8 @@ class VAE(nn.Module):
             )
         return check_condition(condition, like, sample)
 
-    def _decode(self, z: Tensor, condition: Tensor | None) -> Any:
-        decoder = self.decoder
-        return decoder(z, condition) if condition is not None and takes_condition(decoder) else decoder(z)
+    def _decode(self, z: Tensor, condition: Tensor | None, target: Tensor | None = None) -> Any:
+        return call(self.decoder, z, condition, target)
 
     def _look_at(self, x: Tensor, classes: int | None) -> None:
         """At the first training batch that holds something and whose values can be read."""
@@ -355,17 +364,21 @@ class VAE(nn.Module):
         if place is not None:
             nll_of_rows = partial(self._nll_of_rows, place, x, condition, draws)
             return run_as_forward(self.decoder, nll_of_rows, rows)
-        params = self._params(self._decode(rows, condition), x)
+        params = self._params(self._decode(rows, condition, self._target(x, draws)), x)
         if draws is None:
             return self.likelihood.nll(params, x)
         return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x)
+
+    def _target(self, x: Tensor, draws: int | None) -> Tensor | None:
+        """x for the rows of a decoder that takes it: a row for each draw."""
+        return repeated(x, draws) if takes_target(self.decoder) else None
 
     def _nll_of_rows(
         self, place: int, x: Tensor, condition: Tensor | None, draws: int | None, rows: Tensor
     ) -> Tensor:
         """By the fused head."""
         layers: list[Any] = list(self.decoder)  # type: ignore[call-overload]
-        hidden, linear = run(layers[:place], rows, condition), layers[place]
+        hidden, linear = run(layers[:place], rows, condition, self._target(x, draws)), layers[place]
         if draws is not None:
             hidden = hidden.unflatten(0, (draws, x.shape[0]))
         return run_head(
@@ -425,10 +438,6 @@ class VAE(nn.Module):
         if not self.likelihood.has_linear_nll:
             return f"{type(self.likelihood).__name__} has no fused head"
         return find_head(self.decoder, flat=self.likelihood.over_classes)
-
-    def _find_head(self) -> int | None:
-        head = self._head()
-        return head if isinstance(head, int) else None
 
     def _fused_place(self, x: Tensor) -> int | None:
         """Where in the decoder the layer is that is computed with the likelihood; None if none is."""

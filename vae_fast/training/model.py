@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,23 +12,20 @@ from torch import Tensor
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
 
-ARCHITECTURES = ("mlp", "conv")
-DEFAULT_HIDDEN = {"mlp": (400,), "conv": (32, 64)}
-
 
 class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
     """`vae_fast.nn.VAE` with common networks. save_pretrained and from_pretrained keep it in a folder.
 
     Args:
         shape: a sample's shape, (features,), (height, width) or (channels, height, width).
-        architecture: "mlp" or "conv".
-        hidden: widths from x to z (the decoder's are the same, reversed): of the layers, or the channels of the
-            convolutions. By default 400, or 32 and 64.
-        latent: the size of z.
+        architecture, hidden, latent: as in `vae_fast.nn.build_networks`.
         likelihood: a name in `vae_fast.nn.LIKELIHOODS`. For counts the encoder takes log(1 + x).
         batch_norm, dropout: of the MLPs' hidden layers (dropout: of the encoder's alone), as in scvi-tools.
-        conditions: the names of the labels that encoder and decoder take as a condition; of the MLPs.
-        sparse: x may be rows of a torch.sparse_csr tensor: the encoder begins with an `nn.SparseLinear`.
+        conditions: the names of the labels that encoder and decoder take as a condition.
+        sparse: x may be rows of a torch.sparse_csr tensor: the MLP encoder begins with an `nn.SparseLinear`.
+        dims: how many numbers a sample's size has, for "conv" and "resnet": 1 for signals, 2 for images.
+        blocks: residual blocks at each size, for "resnet".
+        word_dropout: tokens that a "gru" decoder does not read in training.
         beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
         options: the likelihood's own, such as variance="learned" of "gaussian". None is its default.
     """
@@ -49,32 +45,33 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         dropout: float = 0.0,
         conditions: Sequence[str] | None = None,
         sparse: bool = False,
+        dims: int | None = None,
+        blocks: int | None = None,
+        word_dropout: float = 0.0,
         **options: Any,
     ) -> None:
-        if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"expected architecture to be one of {', '.join(ARCHITECTURES)}, but got {architecture!r}"
-            )
-        shape, latent = check_sizes("shape", shape), check_int("latent", latent)
-        hidden = check_sizes("hidden", DEFAULT_HIDDEN[architecture] if hidden is None else hidden)
         options = {name: python_value(value) for name, value in options.items() if value is not None}
         p_x = nn.likelihoods.make_likelihood(likelihood, **options)
-        parameter, n, log1p = p_x.parameter_shape(shape), p_x.num_parameters, p_x.support == "counts"
-        extras = {"batch_norm": batch_norm, "dropout": dropout, "conditions": conditions, "sparse": sparse}
+        extras: dict[str, Any] = {
+            "batch_norm": batch_norm,
+            "dropout": dropout,
+            "sparse": sparse,
+            "dims": dims,
+            "blocks": blocks,
+            "word_dropout": word_dropout,
+        }
         extras = {name: value for name, value in extras.items() if value}
-        encoder: Any
-        decoder: Any
-        if architecture == "mlp":
-            both: Any = {"conditions": len(conditions) if conditions else None, "batch_norm": batch_norm}
-            encoder = nn.MLPEncoder(
-                math.prod(shape), hidden, latent, log1p=log1p, dropout=dropout, sparse=sparse, **both
-            )
-            decoder = nn.MLPDecoder(latent, hidden[::-1], parameter, n, **both)
-        elif extras:
-            raise ValueError(f"expected architecture to be 'mlp' for {', '.join(extras)}, but got 'conv'")
-        else:
-            encoder = nn.ConvEncoder(shape, hidden, latent, log1p=log1p)
-            decoder = nn.ConvDecoder(latent, hidden, parameter, n)
+        shape, latent = check_sizes("shape", shape), check_int("latent", latent)
+        encoder, decoder = nn.build_networks(
+            shape,
+            p_x,
+            architecture=architecture,
+            hidden=hidden,
+            latent=latent,
+            conditions=len(conditions) if conditions else None,
+            **extras,
+        )
+        hidden = check_sizes("hidden", nn.ARCHITECTURES[architecture] if hidden is None else hidden)
         bounds = check_clamp(clamp)
         super().__init__(encoder, decoder, p_x, beta=beta, clamp=bounds, num_samples=num_samples)
         self.config: dict[str, Any] = {
@@ -87,6 +84,7 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
             "clamp": bounds and list(bounds),
             "num_samples": self.num_samples,
             **extras,
+            **({"conditions": conditions} if conditions else {}),
             **options,
         }
         self.conditions = tuple(conditions or ())
