@@ -100,6 +100,13 @@ def test_anomaly(run: Any) -> None:
     assert found[9]["-log p(x)"] > 0.5  # a place that no other label has
 
 
+def test_imputation(run: Any) -> None:
+    found = run("imputation", epochs=40, images=20, draws=10)
+    for mask in ("upper half", "third"):
+        assert found[mask, "whole image"] < found[mask, "mean image"]
+        assert all(0 < found[mask, 10, steps] < 0.5 for steps in (0, 3, 10, 30))
+
+
 def test_mutual_information_gap(run: Any) -> None:
     """1 for a latent of its own for each factor, 0 for each factor twice."""
     module = load(FOLDER / "disentangle.py")
