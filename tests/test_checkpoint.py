@@ -40,6 +40,7 @@ def trained(model: HubVAE) -> torch.optim.Optimizer:
         {"likelihood": "gaussian", "variance": "learned"},
         {"likelihood": "gaussian", "variance": 0.25},
         {"likelihood": "gaussian", "variance": "decoder", "architecture": "conv", "shape": (3, 9, 7)},
+        {"architecture": "resnet", "shape": (3, 9), "dims": 1, "blocks": 2, "hidden": (4, 6)},
         {"hidden": np.array([8, 5]), "latent": np.int64(3), "clamp": (np.float32(-4), np.float32(2))},
         {
             "likelihood": "gaussian",
@@ -48,7 +49,7 @@ def trained(model: HubVAE) -> torch.optim.Optimizer:
             "num_samples": np.int64(3),
         },
     ],
-    ids=["bernoulli", "options", "learned", "fixed", "conv", "numpy sizes", "numpy numbers"],
+    ids=["bernoulli", "options", "learned", "fixed", "conv", "resnet", "numpy sizes", "numpy numbers"],
 )
 def test_model_comes_back(tmp_path: Path, config: dict[str, Any]) -> None:
     model = make(**config)
