@@ -297,7 +297,7 @@ def test_auto_says_what_it_costs(
         warnings.simplefilter("always")
         model(x)
         assert not caught
-        monkeypatch.setattr("vae_fast.nn.vae.FUSED_NUMBERS", x.numel())
+        monkeypatch.setattr("vae_fast.nn.fused.FUSED_NUMBERS", x.numel())
         for _ in range(2):
             model(x)
     assert len(caught) == (likelihood == "bernoulli")

@@ -15,8 +15,9 @@ from ..checks import check_int, check_mask, fresh_rng_state
 from ..likelihoods.csr import is_csr
 from .condition import takes_target
 from .draws import Draws, decoded_draws
+from .inputs import on_device
 from .posterior import Posterior
-from .vae import VAE, on_device
+from .vae import VAE
 
 __all__ = ["impute"]
 

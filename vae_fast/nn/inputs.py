@@ -1,4 +1,4 @@
-"""The dtype that a network takes its input in."""
+"""What a network is given: the dtype of its input, a generator on its device."""
 
 from __future__ import annotations
 
@@ -60,3 +60,11 @@ def takes_indices(encoder: nn.Module, classes: bool) -> bool:
     if isinstance(first, _OF_NUMBERS):
         return False
     return classes or any(isinstance(m, _OF_INDICES) for m in encoder.modules())
+
+
+def on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """The generator, or where it is of another device a new one that is seeded by it."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
