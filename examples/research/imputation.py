@@ -15,7 +15,7 @@ STEPS = (0, 3, 10, 30)
 
 
 def main(arguments=None):
-    args = options(__doc__, epochs=10, images=500, draws=1000).parse_args(arguments)
+    args = options(__doc__, epochs=10, images=200, draws=1000).parse_args(arguments)
     (x, _), (test, _) = mnist(args.data), mnist(args.data, "test")
     torch.manual_seed(0)
     model = nn.VAE(nn.MLPEncoder(784, 400, 20), nn.MLPDecoder(20, 400, 784))

@@ -55,8 +55,8 @@ def impute(
         mask: bool, broadcastable to x, False where x is missing (for "discretized_logistic_mixture": broadcastable to
             the pixels). None: NaN is missing. In a `MixedColumns` it always is.
         num_samples: k.
-        num_iterations: steps of pseudo-Gibbs sampling. 0 was best for a model trained with missing entries, 3 for one
-            trained on whole images; more drift away where q is not exact.
+        num_iterations: steps of pseudo-Gibbs sampling. 0 was best for a model trained with missing entries, 3 to 10 for
+            ones trained on whole images (docs/results.md).
         draws: how many draws of the missing entries; None gives their mean.
         condition: as in `VAE.forward`.
         generator: where all noise comes from.
