@@ -208,8 +208,9 @@ class VAE(nn.Module):
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
     def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
-        """The mean of p(x | z); of a decoder that takes a target, the most likely tokens one after the other. `library`, for counts whose mean depends on it: the number of counts in each sample,
-        (batch,) or one number; by default the likelihood's."""
+        """The mean of p(x | z); of a decoder that takes a target, the most likely tokens one after the other.
+        `library`, for counts whose mean depends on it: the number of counts in each sample, (batch,) or one number; by
+        default the likelihood's."""
         check_batch("z", z, self.latent_shape)
         condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
