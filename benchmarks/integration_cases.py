@@ -130,10 +130,11 @@ def scvi(likelihood: str, batch: int, quick: bool) -> Work:
     return Work(piece, numbers, patch, epoch, cells // batch)
 
 
-def pythae(batch: int, quick: bool, draws: int | None = None) -> Work:
-    """A VAE, or IWAE with so many draws, whose piece is a whole step: its forward is what is replaced."""
+def pythae(batch: int, quick: bool, draws: int | None = None, components: int | None = None) -> Work:
+    """A VAE, or IWAE with so many draws, whose piece is a whole step: its forward is what is replaced. Or VAMP with so
+    many pseudo-inputs."""
     from pythae.data.datasets import BaseDataset
-    from pythae.models import IWAE, VAE, IWAEConfig, VAEConfig
+    from pythae.models import IWAE, VAE, VAMP, IWAEConfig, VAEConfig, VAMPConfig
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     from vae_fast.integrations.pythae import patch
@@ -142,11 +143,12 @@ def pythae(batch: int, quick: bool, draws: int | None = None) -> Work:
     data = torch.rand(images, 1, 28, 28).pow(4)
     torch.manual_seed(0)
     options: dict[str, Any] = {"input_dim": (1, 28, 28), "reconstruction_loss": "bce"}
-    model = (
-        VAE(VAEConfig(latent_dim=16, **options))
-        if draws is None
-        else IWAE(IWAEConfig(latent_dim=50, number_samples=draws, **options), *_networks_of_iwae())
-    )
+    if draws is not None:
+        model = IWAE(IWAEConfig(latent_dim=50, number_samples=draws, **options), *_networks_of_iwae())
+    elif components is not None:
+        model = VAMP(VAMPConfig(latent_dim=16, number_components=components, **options))
+    else:
+        model = VAE(VAEConfig(latent_dim=16, **options))
     folder = tempfile.TemporaryDirectory(prefix="vae_fast-")  # gone with the trainer
     config = BaseTrainerConfig(
         output_dir=folder.name, per_device_train_batch_size=batch, no_cuda=True, num_epochs=1
@@ -169,7 +171,7 @@ def pythae(batch: int, quick: bool, draws: int | None = None) -> Work:
         return gradients(model({"data": x}).loss, model.parameters())
 
     def piece() -> None:
-        loss, *_ = model.loss_function(recon, x, mu, log_var, mu)
+        loss, *_ = model.loss_function(recon, x, mu, log_var, mu, *(() if components is None else (1,)))
         torch.autograd.grad(loss, (recon, mu, log_var))
 
     return (
@@ -344,6 +346,11 @@ CASES = [
     Case("pythae", "VAE, 784-512-16, bce, batch 128", partial(pythae, 128), 1.0),
     Case("pythae", "VAE, 784-512-16, bce, batch 4096", partial(pythae, 4096), 1.3),
     Case("pythae", "IWAE, 784-200-200-50, bce, k = 50, batch 100; a step", partial(pythae, 100, draws=50)),
+    Case(
+        "pythae",
+        "VAMP, 784-512-16, bce, 500 pseudo-inputs, batch 1024",
+        partial(pythae, 1024, components=500),
+    ),
     Case("pyro-ppl", "examples/vae, 784-400-50, Trace_ELBO, batch 4096", partial(pyro, 4096), 1.4),
     Case(
         "diffusers", "sample, kl, backward of 64 × 8 × 64 × 64; AutoencoderKL", diffusers, 4.0, of_epoch=False

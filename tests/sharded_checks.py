@@ -459,6 +459,7 @@ def _(mesh: DeviceMesh) -> None:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK_BYTES", 60)
+        patch.setattr(chunks, "CHUNK_ROWS", 1)
         for heads, nll in calls:
             hidden, weight, bias = normal(N, 3), normal(heads * 7, 3, seed=1), normal(heads * 7, seed=2)
             results = []

@@ -165,6 +165,7 @@ def test_options(backend: str, name: str) -> None:
 def test_heads(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks of rows, the last of which is smaller, and with draws."""
     monkeypatch.setattr("vae_fast.ops.chunks.CHUNK_BYTES", 4 * 2 * 41 * 3)
+    monkeypatch.setattr("vae_fast.ops.chunks.CHUNK_ROWS", 1)
     x = counts(7, 41, 0.4)
     target, weight = sparse(x, torch.uint16, torch.int32), torch.rand(7)
     mask = torch.rand(7, 41, generator=torch.Generator().manual_seed(1)) > 0.3

@@ -99,6 +99,10 @@ LIKELIHOODS: dict[str, Case] = {
         lambda m, x: vae_fast.bernoulli_nll(m, x, binarize=True),
         lambda n: (normal(n, 6), uniform(n, 6)),
     ),
+    "parameters of draws": (
+        lambda m, v, x: vae_fast.gaussian_nll(m, x, v),
+        lambda n: (normal(2, n, 6), normal(2, n, 6, seed=1), normal(n, 6)),
+    ),
     "one class": (vae_fast.categorical_nll, lambda n: (normal(n, 6), (uniform(n) * 6).long())),
     "classes": (
         lambda m, x, mask: vae_fast.categorical_nll(m, x, mask=mask),

@@ -54,7 +54,7 @@ def test_resume(name: str, tmp_path: Path) -> None:
 def test_examples_are_short() -> None:
     """One screen each."""
     examples = list(FOLDER.glob("*.py"))
-    assert len(examples) == 7
+    assert len(examples) == 8
     for path in examples:
         assert len(path.read_text().splitlines()) < 60
 
@@ -71,6 +71,15 @@ def test_recommender() -> None:
     assert found["NDCG@4"] == pytest.approx(sum(ndcg) / 2)
     vae, popular = example.train(60, 1000, 200)
     assert all(vae[name] > 1.2 * popular[name] for name in vae)
+
+
+def test_mixed_table() -> None:
+    """Gaps are filled better than by the columns' means, and odd rows and columns are found."""
+    found = load(FOLDER / "mixed_table.py").train(150, 1000)
+    for error in ("error of numbers", "error of counts", "wrong classes"):
+        assert found[f"VAE: {error}"] < 0.9 * found[f"column mean: {error}"]
+    assert found["odd rows: AUROC"] > 0.52
+    assert found["odd rows: column found"] > 0.25  # by chance 1 of 8
 
 
 def test_images(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from vae_fast.ops import _common, chunks
 def four_rows_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """11 rows in chunks of 4, 4 and 3 where the layer has one output per feature; fewer where it has more."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * FEATURES * 4)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 1)
 
 
 def upstream(nll: Tensor, even: bool) -> Tensor:
@@ -274,6 +275,14 @@ def test_products_on_a_gpu(
         assert grad.dtype is (dtype or single)
         eps = torch.finfo(half).eps
         torch.testing.assert_close(grad.double(), want, rtol=4 * eps, atol=4 * eps * want.abs().max().item())
+
+
+def test_chunks_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of some bytes, or of twice as many where the rows would be few."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 384)
+    for outputs, rows in ((2, 500), (4, 384), (10, 200), (5000, 1)):
+        assert chunks._most_rows(torch.empty(outputs, 0), torch.float32, True) == rows
 
 
 def test_chunks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -536,10 +536,10 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         r"expected shape to be \(height, width\) or \(channels, height, width\), but got \(784,\)",
     ),
     (
-        "prior",
-        lambda: make(prior=None),
+        "priors",
+        lambda: make(priors=None),
         TypeError,
-        r"does not take prior \(it takes binarize\), nor",
+        r"does not take priors \(it takes binarize\), nor",
     ),
     (
         "typo",
@@ -548,10 +548,10 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "take varience .it takes variance, features",
     ),
     (
-        "prior, module",
-        lambda: VAE(nn.Identity(), nn.Identity(), Gaussian(), prior=1),
+        "priors, module",
+        lambda: VAE(nn.Identity(), nn.Identity(), Gaussian(), priors=1),
         TypeError,
-        "not take prior.*option of the model",
+        "not take priors.*option of the model",
     ),
     (
         "beta",
@@ -561,8 +561,13 @@ ERRORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("beta nan", lambda: make(beta=math.nan), ValueError, "but got nan"),
     ("beta inf", lambda: make(beta=math.inf), ValueError, "but got inf"),
-    ("beta str", lambda: make(beta="1"), TypeError, "expected beta to be a number, but got '1'"),
-    ("beta None", lambda: make(beta=None), TypeError, "expected beta to be a number, but got None"),
+    (
+        "beta str",
+        lambda: make(beta="1"),
+        TypeError,
+        "expected beta to be a number or a vae_fast.nn.Schedule, but got '1'",
+    ),
+    ("beta None", lambda: make(beta=None), TypeError, "expected beta to be a number or .*, but got None"),
     ("beta bool", lambda: make(beta=True), TypeError, "but got True"),
     ("beta tensor", lambda: make(beta=torch.tensor(-1.0)), ValueError, "but got -1.0"),
     ("beta list", lambda: make(beta=[1.0]), TypeError, "expected beta to be a number"),

@@ -328,7 +328,7 @@ def test_fused_head_reason() -> None:
 
 def test_fused_head_is_chosen_by_size() -> None:
     model = VAE(MLPEncoder(1 << 12, 2, 2), MLPDecoder(2, 2, 1 << 12))
-    assert vae(MLPDecoder(3, 8, SHAPE), "multinomial")._find_head() is None  # four softmaxes from one layer
+    assert vae(MLPDecoder(3, 8, SHAPE), "multinomial").fused_head_reason  # four softmaxes from one layer
     places = [model._fused_place(torch.empty((n, 1 << 12), device="meta")) for n in (1 << 9, 1 << 10)]
     assert places == [None, 2]
     model.decoder.append(nn.Tanh())
@@ -348,6 +348,17 @@ def test_fused_head_compiles_and_autocasts() -> None:
         assert nll.dtype == torch.float32
         torch.testing.assert_close(nll, want[0], rtol=0.03, atol=0.1)
         assert all(g.dtype == torch.float32 for g in grads)
+
+
+@pytest.mark.parametrize(("name", "options", "_fused"), OPTIONS, ids=IDS)
+def test_nll_of_each_element_and_of_some(name: str, options: Options, _fused: bool) -> None:
+    model, x = make(name, options)
+    params = model.likelihood.split(model.decoder(torch.randn((len(x), 3))))
+    each = model.likelihood.nll(params, x, reduction="none")
+    torch.testing.assert_close(each.reshape(len(x), -1).sum(1), model.likelihood.nll(params, x))
+    mask = torch.rand(each.shape) > 0.4
+    some = model.likelihood.nll(params, x, mask.unsqueeze(1) if "logistic_mixture" in name else mask)
+    torch.testing.assert_close(some, each.where(mask, 0.0).reshape(len(x), -1).sum(1))
 
 
 @pytest.mark.parametrize(("name", "options", "_fused"), OPTIONS, ids=IDS)

@@ -151,7 +151,8 @@ def check_target(
     if not is_checked:
         _check_dense("target", target, _TARGETS)
     draws = None
-    if target.shape != other.shape:
+    # Tuples of unequal length are compared element by element, too: draws with an exported batch of any size.
+    if target.ndim != other.ndim or target.shape != other.shape:
         if not has_draws(other, target):
             check_shape("target", target, other_name, other.shape)
         draws = other.shape[0]

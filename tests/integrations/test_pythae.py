@@ -14,12 +14,14 @@ import torch.nn.functional as F
 pythae = pytest.importorskip("pythae")
 
 from pythae.models import (
+    CIWAE,
     IWAE,
     VAE,
     VAMP,
     AutoModel,
     BetaVAE,
     BetaVAEConfig,
+    CIWAEConfig,
     IWAEConfig,
     VAEConfig,
     VAMPConfig,
@@ -42,7 +44,11 @@ def make(cls: type, config: type, loss: str = "bce", **options: Any) -> Any:
 
 
 LOSSES = {"VAE": (VAE, VAEConfig, {}), "BetaVAE": (BetaVAE, BetaVAEConfig, {"beta": 3.0})}
-MODELS = {**LOSSES, "IWAE": (IWAE, IWAEConfig, {"number_samples": 5})}
+MODELS = {
+    **LOSSES,
+    "VAMP": (VAMP, VAMPConfig, {"number_components": 7, "linear_scheduling_steps": 3}),
+    "IWAE": (IWAE, IWAEConfig, {"number_samples": 5}),
+}
 each = pytest.mark.parametrize("name", MODELS)
 
 
@@ -56,7 +62,7 @@ def test_step(name: str, loss: str) -> None:
         with context():
             model = make(cls, config, loss, **options)
             torch.manual_seed(1)
-            output = model({"data": IMAGES})
+            output = model({"data": IMAGES}, epoch=2)  # VAMP's KL divergence counts 2/3
             values = [output.loss, output.recon_loss, output.reg_loss, output.recon_x, output.z]
             grads = gradients(values, model.parameters())
             found.append([*values, *grads, torch.get_rng_state()])
@@ -134,7 +140,7 @@ def test_own_noise() -> None:
         patched.patch(noise="numpy")
 
 
-@pytest.mark.parametrize("base", [VAE, IWAE])
+@pytest.mark.parametrize("base", [VAE, VAMP, IWAE])
 def test_own_methods_are_kept(base: type) -> None:
     """A class that overrides the sampler or the loss, and inherits forward."""
 
@@ -142,13 +148,14 @@ def test_own_methods_are_kept(base: type) -> None:
         def _sample_gauss(self, mu, std):  # type: ignore[no-untyped-def]
             return mu + 2 * std, None
 
-        def loss_function(self, recon_x, x, mu, log_var, z):  # type: ignore[no-untyped-def]
+        def loss_function(self, recon_x, x, mu, log_var, z, *epoch):  # type: ignore[no-untyped-def]
             return recon_x.sum(), recon_x.mean(), mu.sum()
 
     outputs = []
     for context in CONTEXTS:
         with context():
-            outputs.append(make(Mine, IWAEConfig if base is IWAE else VAEConfig)({"data": IMAGES}))
+            config = {VAE: VAEConfig, VAMP: VAMPConfig, IWAE: IWAEConfig}[base]
+            outputs.append(make(Mine, config)({"data": IMAGES}))
     torch.testing.assert_close(outputs[1].z, outputs[0].z)
     torch.testing.assert_close(outputs[1].loss, outputs[0].loss)
 
@@ -157,20 +164,23 @@ def test_other_models_are_untouched() -> None:
     found = []
     for context in CONTEXTS:
         with context():
-            model = make(VAMP, VAMPConfig)
+            model = make(CIWAE, CIWAEConfig)
             torch.manual_seed(1)
-            found.append(model({"data": IMAGES, "epoch": 1}).loss)
+            found.append(model({"data": IMAGES}).loss)
     assert torch.equal(*found)
 
 
-def test_importance_sampling() -> None:
-    """get_nll has pythae's sampler, with its pair of results."""
+@pytest.mark.parametrize("name", ["VAE", "VAMP"])
+def test_importance_sampling(name: str) -> None:
+    """get_nll has pythae's sampler, with its pair of results, and VAMP's prior with its constants."""
+    cls, config, options = MODELS[name]
     found = []
     for context in CONTEXTS:
         with context():
             torch.manual_seed(1)
-            found.append(make(VAE, VAEConfig).get_nll(IMAGES[:2], n_samples=10, batch_size=10))
-    assert found[0] == found[1]
+            model = make(cls, config, **options)
+            found.append(model.get_nll(IMAGES[:2], n_samples=10, batch_size=10))
+    assert found[0] == (pytest.approx(found[1], rel=1e-6) if cls is VAMP else found[1])
 
 
 def test_switch(monkeypatch: pytest.MonkeyPatch) -> None:

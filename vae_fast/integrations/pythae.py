@@ -1,17 +1,18 @@
-"""pythae on the fused ops: one line, and VAE, BetaVAE and IWAE train as before, faster.
+"""pythae on the fused ops: one line, and VAE, BetaVAE, VAMP and IWAE train as before, faster.
 
     vae_fast.integrations.pythae.patch()
 
-Replaced are `forward`, for its sample, and `loss_function` of VAE and BetaVAE, and the whole `forward` of IWAE, so a
-model that is loaded later has them too. A class that has its own `_sample_gauss` or `loss_function` keeps it; models
-with their own forward (VAMP, CIWAE and others) are pythae's. The binary cross-entropy is a fused pass, with torch's
-numbers at probabilities of 0 and 1; where a probability or a pixel is not in [0, 1] it is NaN. The squared error is
-torch's: 5.0 ms at (4096, 784) on one thread where the kernel takes 3.7, whose sum has a constant that hides small
-errors.
+Replaced are `forward`, for its sample, and `loss_function` of VAE, BetaVAE and VAMP, the density of VAMP's prior, and
+the whole `forward` of IWAE, so a model that is loaded later has them too. A class that has its own `_sample_gauss` or
+`loss_function` keeps it; models with their own forward (CIWAE and others) are pythae's. The binary cross-entropy is a
+fused pass, with torch's numbers at probabilities of 0 and 1; where a probability or a pixel is not in [0, 1] it is NaN.
+The squared error is torch's: 5.0 ms at (4096, 784) on one thread where the kernel takes 3.7, whose sum has a constant
+that hides small errors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from ._noise import check_noise
 from ._patch import Patch, Switch
 
 _VAE, _BETA = "pythae.models.vae.vae_model:VAE.", "pythae.models.beta_vae.beta_vae_model:BetaVAE."
-_IWAE = "pythae.models.iwae.iwae_model:IWAE."
+_VAMP, _IWAE = "pythae.models.vamp.vamp_model:VAMP.", "pythae.models.iwae.iwae_model:IWAE."
 KNOWN = {
     "0.1.2": {
         _VAE + "forward": "8a206a0956ea635b",
@@ -33,6 +34,10 @@ KNOWN = {
         _BETA + "forward": "8a206a0956ea635b",
         _BETA + "loss_function": "3bea8aab1fcc01b4",
         _BETA + "_sample_gauss": "e1842b2723d539fb",
+        _VAMP + "forward": "67f3ba2b81af849c",
+        _VAMP + "loss_function": "a971982e76a2d996",
+        _VAMP + "_log_p_z": "a05c52ccbc1a392a",
+        _VAMP + "_sample_gauss": "e1842b2723d539fb",
         _IWAE + "forward": "affda5cb39d0dc9f",
         _IWAE + "loss_function": "6ea6b28acbb47c91",
         _IWAE + "_sample_gauss": "e1842b2723d539fb",
@@ -43,7 +48,7 @@ Losses = tuple[Tensor, Tensor, Tensor]
 
 
 def patch(*, noise: str = "vae_fast") -> Patch:
-    """Has pythae's VAE, BetaVAE and IWAE compute with vae_fast.
+    """Has pythae's VAE, BetaVAE, VAMP and IWAE compute with vae_fast.
 
     Args:
         noise: "vae_fast" draws the latent noise as `vae_fast.reparameterize` does; "torch" draws it exactly as pythae
@@ -59,9 +64,10 @@ def patch(*, noise: str = "vae_fast") -> Patch:
     """
     draw = torch.randn_like if check_noise(noise) else lambda log_var: None
     replacements: dict[str, Any] = {}
-    for path, loss_function in ((_VAE, _loss), (_BETA, _beta_loss)):
+    for path, loss_function in ((_VAE, _loss), (_BETA, _beta_loss), (_VAMP, _vamp_loss)):
         replacements[path + "forward"] = _forward(path, draw)
         replacements[path + "loss_function"] = loss_function
+    replacements[_VAMP + "_log_p_z"] = _vamp_log_prob
     replacements[_IWAE + "forward"] = _iwae_forward(draw)
     return _SWITCH.patch(lambda: replacements)
 
@@ -78,7 +84,8 @@ def _forward(path: str, draw: Callable[[Tensor], Tensor | None]) -> Callable[...
         else:
             z, _ = self._sample_gauss(mu, torch.exp(0.5 * log_var))
         recon_x = self.decoder(z)["reconstruction"]
-        loss, recon_loss, kld = self.loss_function(recon_x, x, mu, log_var, z)
+        epoch = (kwargs.get("epoch", 100),) if path == _VAMP else ()
+        loss, recon_loss, kld = self.loss_function(recon_x, x, mu, log_var, z, *epoch)
         return ModelOutput(recon_loss=recon_loss, reg_loss=kld, loss=loss, recon_x=recon_x, z=z)
 
     return forward
@@ -121,6 +128,24 @@ def _loss(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z:
 
 def _beta_loss(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Losses:
     return _losses(self, recon_x, x, mu, log_var, self.beta)
+
+
+def _vamp_loss(
+    self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, epoch: float
+) -> Losses:
+    """Both densities of the KL divergence of z go without their (2 pi)^(-D/2)."""
+    reconstruction = _reconstruction(self, recon_x.flatten(1), x.flatten(1))
+    log_q = -0.5 * (log_var + (z - mu).square() / log_var.exp()).sum(1)
+    kl, steps = log_q - self._log_p_z(z), self.linear_scheduling
+    beta = epoch / steps if steps > 0 and self.training else 1.0
+    return (reconstruction + min(beta, 1.0) * kl).mean(), reconstruction.mean(), kl.mean()
+
+
+def _vamp_log_prob(self: Any, z: Tensor) -> Tensor:
+    pseudo_inputs = self.pseudo_inputs(self.idle_input.to(z.device))
+    encoded = self.encoder(pseudo_inputs.unflatten(1, tuple(self.model_config.input_dim)))
+    log_prob = functional.mixture_log_prob(z, encoded.embedding, encoded.log_covariance)
+    return log_prob + 0.5 * math.log(2 * math.pi) * z.shape[-1]
 
 
 def _losses(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, beta: float) -> Losses:

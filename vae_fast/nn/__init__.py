@@ -3,8 +3,11 @@ evaluation."""
 
 from ..output import VAEOutput
 from . import evaluation, latent_space, likelihoods, networks, objectives, posterior, priors, schedules
+from .anomaly import anomaly_score, feature_nll
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
+from .hierarchy import HierarchicalVAE
+from .imputation import impute
 from .latent_space import *  # noqa: F403
 from .likelihoods import *  # noqa: F403
 from .networks import *  # noqa: F403
@@ -19,8 +22,13 @@ __all__ = [
     "VAE",
     "AddCondition",
     "ConditionalSequential",
+    "HierarchicalVAE",
     "SparseLinear",
     "VAEOutput",
+    "anomaly_score",
+    "feature_nll",
+    "impute",
 ]
-for _module in (evaluation, latent_space, likelihoods, networks, objectives, posterior, priors, schedules):
-    __all__ += _module.__all__
+# Not in a loop, which type checkers do not follow.
+__all__ += evaluation.__all__ + latent_space.__all__ + likelihoods.__all__ + networks.__all__
+__all__ += objectives.__all__ + posterior.__all__ + priors.__all__ + schedules.__all__

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import functional
 from ..likelihoods.numerics import held_between
 from .condition import repeated
-from .priors import Density, Moments, by_kind, standard_log_prob
+from .likelihoods.base import Params
+from .priors import Moments, by_kind, standard_log_prob
 
 if TYPE_CHECKING:
     from .vae import VAE
@@ -35,12 +36,13 @@ class Posterior:
         condition: Tensor | None,
         num_samples: int | None,
         generator: torch.Generator | None,
-        rng_state: Tensor | None,
+        rng_state: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.condition, self.num_samples = model, x, condition, num_samples
         self.moments = model._moments(x, condition)
         self.prior = model._p_z(condition)
-        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state}
+        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state, "noise": noise}
 
     @property
     def gaussian_prior(self) -> Moments | None:
@@ -100,6 +102,12 @@ class Posterior:
         """-log p(x | z): (batch,), or (draws, batch) for z (draws, batch, ...)."""
         draws = z.shape[0] if z.ndim > self._halves()[0].ndim else None
         return self.model._nll(z, self.x, repeated(self.condition, draws), draws)
+
+    def params(self, z: Tensor) -> Params:
+        """The likelihood's parameters for z (draws, batch, ...), a row for each draw of each sample."""
+        model, draws = self.model, z.shape[0]
+        target = model._target(self.x, draws)
+        return model._params(model._decode(z.flatten(0, 1), repeated(self.condition, draws), target), self.x)
 
     def _halves(self) -> Moments:
         if isinstance(self.moments, Tensor):

@@ -207,19 +207,35 @@ class VAE(nn.Module):
         mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
-    def decode(self, z: Tensor, *, condition: Tensor | int | None = None, library: Library = None) -> Tensor:
-        """The mean of p(x | z); of a decoder that takes a target, the most likely tokens one after the other.
-        `library`, for counts whose mean depends on it: the number of counts in each sample, (batch,) or one number; by
-        default the likelihood's."""
+    def decode(
+        self,
+        z: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        library: Library = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean of p(x | z); of a decoder that takes a target, tokens, each the most likely after those before.
+
+        library: for counts whose mean depends on it, the number of counts in each sample, (batch,) or one number; by
+        default the likelihood's.
+        sample: a draw of p(x | z) instead, made with the `generator`.
+        """
         check_batch("z", z, self.latent_shape)
         condition = self._checked(condition, "z", z)
         dtype = input_dtype(self.decoder, z, "real")
         z = z if dtype is None else z.to(dtype)
+        if sample:
+            generator = on_device(generator, z.device)
         if takes_target(self.decoder):
-            tokens: Tensor = self.decoder.generate(z, condition)  # type: ignore[operator]
+            options: dict[str, Any] = {"temperature": 1.0, "generator": generator} if sample else {}
+            tokens: Tensor = self.decoder.generate(z, condition, **options)  # type: ignore[operator]
             return tokens
-        output = self._decode(z, condition)
-        return self.likelihood.mean(self._params(output), library)
+        params = self._params(self._decode(z, condition))
+        if sample:
+            return self.likelihood.sample(params, generator, library)
+        return self.likelihood.mean(params, library)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
@@ -236,28 +252,38 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,
         library: Library = None,
         temperature: float = 1.0,
+        sample: bool = False,
     ) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), whose noise is made on the generator's device and multiplied by
-        `temperature` (of a mixture prior, within its components)."""
+        `temperature` (of a mixture prior, within its components); with `sample`, a draw of p(x | z) at each."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
-        parameters = chain(decoder.parameters(), self.parameters())
-        device = next((p.device for p in parameters), torch.get_default_device())
-        noise = torch.randn(
-            (check_int("n", n), *self.latent_shape),
-            generator=generator,
-            dtype=float_dtype(decoder) or float_dtype(self),
-            device=device if generator is None else generator.device,
-        ).to(device)
+        z = self._sample_prior(n, self.latent_shape, condition, generator, temperature)
+        return self.decode(z, condition=condition, library=library, sample=sample, generator=generator)
+
+    def _sample_prior(
+        self,
+        n: int,
+        shape: Sequence[int],
+        condition: Tensor | int | None,
+        generator: torch.Generator | None,
+        temperature: float,
+    ) -> Tensor:
         if (number := number_of(temperature)) is None or not 0 <= number < math.inf:
             raise ValueError(
                 f"expected temperature to be a finite number of at least 0, but got {temperature!r}"
             )
-        if number != 1:
-            noise = noise * number
-        z = draw(self._p_z(self._checked(condition, "z", noise)), noise, generator)
-        return self.decode(z, condition=condition, library=library)
+        decoder = self.decoder if isinstance(self.decoder, nn.Module) else self
+        parameters = chain(decoder.parameters(), self.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
+        noise = torch.randn(
+            (check_int("n", n), *shape),
+            generator=generator,
+            dtype=float_dtype(decoder) or float_dtype(self),
+            device=device if generator is None else generator.device,
+        ).to(device)
+        prior = self._p_z(self._checked(condition, "z", noise))
+        return draw(prior, noise if number == 1 else noise * number, generator)
 
     def _posterior(
         self,
@@ -387,10 +413,11 @@ class VAE(nn.Module):
         self._outputs = sum(math.prod(p.shape[1:]) for p in params)  # numbers for each sample
         self._classes = params[0].shape[-1] if params[0].ndim else None
         n = getattr(self.encoder, "in_features", None)
-        if isinstance(n, int) and math.prod(shape) != n:
+        given = math.prod(self.likelihood.encoder_shape(shape))
+        if isinstance(n, int) and given != n:
             raise ValueError(
                 f"expected decoder to give {n} numbers for each sample, as many as the encoder takes, "
-                f"but got {self.likelihood} of {shape}, {math.prod(shape)} numbers"
+                f"but got {self.likelihood} of {shape}, {given} numbers"
             )
         return shape
 
@@ -414,10 +441,6 @@ class VAE(nn.Module):
         if not self.likelihood.has_linear_nll:
             return f"{type(self.likelihood).__name__} has no fused head"
         return find_head(self.decoder, flat=self.likelihood.over_classes)
-
-    def _find_head(self) -> int | None:
-        head = self._head()
-        return head if isinstance(head, int) else None
 
     def _fused_place(self, x: Tensor) -> int | None:
         """Where in the decoder the layer is that is computed with the likelihood; None if none is."""
@@ -450,3 +473,11 @@ class VAE(nn.Module):
         if not torch.compiler.is_compiling() and "unfused" in self._once:
             self._once.discard("unfused")
             warn(message)
+
+
+def on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """The generator, or where it is of another device a new one that is seeded by it."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))

@@ -18,6 +18,11 @@ from . import _common
 from .softmax_share import categorical_share, reduce_over, softmax
 
 CHUNK_BYTES = 32 << 20  # of layer outputs on a CPU: small enough for cache, large enough for the products
+# So many rows in up to twice as much: with fewer the products read the weight too often. The zero-inflated head of 1024
+# rows, 20,000 features and 128 inputs, 1 thread, processor time (2026-11-30): 561 ms of 5 chunks of 205 rows, 503 ms of
+# 3 of 342, and 503 ms of one. The negative binomial's, of half the outputs: 302, 283 and 282 ms of chunks of 205, 342
+# and 512 rows.
+CHUNK_ROWS = 384
 
 # On a GPU, the bytes that a chunk of r rows moves to and from memory, for H inputs and V outputs of s bytes:
 #   V H (2 s + 8)   the weight, read twice; its gradient, read and written in float32 (2 s + 16 with a temporary)
@@ -150,7 +155,16 @@ def run_chunks(
 
 
 class _Layer:
-    """The linear layer, chunk by chunk: `chunks()` makes the outputs, `backward()` takes their gradients."""
+    """The linear layer, chunk by chunk: `chunks()` makes the outputs, `backward()` takes their gradients.
+
+    Outputs are a list: all heads side by side, or each by itself where the first goes through a softmax, which torch
+    copies strided rows for: 4.4 ms of 205 x 20,000, 2.6 ms of contiguous ones (2026-11-30). The products take the same
+    time. In less than 32 bits the heads stay together, as a sum of their products would be rounded twice.
+    """
+
+    # Tried in 2026-11: biases as a column of the weight, 4 ms for the copy where addmm takes 2 ms more than mm; the
+    # softmax's derivative by aten::_softmax_backward_data, 1.6 ms where three passes take 2.4 ms of 130 ms, but it
+    # multiplies slopes by the library size, which overflow where a share is subnormal; don't redo.
 
     def __init__(self, backend: Any, inputs: Inputs, grads: Gradients) -> None:
         dtype, device = inputs.dtype, inputs.hidden.device
@@ -168,8 +182,11 @@ class _Layer:
         self.plan = list(cut(samples, draws, _most_rows(self.weight, wide, needs_grad, inputs.outputs)))
         self.most_rows = max((chunk.own.stop for chunk in self.plan), default=0)
         self.is_whole = len(self.plan) <= 1
-        self.buffer = _common.empty(backend, (self.most_rows, outputs), dtype, device)
-        self.grad_buffer = _common.empty(backend, self.buffer.shape, wide, device) if needs_grad else None
+        parts = len(inputs.heads) if inputs.library is not None and dtype is torch.float32 else 1
+        self.columns = [slice(i * outputs // parts, (i + 1) * outputs // parts) for i in range(parts)]
+        shape = (self.most_rows, outputs // parts)
+        self.buffers = [_common.empty(backend, shape, dtype, device) for _ in range(parts)]
+        self.grad_buffers = [_common.empty(backend, shape, wide, device) for _ in range(parts * needs_grad)]
         _, grad_weight, grad_bias, *grad_others = grads
         # A row a chunk, added up in the end.
         self.bias_sums = None
@@ -196,35 +213,43 @@ class _Layer:
             return target.rows(chunk.samples)
         return self.cut(target, chunk.samples)
 
-    def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
-        """(chunk, outputs, where to write their gradients)"""
-        transposed = self.weight.t()
+    def chunks(self) -> Iterator[tuple[Chunk, list[Tensor], list[Tensor]]]:
+        """(chunk, outputs, where to write their gradients, if anywhere)"""
         for i, chunk in enumerate(self.plan):
             hidden = self.cut(self.hidden, chunk.rows).to(self.weight.dtype)
-            outputs = self.cut(self.buffer, chunk.own)
-            if self.bias is None:
-                torch.mm(hidden, transposed, out=outputs)
-            else:
-                torch.addmm(self.bias, hidden, transposed, out=outputs)
-            grad_outputs = None if self.grad_buffer is None else self.cut(self.grad_buffer, chunk.own)
-            yield chunk, outputs.float() if self.linked else outputs, grad_outputs
-            if grad_outputs is not None:
-                self.backward(i, chunk.rows, hidden, grad_outputs.to(self.weight.dtype))
+            outputs = [self.cut(buffer, chunk.own) for buffer in self.buffers]
+            for at, out in zip(self.columns, outputs, strict=True):
+                transposed = self.part(self.weight, at).t()
+                if self.bias is None:
+                    torch.mm(hidden, transposed, out=out)
+                else:
+                    torch.addmm(self.part(self.bias, at), hidden, transposed, out=out)
+            grad_outputs = [self.cut(buffer, chunk.own) for buffer in self.grad_buffers]
+            yield chunk, [out.float() for out in outputs] if self.linked else outputs, grad_outputs
+            for at, grad in zip(self.columns[: len(grad_outputs)], grad_outputs, strict=True):
+                self.backward(i, chunk.rows, at, hidden, grad.to(self.weight.dtype))
 
-    def backward(self, i: int, rows: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
+    def backward(self, i: int, rows: slice, at: slice, hidden: Tensor, grad_outputs: Tensor) -> None:
         grad_hidden, grad_weight, *_ = self.grads
+        weight = self.part(self.weight, at)
         if grad_hidden is not None:
             out = self.cut(grad_hidden.flatten(0, -2), rows)
-            if out.dtype is grad_outputs.dtype:
-                torch.mm(grad_outputs, self.weight, out=out)
+            if at.start > 0:
+                out.addmm_(grad_outputs, weight)
+            elif out.dtype is grad_outputs.dtype:
+                torch.mm(grad_outputs, weight, out=out)
             elif out.dtype is torch.float32 and not _common.on_cpu(out):
-                torch.mm(grad_outputs, self.weight, out_dtype=torch.float32, out=out)
+                torch.mm(grad_outputs, weight, out_dtype=torch.float32, out=out)
             else:
-                out.copy_(torch.mm(grad_outputs, self.weight))
+                out.copy_(torch.mm(grad_outputs, weight))
         if grad_weight is not None:
-            _add_product(grad_weight, grad_outputs.t(), hidden, beta=min(i, 1))
+            _add_product(self.part(grad_weight, at), grad_outputs.t(), hidden, beta=min(i, 1))
         if self.bias_sums is not None:
-            torch.sum(grad_outputs, 0, dtype=torch.float32, out=self.bias_sums[i])
+            _sum_rows(grad_outputs, out=self.part(self.bias_sums[i], at))
+
+    def part(self, tensor: Tensor, at: slice) -> Tensor:
+        """The rows of the weight, or of what is like its rows, that make the outputs `at`."""
+        return tensor if len(self.columns) == 1 else tensor[at]
 
     def finish(self) -> None:
         """After the last chunk."""
@@ -239,9 +264,7 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     if inputs.draws is not None:
         nll = None if nll is None else nll.view(-1)
         grad_nll = None if grad_nll is None else grad_nll.reshape(-1)
-    columns = [
-        (head, slice(i * features, (i + 1) * features)) for i, head in enumerate(inputs.heads) if head.is_log
-    ]
+    logs = [i for i, head in enumerate(inputs.heads) if head.is_log]
     share_buffer = None  # softmax of the first head
     if library is not None:
         share_buffer = _common.empty(backend, (layer.most_rows, features), torch.float32, target.device)
@@ -249,34 +272,35 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
     for chunk, outputs, grad_outputs in layer.chunks():
         x, share = layer.samples(target, chunk), None
         size, draws = x.shape[0], chunk.draws
-        outputs = chunk.by_draw(outputs)
-        for i, (head, at) in enumerate(columns):
-            param = outputs[..., at]
+        made = _by_head(outputs, chunk, len(inputs.heads))
+        for i in logs:
+            param = made[i]
             if i == 0 and share_buffer is not None and library is not None:
                 share = chunk.by_draw(share_buffer[chunk.own])
                 softmax(param, share, inputs.group)
                 torch.mul(share, library[chunk.samples, None], out=param)
             else:
-                (param.clamp_(max=largest_log(param.dtype)) if head.is_bounded else param).exp_()
+                bounded = inputs.heads[i].is_bounded
+                (param.clamp_(max=largest_log(param.dtype)) if bounded else param).exp_()
         fixed_params = [
             layer.cut(p, chunk.samples) if has_rows(p, target) else p for p in inputs.fixed_params
         ]
         mask = inputs.mask
         if mask is not None:
             mask = _common.expand(layer.cut(mask, chunk.samples) if has_rows(mask, target) else mask, x.shape)
-        params = spec.in_order(_by_head(outputs, x.shape), [_common.expand(p, x.shape) for p in fixed_params])
+        params = spec.in_order(_shaped(made, x.shape), [_common.expand(p, x.shape) for p in fixed_params])
         if nll is not None:
             losses = chunk.by_draw(layer.cut(nll, chunk.rows))
             backend.likelihood_forward(likelihood, params, x, mask, None, nll=losses, draws=draws)
-        if grad_outputs is None or grad_nll is None:
+        if not grad_outputs or grad_nll is None:
             continue
 
         sums = [
             _common.empty_gradient(backend, p, x.shape, g is not None, draws)
             for p, g in zip(fixed_params, grad_fixed, strict=True)
         ]
-        grad_outputs = chunk.by_draw(grad_outputs)
-        grads = spec.in_order(_by_head(grad_outputs, x.shape), sums)
+        slopes = _by_head(grad_outputs, chunk, len(inputs.heads))
+        grads = spec.in_order(_shaped(slopes, x.shape), sums)
         upstream = chunk.by_draw(layer.cut(grad_nll, chunk.rows))
         backend.likelihood_backward(likelihood, params, x, mask, None, upstream, grads=grads, draws=draws)
         for p, grad, part in zip(fixed_params, grad_fixed, sums, strict=True):
@@ -284,15 +308,15 @@ def _elementwise(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
                 part = part.reshape((1,) * (p.ndim - part.ndim) + part.shape).sum_to_size(p.shape)
                 _put(grad, part, chunk if grad.shape != p.shape or has_rows(p, target) else None)
         if grad_library is not None and share is not None:
-            of_library = (grad_outputs[..., :features] * share).sum(-1)
+            of_library = (slopes[0] * share).sum(-1)
             _put(grad_library, of_library if draws is None else of_library.sum(0), chunk)
-        for _, at in columns:
-            grad_outputs[..., at].mul_(outputs[..., at])
+        for i in logs:
+            slopes[i].mul_(made[i])
             if mask is not None:  # 0 times a parameter that overflowed
-                grad_outputs[..., at].masked_fill_(~mask.reshape(size, features), 0)
+                slopes[i].masked_fill_(~mask.reshape(size, features), 0)
         if share is not None:  # d softmax = share (slope - sum of share slope)
-            total = reduce_over(grad_outputs[..., :features].sum(-1, keepdim=True), "SUM", inputs.group)
-            grad_outputs[..., :features].addcmul_(share, total, value=-1)
+            total = reduce_over(slopes[0].sum(-1, keepdim=True), "SUM", inputs.group)
+            slopes[0].addcmul_(share, total, value=-1)
 
 
 def _put(grad: Tensor, part: Tensor, chunk: Chunk | None) -> None:
@@ -315,7 +339,7 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
         lead = inputs.hidden.shape[:-1]
         grad_nll = _common.per_sample(grad_nll, len(lead)).expand(lead).reshape(-1, 1)
     masked = None if inputs.mask is None else ~inputs.mask.expand(positions).reshape(-1, 1)
-    for chunk, outputs, grad_outputs in layer.chunks():
+    for chunk, (outputs,), grads in layer.chunks():
         part, lse, total = (torch.empty(3, outputs.shape[0], 1, device=outputs.device)).unbind()
         if nll is not None:
             part = layer.cut(nll.view(-1, 1), chunk.rows)
@@ -337,20 +361,24 @@ def _categorical(layer: _Layer, inputs: Inputs, nll: Tensor | None, grad_nll: Te
             x = categorical_share(layer.backend, logits, x, part, lse, total, inputs.group)
         if nll is not None and kept_out is not None:
             part.masked_fill_(kept_out, 0)
-        if grad_outputs is not None and grad_nll is not None:
-            grad_logits = grad_outputs.view(*shape, -1)
+        if grads and grad_nll is not None:
+            grad_logits = grads[0].view(*shape, -1)
             upstream = layer.cut(grad_nll, chunk.rows).view(shape)
             layer.backend.categorical_backward(logits, x, lse, total, upstream, grad_logits=grad_logits)
             if kept_out is not None:
                 grad_logits.masked_fill_(kept_out[..., None], 0)
 
 
-def _by_head(outputs: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """The layer's outputs (rows, heads * features), perhaps after draws, in the target's shape."""
-    if outputs.shape == shape:
-        return (outputs,)
-    lead = outputs.shape[:-1]
-    return outputs.view(*lead, -1, *shape[1:]).unbind(len(lead))
+def _by_head(outputs: Sequence[Tensor], chunk: Chunk, heads: int) -> Sequence[Tensor]:
+    """Each head's outputs (rows, features), perhaps after draws."""
+    if len(outputs) < heads:
+        outputs = outputs[0].tensor_split(heads, 1)
+    return outputs if chunk.draws is None else [chunk.by_draw(t) for t in outputs]
+
+
+def _shaped(outputs: Sequence[Tensor], shape: torch.Size) -> Sequence[Tensor]:
+    """Heads in the target's shape, perhaps after draws."""
+    return outputs if len(shape) == 2 else [t.unflatten(-1, shape[1:]) for t in outputs]
 
 
 def has_rows(tensor: Tensor, target: Tensor | Csr) -> bool:
@@ -365,12 +393,21 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
         torch.addmm(total, a.float(), b.float(), beta=beta, out=total)
 
 
+def _sum_rows(grads: Tensor, out: Tensor) -> None:
+    """In float32. By a product on a CPU: 1.2 ms of 205 x 40,000 on one thread, where torch.sum takes 2.5 ms."""
+    if grads.dtype is torch.float32 and _common.on_cpu(grads):
+        torch.mv(grads.t(), grads.new_ones(grads.shape[0]), out=out)
+    else:
+        torch.sum(grads, 0, dtype=torch.float32, out=out)
+
+
 def _most_rows(weight: Tensor, wide: torch.dtype, needs_grad: bool, outputs: int = 0) -> int:
     """Of a chunk. The layer's outputs are in the weight's dtype, and for their links once more in `wide`. Processes
     that share them, `outputs` at most, have the same chunks."""
     outputs, dtype = max(weight.shape[0], outputs), weight.dtype
     if _common.on_cpu(weight):
-        return max(1, CHUNK_BYTES // (outputs * dtype.itemsize))
+        rows, most = (size // (outputs * dtype.itemsize) for size in (CHUNK_BYTES, 2 * CHUNK_BYTES))
+        return max(1, rows, min(CHUNK_ROWS, most))
     row_bytes = outputs * (dtype.itemsize + (wide.itemsize if wide is not dtype else 0)) * (1 + needs_grad)
     return max(_l2_bytes(weight.device) // 2 // row_bytes, min(MIN_ROWS, MOST_BYTES // row_bytes), 1)
 

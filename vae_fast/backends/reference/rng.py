@@ -79,6 +79,11 @@ def state_of_draws(rng_state: Tensor, first: int, batch: int) -> Tensor:
     return torch.cat((whole[:2], whole[2:3] + first * whole[3:], whole[3:]))
 
 
+def state_of_level(rng_state: Tensor) -> Tensor:
+    """That of a second level of latents, whose noise is independent of the first's: the offset's bit 62 is turned."""
+    return torch.cat((rng_state[..., :1], rng_state[..., 1:2] ^ (1 << 62), rng_state[..., 2:]), -1)
+
+
 def _words(rng_state: Tensor, draws: int, batch: int, size: int, stream: int = 0) -> tuple[Tensor, ...]:
     """The four words of every group of four elements: (draws, batch, groups) each.
 

@@ -15,6 +15,7 @@ from .discretized_logistic import DiscretizedLogistic
 from .discretized_logistic_mixture import DiscretizedLogisticMixture
 from .gaussian import Gaussian
 from .laplace import Laplace
+from .mixed_columns import MixedColumns
 from .multinomial import Multinomial
 from .negative_binomial import NegativeBinomial
 from .negative_binomial_mixture import NegativeBinomialMixture
@@ -48,6 +49,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Likelihood",
+    "MixedColumns",
     "Multinomial",
     "NegativeBinomial",
     "NegativeBinomialMixture",

@@ -26,6 +26,7 @@ class Likelihood(nn.Module, ABC):
     num_parameters = 1
     support = "real"  # x's values: "real", "unit" (0 to 1; uint8: 255ths), "counts" or "classes" (both: uint8 as it is)
     over_classes = False  # a softmax over the last dim: a layer that makes several of them is not fused
+    takes_missing = False  # NaN in x is a missing entry
     binarize = False  # every pass draws x anew from its grey values: `observe`
 
     def split(self, output: Tensor | Sequence[Tensor]) -> Params:
@@ -84,13 +85,21 @@ class Likelihood(nn.Module, ABC):
             return x / 255  # one pass
         return x.to(dtype) / 255
 
+    def encoder_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of `encoder_input` for x of `shape`, both without the batch."""
+        return tuple(shape)
+
     def library(self, x: Tensor) -> Tensor | None:
         """The library size, each sample's number of counts, that the mean needs. None where it needs none."""
         return None
 
     @abstractmethod
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        """-log p(x | z) in nats, shape (batch,); (draws, batch) where params have draws of z before the batch."""
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        """-log p(x | z) in nats, shape (batch,); (draws, batch) where params have draws of z before the batch.
+
+        mask, reduction: as in `vae_fast.bernoulli_nll`. False leaves an element of x out, "none" gives a number for
+        each.
+        """
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         """-log p of each element in idiomatic PyTorch, which a run's speed is compared with. None: torch has none."""
@@ -108,6 +117,14 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """The mean of p(x | z), of x's shape."""
+
+    def expectation(self, params: Params, library: Library = None) -> Tensor:
+        """What is averaged over draws of z: the mean; of classes their probabilities."""
+        return self.mean(params, library)
+
+    def point(self, expectation: Tensor) -> Tensor:
+        """x's values at `expectation`: the mean; of classes the most probable."""
+        return expectation
 
     @abstractmethod
     def sample(

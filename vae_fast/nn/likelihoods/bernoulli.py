@@ -31,8 +31,8 @@ class Bernoulli(Likelihood):
     def observe(self, x: Tensor, rng_state: Tensor) -> Tensor:
         return draw_bits(x, rng_state) if self.binarize else x
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.bernoulli_nll(params[0], x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.bernoulli_nll(params[0], x, mask=mask, reduction=reduction)
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return F.binary_cross_entropy_with_logits(params[0], x, reduction="none")

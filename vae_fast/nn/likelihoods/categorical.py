@@ -50,8 +50,8 @@ class Categorical(Likelihood):
             return x.to(dtype)
         return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.categorical_nll(params[0], x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.categorical_nll(params[0], x, mask=mask, reduction=reduction)
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_categorical_nll(hidden, weight, bias, x)
@@ -59,6 +59,9 @@ class Categorical(Likelihood):
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """The probabilities (batch, ..., classes): the mean of x with ones and zeros for each class."""
         return params[0].softmax(-1)
+
+    def point(self, expectation: Tensor) -> Tensor:
+        return expectation.argmax(-1)
 
     def sample(
         self, params: Params, generator: torch.Generator | None = None, library: Library = None

@@ -19,8 +19,8 @@ class ContinuousBernoulli(Likelihood):
     name = "continuous_bernoulli"
     support = "unit"
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.continuous_bernoulli_nll(params[0], x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.continuous_bernoulli_nll(params[0], x, mask=mask, reduction=reduction)
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return -D.ContinuousBernoulli(logits=params[0], validate_args=False).log_prob(x)

@@ -36,8 +36,10 @@ class DiscretizedLogistic(DispersionLikelihood):
         if not log_scale < LEAST_LOG_SCALE:  # below, no gradient would bring it back
             self.init_log_dispersion(log_scale)
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.discretized_logistic_nll(params[0], x, self.log_dispersion(params))
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.discretized_logistic_nll(
+            params[0], x, self.log_dispersion(params), mask=mask, reduction=reduction
+        )
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_discretized_logistic_nll(hidden, weight, bias, x, self.own_log_dispersion())

@@ -56,8 +56,8 @@ class DiscretizedLogisticMixture(Likelihood):
             )
         return (3 if n == colour else 1, *pixels)
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.discretized_logistic_mixture_nll(params[0], x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.discretized_logistic_mixture_nll(params[0], x, mask=mask, reduction=reduction)
 
     @property
     def has_linear_nll(self) -> bool:

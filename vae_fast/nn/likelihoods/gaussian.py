@@ -32,8 +32,10 @@ class Gaussian(LocationScale):
     def start(self, x: Tensor) -> None:
         self.init_log_dispersion(deviations(x).pow(2).mean().log())
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.gaussian_nll(params[0], x, self.log_dispersion(params))
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.gaussian_nll(
+            params[0], x, self.log_dispersion(params), mask=mask, reduction=reduction
+        )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         logvar = torch.as_tensor(self.log_dispersion(params), device=x.device)

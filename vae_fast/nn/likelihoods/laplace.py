@@ -30,8 +30,10 @@ class Laplace(LocationScale):
     def start(self, x: Tensor) -> None:
         self.init_log_dispersion(deviations(x).abs().mean().log())
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.laplace_nll(params[0], x, self.log_dispersion(params))
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.laplace_nll(
+            params[0], x, self.log_dispersion(params), mask=mask, reduction=reduction
+        )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         scale = torch.as_tensor(self.log_dispersion(params), device=x.device).exp()

@@ -39,8 +39,8 @@ class Multinomial(Likelihood):
         total = x.sum(-1, dtype=torch.float32 if x.is_floating_point() and x.itemsize < 4 else None)
         return total if total.is_floating_point() else total.float()
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.multinomial_nll(params[0], x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.multinomial_nll(params[0], x, mask=mask, reduction=reduction)
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return -x * F.log_softmax(params[0], dim=-1)

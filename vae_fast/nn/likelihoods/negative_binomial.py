@@ -42,9 +42,13 @@ class NegativeBinomial(DispersionLikelihood, Counts):
     def extra_repr(self) -> str:
         return f"theta={self._dispersion!r}, link={self.link!r}"
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
         return functional.negative_binomial_nll(
-            self.rate(params[0], self.library(x), x.ndim), x, self.theta_of(params)
+            self.rate(params[0], self.library(x), x.ndim),
+            x,
+            self.theta_of(params),
+            mask=mask,
+            reduction=reduction,
         )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:

@@ -35,10 +35,12 @@ class NegativeBinomialMixture(NegativeBinomial):
             raise ValueError("expected link to be 'exp' or 'softplus', but got 'softmax'")
         super().__init__(theta, features, link=link)
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
         mean_1, mean_2, logits = params
         means = self.rate(mean_1, None, x.ndim), self.rate(mean_2, None, x.ndim)
-        return functional.negative_binomial_mixture_nll(means[0], x, means[1], self.theta_of(params), logits)
+        return functional.negative_binomial_mixture_nll(
+            means[0], x, means[1], self.theta_of(params), logits, mask=mask, reduction=reduction
+        )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return None

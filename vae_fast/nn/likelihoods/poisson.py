@@ -19,8 +19,10 @@ class Poisson(Counts):
     def extra_repr(self) -> str:
         return f"link={self.link!r}"
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
-        return functional.poisson_nll(self.rate(params[0], self.library(x), x.ndim), x)
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
+        return functional.poisson_nll(
+            self.rate(params[0], self.library(x), x.ndim), x, mask=mask, reduction=reduction
+        )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return -D.Poisson(self.rate(params[0], self.library(x)), validate_args=False).log_prob(x)

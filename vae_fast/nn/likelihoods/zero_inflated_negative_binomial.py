@@ -20,9 +20,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     name = "zero_inflated_negative_binomial"
     num_parameters = 2
 
-    def nll(self, params: Params, x: Tensor) -> Tensor:
+    def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
         mean = self.rate(params[0], self.library(x), x.ndim)
-        return functional.zero_inflated_negative_binomial_nll(mean, x, self.theta_of(params), params[-1])
+        return functional.zero_inflated_negative_binomial_nll(
+            mean, x, self.theta_of(params), params[-1], mask=mask, reduction=reduction
+        )
 
     def plain_nll(self, params: Params, x: Tensor) -> Tensor | None:
         return None
