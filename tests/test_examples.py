@@ -82,34 +82,33 @@ def test_mixed_table() -> None:
     assert found["odd rows: column found"] > 0.25  # by chance 1 of 8
 
 
-@pytest.mark.parametrize(("architecture", "epochs"), [("conv", 12), ("resnet", 4)])
-def test_images(architecture: str, epochs: int, tmp_path: Path) -> None:
+def test_images(tmp_path: Path) -> None:
     example = load(FOLDER / "conv_vae.py")
     x, test = example.read()
     assert x.shape[1:] == (28, 28) and x.min() >= 0 and x.max() == 1
-    model, figures = example.train(x[:640], test[:50], architecture, epochs, (8, 16), 8, 32)
+    model, figures = example.train(x[:640], test[:50], "resnet", 4, (8, 16), 8, 32)
     assert figures["-ELBO"] < 0.9 * figures["mean image"] and figures["KL"] > 5
     example.draw(model, test, tmp_path / "picture.png")
     assert plt.imread(tmp_path / "picture.png").shape[:2] == (3 * 28, 10 * 28)
 
 
 def test_sounds(tmp_path: Path) -> None:
-    """Tones in place of espeak-ng's digits: a digit is a pitch, a voice how long it sounds."""
+    """Tones in place of espeak-ng's digits: a digit is a pitch, a voice how loud it is."""
     example = load(FOLDER / "audio_vae.py")
     time = torch.arange(22050) / 22050
     for digit, accent, (i, voice) in product(
         range(4), ("en-gb", "en-029"), enumerate(("m1", "f1", "m7", "f5"))
     ):
-        tone = torch.sin(2 * math.pi * 700 * (digit + 1) * time) * (time < 0.3 + 0.1 * i)
+        tone = torch.sin(2 * math.pi * 700 * (digit + 1) * time) * (time < 0.4)
         with wave.open(str(tmp_path / f"{digit}_{accent}_{voice}_140_50.wav"), "wb") as file:
             file.setparams((1, 2, 22050, 0, "NONE", ""))
-            file.writeframes((tone * 2**14).to(torch.int16).numpy().tobytes())
+            file.writeframes((tone * 2 ** (14 - 0.2 * i)).to(torch.int16).numpy().tobytes())
     x, digits, test, answers = example.read(tmp_path)
     assert (len(x), test.shape) == (8, (8, 64, 80)) and answers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     bands = x.mean(2).argmax(1) * 22050 / 2 / 64  # Hz, of the loudest
     assert torch.all((bands / 700 - 1 - digits).abs() < 0.4)
-    _, figures = example.train(x, digits, test, answers, steps=200, channels=(32, 32), latent=4)
-    assert figures["error"] < 0.7 * figures["of the mean"] and figures["same digit by mu"] > 0.6
+    _, figures = example.train(x, digits, test, answers, steps=120, channels=(16, 16), latent=4)
+    assert figures["error"] < 0.8 * figures["of the mean"] and figures["same digit by mu"] > 0.6
 
 
 def test_words() -> None:
@@ -122,5 +121,5 @@ def test_words() -> None:
     assert found["bigram"] == pytest.approx(2 / 5, abs=1e-2)  # what comes after a, one bit in each word
     words = [a + b + c + d for a, b, c, d in product("bdgk", "ae", "bdgk", "ae")] * 12
     model, figures = example.train(words, example.nn.FreeBits(4.0, per="sample"), 120, 24, 4, 5)
-    assert figures["bits"] < figures["bigram"] < figures["unigram"] and figures["KL"] > 2
+    assert figures["bits"] < 0.8 * figures["unigram"] and figures["KL"] > 2
     assert set(example.to_words(model.generate(20))) - {""}

@@ -78,6 +78,9 @@ class VAE(WithFusedHead):
     an attribute `takes_condition` that it takes one: `MLPEncoder(..., conditions=C)`, `MLPDecoder`,
     `ConditionalSequential`, or a module of your own.
 
+    A decoder whose output at a position depends on x before it, such as `GRUDecoder`, says so by an attribute
+    `takes_target` and is called decoder(z, target=x); `decode` is its `generate`.
+
     Raises:
         TypeError, ValueError: an option out of range; a decoder whose output is not what the likelihood takes. This is
             found here where the decoder can be tried out without data (its input being `latent_shape`), else in the
