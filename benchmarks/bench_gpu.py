@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import vae_fast
 from vae_fast import backends
@@ -45,10 +47,14 @@ class Op:
     ours: Callable[..., Outputs]
     textbook: Callable[..., Outputs]  # as people write it
     counts: bool = False  # positive parameters, and counts as data
+    beside: float = (
+        1  # whole tensors that are moved beside the parameters and their gradients: the target, or z
+    )
+    largest: int | None = None  # rows, where the lines that people write need much memory
 
-    def tensors(self, direction: str) -> int:
+    def tensors(self, direction: str) -> float:
         """Whole tensors that are read and written at least: parameters, the target or z, in backward gradients too."""
-        return self.learned + 1 + self.learned * (direction == "backward")
+        return self.learned + self.beside + self.learned * (direction == "backward")
 
 
 def of_likelihood(
@@ -69,6 +75,57 @@ def gaussian_of_variance_1(target: Tensor, mean: Tensor) -> Tensor:
     return (0.5 * (math.log(2 * math.pi) + (target - mean) ** 2)).sum(-1)
 
 
+def log_weights(mu: Tensor, logvar: Tensor) -> Outputs:
+    """One draw, as most of IWAE's time is the decoder's for many."""
+    z, weights = vae_fast.log_weights(mu, logvar, num_samples=1)
+    assert z is not None
+    return z[0], weights[0]
+
+
+def log_weights_written(mu: Tensor, logvar: Tensor) -> Outputs:
+    z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+    log_q = (-0.5 * (logvar + (z - mu) ** 2 * torch.exp(-logvar))).sum(-1)
+    return z, (-0.5 * z**2).sum(-1) - log_q
+
+
+NOISY = ("latent", "log_weights")  # z, and a number for each row
+COMPONENTS = 64
+
+
+@functools.cache
+def mixture_of(features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Means and log-variances."""
+    generator = torch.Generator().manual_seed(1)
+    means, logvars = (torch.randn(COMPONENTS, features, generator=generator) for _ in range(2))
+    return means.to(device), (0.5 * logvars).to(device)
+
+
+def mixture_log_prob(z: Tensor) -> Outputs:
+    return (vae_fast.mixture_log_prob(z, *mixture_of(z.shape[1], z.device)),)
+
+
+def mixture_written(z: Tensor) -> Outputs:
+    if z.dtype == torch.bfloat16:  # differences of means that are rounded are no use
+        z = z.float()
+    means, logvars = (t.to(z.dtype) for t in mixture_of(z.shape[1], z.device))
+    pairs = -0.5 * (math.log(2 * math.pi) + logvars + (z[:, None] - means) ** 2 * torch.exp(-logvars))
+    return (pairs.sum(-1).logsumexp(-1) - math.log(COMPONENTS),)
+
+
+# 5% of counts, in CSR form: of each dense target that the lines take. torch.sparse has no rows of a view.
+SPARSE = WeakTensorKeyDictionary()
+
+
+def sparse(x: Tensor) -> Tensor:
+    csr = x.to_sparse_csr()
+    crow, col, values = csr.crow_indices().int(), csr.col_indices().int(), csr.values().float()
+    return torch.sparse_csr_tensor(crow, col, values, x.shape)
+
+
+def sparse_negative_binomial(mean: Tensor, theta: Tensor, target: Tensor) -> Outputs:
+    return (vae_fast.negative_binomial_nll(mean, SPARSE[target], theta),)
+
+
 OPS = {
     "latent": Op(2, 0, vae_fast.reparameterize_kl, latent),
     "bernoulli": of_likelihood(1, "bernoulli"),
@@ -76,6 +133,11 @@ OPS = {
     "gaussian with logvar": of_likelihood(2, "gaussian"),
     "multinomial": of_likelihood(1, "multinomial"),
     "negative binomial": of_likelihood(2, "negative_binomial", counts=True),
+    "negative binomial, CSR": replace(
+        of_likelihood(2, "negative_binomial", counts=True), ours=sparse_negative_binomial, beside=0.1
+    ),
+    "log_weights": Op(2, 0, log_weights, log_weights_written),
+    "mixture_log_prob": Op(1, 0, mixture_log_prob, mixture_written, beside=0, largest=4096),
 }
 
 
@@ -97,8 +159,8 @@ class Case:
         """And the formula: N elements of s bytes, and one float32 a row."""
         parts = ("forward", "backward") if direction == "both" else (direction,)
         tensors = sum(OPS[self.op].tensors(p) for p in parts)
-        total = tensors * self.tensor_bytes + 4 * len(parts) * self.rows
-        return total, f"{tensors}*N*s + {4 * len(parts)}*rows"
+        total = round(tensors * self.tensor_bytes) + 4 * len(parts) * self.rows
+        return total, f"{tensors:g}*N*s + {4 * len(parts)}*rows"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -108,11 +170,19 @@ def cases(quick: bool) -> list[Case]:
     for megabytes in (256, 1024):
         for op in OPS:
             for dtype, kind in DTYPES.items():
-                features = 256 if op == "latent" else 1024
+                features = 256 if op in NOISY else 1024
+                if OPS[op].largest is not None:
+                    continue
                 found.append(Case(op, dtype, (megabytes << 20) // (features * kind.itemsize), features))
         if megabytes == 256:
             sizes = ((1 << 18, 32), (128, 20), (4096, 64))  # the first: a large batch of a small latent
-            found += [Case(op, dtype, *size) for size in sizes for op in OPS for dtype in DTYPES]
+            found += [
+                Case(op, dtype, *size)
+                for size in sizes
+                for op in OPS
+                for dtype in DTYPES
+                if size[0] <= (OPS[op].largest or size[0])
+            ]
     return found
 
 
@@ -137,9 +207,13 @@ def make_set(case: Case, device: str, seed: int) -> Set:
     data = tuple(normal(*shape).sigmoid_() for _ in range(op.data))
     if op.counts:
         learned, data = tuple(t.exp_() for t in learned), tuple(x.mul_(6).floor_() for x in data)
+    if op.ours is sparse_negative_binomial:
+        for x in data:
+            x.mul_(torch.rand(shape, generator=generator, device=device) < 0.05)
+            SPARSE[x] = sparse(x)
     learned = tuple(t.requires_grad_() for t in learned)
     per_row = torch.randn(case.rows, generator=generator, device=device)
-    return Set((*learned, *data), (normal(*shape), per_row) if case.op == "latent" else (per_row,), learned)
+    return Set((*learned, *data), (normal(*shape), per_row) if case.op in NOISY else (per_row,), learned)
 
 
 def differentiate(outputs: Outputs, one: Set, keep: bool = False) -> Outputs:
@@ -154,15 +228,21 @@ def check(case: Case, one: Set, outputs: Outputs, gradients: Outputs) -> None:
     inputs, upstream, outputs, gradients = (
         tuple(t.detach()[rows].double() for t in many) for many in (one.inputs, one.grads, outputs, gradients)
     )
-    if case.op == "latent":
+    if case.op in NOISY:
         mu, logvar = inputs
         std = (0.5 * logvar).exp()
         eps = (outputs[0] - mu) / std
         slack = 6 / eps.numel() ** 0.5 + 0.02
         assert abs(eps.mean()) < slack and abs(eps.var() - 1) < 2 * slack, "the noise is not standard normal"
-        kl = 0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(1)
-        by_logvar = 0.5 * upstream[0] * eps * std + 0.5 * upstream[1][:, None] * torch.expm1(logvar)
-        wants: Outputs = (kl, upstream[0] + upstream[1][:, None] * mu, by_logvar)
+        each, of_row = 0.5 * upstream[0] * eps * std, upstream[1][:, None]
+        z = outputs[0]
+        wants: Outputs
+        if case.op == "latent":
+            kl = 0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(1)
+            wants = (kl, upstream[0] + of_row * mu, each + 0.5 * of_row * torch.expm1(logvar))
+        else:
+            weight = 0.5 * (eps**2 + logvar - z**2).sum(1)
+            wants = (weight, upstream[0] - of_row * z, each + 0.5 * of_row * (1 - z * eps * std))
         gots: Outputs = (outputs[1], *gradients)
     else:
         exact = [t.requires_grad_() for t in inputs[: OPS[case.op].learned]]

@@ -20,8 +20,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A seconds=(
-    [smoke]=90 [build]=90 [sanitizers]=150 [bench]=250 [tests_cuda]=170 [edges_cuda]=130 [large]=80
-    [tests_triton]=270 [edges_triton]=230
+    [smoke]=90 [build]=90 [sanitizers]=150 [bench]=270 [tests_cuda]=185 [edges_cuda]=145 [large]=80
+    [tests_triton]=280 [edges_triton]=245
 )
 STAGES=(smoke build sanitizers bench tests_cuda edges_cuda large tests_triton edges_triton)
 GRACE=15  # seconds for a last word, such as pytest's report, after SIGINT

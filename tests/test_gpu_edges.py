@@ -104,6 +104,20 @@ def test_latent(backend: str, kind: str, clamp: tuple[float, float] | None, dtyp
     check(backend, cases.table(cases.latent, kind, clamp, dtype), ["samples", "one sample"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("prior", "path", "clamp"), cases.IMPORTANCE)
+def test_importance(
+    backend: str, prior: bool, path: bool, clamp: tuple[float, float] | None, dtype: torch.dtype
+) -> None:
+    check(backend, cases.table(cases.importance, prior, path, clamp, dtype), ["samples", "one sample"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("build", cases.PAIRS)
+def test_pairs(backend: str, build: Any, dtype: torch.dtype) -> None:
+    check(backend, cases.table(build, dtype), ["samples"])
+
+
 @pytest.mark.parametrize("head", cases.HEADS)
 def test_linear_heads(backend: str, head: str) -> None:
     check(backend, cases.table(cases.linear, head, F32), ["samples", "masked"])

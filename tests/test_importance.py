@@ -185,23 +185,13 @@ def true_weight(mu: float, logvar: float, mu_p: float, logvar_p: float, eps: flo
 
 
 def test_near_the_prior(backend: str) -> None:
-    """Exactly 0 where q is the prior; near it as small as it is, where log p - log q is all rounding error; and the
-    gradient of sticking the landing vanishes with it."""
+    """Exactly 0 where q is the prior, and the gradient of sticking the landing with it."""
     mu, logvar = 100 * moments(8, 9)[0], 3 * moments(8, 9)[1]
     prior = mu, logvar
     inputs = [leaf(t) for t in prior]
     _, weights = vae_fast.log_weights(*inputs, num_samples=2, prior=prior, path_derivative=True)
     assert not weights.any()
     assert not any(g.any() for g in torch.autograd.grad(weights.sum(), inputs))
-    g = torch.Generator().manual_seed(0)
-    rows = 1e-4 * torch.randn(2, 200, 1, generator=g), torch.randn(1, 200, 1, generator=g)
-    mu, logvar, eps = *rows[0], rows[1]
-    _, got = vae_fast.log_weights(mu, logvar, num_samples=1, noise=eps)
-    columns = (t.flatten().tolist() for t in (mu, logvar, eps))
-    want = [true_weight(m, v, 0, 0, e) for m, v, e in zip(*columns, strict=True)]
-    scale = ((0.5 * logvar).abs() + (mu * eps).abs() + (0.5 * logvar * eps**2).abs())[0, :, 0]
-    error = (got[0].double() - torch.tensor(want, dtype=torch.float64)).abs()
-    assert (error <= 3 * torch.finfo(torch.float32).eps * scale).all()
 
 
 def test_beyond_the_range_of_exp(backend: str) -> None:

@@ -252,19 +252,6 @@ def test_infinities_and_nan(backend: str) -> None:
             torch.testing.assert_close(tuple(got), tuple(want), equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-def test_components_without_weight(backend: str) -> None:
-    """A logit of -inf: as if there were no such component, with a gradient of 0 for it."""
-    z, (means, logvars, logits) = make(6, 3), mixture_of(5, 3)
-    some = logits.detach().clone()
-    some[2] = -math.inf
-    given = leaf(some)
-    got = vae_fast.mixture_log_prob(z, means, logvars, given)
-    keep = [0, 1, 3, 4]
-    torch.testing.assert_close(got, vae_fast.mixture_log_prob(z, means[keep], logvars[keep], logits[keep]))
-    grads = torch.autograd.grad(got.sum(), (means, logvars))
-    assert not grads[0][2].any() and not grads[1][2].any() and grads[0][keep].all()
-
-
 def plain_kl(
     mu: Tensor, logvar: Tensor, means: Tensor, logvars: Tensor, logits: Tensor, eps: Tensor
 ) -> Terms:

@@ -27,8 +27,10 @@ from torch import Tensor
 import vae_fast
 from likelihoods import LIKELIHOODS
 from test_categorical import cross_entropy, negative_sum
+from test_importance import textbook as weights_textbook
 from test_latent import textbook
 from test_mixture import pixel_cnn
+from test_pairwise import log_normal, paper_weights
 
 from . import edges, truth
 from .judge import Truth, report
@@ -81,6 +83,7 @@ class Case:
     together: bool = (
         False  # whether elements share sums of the gradient, so that what is not finite goes alone
     )
+    by_row: bool = False  # whether a row is a call of its own
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -394,6 +397,122 @@ def _prior(others: dict[str, Tensor]) -> dict[str, Any]:
     if "prior_mu" not in others:
         return others
     return {"prior": (others["prior_mu"], others["prior_logvar"])}
+
+
+# Importance weights, and densities of every pair
+
+
+IMPORTANCE = [  # with a prior, along the path, clamp
+    (False, False, None),
+    (False, True, None),
+    (True, False, None),
+    (True, True, None),
+    (True, True, edges.CLAMPS[0]),
+]
+
+
+def importance(has_prior: bool, path: bool, clamp: tuple[float, float] | None, dtype: torch.dtype) -> Case:
+    axes = {
+        "mu": edges.mean_of_weights,
+        "logvar": edges.log_variance_of_weights,
+        "noise": edges.noise_of_weights,
+    }
+    if has_prior:
+        axes |= {"prior_mu": edges.mean_of_weights, "prior_logvar": edges.log_variance_of_weights}
+    elements = edges.cover([a(dtype) for a in axes.values()], 300)
+    columns = zip(*elements, strict=True)
+    inputs = {k: torch.tensor(v, dtype=torch.float64).to(dtype) for k, v in zip(axes, columns, strict=True)}
+    bounds = None if clamp is None else tuple(torch.tensor(clamp, dtype=dtype).double().tolist())
+    exact = None if bounds is None else tuple(map(mpf, bounds))
+
+    def call(mu: Tensor, logvar: Tensor, noise: Tensor, **others: Tensor) -> Tensor:
+        options = {"num_samples": 1, "noise": noise[None], "clamp": clamp, "path_derivative": path}
+        return vae_fast.log_weights(mu, logvar, return_z=False, **options, **_prior(others))[1][0]
+
+    def own(mu: Tensor, logvar: Tensor, noise: Tensor, **others: Tensor) -> Tensor:
+        _, log_p, log_q = weights_textbook(mu, logvar, noise, _prior(others).get("prior"), bounds, path)
+        return log_p - log_q
+
+    return Case(
+        "log_weights",
+        dtype,
+        inputs,
+        tuple(k for k in inputs if k != "noise"),
+        ("weight",),
+        call,
+        own,
+        functools.partial(truth.log_weight, clamp=exact, path=path, has_prior=has_prior),
+        has_infinity,
+    )
+
+
+def _gaussians(
+    dtype: torch.dtype, names: Sequence[str], sizes: Sequence[int], logits: int = 0
+) -> dict[str, Tensor]:
+    columns = zip(*edges.rows_of_gaussians(dtype, sizes, logits), strict=True)
+    return {k: torch.tensor(v, dtype=torch.float64).to(dtype) for k, v in zip(names, columns, strict=True)}
+
+
+def mixture_density(dtype: torch.dtype) -> Case:
+    """Three components of two dims, of each row its own."""
+    inputs = _gaussians(dtype, ("z", "means", "logvars", "logits"), (2, 6, 6), 3)
+
+    def by_row(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda z, means, logvars, logits: torch.stack(
+            [
+                function(row, m.view(3, 2), v.view(3, 2), w)
+                for row, m, v, w in zip(z, means, logvars, logits, strict=True)
+            ]
+        )
+
+    def own(z: Tensor, means: Tensor, logvars: Tensor, logits: Tensor) -> Tensor:
+        return (torch.log_softmax(logits, -1) + log_normal(z, means, logvars).sum(-1)).logsumexp(-1)
+
+    return Case(
+        "mixture_log_prob",
+        dtype,
+        inputs,
+        tuple(inputs),
+        ("log_prob",),
+        by_row(vae_fast.mixture_log_prob),
+        by_row(own),
+        truth.mixture_log_prob,
+        has_infinity,
+        by_row=True,
+    )
+
+
+def total_correlation(dtype: torch.dtype) -> Case:
+    """Of three samples of two dims in every row, stratified: the sum."""
+    inputs = _gaussians(dtype, ("z", "mu", "logvar"), (6, 6, 6))
+    weights = paper_weights(3, 100)
+
+    def by_row(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda **given: torch.stack(
+            [function(*(t.view(3, 2) for t in row)) for row in zip(*given.values(), strict=True)]
+        )
+
+    def own(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        pairs, w = log_normal(z[:, None], mu, logvar), weights.to(z.dtype)
+        return ((w + pairs.sum(-1)).logsumexp(1) - (w[..., None] + pairs).logsumexp(1).sum(-1)).sum()
+
+    return Case(
+        "aggregate_posterior",
+        dtype,
+        inputs,
+        tuple(inputs),
+        ("correlation",),
+        by_row(lambda *row: vae_fast.aggregate_posterior(*row, 100, "mss")[1].sum()),
+        by_row(own),
+        functools.partial(
+            truth.total_correlation, log_weights=[list(map(mpf, row)) for row in weights.tolist()]
+        ),
+        has_infinity,
+        by_row=True,
+    )
+
+
+PAIRS = (mixture_density, total_correlation)
 
 
 # Linear heads. The layer's input is the identity, so that every sample's outputs are a row of the weight.

@@ -263,6 +263,46 @@ def rows_of_mixtures(
     return rows
 
 
+# Rows of pairs of Gaussians
+
+
+def log_variance_of_weights(dtype: torch.dtype) -> Axis:
+    """Fewer, as they meet noise and a prior."""
+    return axis(dtype, [0.5, -2.0], [0.0, 1e-8, 1.1, -0.9], both_signs(30), [-INF, NAN])
+
+
+def mean_of_weights(dtype: torch.dtype) -> Axis:
+    return axis(dtype, [0.3, -1.5], [0.0, 1e-30, 1e-8, 1e4], [INF, NAN])
+
+
+def noise_of_weights(dtype: torch.dtype) -> Axis:
+    return axis(dtype, [0.5, -1.25], [0.0, -1e-8, 5.9], [NAN])
+
+
+def rows_of_gaussians(
+    dtype: torch.dtype, sizes: Sequence[int], logits: int = 0, count: int = 30
+) -> list[list[list[float]]]:
+    """z, means and log-variances of these sizes, and logits: none to two of all numbers at an edge in turn."""
+    of_means = [0.0, 1e-30, 1e-8, 30.0, -1e4, INF, NAN]
+    of_logvars = [0.0, 1e-8, -30.0, 30.0, 80.0, -80.0, 300.0, INF, NAN]
+    of_logits = [0.0, 30.0, -100.0, 3e4, -INF, NAN]
+    kinds = [of_means, of_means, of_logvars, of_logits]
+    draw = random.Random(sum(sizes))
+    rows = []
+    for n in range(count):
+        row = [[draw.gauss(0, 1) for _ in range(size)] for size in (*sizes, *([logits] if logits else []))]
+        for k in range(n % 3):
+            i = (n // 3 + k) % len(row)
+            row[i][draw.randrange(len(row[i]))] = kinds[i][n // 3 % len(kinds[i])]
+        rows.append([rounded_each(values, dtype) for values in row])
+    return rows
+
+
+def rounded_each(values: Sequence[float], dtype: torch.dtype) -> list[float]:
+    numbers: list[float] = torch.tensor(values, dtype=torch.float64).to(dtype).double().tolist()
+    return numbers
+
+
 # Rows of the outputs of a linear layer
 
 

@@ -69,6 +69,10 @@ def interpreted(engine: Engine, table: Table, ways: Sequence[str]) -> tuple[Tabl
         return cases.some(table, alone=6, step=3), ways[:1]
     if "params" in table.case.inputs:
         return cases.some(table, alone=1, step=8), ["samples", "one sample"]
+    if table.case.by_row:
+        return cases.some(table, alone=1, step=12), ways
+    if table.case.function == "log_weights":
+        return cases.some(table, alone=1, step=8), ways if engine.dtype == torch.float32 else ways[:1]
     # 16-bit inputs differ from float32 where they are read and written alone.
     return table, ways if engine.dtype == torch.float32 else ways[:1]
 
@@ -116,6 +120,16 @@ def test_mixtures(engine: Engine, channels: int, components: int) -> None:
 @pytest.mark.parametrize("kind", cases.LATENT)
 def test_latent(engine: Engine, kind: str, clamp: tuple[float, float] | None) -> None:
     check(engine, table(cases.latent, kind, clamp, engine.dtype), ["samples", "one sample"])
+
+
+@pytest.mark.parametrize(("prior", "path", "clamp"), cases.IMPORTANCE)
+def test_importance(engine: Engine, prior: bool, path: bool, clamp: tuple[float, float] | None) -> None:
+    check(engine, table(cases.importance, prior, path, clamp, engine.dtype), ["samples", "one sample"])
+
+
+@pytest.mark.parametrize("build", cases.PAIRS)
+def test_pairs(engine: Engine, build: Any) -> None:
+    check(engine, table(build, engine.dtype), ["samples"])
 
 
 # Fused heads compute in float32: those of float64 are the reference's.

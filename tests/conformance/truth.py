@@ -20,7 +20,7 @@ from mpmath import mp, mpf
 Mpf = Any  # mpmath is not typed
 BITS = 220  # of working precision; functions that cancel more add to it
 NAN, INF = mp.nan, mp.inf
-HALF, QUARTER = mpf(1) / 2, mpf(1) / 4
+ZERO, HALF, QUARTER = mpf(0), mpf(1) / 2, mpf(1) / 4
 MANY = mpf(2) ** 20  # what multiplies a tail by more is no excuse
 
 
@@ -428,6 +428,131 @@ def sample_and_kl(mu: Mpf, logvar: Mpf, eps: Mpf, *, clamp: tuple[Mpf, Mpf] | No
     (z, *by_z), (k, *by_kl) = sample(mu, logvar, eps, clamp=clamp), kl(mu, logvar, clamp=clamp)
     both = [Number(a.value + b.value, a.scale + b.scale) for a, b in zip(by_z, by_kl, strict=True)]
     return [z, k, *both]
+
+
+def log_weight(
+    mu: Mpf,
+    logvar: Mpf,
+    eps: Mpf,
+    prior_mu: Mpf = ZERO,
+    prior_logvar: Mpf = ZERO,
+    *,
+    clamp: tuple[Mpf, Mpf] | None = None,
+    path: bool = False,
+    has_prior: bool = False,
+) -> list[Number]:
+    """h - u (u / 2 + eps) with h = (logvar - logvar_p) / 2, which is rounded, and u = (z - mu_p) / sigma_p - eps, which
+    is (mu - mu_p) / sigma_p + expm1(h) eps up to |h| = 1/2. The derivative along the path has toward = eps - b t with
+    b = u + eps and t = sigma / sigma_p: -u - b expm1(h) up to there."""
+    lv, inside = clamped(logvar, clamp)
+    h, inverse = (lv - prior_logvar) / 2, mp.exp(-prior_logvar / 2)
+    scaled, t = (mu - prior_mu) * inverse, mp.exp(h)
+    spread, near = t * eps, abs(h) <= HALF
+    u, b = (scaled + mp.expm1(h) * eps if near else scaled + spread - eps), scaled + spread
+    of_b = abs(scaled) + abs(spread) * (1 + abs(h))
+    of_u = abs(scaled) + abs(mp.expm1(h) * eps) + abs(h * spread) if near else of_b + abs(eps)
+    scale = abs(h) + u * u / 2 + abs(u * eps) + (abs(u) + abs(eps)) * of_u
+    weight = Number(h + (eps * eps - b * b) / 2, scale)
+    slope = Number(b * inverse, of_b * inverse)
+    by_logvar = [HALF, -b * spread / 2]
+    by_logvar_p = total(-HALF, b * b / 2, rounding=abs(b) * of_b)
+    if not path:
+        loose = of_b * abs(spread) * (1 + abs(h))
+        of_q = [Number(-slope.value, slope.scale), total(*by_logvar, rounding=loose)]
+    else:
+        terms = (-u, -b * mp.expm1(h)) if near else (eps, -b * t)
+        loose = (
+            of_u + of_b * abs(mp.expm1(h)) + abs(h * b * t) if near else abs(eps) + of_b * t * (1 + abs(h))
+        )
+        toward, steep = sum(terms, ZERO), mp.exp(-lv / 2)
+        of_q = [Number(toward * steep, loose * steep), Number(eps * toward / 2, abs(eps) * loose / 2)]
+    if not inside:
+        of_q[1] = total(ZERO)
+    return [weight, *of_q, *([slope, by_logvar_p] if has_prior else [])]
+
+
+# Densities of every pair
+
+
+def pair(z: Sequence[Mpf], mean: Sequence[Mpf], logvar: Sequence[Mpf]) -> list[Number]:
+    """Of each dim log N(z; mean, exp logvar), and what rounding acts on."""
+    return [
+        total(-mp.log(2 * mp.pi) / 2, -v / 2, -((a - m) ** 2) * mp.exp(-v) / 2)
+        for a, m, v in zip(z, mean, logvar, strict=True)
+    ]
+
+
+def log_sum(terms: Sequence[Number]) -> tuple[Number, list[Mpf], list[Mpf]]:
+    """log sum exp relative to the largest term; the shares, and what rounding acts on in each: exp of a difference."""
+    largest = max(n.value for n in terms)
+    each = [mp.exp(n.value - largest) for n in terms]
+    share = [e / sum(each) for e in each]
+    mixed = sum((r * n.scale for r, n in zip(share, terms, strict=True) if r), ZERO)
+    loose = [r * (1 + n.scale + mixed) if r else ZERO for r, n in zip(share, terms, strict=True)]
+    value = largest + mp.log(sum(each))
+    return Number(value, abs(value) + mixed + 1), share, loose
+
+
+def by_pair(z: Mpf, mean: Mpf, logvar: Mpf, factor: Mpf, loose: Mpf) -> list[Number]:
+    """factor times the derivatives of log N(z; mean, exp logvar) by z, mean and logvar; 0 of a factor that is."""
+    if not loose:
+        return [total(ZERO)] * 3
+    steep, square = (z - mean) * mp.exp(-logvar), (z - mean) ** 2 * mp.exp(-logvar)
+    tails = min(MANY, max(mpf(1), abs(steep), square))
+    wide = Number(-factor * steep, loose * abs(steep), tails)
+    return [
+        wide,
+        wide._replace(value=-wide.value),
+        Number(factor * (square - 1) / 2, loose * (square + 1) / 2, tails),
+    ]
+
+
+def mixture_log_prob(
+    z: Sequence[Mpf], means: Sequence[Mpf], logvars: Sequence[Mpf], logits: Sequence[Mpf]
+) -> list[Number]:
+    """Of each component the logarithm of its weight and of its density, in the order of truth.log_sum."""
+    dims, count = len(z), len(logits)
+    of = [slice(k * dims, (k + 1) * dims) for k in range(count)]
+    less, prior, log_all = shares(logits)
+    terms = [
+        _sum([*pair(z, means[at], logvars[at]), total(el, -log_all)]) for at, el in zip(of, less, strict=True)
+    ]
+    log_p, share, loose = log_sum(terms)
+    slopes = [
+        [by_pair(*each, share[k], loose[k]) for each in zip(z, means[at], logvars[at], strict=True)]
+        for k, at in enumerate(of)
+    ]
+    by_logits = [  # share - prior (sum of shares)
+        Number(r - p, p * (1 + sum(loose)) + spread(p, el, log_all) + wide)
+        for r, p, el, wide in zip(share, prior, less, loose, strict=True)
+    ]
+    by_z = [_sum([slopes[k][d][0] for k in range(count)]) for d in range(dims)]
+    return [log_p, *by_z, *(s[d][i] for i in (1, 2) for s in slopes for d in range(dims)), *by_logits]
+
+
+def total_correlation(
+    z: Sequence[Mpf], mu: Sequence[Mpf], logvar: Sequence[Mpf], *, log_weights: Sequence[Sequence[Mpf]]
+) -> list[Number]:
+    """log q(z_i) less the sum of log q_d(z_id), summed over a batch."""
+    batch = len(log_weights)
+    dims = len(z) // batch
+    of = [slice(i * dims, (i + 1) * dims) for i in range(batch)]
+    values, by = [], [[total(ZERO)] * len(z) for _ in range(3)]
+    for i, row in enumerate(log_weights):
+        pairs = [pair(z[of[i]], mu[at], logvar[at]) for at in of]
+        weights = [total(w) for w in row]
+        joint, share, loose = log_sum([_sum([*p, w]) for p, w in zip(pairs, weights, strict=True)])
+        value, scale = joint.value, joint.scale
+        for d in range(dims):
+            alone, own, own_loose = log_sum([_sum([p[d], w]) for p, w in zip(pairs, weights, strict=True)])
+            value, scale = value - alone.value, scale + alone.scale
+            for j in range(batch):
+                at, column = i * dims + d, j * dims + d
+                parts = by_pair(z[at], mu[column], logvar[column], share[j] - own[j], loose[j] + own_loose[j])
+                for grads, place, part in zip(by, (at, column, column), parts, strict=True):
+                    grads[place] = _sum([grads[place], part])
+        values.append(Number(value, scale))
+    return [_sum(values), *(n for grads in by for n in grads)]
 
 
 # Linear heads, of the layer's outputs. A link's result is a number of the arithmetic's dtype, beyond the largest inf.

@@ -67,6 +67,18 @@ def test_latent(kind: str, clamp: tuple[float, float] | None, dtype: torch.dtype
     check(cases.table(cases.latent, kind, clamp, dtype), ("samples", "one sample"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("prior", "path", "clamp"), cases.IMPORTANCE)
+def test_importance(prior: bool, path: bool, clamp: tuple[float, float] | None, dtype: torch.dtype) -> None:
+    check(cases.table(cases.importance, prior, path, clamp, dtype), ("samples", "one sample"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("build", cases.PAIRS)
+def test_pairs(build: Any, dtype: torch.dtype) -> None:
+    check(cases.table(build, dtype), ("samples",))
+
+
 @pytest.mark.parametrize("head", cases.HEADS)
 def test_linear_heads(head: str) -> None:
     check(cases.table(cases.linear, head, F32), ("samples", "masked"))

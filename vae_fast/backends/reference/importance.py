@@ -67,18 +67,20 @@ def weights_of(
     """log p(z) - log q(z) of z = mu + sigma eps: (draws, batch)."""
     m, lv, eps = (t.to(widest(mu)) for t in (mu, clamped(logvar, clamp), noise))
     mp, lvp = (t.to(m.dtype) for t in prior or (torch.zeros_like(m), torch.zeros_like(m)))
-    u, held = whitened(m, lv, eps, mp, lvp), lv
-    if path_derivative:  # eps is (z - mu) / sigma, where mu and sigma are constants and z is not
+    if path_derivative:  # z moves, q's parameters do not: eps is (z - mu) / sigma, for constant mu and sigma
         held = lv.detach()
         moved = times_exp(m - m.detach(), -0.5 * held) + eps * torch.expm1(0.5 * (lv - held))  # 0
-        u, eps = u - moved, eps + moved
-    terms = 0.5 * held - 0.5 * lvp - u * (0.5 * u + eps)
-    return per_sample(terms, mu.ndim).to(arithmetic_dtype(mu, logvar, *(prior or ())))
+        m, lv, eps = m.detach(), held, eps + moved
+    near, u, b = whitened(m, lv, eps, mp, lvp)
+    terms = torch.where(near, -u * (0.5 * u + eps), 0.5 * eps * eps - 0.5 * b * b)
+    return per_sample(0.5 * lv - 0.5 * lvp + terms, mu.ndim).to(arithmetic_dtype(mu, logvar, *(prior or ())))
 
 
-def whitened(m: Tensor, lv: Tensor, eps: Tensor, mp: Tensor, lvp: Tensor) -> Tensor:
-    """u = (z - mu_p) / sigma_p - eps, without cancellation where q is near p."""
+def whitened(m: Tensor, lv: Tensor, eps: Tensor, mp: Tensor, lvp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where q is near p; u, without cancellation there; and b, without eps."""
     h = 0.5 * lv - 0.5 * lvp
     near = h.abs() <= 0.5
-    small = times_exp(m - mp, -0.5 * lvp) + eps * torch.expm1(torch.where(near, h, 0.0))
-    return torch.where(near, small, times_exp(m - mp + times_exp(eps, 0.5 * lv), -0.5 * lvp) - eps)
+    scaled, growth = times_exp(m - mp, -0.5 * lvp), torch.expm1(torch.where(near, h, 0.0))
+    far = times_exp(m - mp + times_exp(eps, 0.5 * lv), -0.5 * lvp)
+    u = torch.where(near, scaled + eps * growth, far - eps)
+    return near, u, torch.where(near, scaled + (eps + eps * growth), far)

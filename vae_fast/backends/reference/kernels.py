@@ -155,14 +155,15 @@ def importance_backward(
         return
     m, lv, eps, mp, lvp = (t.to(widest(mu)) for t in (mu, logvar, noise, *(prior or (0 * mu, 0 * mu))))
     lv = lv if clamp is None else lv.clamp(*clamp)
-    u = importance.whitened(m, lv, eps, mp, lvp)
-    slope = times_exp(u + eps, -0.5 * lvp)  # (z - mu_p) / sigma_p^2
+    near, u, b = importance.whitened(m, lv, eps, mp, lvp)
+    slope = times_exp(b, -0.5 * lvp)  # (z - mu_p) / sigma_p^2
     g = grad_weights[(..., *(None,) * (mu.ndim - 1))].to(m.dtype)
-    b, spread = u + eps, times_exp(eps, 0.5 * lv - 0.5 * lvp)
-    if path_derivative:  # eps / sigma - slope
-        near = -times_exp(u - eps * torch.expm1(0.5 * lvp - 0.5 * lv), -0.5 * lvp)
-        by_mu = g * torch.where((lv - lvp).abs() <= 1, near, times_exp(eps, -0.5 * lv) - slope)
-        by_logvar = 0.5 * g * (eps * eps - b * spread)
+    h = 0.5 * lv - 0.5 * lvp
+    spread = times_exp(eps, h)
+    if path_derivative:  # toward / sigma = eps / sigma - slope
+        toward = torch.where(near, -u - b * torch.expm1(torch.where(near, h, 0.0)), eps - times_exp(b, h))
+        of_mu = torch.where(near, times_exp(toward, -0.5 * lv), times_exp(eps, -0.5 * lv) - slope)
+        by_mu, by_logvar = g * of_mu, 0.5 * g * eps * toward
     else:
         by_mu, by_logvar = -slope * g, 0.5 * g * (1 - b * spread)
     if grad_z is not None:
