@@ -10,9 +10,7 @@ import torch
 from sklearn.metrics import ndcg_score, precision_recall_fscore_support
 from torch.nn import Dropout, Module, Tanh
 
-from vae_fast.nn import VAE, MLPDecoder, MLPEncoder
-
-BETA, ANNEALED = 0.2, 200  # beta's last value, and after how many steps
+from vae_fast.nn import VAE, LinearSchedule, MLPDecoder, MLPEncoder
 
 
 class Normalized(Module):
@@ -28,8 +26,7 @@ class Normalized(Module):
 
 
 def metrics(scores, held_out, ks=(20, 50), n=100):
-    """Means over the users. Recall@k as Liang et al. define it, hits among the k best / min(k, number held out): the
-    larger of precision, hits / k, and the usual recall, hits / number held out. NDCG@n: gains of 1, ideal up to n."""
+    """Means over the users. Recall@k is Liang's, hits / min(k, held out): the larger of precision and recall at k."""
     found = {f"NDCG@{n}": ndcg_score(held_out, scores, k=n)}
     for k in ks:
         best = torch.zeros_like(held_out).scatter(1, scores.topk(k).indices, 1)
@@ -44,10 +41,10 @@ def train(steps=300, users=2000, items=500, seed=0):
     new = bought[-200:]  # users that training has not seen: of each, 80% are folded in, 20% are to be found
     seen = new * torch.bernoulli(torch.full_like(new, 0.8))
     encoder = Normalized(MLPEncoder(items, 100, 20, activation=Tanh, sparse=True))
-    model = VAE(encoder, MLPDecoder(20, 100, items, activation=Tanh), "multinomial", beta=0.0)
+    beta = LinearSchedule(200, end=0.2)
+    model = VAE(encoder, MLPDecoder(20, 100, items, activation=Tanh), "multinomial", beta=beta)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(steps):
-        model.beta = BETA * min(1, step / ANNEALED)
+    for _ in range(steps):
         model(bought[torch.randint(users - 200, (250,))].to_sparse_csr()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
