@@ -5,7 +5,6 @@ Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", 20
 
 import sys
 
-import numpy as np
 import torch
 from sklearn.metrics import ndcg_score, precision_recall_fscore_support
 from torch.nn import Dropout, Module, Tanh
@@ -28,13 +27,12 @@ class Normalized(Module):
 
 
 def metrics(scores, held_out, ks=(20, 50), n=100):
-    """Means over the users. Recall@k as Liang et al. define it, hits among the k best / min(k, number held out): the
-    larger of precision, hits / k, and the usual recall, hits / number held out. NDCG@n: gains of 1, ideal up to n."""
+    """Means over users. Recall@k as Liang et al. have it, hits / min(k, held out): max(precision, recall)."""
     found = {f"NDCG@{n}": ndcg_score(held_out, scores, k=n)}
     for k in ks:
         best = torch.zeros_like(held_out).scatter(1, scores.topk(k).indices, 1)
         precision, recall, *_ = precision_recall_fscore_support(held_out.T, best.T)  # of each user
-        found[f"Recall@{k}"] = np.maximum(precision, recall).mean().item()
+        found[f"Recall@{k}"] = sum(map(max, precision, recall)) / len(scores)
     return found
 
 
