@@ -80,11 +80,15 @@ WORK = {
     "latent_forward prior": Work(4, 1),
     "latent_backward prior": Work(5, 4),
     "latent_backward shared_prior": Work(5, 2, 2),
+    "importance_forward": Work(2, 1),  # of one draw
+    "importance_backward": Work(3, 2),
     **{
         f"likelihood_{way} {name}": Work(1 + len(spec.parameters), len(spec.parameters) * (way == "backward"))
         for name, spec in ELEMENTWISE.items()
         for way in ("forward", "backward")
     },
+    "likelihood_forward csr": Work(2, 0),  # with a target in CSR form: of what is not stored
+    "likelihood_backward csr": Work(2, 2),
     "categorical_forward classes": Work(1, 0),
     "categorical_backward classes": Work(1, 1),
     "categorical_forward counts": Work(2, 0),
@@ -168,6 +172,7 @@ class Count:
 
 # MUFU an element that only the long way through a likelihood has, forward in a formula for all elements of a chunk, and
 # backward in a loop over them: a whole number above 0, and a theta below 1.
+CSR = "negative_binomial"  # the likelihood that is counted with a target in CSR form
 COUNTED = {
     "poisson": (3, 1),
     "negative_binomial": (8, 7),
@@ -216,6 +221,8 @@ def flags_of(name: str) -> tuple[int, ...]:
         "noise_fill": (),
         "latent_forward": (int(what != ""),),
         "latent_backward": (int(what != ""), int(what == "shared_prior")),
+        "importance_forward": (0,),
+        "importance_backward": (0, 0),
         "likelihood_forward": (),
         "likelihood_backward": (0,),
         "categorical_forward": (int(what == "counts"),),
@@ -226,6 +233,8 @@ def flags_of(name: str) -> tuple[int, ...]:
 
 
 def count_cuda(names: Sequence[str], dtypes: Sequence[str] = tuple(ITEM)) -> Iterator[Count]:
+    # CUDA's kernel of a CSR target, which is for tensors of any strides and dtypes, is not counted.
+    names = [name for name in names if not name.endswith(" csr")]
     objects = cuda_objects.compile_ops({name.partition("_")[0] for name in names})
     code, registers = {}, {}
     for target, report in objects.values():
@@ -293,7 +302,7 @@ def _count_cuda(name: str, dtype: str, t: Template, code: Sequence[Any]) -> tupl
     # not of partial sums
     load, store = rf"LDG\.E(?!\S*STRONG)\S*\.{width}", rf"STG\.E\S*\.{width}"
     need = {load: each * work.loads, store: each * work.stores}
-    if kernel in ("noise_fill", "latent_forward", "latent_backward"):
+    if kernel == "noise_fill" or kernel.startswith(("latent", "importance")):
         need[r"MUFU\.(RSQ|SQRT)"] = t.size // 2  # noise is drawn
     if kernel == "categorical_backward":
         need["FFMA|MUFU"] = 2 * t.size  # the class is not ignored
@@ -349,6 +358,22 @@ def launch_of(name: str, dtype: torch.dtype) -> Callable[[], None]:
         )
         z = tensors(1, SAMPLES, COLUMNS, dtype=dtype)[0]
         return lambda: function(z, each, *rest, grad_mu=grads[0], grad_logvar=grads[1], grad_prior=of_prior)
+    if kernel.startswith("importance"):
+        mu, logvar = tensors(2, SAMPLES, COLUMNS, dtype=dtype)
+        (z,), weights = tensors(1, 1, SAMPLES, COLUMNS, dtype=dtype), floats(1, SAMPLES)
+        rest = (mu, logvar, None, state, None, None)
+        if kernel == "importance_forward":
+            return lambda: function(*rest, z=z, weights=weights)
+        return lambda: function(z, weights, *rest, grad_mu=mu, grad_logvar=logvar, grad_prior=None)
+    if what == "csr":
+        from vae_fast.likelihoods.csr import Csr
+
+        params, stored = tensors(2, SAMPLES, COLUMNS, dtype=dtype), SAMPLES * COLUMNS // 20
+        crow, col = (torch.empty(n, dtype=torch.int32, device="meta") for n in (SAMPLES + 1, stored))
+        x = Csr(crow, col, torch.empty(stored, dtype=torch.uint16, device="meta"), COLUMNS)
+        if kernel == "likelihood_forward":
+            return lambda: function(CSR, params, x, None, None, nll=each)
+        return lambda: function(CSR, params, x, None, None, each, grads=params)
     if kernel.startswith("likelihood"):
         x, *params = tensors(WORK[f"likelihood_forward {what}"].loads, SAMPLES, COLUMNS, dtype=dtype)
         if kernel == "likelihood_forward":
@@ -416,7 +441,11 @@ def _count_triton(name: str, dtype: str, job: Any, cubin: bytes) -> Count:
             return component_trips(once) or option(job, "STEPS")
         op, tensors = ("STG", work.stores) if work.stores else ("LDG", work.loads)
         at_once = sum(width // 8 * once.count(rf"{op}\S*\.{width}") for width in (64, 128)) / (item * tensors)
-        return each / at_once if at_once else 2  # the two components of the negative binomial mixture
+        if at_once:
+            return each / at_once
+        return (
+            1 if name.startswith("importance") else 2
+        )  # a draw; the components of the negative binomial mixture
 
     need = {"LDG": PER_COMPONENT if mixture else work.loads, "STG": min(work.stores, PER_COMPONENT)}
     whole = Code(code, trips=trips)
