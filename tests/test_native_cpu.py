@@ -107,6 +107,15 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
+@pytest.fixture
+def avx512(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The AVX-512 kernels: the processor runs them, or they are emulated."""
+    if "avx512" in cpu.extension.available_isas():
+        yield from use_isa(cpu.extension, "avx512")
+    else:
+        yield request.getfixturevalue("emulated")
+
+
 def words(
     engine: ModuleType, counter: tuple[int, ...], key: tuple[int, int], count: int = 1
 ) -> list[list[int]]:
@@ -121,8 +130,8 @@ def test_philox_known_answers(engine: ModuleType, counter, key, expected) -> Non
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_philox_known_answers_on_avx512(emulated: ModuleType, counter, key, expected) -> None:
-    assert " ".join(f"{w:08x}" for w in words(emulated, counter, key)[0]) == expected
+def test_philox_known_answers_on_avx512(avx512: ModuleType, counter, key, expected) -> None:
+    assert " ".join(f"{w:08x}" for w in words(avx512, counter, key)[0]) == expected
 
 
 def check_random_words(engine: ModuleType) -> None:
@@ -138,8 +147,8 @@ def test_philox_on_random_counters(engine: ModuleType) -> None:
     check_random_words(engine)
 
 
-def test_philox_on_random_counters_on_avx512(emulated: ModuleType) -> None:
-    check_random_words(emulated)
+def test_philox_on_random_counters_on_avx512(avx512: ModuleType) -> None:
+    check_random_words(avx512)
 
 
 def every_result(monkeypatch: pytest.MonkeyPatch, engine: ModuleType) -> list[bytes]:
@@ -226,22 +235,10 @@ def mixture_results(g: torch.Generator) -> list[bytes]:
     return results
 
 
-def test_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch, emulated: ModuleType) -> None:
+def test_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch, avx512: ModuleType) -> None:
     for native in use_isa(cpu.extension, "avx2"):
         expected = every_result(monkeypatch, native)
-    assert every_result(monkeypatch, emulated) == expected
-
-
-@pytest.mark.skipif(
-    not cpu.extension or "avx512" not in cpu.extension.available_isas(),
-    reason="needs a processor with AVX-512 (the test above runs the same source without one)",
-)
-def test_real_avx512_gives_the_bits_of_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    native = cpu.extension
-    results = [
-        every_result(monkeypatch, engine) for isa in ("avx2", "avx512") for engine in use_isa(native, isa)
-    ]
-    assert results[0] == results[1]
+    assert every_result(monkeypatch, avx512) == expected
 
 
 def check_rows() -> None:
@@ -255,9 +252,9 @@ def test_a_part_of_a_batch_has_its_noise(engine: ModuleType) -> None:
 
 
 def test_a_part_of_a_batch_has_its_noise_on_avx512(
-    monkeypatch: pytest.MonkeyPatch, emulated: ModuleType
+    monkeypatch: pytest.MonkeyPatch, avx512: ModuleType
 ) -> None:
-    monkeypatch.setattr(cpu, "extension", emulated)
+    monkeypatch.setattr(cpu, "extension", avx512)
     check_rows()
 
 
