@@ -39,13 +39,27 @@ LONGEST = (
     "test_cuda_emulation",
     "test_triton",
     "test_triton_interpreter",
+    "test_cuda_compile",
     "test_packaging",
     "test_conformance",
+    "test_gpu_check",
     "test_bench",
+    "test_triton_compile",
+    "test_training",
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Without a device the thousands of cases of the tests on a GPU take time to be skipped: one of each test says why.
+    seen: set[str] = set()
+    repeated = []
+    for item in items:
+        if any(mark.args == (True,) for mark in item.iter_markers("skipif")):
+            test = item.nodeid.partition("[")[0]
+            repeated += [item] if test in seen else []
+            seen.add(test)
+    config.hook.pytest_deselected(items=repeated)
+    items[:] = [item for item in items if item not in set(repeated)]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
