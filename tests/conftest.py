@@ -84,6 +84,35 @@ BACKENDS = [
 ]
 
 
+def _replace_once_a_launch() -> None:
+    """For a launch Triton's interpreter replaces what is in triton.language by its own, and looks through all of it
+    again at each call of a function from a kernel: most of the time that these tests take."""
+    from triton.runtime import interpreter
+
+    replace, replaced = interpreter._patch_lang, set[types.ModuleType]()
+
+    class Scope(interpreter._LangPatchScope):  # type: ignore[misc]
+        def restore(self) -> None:  # at the end of a launch
+            super().restore()
+            replaced.clear()
+
+    def replace_once(function: Any) -> Any:
+        names = function.__globals__
+        found = {interpreter.tl, interpreter.tl.core} & {names.get(n) for n in ("tl", "core") if n in names}
+        if found and found <= replaced:
+            return Scope()
+        replaced.update(found)
+        return replace(function)
+
+    interpreter._LangPatchScope, interpreter._patch_lang = Scope, replace_once
+    # And it computes whether integers overflow, which without `debug` nobody reads.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
+if TRITON:
+    _replace_once_a_launch()
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on each backend that takes CPU tensors."""

@@ -1,7 +1,8 @@
 """The CUDA kernels compiled by nvcc for ARCHITECTURES with PTX, ptxas's report and the SASS.
 
 No GPU and no driver is needed. Objects are kept in the temporary directory, named by the hash of all that goes into
-them, so that only what has changed is compiled.
+them, so that only what has changed is compiled. They hold the device's code alone: the same sources' host code is
+compiled by cuda_emulation, with every warning an error.
 """
 
 from __future__ import annotations
@@ -67,18 +68,16 @@ def compiled(source: Path) -> tuple[Path, str]:
     """The object for all architectures, and what ptxas says about it."""
     assert NVCC is not None
     gencode = f"-gencode=arch={PTX},code=[{','.join((*ARCHITECTURES, PTX))}]"  # as setup.py
-    command = [NVCC, *FLAGS, gencode, "-Xptxas", "-v", f"-I{CSRC}"]
+    command = [NVCC, *FLAGS, gencode, "-Xptxas", "-v", f"-I{CSRC}", "-fatbin"]
     key = hashlib.sha256(repr(command).encode() + subprocess.check_output([NVCC, "--version"]))
     for path in [source, *sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.def")])]:
         key.update(path.name.encode() + path.read_bytes())
-    target = CACHE / f"{source.stem}-{key.hexdigest()[:20]}.o"
+    target = CACHE / f"{source.stem}-{key.hexdigest()[:20]}.fatbin"
     report = target.with_suffix(".txt")
     if not report.exists():
         CACHE.mkdir(exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.o")
-        done = subprocess.run(
-            [*command, "-c", str(source), "-o", str(partial)], capture_output=True, text=True
-        )
+        partial = target.with_suffix(f".{os.getpid()}.fatbin")
+        done = subprocess.run([*command, str(source), "-o", str(partial)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning" not in done.stderr, done.stderr
         partial.rename(target)

@@ -82,7 +82,8 @@ def unpacked(sdist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(unpacked, tmp_path_factory.mktemp("wheel"))
+    """Its kernels are compiled quickly: the checkout's own are what the other tests run."""
+    return build_wheel(unpacked, tmp_path_factory.mktemp("wheel"), CXXFLAGS="-O0")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ uint3 threadIdx, blockIdx;
 namespace emulation {
 namespace {
 
-constexpr std::size_t kStack = 128 << 10;
+constexpr std::size_t kStack = 48 << 10;  // ASan clears its shadow at each switch
 constexpr unsigned kWarp = 32;
 constexpr std::size_t kResident = 3;  // blocks that run side by side
 
