@@ -54,7 +54,7 @@ def test_resume(name: str, tmp_path: Path) -> None:
 def test_examples_are_short() -> None:
     """One screen each."""
     examples = list(FOLDER.glob("*.py"))
-    assert len(examples) == 8
+    assert len(examples) == 12
     for path in examples:
         assert len(path.read_text().splitlines()) < 60
 
@@ -123,3 +123,35 @@ def test_words() -> None:
     model, figures = example.train(words, example.nn.FreeBits(4.0, per="sample"), 120, 24, 4, 5)
     assert figures["bits"] < 0.8 * figures["unigram"] and figures["KL"] > 2
     assert set(example.to_words(model.generate(20))) - {""}
+
+
+def test_vectors() -> None:
+    """Above what noise alone would give, and never above the exact density but for the 2,000 rows' spread."""
+    found = load(FOLDER / "mlp_vae.py").train(400, hidden=128)
+    assert found["ELBO"] < found["log p(x), importance sampling"] < found["log p(x), exact"]
+    assert found["log p(x), importance sampling"] > found["log p(x), exact"] - 45
+    assert 0.4 < found["noise"] < 1.2
+
+
+def test_variance_of_its_own() -> None:
+    found = load(FOLDER / "gaussian_vae.py").train(400)
+    assert found["log p(x), decoder"] > found["log p(x), learned"] + 2
+    assert all(0.7 < q < 1.5 for q in found["sigma / true, quartiles"])
+
+
+def test_condition(tmp_path: Path) -> None:
+    example = load(FOLDER / "conditional_vae.py")
+    model, found = example.train(25)
+    assert found["-log p(x | label)"] < found["-log p(x | another label)"] - 10
+    assert found["made, share of the label asked for"] > 0.4  # by chance 0.1
+    example.draw(model, tmp_path / "picture.png")
+    assert plt.imread(tmp_path / "picture.png").shape[:2] == (4 * 10 * 8, 4 * 12 * 8)
+
+
+def test_two_levels(tmp_path: Path) -> None:
+    example = load(FOLDER / "hierarchical_vae.py")
+    for levels in (1, 2):
+        model, found = example.train(levels, 15)
+        assert found["-log p(x)"] < found["-ELBO"] < 26.8  # of the mean image
+    example.draw(model, tmp_path / "picture.png")
+    assert plt.imread(tmp_path / "picture.png").shape[:2] == (4 * 8 * 8, 4 * 10 * 8)
