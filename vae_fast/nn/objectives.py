@@ -186,8 +186,13 @@ class BetaTC(Objective):
         self.estimator = estimator or ("mws" if dataset_size is None else "mss")
         if self.dataset_size is None and self.estimator != "mws":
             raise ValueError(f'expected dataset_size to be given for estimator="{self.estimator}"')
+        if self.estimator not in ("mss", "mws", "mss_columns"):
+            raise ValueError(f'expected estimator to be "mss", "mws" or "mss_columns", but got {estimator!r}')
         self.alpha, self.beta, self.gamma = _weight(alpha, "alpha"), _weight(beta), _weight(gamma, "gamma")
         self.group = group
+
+    def extra_repr(self) -> str:
+        return f'{self.dataset_size}, estimator="{self.estimator}"'
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         if posterior.prior is not None:
@@ -313,7 +318,7 @@ def make_objective(objective: Any, beta: Any) -> Objective:
         made: Any = kind()
     else:
         made = objective
-    if not callable(made):
+    if not callable(made) or isinstance(made, type):
         raise TypeError(f"expected objective to be a name or a vae_fast.nn.Objective, but got {objective!r}")
     if isinstance(beta, (Tensor, Schedule)) or beta != 1:
         raise ValueError(

@@ -138,7 +138,10 @@ class VAE(WithFusedHead):
 
     @beta.setter
     def beta(self, beta: float | Tensor | Schedule) -> None:
-        self.objective.beta = check_beta(beta)
+        beta = check_beta(beta)
+        if isinstance(self.objective.beta, Schedule):
+            del self.objective.beta  # nn.Module puts no number where a module is
+        self.objective.beta = beta
 
     @property
     def validate(self) -> bool:
@@ -303,7 +306,7 @@ class VAE(WithFusedHead):
             return None
         if not any(map(takes_condition, (self.encoder, self.decoder, self.prior))):
             raise ValueError(
-                "expected no condition, because neither encoder nor decoder takes one: those of "
+                "expected no condition, because neither encoder nor decoder nor prior takes one: networks of "
                 "vae_fast.nn do with conditions=, a module of your own with an attribute takes_condition = True "
                 "and a forward(x, condition)"
             )
