@@ -143,6 +143,12 @@ class VAE(WithFusedHead):
             del self.objective.beta  # nn.Module puts no number where a module is
         self.objective.beta = beta
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "beta":  # nn.Module would register a schedule here, past the property
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def validate(self) -> bool:
         """Whether the first training batch is looked at. Setting it to True has the next one looked at."""
