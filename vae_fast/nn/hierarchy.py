@@ -36,8 +36,8 @@ class HierarchicalVAE(VAE):
             `MLPEncoder(..., conditions=L2)`, `MLPDecoder(..., conditions=L2)`, `ConditionalPrior(network)`. Its own
             objective and num_samples are not used.
         prior: of z2, as VAE's.
-        objective, beta, clamp, num_samples: as VAE's. An objective has the KLs of both levels as one: "elbo", "iwae",
-            `Capacity`, or `FreeBits` per sample.
+        objective, beta, clamp, num_samples: as VAE's. An objective has the KLs of both levels as one: "elbo", "iwae"
+            with the total gradient, `Capacity`, or `FreeBits` per sample.
 
     z in outputs and for `decode` is [z2 | z1], (batch, L2 + L1); `encode` gives mu and logvar of z2. With several draws
     the bottom encoder runs for each of them.

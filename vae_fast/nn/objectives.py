@@ -280,15 +280,15 @@ class IWAE(Objective):
 
 
 class _TimesShare(torch.autograd.Function):
-    """z, whose gradient is multiplied by each draw's share. The shares are known only after z was used, so they come
-    with the gradient of `zeros` (draws, batch): the share times one factor for each sample, and the shares' sum is 1."""
+    """z, whose gradient is multiplied by each draw's share. The shares are known only after z was used: they come with
+    the gradient of `zeros` (draws, batch), times one factor for each sample, and their sum is 1."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
         return z.view_as(z), zeros.view_as(zeros)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, share: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, share: Tensor) -> tuple[Tensor, None]:
         factor = share.sum(0)
         share = share / factor.where(factor != 0, 1)
         return grad * share.to(grad.dtype).view(*share.shape, *[1] * (grad.ndim - 2)), None

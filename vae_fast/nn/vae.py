@@ -138,10 +138,10 @@ class VAE(WithFusedHead):
 
     @beta.setter
     def beta(self, beta: float | Tensor | Schedule) -> None:
-        beta = check_beta(beta)
+        weight: Any = check_beta(beta)
         if isinstance(self.objective.beta, Schedule):
             del self.objective.beta  # nn.Module puts no number where a module is
-        self.objective.beta = beta
+        self.objective.beta = weight
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "beta":  # nn.Module would register a schedule here, past the property
