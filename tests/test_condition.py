@@ -124,7 +124,7 @@ def test_errors(condition: Any, message: str) -> None:
 
 def test_networks_without_one() -> None:
     with pytest.raises(
-        ValueError, match="expected no condition, because neither encoder nor decoder takes one"
+        ValueError, match="expected no condition, because neither encoder nor decoder nor prior takes one"
     ):
         make(None, None)(counts(), condition=labels)
 

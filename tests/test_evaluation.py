@@ -54,7 +54,7 @@ def test_exact_posterior_gives_the_likelihood(linear: Any, k: int, chunk: int | 
 def test_evaluation_of_an_exact_posterior(linear: Any) -> None:
     model, x, log_p = linear
     torch.manual_seed(0)
-    found = nn.evaluate(model, [x[:3], x[3:]], 4000)
+    found = nn.evaluate(model, [x[:3], (x[3:],)], 4000)
     assert found.samples == 7 and found.active_units == 2
     assert found.nll == pytest.approx(-log_p.mean().item(), rel=1e-9)
     assert found.elbo == pytest.approx(log_p.mean().item(), rel=2e-2)

@@ -257,6 +257,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         r"expected decoder to give 11 numbers .* MixedColumns of 11 columns of \(11,\), 19 numbers",
     ),
     "heads": (lambda: likelihood().split([torch.zeros(2, 21)]), r"\[2, 6, 2, 2, 5, 2, 2\] .* got \[21\]"),
+    "rows": (lambda: model()(torch.zeros(4, 9)), r"expected x to have shape \(batch, 11\)"),
     "library of a call": (lambda: model().decode(torch.zeros(2, 3), library=3.0), "expected no library"),
 }
 

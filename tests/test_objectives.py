@@ -248,19 +248,26 @@ def test_schedules_count_training_steps() -> None:
     again = make("standard", beta=LinearSchedule(4))
     again.load_state_dict(model.state_dict())
     assert int(again.beta.step) == 6
+    again.beta = 2.0
+    again.beta = LinearSchedule(1)
+    assert again.beta is again.objective.beta and "objective.beta.step" in again.state_dict()
     cyclical = CyclicalSchedule(4, 0.5, 2.0)
     assert [float(cyclical()) for _ in range(9)] == [0, 1, 2, 2, 0, 1, 2, 2, 0]
 
 
-def test_one_graph() -> None:
-    """With what is not a plain ELBO's: a schedule's step and a prior that encodes."""
-    model = make("vamp", beta=LinearSchedule(4))
+@pytest.mark.parametrize("options", [{"beta": LinearSchedule(4)}, {"objective": IWAE(2, "dreg")}])
+def test_one_graph(options: dict[str, Any]) -> None:
+    """With what is not a plain ELBO's: a prior that encodes, a schedule's step, shares that come backward."""
+    model = make("vamp", **options)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for _ in range(2):
-        model.beta.step.zero_()
-        wanted = [model(**batch(), rng_state=STATE).loss for _ in range(2)]
-        model.beta.step.zero_()
-        torch.testing.assert_close([compiled(**batch(), rng_state=STATE).loss for _ in range(2)], wanted)
+
+    def run(of: Any) -> list[Tensor]:
+        for step in model.objective.buffers():
+            step.zero_()
+        losses = [of(**batch(), rng_state=STATE).loss for _ in range(3)]
+        return [g for loss in losses for g in (loss, *torch.autograd.grad(loss, list(model.parameters())))]
+
+    torch.testing.assert_close(run(compiled), run(model))
 
 
 def hierarchy(**options: Any) -> HierarchicalVAE:
@@ -385,3 +392,40 @@ def test_errors() -> None:
         make("conditional")(**batch())
     with pytest.raises(ValueError, match="temperature"):
         make("standard").generate(2, temperature=-1)
+    with pytest.raises(TypeError, match="objective to be a name or a vae_fast"):
+        make("standard", objective=IWAE)
+    with pytest.raises(ValueError, match='estimator to be "mss", "mws"'):
+        BetaTC(10, estimator="msw")
+    with pytest.raises(ValueError, match=r"within bounds=\(0.0, 1.0\), but got values from -1 to 2; clamp"):
+        VampPrior(torch.tensor([[-1.0, 2.0]]))
+
+
+@pytest.mark.parametrize("objective", ["kl_balance", "free_bits"])
+def test_objectives_of_a_part_of_the_kl_refuse_a_hierarchy(objective: str) -> None:
+    with pytest.raises(ValueError, match="objective of the whole KL for a hierarchy"):
+        hierarchy(objective=objective, prior=GaussianPrior(2))(**batch())
+    plain = make("standard")
+    with pytest.raises(ValueError, match="takes z2 as its condition"):
+        HierarchicalVAE(plain.encoder, plain)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (Normal(0.0, 1.0), ValueError, r"log_prob to have shape \(6,\) for z of shape \(6, 3\)"),
+        ([torch.zeros(3), torch.zeros(3)], TypeError, "prior to return None, a tuple"),
+    ],
+)
+def test_priors_of_ones_own_that_do_not_fit(returned: Any, error: type[Exception], message: str) -> None:
+    model = make("standard")
+    model.prior.forward = lambda: returned
+    with pytest.raises(error, match=message):
+        model(**batch())
+
+
+@pytest.mark.parametrize("model", [make("mixture"), make("vamp"), hierarchy(num_samples=2), hierarchy()])
+def test_no_samples(model: VAE) -> None:
+    out = model(torch.zeros(0, FEATURES, dtype=torch.float64))
+    out.loss.backward()
+    assert out.nll.shape[-1] == 0 and out.z.shape[-2] == 0
+    assert model.generate(0).shape == (0, FEATURES)

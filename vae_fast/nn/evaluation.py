@@ -105,7 +105,7 @@ def evaluate(
     """All of `Evaluation` over a data set, batch by batch; mu of all samples is kept for the active units.
 
     Args:
-        batches: of x, or of (x, condition), as a DataLoader gives them.
+        batches: of x, (x,) or (x, condition), as a DataLoader gives them.
         num_samples: draws of `importance_nll`, and of the ELBO.
         generator: of the noise.
 
@@ -115,7 +115,8 @@ def evaluate(
     count, sums, means = 0, torch.zeros(3, dtype=torch.float64), []
     by_dimension: Tensor | None = None
     for batch in batches:
-        x, condition = batch if isinstance(batch, tuple | list) else (batch, None)
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        x, condition = parts if len(parts) > 1 else (*parts, None)
         found = _estimate(model, x, num_samples, condition, generator)
         kl = found.posterior.kl_per_element()
         if kl is not None:

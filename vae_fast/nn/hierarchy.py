@@ -14,10 +14,11 @@ from ..checks import check_clamp, check_num_samples, check_rng_state, fresh_rng_
 from ..likelihoods.numerics import arithmetic_dtype
 from ..ops.noise import noise
 from .checks import check_batch
+from .condition import takes_condition
 from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
-from .priors import make_prior
+from .priors import Moments, make_prior
 from .schedules import Schedule
 from .vae import VAE
 
@@ -35,8 +36,8 @@ class HierarchicalVAE(VAE):
             `MLPEncoder(..., conditions=L2)`, `MLPDecoder(..., conditions=L2)`, `ConditionalPrior(network)`. Its own
             objective and num_samples are not used.
         prior: of z2, as VAE's.
-        objective, beta, clamp, num_samples: as VAE's. An objective has the KLs of both levels as one: "elbo", "iwae",
-            `Capacity`, or `FreeBits` per sample.
+        objective, beta, clamp, num_samples: as VAE's. An objective has the KLs of both levels as one: "elbo", "iwae"
+            with the total gradient, `Capacity`, or `FreeBits` per sample.
 
     z in outputs and for `decode` is [z2 | z1], (batch, L2 + L1); `encode` gives mu and logvar of z2. With several draws
     the bottom encoder runs for each of them.
@@ -59,6 +60,11 @@ class HierarchicalVAE(VAE):
         nn.Module.__init__(self)
         if not isinstance(bottom, VAE):
             raise TypeError(f"expected bottom to be a vae_fast.nn.VAE, but got {type(bottom).__name__}")
+        if not any(map(takes_condition, (bottom.encoder, bottom.decoder, bottom.prior))):
+            raise ValueError(
+                "expected bottom to have an encoder, a decoder or a prior that takes z2 as its condition "
+                "(conditions=, ConditionalPrior), but none of them does"
+            )
         self.encoder, self.bottom = top, bottom
         self.prior = make_prior(prior)
         self.objective = make_objective(objective, beta)
@@ -180,11 +186,18 @@ class TwoPosteriors(Posterior):
         super().__init__(model, x, None, num_samples, None, rng_state)
         self._rng_state = rng_state
 
+    @property
+    def gaussian_prior(self) -> Moments | None:
+        """There is none of both levels."""
+        raise self._of_whole_kl()
+
+    def _of_whole_kl(self) -> ValueError:
+        name = type(self.model.objective).__name__
+        return ValueError(f"expected an objective of the whole KL for a hierarchy, but got {name}")
+
     def sample(self, reduction: str = "sample") -> tuple[Tensor, Tensor]:
         if reduction != "sample":
-            raise ValueError(
-                f"expected an objective of the whole KL for a hierarchy, but got {type(self.model.objective).__name__}"
-            )
+            raise self._of_whole_kl()
         z2, kl2 = super().sample()
         draws = self.num_samples
         z1, kl1 = self._bottom(z2, draws, 0).sample()
@@ -215,7 +228,7 @@ class TwoPosteriors(Posterior):
         return bottom._params(bottom._decode(z1.flatten(0, 1), z2.flatten(0, 1), target), self.x)
 
     def _levels(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        first, shape = self.mu[0].numel(), self.model.bottom.latent_shape
+        first, shape = math.prod(self.mu.shape[1:]), self.model.bottom.latent_shape
         z2, z1 = z[..., :first], z[..., first:]
         return z2, z1 if shape is None else z1.unflatten(-1, shape)
 

@@ -53,7 +53,8 @@ def impute(
     Args:
         x: as in `VAE.forward`, not sparse. What it holds at missing entries does not matter.
         mask: bool, broadcastable to x, False where x is missing (for "discretized_logistic_mixture": broadcastable to
-            the pixels). None: NaN is missing. In a `MixedColumns` it always is.
+            the pixels, (batch, 1, height, width), and not None for coloured ones). None: NaN is missing. In a
+            `MixedColumns` it always is.
         num_samples: k.
         num_iterations: steps of pseudo-Gibbs sampling. 0 was best for a model trained with missing entries, 3 to 10 for
             ones trained on whole images (docs/results.md).

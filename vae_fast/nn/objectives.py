@@ -186,8 +186,13 @@ class BetaTC(Objective):
         self.estimator = estimator or ("mws" if dataset_size is None else "mss")
         if self.dataset_size is None and self.estimator != "mws":
             raise ValueError(f'expected dataset_size to be given for estimator="{self.estimator}"')
+        if self.estimator not in ("mss", "mws", "mss_columns"):
+            raise ValueError(f'expected estimator to be "mss", "mws" or "mss_columns", but got {estimator!r}')
         self.alpha, self.beta, self.gamma = _weight(alpha, "alpha"), _weight(beta), _weight(gamma, "gamma")
         self.group = group
+
+    def extra_repr(self) -> str:
+        return f'{self.dataset_size}, estimator="{self.estimator}"'
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         if posterior.prior is not None:
@@ -217,8 +222,8 @@ class IWAE(Objective):
             "path": without that of log q at a fixed z ("sticking the landing", biased for k above 1); "dreg": doubly
             reparameterised, unbiased and of lower variance. The decoder's and the prior's are the same for all.
 
-    In the output nll is the mean over the draws, and kl that of log q(z | x) - log p(z). "dreg" hooks z's gradient,
-    which torch.compile does not take with fullgraph=True.
+    In the output nll is the mean over the draws, and kl that of log q(z | x) - log p(z); "dreg" gives both without
+    gradients.
 
     Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016; Roeder, Wu & Duvenaud, "Sticking
     the landing", 2017; Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", 2019.
@@ -246,20 +251,12 @@ class IWAE(Objective):
 
     def _dreg(self, posterior: Posterior, z: Tensor, ratio: Tensor) -> VAEOutput:
         """A draw's share of the weight multiplies its gradient once more on the way to the encoder."""
-        share: Tensor | None = None
-
-        def scaled(grad: Tensor) -> Tensor:
-            assert share is not None
-            return grad * share.to(grad.dtype).view(*share.shape, *[1] * (grad.ndim - 2))
-
-        given = z.view_as(z)
-        if given.requires_grad:
-            given.register_hook(scaled)
+        given, zeros = _TimesShare.apply(z, torch.zeros_like(ratio.detach()))
         nll = posterior.nll(given)
         log_w = (ratio - nll).detach()
         share = log_w.softmax(0)
         value = math.log(z.shape[0]) - log_w.logsumexp(0)
-        of_decoder = (share * nll).sum(0)
+        of_decoder = (share * (nll + zeros)).sum(0)
         of_encoder = -(share.square() * ratio).sum(0)
         surrogate = of_decoder + of_encoder + self._of_prior(posterior, share, z)
         loss = value + (surrogate - surrogate.detach())
@@ -280,6 +277,21 @@ class IWAE(Objective):
         else:
             log_p = prior.log_prob(at)
         return ((share.square() - share) * log_p).sum(0)
+
+
+class _TimesShare(torch.autograd.Function):
+    """z, whose gradient is multiplied by each draw's share. The shares are known only after z was used: they come with
+    the gradient of `zeros` (draws, batch), times one factor for each sample, and their sum is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+        return z.view_as(z), zeros.view_as(zeros)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, share: Tensor) -> tuple[Tensor, None]:
+        factor = share.sum(0)
+        share = share / factor.where(factor != 0, 1)
+        return grad * share.to(grad.dtype).view(*share.shape, *[1] * (grad.ndim - 2)), None
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -306,7 +318,7 @@ def make_objective(objective: Any, beta: Any) -> Objective:
         made: Any = kind()
     else:
         made = objective
-    if not callable(made):
+    if not callable(made) or isinstance(made, type):
         raise TypeError(f"expected objective to be a name or a vae_fast.nn.Objective, but got {objective!r}")
     if isinstance(beta, (Tensor, Schedule)) or beta != 1:
         raise ValueError(

@@ -11,7 +11,7 @@ from .. import functional
 from ..likelihoods.numerics import held_between
 from .condition import repeated
 from .likelihoods.base import Params
-from .priors import Moments, by_kind, standard_log_prob
+from .priors import Density, Moments, by_kind, standard_log_prob
 
 if TYPE_CHECKING:
     from .vae import VAE
@@ -71,7 +71,7 @@ class Posterior:
         pair, density = by_kind(self.prior if reduction == "sample" else self.gaussian_prior)
         z, kl = self._draw(pair, reduction)
         if density is not None:
-            excess = self._standard(z) - density.log_prob(z)
+            excess = self._standard(z) - self._log_p(density, z)
             kl = kl + (excess if self.num_samples is None else excess.mean(0))
         return z, kl
 
@@ -87,7 +87,7 @@ class Posterior:
         )  # fmt: skip
         assert z is not None
         if density is not None:
-            weights = weights + (density.log_prob(z) - self._standard(z))
+            weights = weights + (self._log_p(density, z) - self._standard(z))
         return z, weights
 
     def kl_per_element(self) -> Tensor | None:
@@ -127,3 +127,12 @@ class Posterior:
 
     def _standard(self, z: Tensor) -> Tensor:
         return standard_log_prob(z, self._halves()[0].ndim - 1)
+
+    def _log_p(self, density: Density, z: Tensor) -> Tensor:
+        log_p, expected = density.log_prob(z), z.shape[: z.ndim - self._halves()[0].ndim + 1]
+        if log_p.shape != expected:
+            raise ValueError(
+                f"expected the prior's log_prob to have shape {tuple(expected)} for z of shape {tuple(z.shape)}, "
+                f"summed over a latent's dims, but got {tuple(log_p.shape)}"
+            )
+        return log_p

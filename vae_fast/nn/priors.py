@@ -33,7 +33,11 @@ Moments = tuple[Tensor, Tensor]
 
 
 class Density(Protocol):
-    """p(z) without a closed form of its KL. Any object with these methods is one."""
+    """p(z) without a closed form of its KL. Any object with these methods is one.
+
+    A torch.distributions object is none, as it does not draw from given noise: a flow's prior is a `Prior` whose
+    `forward` returns itself, with `log_prob` and, from the noise on, the flow as `sample`.
+    """
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats of z (batch, ...) or (draws, batch, ...), summed over the dims of a latent."""
@@ -126,6 +130,8 @@ class Mixture:
         return functional.mixture_log_prob(flat, means, logvars, self.logits)
 
     def sample(self, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if not len(noise):
+            return noise
         count = self.means.shape[0]
         logits = self.means.new_zeros(count) if self.logits is None else self.logits
         shares = logits.float().softmax(0).to(noise.device if generator is None else generator.device)
@@ -166,7 +172,7 @@ class VampPrior(Prior):
 
     Args:
         pseudo_inputs: where they start, (components, ...) as x with a floating dtype: samples of the training data, or
-            noise around its mean.
+            noise around its mean. Class numbers have no gradient: no prior for text.
         bounds: (lo, hi) that they are held to, by default of an image; None: none.
 
     Source: Tomczak & Welling, "VAE with a VampPrior", 2018.
@@ -183,6 +189,13 @@ class VampPrior(Prior):
             raise ValueError(
                 f"expected pseudo_inputs to have shape (components, ...), but got {shape_of(pseudo_inputs)}"
             )
+        if bounds is not None and not pseudo_inputs.is_meta:
+            least, most = pseudo_inputs.min().item(), pseudo_inputs.max().item()
+            if not bounds[0] <= least <= most <= bounds[1]:  # such values would have no gradient
+                raise ValueError(
+                    f"expected pseudo_inputs to be within bounds={tuple(bounds)}, but got values from {least:g} to "
+                    f"{most:g}; clamp them, or give the data's own bounds or None"
+                )
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.bounds = bounds
 
@@ -208,7 +221,14 @@ def make_prior(prior: Any) -> nn.Module:
 
 def by_kind(prior: Moments | Density | None) -> tuple[Moments | None, Density | None]:
     """(the Gaussian or None for N(0, 1), the density if it is neither)"""
-    return (prior, None) if prior is None or isinstance(prior, tuple) else (None, prior)
+    if prior is None or isinstance(prior, tuple):
+        return prior, None
+    if not hasattr(prior, "log_prob"):
+        raise TypeError(
+            "expected the prior to return None, a tuple (mu_p, logvar_p) or an object with log_prob and sample, "
+            f"but got {type(prior).__name__}"
+        )
+    return None, prior
 
 
 def draw(prior: Moments | Density | None, noise: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -15,7 +15,10 @@ __all__ = ["CyclicalSchedule", "LinearSchedule", "Schedule"]
 
 
 class Schedule(nn.Module):
-    """Base class: `at(step)` gives the value, a tensor of shape (), from the step, an int64 tensor of shape ()."""
+    """Base class: `at(step)` gives the value, a tensor of shape (), from the step, an int64 tensor of shape ().
+
+    A step is a pass in training mode: with gradients accumulated over n passes, n of them make one of the optimizer's.
+    """
 
     step: Tensor
 
@@ -30,6 +33,10 @@ class Schedule(nn.Module):
         """The value of this step; in training mode the next call is the next step."""
         value = self.at(self.step)
         if self.training:
+            if torch.compiler.is_compiling():
+                # The backward pass of a compiled graph computes cheap ops again from the graph's inputs, and `step` is
+                # the next one by then. cumsum is none of those ops; a scalar's is the scalar.
+                value = value.cumsum(0)
             self.step += 1
         return value
 

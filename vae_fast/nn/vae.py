@@ -138,7 +138,16 @@ class VAE(WithFusedHead):
 
     @beta.setter
     def beta(self, beta: float | Tensor | Schedule) -> None:
-        self.objective.beta = check_beta(beta)
+        weight: Any = check_beta(beta)
+        if isinstance(self.objective.beta, Schedule):
+            del self.objective.beta  # nn.Module puts no number where a module is
+        self.objective.beta = weight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "beta":  # nn.Module would register a schedule here, past the property
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def validate(self) -> bool:
@@ -303,7 +312,7 @@ class VAE(WithFusedHead):
             return None
         if not any(map(takes_condition, (self.encoder, self.decoder, self.prior))):
             raise ValueError(
-                "expected no condition, because neither encoder nor decoder takes one: those of "
+                "expected no condition, because neither encoder nor decoder nor prior takes one: networks of "
                 "vae_fast.nn do with conditions=, a module of your own with an attribute takes_condition = True "
                 "and a forward(x, condition)"
             )

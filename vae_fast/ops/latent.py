@@ -204,6 +204,13 @@ def latent_backward(
     mu, logvar, dim, prior_mu, prior_logvar, rng_state, noise, clamp, *_ = args
     parametrization, epsilon, soft_clamp, _, scale = args[12:]
     first, second, *needs_prior = needs
+    of_unused: list[Tensor | None] = [None, None]
+    if grad_kl is None:  # z does not depend on the prior, and the kernels write no gradient of it
+        of_unused = [
+            torch.zeros_like(p) if needed else None
+            for p, needed in zip((prior_mu, prior_logvar), needs_prior, strict=True)
+        ]
+        needs_prior = [False, False]
     grad_mu = grad_first = _common.empty_like(backend, mu) if first else None
     grad_logvar = _common.empty_like(backend, logvar) if second and logvar is not None else None
     grad_second = grad_logvar
@@ -235,7 +242,9 @@ def latent_backward(
         grad_z, grad_kl, mu, logvar, expand_prior(prior_mu, prior_logvar, mu), rng_state, noise, clamp,
         grad_mu=grad_mu, grad_logvar=grad_logvar, grad_prior=grad_prior, **options,
     )  # fmt: skip
-    if grad_prior is None or whole is not None:
+    if grad_prior is None:
+        return grad_first, grad_second, *of_unused
+    if whole is not None:
         return grad_first, grad_second, whole, None
     grad_prior_mu = _common.reduce_gradient(grad_prior[0], prior_mu)
     grad_prior_logvar = _common.reduce_gradient(grad_prior[1], prior_logvar)

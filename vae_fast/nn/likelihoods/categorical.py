@@ -48,6 +48,8 @@ class Categorical(Likelihood):
         """x in `dtype` for an encoder that takes numbers. Without a dtype, x as nn.Embedding takes it."""
         if dtype is not None:
             return x.to(dtype)
+        if x.is_floating_point():
+            raise TypeError(f"expected class numbers of an integer dtype for the encoder, but got {x.dtype}")
         return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
 
     def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:

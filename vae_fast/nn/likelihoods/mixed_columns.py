@@ -123,6 +123,10 @@ class MixedColumns(Likelihood):
             raise TypeError(
                 f"expected x to be floating for {self}, class numbers and counts too, but got {x.dtype}"
             )
+        if x.shape[1:] != (self.columns,):
+            raise ValueError(
+                f"expected x to have shape (batch, {self.columns}) for {self}, but got {tuple(x.shape)}"
+            )
         x = x.detach()
         for likelihood, columns in zip(self._likelihoods(), self.slices, strict=True):
             part = _filled(x[:, columns])
