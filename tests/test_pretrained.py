@@ -93,7 +93,7 @@ CASES: dict[str, Case] = {
     "nb mixture": (lambda: mlp(vnn.NegativeBinomialMixture(theta=2.0)), counts),
     "multinomial": (lambda: mlp(vnn.Multinomial(library=20.0)), counts),
     "continuous": (lambda: mlp("continuous_bernoulli"), images),
-    "table": (table, lambda n: counts(n)[:, :, 0].clamp(max=1)),
+    "table": (table, lambda n: images(n)[:, :, 0].round()),
     "fixed prior": (lambda: mlp(prior=(torch.ones(2), torch.full((2,), -0.5))), images),
     "gaussian prior": (lambda: mlp(prior=vnn.GaussianPrior(2), objective=vnn.KLBalance(0.6, 2.0)), images),
     "vamp prior": (lambda: mlp(prior=vnn.VampPrior(images(3), bounds=(0.1, 0.9))), images),
