@@ -284,3 +284,24 @@ def test_a_run_is_a_model_too(tmp_path: Path) -> None:
     mlp().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of a VAE, not of a HubVAE"):
         HubVAE.from_pretrained(tmp_path)
+
+
+def test_push_to_hub_uploads_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    calls: list[Any] = []
+
+    class Api:
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            calls.append((repo_id, options))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
+            calls.append((repo_id, VAE.from_pretrained(Path(folder_path)).to_config()))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    model = mlp()
+    model.push_to_hub("someone/ours", private=True)
+    created = ("someone/ours", {"private": True, "exist_ok": True})
+    assert calls == [created, ("someone/ours", model.to_config())]
