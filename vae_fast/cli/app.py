@@ -309,6 +309,29 @@ def reconstruct(
     run_reconstruct(folder, data, n, out, cpu)
 
 
+class ExportFormat(StrEnum):
+    pt2 = "pt2"
+    onnx = "onnx"
+
+
+@app.command()
+def export(
+    folder: Folder = None,
+    out: Annotated[Path | None, typer.Option(help="[default: the run's folder]")] = None,
+    formats: Annotated[
+        list[ExportFormat] | None,
+        typer.Option("--format", help="Can be given twice. [default: pt2, and onnx where it is installed]"),
+    ] = None,
+) -> None:
+    """Write encode and decode as programs for any batch: torch.export's .pt2, and ONNX.
+
+    Each is run and compared with the model, ONNX where onnxruntime is installed.
+    """
+    from .export import run_export
+
+    run_export(folder, out, None if formats is None else tuple(f.value for f in formats))
+
+
 @app.command()
 def doctor() -> int:
     """Say what is built, what is used, and why something is not."""

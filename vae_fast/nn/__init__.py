@@ -6,6 +6,7 @@ from . import evaluation, latent_space, likelihoods, networks, objectives, poste
 from .anomaly import anomaly_score, feature_nll
 from .condition import AddCondition, ConditionalSequential
 from .evaluation import *  # noqa: F403
+from .export import export_model
 from .hierarchy import HierarchicalVAE
 from .imputation import impute
 from .latent_space import *  # noqa: F403
@@ -26,6 +27,7 @@ __all__ = [
     "SparseLinear",
     "VAEOutput",
     "anomaly_score",
+    "export_model",
     "feature_nll",
     "impute",
 ]

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_device, check_int, check_is_tensor, shape_of
+from .describe import Described
 
 
-class AddCondition(nn.Module):
+class AddCondition(Described, nn.Module):
     """h + c V, where c is a label's one-hot vector or the numbers of a condition: after a linear layer of h, what a
     linear layer of [h | c] would give; after a convolution, a shift of every channel. V starts at 0.
 
@@ -65,7 +66,7 @@ def _add_to_channels(h: Tensor, shift: Tensor) -> Tensor:
     return h + shift.to(h.dtype)
 
 
-class ConditionalSequential(nn.Sequential):
+class ConditionalSequential(Described, nn.Sequential):
     """An nn.Sequential that hands the condition to those of its layers that take one, layer(x, condition), which they
     say by an attribute `takes_condition`; and the target to those of a decoder that say `takes_target`."""
 

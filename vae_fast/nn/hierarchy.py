@@ -76,6 +76,10 @@ class HierarchicalVAE(VAE):
         ]
         self.latent_shape = (sum(sizes),) if len(sizes) == 2 else None
 
+    def arguments(self) -> dict[str, Any]:
+        names = ("bottom", "prior", "objective", "clamp", "num_samples")
+        return {"top": self.encoder, **{name: getattr(self, name) for name in names}}
+
     @property
     def decoder(self) -> Any:  # type: ignore[override]
         return self.bottom.decoder

@@ -6,6 +6,7 @@ elements of x instead weights the KL with their number, which is another beta. A
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..checks import check_int, check_num_samples
 from ..likelihoods.numerics import per_sample
 from ..output import VAEOutput
 from .checks import check_beta
+from .describe import Described
 from .posterior import Posterior
 from .schedules import LinearSchedule, Schedule, check_finite
 
@@ -25,7 +27,7 @@ __all__ = ["ELBO", "IWAE", "OBJECTIVES", "BetaTC", "Capacity", "FreeBits", "KLBa
 Weight = float | Tensor | Schedule
 
 
-class Objective(nn.Module):
+class Objective(Described, nn.Module):
     """Base class. `forward(posterior)` returns the `VAEOutput` of a pass; a `Posterior` has the terms.
 
     num_samples: the draws that it takes where the model is given none.
@@ -35,6 +37,10 @@ class Objective(nn.Module):
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        # Weights may be set after the objective was made.
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
 class ELBO(Objective):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..checks import check_int, check_is_tensor, check_pair, check_sizes, shape_of
 from ..likelihoods.numerics import held_between, upcast
+from .describe import Described
 
 __all__ = [
     "ConditionalPrior",
@@ -46,7 +47,7 @@ class Density(Protocol):
         """Draws made of standard normal noise (n, ...); what else is random comes from the generator."""
 
 
-class Prior(nn.Module):
+class Prior(Described, nn.Module):
     """Base class. `forward` returns None, (mu_p, logvar_p) or a `Density`; each broadcastable to z's batch.
 
     It is called without arguments, with the `condition` where `takes_condition` is True (with None if there is none),

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, number_of
+from .describe import Described
 
 __all__ = ["CyclicalSchedule", "LinearSchedule", "Schedule"]
 
 
-class Schedule(nn.Module):
+class Schedule(Described, nn.Module):
     """Base class: `at(step)` gives the value, a tensor of shape (), from the step, an int64 tensor of shape ().
 
     A step is a pass in training mode: with gradients accumulated over n passes, n of them make one of the optimizer's.

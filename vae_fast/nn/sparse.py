@@ -12,11 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from ..checks import check_int, shape_of
 from ..likelihoods.csr import as_csr, is_csr
+from .describe import Described
 
 Parts = tuple[Tensor, Tensor, Tensor]  # where each row begins, and its end; columns; values
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(Described, nn.Module):
     """x W + b of rows x (batch, in_features), a torch.sparse_csr tensor or a dense one. W is (in_features,
     out_features): a row of it for each feature, as an nn.Embedding has. With `log1p`, log(1 + x) W + b.
 

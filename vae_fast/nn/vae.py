@@ -33,12 +33,13 @@ from .likelihoods import Likelihood, make_likelihood
 from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
+from .pretrained import Pretrained
 from .priors import Density, Moments, draw, make_prior
 from .schedules import Schedule
 from .sharding import gather_around, is_fsdp, run_as_forward
 
 
-class VAE(WithFusedHead):
+class VAE(Pretrained, WithFusedHead):
     """loss = mean over the batch of  -log p(x | z) + beta KL(q(z | x) || p(z)),  z ~ q(z | x); other objectives.
 
     Args:
@@ -130,6 +131,19 @@ class VAE(WithFusedHead):
         # What is still to be done once. A set, which nn.DataParallel's copies of this module share with it.
         self._once = {"unfused"}
         self.validate = validate
+
+    def arguments(self) -> dict[str, Any]:
+        names = (
+            "encoder",
+            "decoder",
+            "likelihood",
+            "prior",
+            "objective",
+            "clamp",
+            "num_samples",
+            "latent_shape",
+        )
+        return {name: getattr(self, name) for name in (*names, "fused_head", "validate")}
 
     @property
     def beta(self) -> Any:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
 
 
-class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
-    """`vae_fast.nn.VAE` with common networks. save_pretrained and from_pretrained keep it in a folder.
+class HubVAE(nn.VAE):
+    """`vae_fast.nn.VAE` with common networks, whose config is short.
 
     Args:
         shape: a sample's shape, (features,), (height, width) or (channels, height, width).
@@ -89,6 +88,15 @@ class HubVAE(nn.VAE, PyTorchModelHubMixin, library_name="vae_fast"):
         }
         self.conditions = tuple(conditions or ())
         self.shape = shape
+
+    def arguments(self) -> dict[str, Any]:
+        return self.config
+
+    def to_config(self, omit: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments alone, as all runs have had them."""
+        if omit:
+            raise ValueError(f"expected omit to be empty for a HubVAE, but got {', '.join(omit)}")
+        return self.config
 
     def each_condition(self, n: int) -> Tensor | None:
         """The labels of n samples, each in turn; None where the model takes none."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import first_batch
+from ..describe import Described
 
 Params = tuple[Tensor, ...]
 Library = Tensor | float | None
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Described, nn.Module, ABC):
     """A distribution of x whose parameters are a decoder's output.
 
     The decoder returns `num_parameters` tensors of x's shape, or one tensor with them side by side along dim 1. A class

@@ -78,6 +78,13 @@ class MixedColumns(Likelihood):
         self.encoder_features = sum(n * (_classes(likelihood) or 1) for likelihood, n in made)
         self.encoder_features += self.columns * self.encoder_mask
 
+    def arguments(self) -> dict[str, Any]:
+        sizes = [columns.stop - columns.start for columns in self.slices]
+        return {
+            "groups": list(zip(self.groups, sizes, strict=True)),
+            "encoder_mask": self.encoder_mask,
+        }
+
     def extra_repr(self) -> str:
         return f"columns={self.columns}, encoder_mask={self.encoder_mask}"
 

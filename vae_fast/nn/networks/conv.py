@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...checks import check_int, check_sizes
 from ..condition import AddCondition, ConditionalSequential
+from ..describe import Described
 from .layers import Log1p, relu
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -48,7 +49,7 @@ def shift(conditions: int | None, width: int) -> list[nn.Module]:
     return [] if conditions is None else [AddCondition(conditions, width)]
 
 
-class ConvolutionalEncoder(nn.Module):
+class ConvolutionalEncoder(Described, nn.Module):
     """`layers`, which halve an input of `shape` `halved` times and end in `width` channels, then a linear layer."""
 
     def __init__(
@@ -80,7 +81,7 @@ class ConvolutionalEncoder(nn.Module):
         return moments
 
 
-class ConvolutionalDecoder(nn.Module):
+class ConvolutionalDecoder(Described, nn.Module):
     """A linear layer to the smallest feature maps, `grid`, then `layers`, which end in num_parameters * channels."""
 
     def __init__(

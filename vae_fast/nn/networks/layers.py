@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from ..describe import FUNCTIONS, Described
 
-class InPlaceReLU(nn.ReLU):
+
+class InPlaceReLU(Described, nn.ReLU):
     """In place where that can be: the layers before it do not need their output for the backward pass. Of a tensor-
     parallel layer the output is a view of a DTensor's part, which autograd lets nobody write to."""
 
@@ -22,7 +24,10 @@ def relu() -> nn.Module:
     return InPlaceReLU()
 
 
-class Log1p(nn.Module):
+FUNCTIONS["relu"] = relu
+
+
+class Log1p(Described, nn.Module):
     """log(1 + x): counts as an encoder can take them, as scvi-tools gives them to its own."""
 
     def forward(self, x: Tensor) -> Tensor:

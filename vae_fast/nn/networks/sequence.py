@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_int, check_sizes
 from ..condition import AddCondition, ConditionalSequential
+from ..describe import Described
 
 Output = tuple[Tensor, Tensor]
 
@@ -52,7 +53,7 @@ class Tokens(nn.Embedding):
         return torch.where(x < 0, self.unknown, x)
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(Described, nn.Module):
     """Tokens x (batch, length) of an integer dtype -> (batch, 2 latent), mu and logvar side by side.
 
     An embedding, a GRU in both directions, the mean of its outputs over all positions with a token (x is not negative),
