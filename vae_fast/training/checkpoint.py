@@ -22,7 +22,10 @@ from .model import HubVAE
 
 CONFIG, MODEL, STATE, METRICS = "config.json", "model.safetensors", "training.safetensors", "metrics.csv"
 # What the commands draw of the model beside them.
-PICTURES = ("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png")
+PICTURES = (
+    *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
+    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
+)
 FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES)
 
 
