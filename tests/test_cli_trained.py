@@ -217,6 +217,12 @@ def test_labels(tmp_path: Path) -> None:
             found = labels.find(dataset, str(tmp_path / name), part, file)
             assert found is not None
             assert found.tolist() == [f"{round(v * 25)}" for v in x[:, 0, 0].tolist()]  # type: ignore[index]
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "c.h5ad", "w") as file:
+        file["X"], file["obs/number"] = images.reshape(20, 4), y.astype(bytes)
+    dataset = data.load(str(tmp_path / "c.h5ad"))
+    found = labels.find(dataset, str(tmp_path / "c.h5ad"), "test", "number")
+    assert found is not None and found.tolist() == [f"{round(v * 25)}" for v in dataset.test[:, 0].tolist()]  # type: ignore[index]
     dataset = data.load(str(tmp_path / "b.npy"))
     assert labels.find(dataset, str(tmp_path / "b.npy")) is None
     np.save(tmp_path / "four.npy", np.array(["a", "b", "b", "c"]))

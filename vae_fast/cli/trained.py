@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def run_evaluate(
         ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound"),
         ("distortion", f"{found.distortion:.2f}, -log p(x | z)"),
         ("rate", f"{found.rate:.2f}, KL of q(z | x) from p(z)"),
-        ("active units", f"{found.active_units} of {run.model.config['latent']} latent dimensions"),
+        (
+            "active units",
+            f"{found.active_units} of {math.prod(run.model.latent_shape or ())} latent dimensions",
+        ),
     ]
     for start in range(0, len(kl or ()), 5):
         values = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
@@ -249,7 +253,7 @@ def run_steer(
     run = Run(folder, source, cpu)
     out = run.out(out, "steered.png", ".png", ".npy")
     # A file may hold the labels of the test part alone: then the direction is that part's.
-    part = "test" if file is not None and len(labels.read(file)) == len(run.dataset.test) else "train"
+    part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
     has_label = run.known_labels(part, file) == label
     if has_label.all() or not has_label.any():
         state = "every" if has_label.all() else "no"

@@ -49,7 +49,8 @@ Labels = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A label for each sample of the part, or of all data: .npy, IDX, or a text with one on a line. "
+        help="A label for each sample of the part, or of all data: .npy, IDX, or a text with one on a line; "
+        "of an .h5ad also a column of obs. "
         "[default: those that come with digits, MNIST's files, .npz; --batch-key's]",
     ),
 ]
@@ -130,7 +131,10 @@ def encode(
     seed: Seed = 0,
     cpu: CPU = False,
 ) -> None:
-    """Write the latents of data, the means of q(z given x) and draws of it."""
+    """Write the latents of data.
+
+    They are the means of q(z given x) and, where asked, draws of it.
+    """
     from .trained import run_encode
 
     run_encode(folder, data, part.value, draws, labels, out, seed, cpu)
@@ -154,7 +158,10 @@ def interpolate(
     out: Picture = None,
     cpu: CPU = False,
 ) -> None:
-    """Decode the way from one sample's latent to another's, a row for each pair."""
+    """Decode the way between two samples' latents.
+
+    A row for each pair.
+    """
     from .trained import run_interpolate
 
     run_interpolate(folder, data, between or [], steps, spherical, out, cpu)
@@ -176,7 +183,10 @@ def traverse(
     out: Picture = None,
     cpu: CPU = False,
 ) -> None:
-    """Decode one latent with single dimensions changed, a row for each."""
+    """Decode a latent with single dimensions changed.
+
+    A row for each dimension.
+    """
     from .trained import run_traverse
 
     run_traverse(folder, data, sample, dims, span, steps, condition, out, cpu)
@@ -200,7 +210,10 @@ def steer(
     out: Picture = None,
     cpu: CPU = False,
 ) -> None:
-    """Decode samples that are steered along a label's direction, a row for each."""
+    """Decode samples steered towards a label.
+
+    A row for each sample.
+    """
     from .trained import run_steer
 
     run_steer(folder, data, labels, label, n, strength, steps, out, cpu)
@@ -213,7 +226,10 @@ def manifold(
     out: Picture = None,
     cpu: CPU = False,
 ) -> None:
-    """Decode a grid of latents of two dimensions, at the quantiles of the prior."""
+    """Decode a grid of two-dimensional latents.
+
+    They are at the quantiles of the prior.
+    """
     from .trained import run_manifold
 
     run_manifold(folder, n, condition, out, cpu)

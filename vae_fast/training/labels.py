@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import data, idx, readers
+from . import data, idx, matrices, readers
 from .data import Dataset
 from .errors import DataError
 from .parts import part_of
@@ -15,16 +15,22 @@ from .parts import part_of
 NO_LABELS = "has no labels that are known: give --labels, a file with one for each sample"
 
 
-def find(dataset: Dataset, source: str, part: str = "test", file: Path | None = None) -> np.ndarray | None:
+def find(
+    dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
+) -> np.ndarray | None:
     """A label, as text, for each sample of the part, "train" or "test"; None where none are known. Raises DataError.
 
     Args:
         source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
-        file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts.
+        file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
+            an .h5ad also a column of its obs.
     """
     n = len(dataset.train if part == "train" else dataset.test)
     if file is not None:
-        labels = read(file)
+        matrix = None if source == data.DIGITS or Path(file).is_file() else matrices.find(Path(source))
+        if matrix is not None and matrix.suffix.lower() == ".h5ad":
+            return _part(source, matrices.labels_of(matrix, str(file)), part)
+        labels = read(Path(file))
         total = len(dataset.train) + len(dataset.test)
         if len(labels) == total != n:
             return _part(source, labels, part)
@@ -39,6 +45,10 @@ def find(dataset: Dataset, source: str, part: str = "test", file: Path | None = 
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
     labels_or_none = _beside(source, part)
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
+
+
+def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
+    return file is not None and Path(file).is_file() and len(read(Path(file))) == len(dataset.test)
 
 
 def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
