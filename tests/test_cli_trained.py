@@ -253,6 +253,11 @@ ERRORS = {
     ),
     "pair": (["interpolate", "--between", "0"], "'0' is not two samples' numbers like 0,1"),
     "dimension": (["traverse", "--dims", "2"], "expected dims to be less than 2"),
+    "span": (["traverse", "--span", "inf"], "expected span to be finite, but got -inf, inf"),
+    "strength": (
+        ["steer", "--label", "4", "--strength", "nan"],
+        "expected strength to be finite, but got nan",
+    ),
     "label": (["steer", "--label", "ten"], "digits: no sample of the train part has the label ten"),
     "no label": (["steer"], "Missing option"),
     "anomaly": (["score", "--anomalies", "ten"], "digits: no sample has the label ten"),

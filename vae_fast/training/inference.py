@@ -145,6 +145,7 @@ def traversal(
     z: Tensor, dims: Sequence[int] | None = None, span: tuple[float, float] = (-3.0, 3.0), steps: int = 9
 ) -> Tensor:
     """A row for each of `dims` (None: all) of one latent (1, ...): (dims, steps, ...). Raises TrainingError."""
+    _check_finite("span", *span)
     try:
         return nn.traverse(z, dims, span=span, steps=steps)
     except ValueError as error:
@@ -152,7 +153,9 @@ def traversal(
 
 
 def steered(mu: Tensor, direction: Tensor, strength: float = 2.0, steps: int = 7) -> Tensor:
-    """mu (rows, ...) and what lies along the direction from it, up to `strength` times: (rows, steps, ...)."""
+    """mu (rows, ...) and what lies along the direction from it, up to `strength` times: (rows, steps, ...). Raises
+    TrainingError."""
+    _check_finite("strength", strength)
     strengths = torch.linspace(0, strength, steps, dtype=mu.dtype, device=mu.device)
     return mu.unsqueeze(1) + strengths.view(1, -1, *[1] * direction.ndim) * direction
 
@@ -203,3 +206,8 @@ def embedding(mu: Tensor, method: str = "pca", seed: int = 0) -> Tensor:
     else:
         raise TrainingError(f"expected method to be one of {', '.join(EMBEDDINGS)}, but got {method!r}")
     return torch.from_numpy(found).float()
+
+
+def _check_finite(name: str, *values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise TrainingError(f"expected {name} to be finite, but got {', '.join(map(str, values))}")
