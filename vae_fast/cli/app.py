@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from ..nn import LIKELIHOODS
+from . import trained_app
+from .options import CPU, MOST, Folder, Seed
 
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # with markup, what a help text has in square brackets is not shown
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -82,18 +84,23 @@ def _spread(text: str) -> float | str:
         raise typer.BadParameter(f'{text!r} is not a number, "learned", "feature" or "decoder"') from None
 
 
-Folder = Annotated[
-    Path | None,
-    typer.Argument(help="A run's folder: config.json and model.safetensors. [default: the newest in runs/]"),
-]
 BackendOption = Annotated[Backend, typer.Option(help="Which code computes the fused ops.")]
-CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same bits.")]
-MOST = 2**31 - 1  # samples that -n takes
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vae-fast {__version__}")
+        raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
-def show_help(context: typer.Context) -> None:
+def show_help(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -273,6 +280,10 @@ def generate(
             help="A value of the --batch-key that the model was trained with. [default: each in turn]",
         ),
     ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Factor of the prior's noise.")] = 1.0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draws of p(x given z) instead of its means.")
+    ] = False,
     seed: Seed = 0,
     cpu: CPU = False,
 ) -> None:
@@ -282,7 +293,7 @@ def generate(
     """
     from .inference import run_generate
 
-    run_generate(folder, n, out, seed, cpu, condition)
+    run_generate(folder, n, out, seed, cpu, condition, temperature, sample)
 
 
 @app.command()
@@ -330,6 +341,10 @@ def export(
     from .export import run_export
 
     run_export(folder, out, None if formats is None else tuple(f.value for f in formats))
+
+
+for command in trained_app.COMMANDS:
+    app.command()(command)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,31 @@ MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotl
 
 
 def run_generate(
-    folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool, condition: str | None = None
+    folder: Path | None,
+    n: int,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+    condition: str | None = None,
+    temperature: float = 1.0,
+    sample: bool = False,
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
     out = out or folder / "generated.png"
     _check_out(out)
-    model = _load(folder, cpu)
+    model = load_model(folder, cpu)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
-    labels = _labels(model, condition, n)
-    if _is_picture(out):
-        _check_picture(model, n)
-        pictures.save_samples(out, model, n, condition=labels, generator=generator)
+    options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
+    options |= {"temperature": temperature, "sample": sample}
+    if is_picture(out):
+        check_picture(model, n)
+        pictures.save_samples(out, model, n, **options)
     else:
-        _save_array(out, model.generate(n, condition=labels, generator=generator))
+        save_array(out, model.generate(n, **options))
     print(out)
 
 
-def _labels(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
+def labels_of(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
     """The labels of n samples: all of `condition`, or each in turn. None where the model takes none."""
     if condition is None:
         return model.each_condition(n)
@@ -52,33 +61,43 @@ def run_reconstruct(
     folder = folder or runs.newest(checkpoint.MODEL)
     out = out or folder / "reconstructed.png"
     _check_out(out)
-    model = _load(folder, cpu)
-    recipe = _recipe(folder) if source is None or model.conditions else {}
-    source = str(recipe.get("data", data.DIGITS)) if source is None else source
-    batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(data.resolve(source), batch_key, bool(recipe.get("stream")))
-    if dataset.shape != model.shape:
-        dataset = dataset.reshaped(model.shape)
+    model = load_model(folder, cpu)
+    dataset, _ = load_data(folder, model, source)
     if n is not None and len(dataset.test) < n:
         raise DataError(
             f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
         )
-    if unknown := [name for name in dataset.conditions if name not in model.conditions]:
-        raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
-    samples = dataset.to(next(model.parameters()).device).test_part(slice(n or SHOWN))
-    if "condition" in samples:
-        order = torch.tensor([model.conditions.index(name) for name in dataset.conditions])
-        samples["condition"] = order.to(samples["condition"].device)[samples["condition"]]
+    samples = dataset.test_part(slice(n or SHOWN))
     x = samples["x"]
-    if _is_picture(out):
-        _check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
+    if is_picture(out):
+        check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
         pictures.save_reconstructions(out, model, **samples)
     else:
-        _save_array(out, model.reconstruct(**samples))
+        save_array(out, model.reconstruct(**samples))
     print(out)
 
 
-def _load(folder: Path, cpu: bool) -> HubVAE:
+def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:
+    """The data of `source`, or of the run, on the model's device and with its labels of the condition; and their
+    source."""
+    recipe = _recipe(folder) if source is None or model.conditions else {}
+    source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
+    batch_key = recipe.get("batch_key") if model.conditions else None
+    dataset = data.load(source, batch_key, bool(recipe.get("stream")))
+    if dataset.shape != model.shape:
+        dataset = dataset.reshaped(model.shape)
+    if unknown := [name for name in dataset.conditions if name not in model.conditions]:
+        raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
+    if dataset.conditions:
+        order = torch.tensor([model.conditions.index(name) for name in dataset.conditions])
+        labels = [
+            None if part is None else order[part] for part in (dataset.train_labels, dataset.test_labels)
+        ]
+        dataset = replace(dataset, train_labels=labels[0], test_labels=labels[1], conditions=model.conditions)
+    return dataset.to(next(model.parameters()).device), source
+
+
+def load_model(folder: Path, cpu: bool) -> HubVAE:
     return checkpoint.load_model(folder, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
@@ -94,11 +113,13 @@ def _check_out(out: Path) -> None:
         raise TrainingError(f"expected --out to be a name that ends in .png or .npy, but got {out}")
 
 
-def _is_picture(out: Path) -> bool:
+def is_picture(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
-def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = None) -> None:
+def check_picture(
+    model: HubVAE, n: int, tiles: int = 1, columns: int | None = None, option: str = "-n"
+) -> None:
     """TrainingError if n samples of so many tiles are none, or too large a one. Without `columns`: a square."""
     if not pictures.can_draw(model):
         what = "counts" if model.likelihood.support == "counts" else f"samples of shape {model.shape}"
@@ -109,12 +130,12 @@ def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = 
         most = min(most, columns * (MOST_SIDE // side))
     if n > most // tiles:
         raise TrainingError(
-            f"expected -n to be at most {most // tiles} for a picture, but got {n}: "
+            f"expected {option} to be at most {most // tiles} for a picture, but got {n}: "
             "give --out a name that ends in .npy for more"
         )
 
 
-def _save_array(path: Path, values: Tensor) -> None:
+def save_array(path: Path, values: Tensor) -> None:
     array = np.ascontiguousarray(values.float().cpu().numpy())
 
     def write(new: Path) -> None:

@@ -22,7 +22,10 @@ from .model import HubVAE
 CONFIG, MODEL = pretrained.CONFIG, pretrained.MODEL
 STATE, METRICS = "training.safetensors", "metrics.csv"
 # What the commands draw of the model beside them.
-PICTURES = ("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png")
+PICTURES = (
+    *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
+    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
+)
 FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES)
 
 replace_bytes, replace_file = files.replace_bytes, files.replace_file

@@ -93,13 +93,24 @@ def _array(path: Path, dataset: Any, in_memory: bool) -> Any:
     return dataset[:] if in_memory else dataset
 
 
-def _column(path: Path, file: Any, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_of(path: Path, key: str) -> np.ndarray:
+    """A column of an .h5ad's obs, as text. Raises DataError."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        codes, names = _column(path, file, key, "--labels")
+    return np.array(names)[codes]
+
+
+def _column(
+    path: Path, file: Any, key: str, option: str = "--batch-key"
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """A column of obs, as AnnData writes it: numbers of categories, or the values themselves."""
     obs = file.get("obs", {})
     names = [name for name in obs if not name.startswith("_")]
     if key not in names:
         raise DataError(
-            f"{path}: expected --batch-key to be a column of obs ({listed(names, 9)}), but got {key}"
+            f"{path}: expected {option} to be a column of obs ({listed(names, 9)}), but got {key}"
         )
     column = obs[key]
     if hasattr(column, "keys"):  # a group

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +22,7 @@ from .model import HubVAE
 COLUMNS = 12  # of reconstructions
 _INCH = 100  # dots
 _SMALLEST = 56  # dots across an image: smaller ones are enlarged
+_COLOURS = 20  # of a scatter's labels
 _CURVE = (60, 120)  # dots of a signal's tile: height, width
 
 
@@ -126,10 +129,15 @@ def save_samples(
     *,
     condition: Tensor | None = None,
     generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    sample: bool = False,
 ) -> None:
-    """The means of p(x | z) at n draws of z from the prior."""
-    samples = model.generate(n, condition=condition, generator=generator)
-    save_grid(path, samples, round(n**0.5), f"{n} sample{'s' * (n != 1)}")
+    """The means of p(x | z) at n draws of z from the prior; with `sample`, a draw of p(x | z) at each."""
+    samples = model.generate(
+        n, condition=condition, generator=generator, temperature=temperature, sample=sample
+    )
+    title = f"{n} sample{'s' * (n != 1)}{'' if temperature == 1 else f', temperature {temperature:g}'}"
+    save_grid(path, samples, round(n**0.5), title)
 
 
 def save_reconstructions(path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None) -> None:
@@ -169,6 +177,45 @@ def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample"
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def save_scatter(path: Path, points: Tensor, title: str, labels: Sequence[str] | None = None) -> None:
+    """Points (n, 2), coloured by their labels, which a legend names: the 20 most frequent ones; others are grey."""
+    figure = Figure(figsize=(8, 7), dpi=_INCH, layout="constrained")
+    axes: Any = figure.subplots()
+    size = max(1.0, min(20.0, 40_000 / max(1, len(points))))
+    groups = [""] * len(points) if labels is None else [str(label) for label in labels]
+    counted = Counter(groups).most_common()
+    shown = sorted((name for name, _ in counted[:_COLOURS]), key=_natural)
+    palette = colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    rest = [i for i, name in enumerate(groups) if name not in set(shown)]
+    parts: list[tuple[str, list[int], Any]] = (
+        [(f"{len(counted) - len(shown)} more", rest, "0.8")] if rest else []
+    )
+    parts += [
+        (name, [i for i, other in enumerate(groups) if other == name], palette(place))
+        for place, name in enumerate(shown)
+    ]
+    for name, members, colour in parts:
+        x, y = points[members].float().cpu().numpy().T
+        axes.scatter(x, y, s=size, color=colour, linewidths=0, alpha=0.7, label=name)
+    if labels is not None:
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        for handle in legend.legend_handles:
+            handle.set_sizes([40])
+            handle.set_alpha(1)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_aspect("equal", "datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    """Numbers before names, and by their size."""
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
 
 
 def _enlarged(images: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""python -m vae_fast: the command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,324 @@
+"""What the commands for a trained model do: evaluate, score, encode, interpolate, traverse, steer, manifold, embed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..nn import attribute_direction
+from ..training import checkpoint, inference, labels, pictures
+from ..training.data import Dataset
+from ..training.errors import CheckpointError, DataError, TrainingError
+from ..training.model import HubVAE
+from . import runs
+from .inference import check_picture, is_picture, labels_of, load_data, load_model, save_array
+
+PAIRS = 8  # rows of `interpolate`
+USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
+
+
+class Run:
+    """A run's folder and what is in it: the model, and the data where a command asks for them."""
+
+    def __init__(self, folder: Path | None, source: str | None, cpu: bool) -> None:
+        self.folder = folder or runs.newest(checkpoint.MODEL)
+        self.model: HubVAE = load_model(self.folder, cpu)
+        self._source = source
+        self._data: tuple[Dataset, str] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dataset(self) -> Dataset:
+        if self._data is None:
+            self._data = load_data(self.folder, self.model, self._source)
+        return self._data[0]
+
+    def labels(self, part: str, file: Path | None) -> np.ndarray | None:
+        dataset = self.dataset
+        assert self._data is not None
+        return labels.find(dataset, self._data[1], part, file)
+
+    def known_labels(self, part: str, file: Path | None) -> np.ndarray:
+        found = self.labels(part, file)
+        if found is None:
+            raise DataError(f"{self.dataset.name}: {labels.NO_LABELS}")
+        return found
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def latents(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+        """mu and the condition of these test samples."""
+        n = len(self.dataset.test)
+        if wrong := [i for i in indices if not 0 <= i < n]:
+            raise DataError(
+                f"{self.dataset.name}: expected numbers of test samples, 0 to {n - 1}, but got {wrong[0]}"
+            )
+        batches = list(inference.batches(self.dataset, indices=torch.tensor(indices)))
+        conditions = [batch["condition"] for batch in batches if "condition" in batch]
+        return inference.encode(self.model, batches).mu, torch.cat(conditions) if conditions else None
+
+    def save_grid(self, out: Path, z: Tensor, condition: Tensor | None, title: str) -> None:
+        """Decodes latents (rows, columns, ...) and writes a picture, or the values (rows, columns, *shape)."""
+        rows, columns = z.shape[:2]
+        if is_picture(out):
+            check_picture(self.model, rows * columns, columns=columns, option="rows times columns")
+        samples = inference.decode_grid(self.model, z, condition)
+        if is_picture(out):
+            pictures.save_grid(out, samples.flatten(0, 1), columns, title)
+        else:
+            save_array(out, samples)
+        print(out)
+
+    def out(self, given: Path | None, name: str, *suffixes: str) -> Path:
+        """The file to write: `given`, which must end in one of the suffixes, or `name` in the folder."""
+        out = given or self.folder / name
+        if out.suffix.lower() not in suffixes:
+            ends = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+            raise TrainingError(f"expected --out to be a name that ends in {ends}, but got {out}")
+        return out
+
+
+def run_evaluate(
+    folder: Path | None, source: str | None, part: str, draws: int, as_json: bool, seed: int, cpu: bool
+) -> None:
+    run = Run(folder, source, cpu)
+    samples = inference.batches(run.dataset, part)
+    try:
+        found = inference.evaluate(run.model, samples, draws, generator=run.generator(seed))
+    except ValueError as error:
+        raise DataError(f"{run.dataset.name}: {error}") from None
+    kl = None if found.kl_per_dimension is None else found.kl_per_dimension.flatten().tolist()
+    if as_json:
+        print(json.dumps({**found._asdict(), "kl_per_dimension": kl, "draws": draws}, indent=2))
+        return
+    noun = pictures.noun(run.model)
+    rows = [
+        ("data", f"{run.dataset.name}, {found.samples:,} {part} {noun}s, {draws:,} draws of z for each"),
+        ("ELBO", f"{found.elbo:.2f} nats/{noun}"),
+        ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound"),
+        ("distortion", f"{found.distortion:.2f}, -log p(x | z)"),
+        ("rate", f"{found.rate:.2f}, KL of q(z | x) from p(z)"),
+        (
+            "active units",
+            f"{found.active_units} of {math.prod(run.model.latent_shape or ())} latent dimensions",
+        ),
+    ]
+    for start in range(0, len(kl or ()), 5):
+        values = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
+        rows.append(("" if start else "KL of each", values))
+    for name, text in rows:
+        print(f"{name:<13} {text}")
+
+
+def run_score(
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    score: str,
+    draws: int,
+    anomalies: list[str],
+    file: Path | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "scores.csv", ".csv")
+    known = run.known_labels(part, file) if anomalies else run.labels(part, file)
+    if known is not None and (missing := [label for label in anomalies if label not in known]):
+        raise DataError(f"{run.dataset.name}: no sample has the label {missing[0]}")
+    samples = inference.batches(run.dataset, part)
+    scores = inference.anomaly_scores(run.model, samples, score, draws, generator=run.generator(seed)).cpu()
+    columns: dict[str, Any] = {"sample": range(len(scores)), "score": scores.tolist()}
+    if known is not None:
+        columns["label"] = known
+    _save_table(out, columns)
+    if known is not None and anomalies:
+        found = inference.detection(scores, torch.from_numpy(np.isin(known, anomalies)))
+        print(f"AUROC        {found.auroc:.4f}")
+        print(
+            f"threshold    {found.threshold:.4f}: at or above it are {found.found:.1%} of the anomalies "
+            f"and {found.false_alarms:.1%} of the others"
+        )
+    else:
+        print(f"threshold    {scores.quantile(USUAL):.4f}: {1 - USUAL:.0%} of these samples are above it")
+    print(f"written      {out}")
+
+
+def run_encode(
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    draws: int,
+    file: Path | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy")
+    known = run.labels(part, file)
+    samples = inference.batches(run.dataset, part)
+    found = inference.encode(run.model, samples, draws, generator=run.generator(seed))
+    suffix = out.suffix.lower()
+    if suffix == ".npy":
+        save_array(out, found.mu if found.z is None else found.z)
+    elif suffix == ".npz":
+        arrays: dict[str, Any] = {
+            name: t.float().cpu().numpy() for name, t in found._asdict().items() if t is not None
+        }
+        content = io.BytesIO()
+        np.savez(content, **(arrays if known is None else {**arrays, "labels": known}))
+        _save_bytes(out, content.getvalue())
+    else:
+        columns: dict[str, Any] = {"sample": range(len(found.mu))}
+        if known is not None:
+            columns["label"] = known
+        columns |= {f"mu_{d}": values.tolist() for d, values in enumerate(found.mu.flatten(1).T)}
+        if found.z is not None:
+            for k, z in enumerate(found.z.flatten(2).unbind(1)):
+                columns |= {f"z{k}_{d}": values.tolist() for d, values in enumerate(z.T)}
+        _save_table(out, columns)
+    print(out)
+
+
+def run_interpolate(
+    folder: Path | None,
+    source: str | None,
+    between: list[tuple[int, int]],
+    steps: int,
+    spherical: bool,
+    out: Path | None,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "interpolation.png", ".png", ".npy")
+    pairs = between or [(2 * i, 2 * i + 1) for i in range(min(PAIRS, len(run.dataset.test) // 2))]
+    start, condition = run.latents([i for i, _ in pairs])
+    end, _ = run.latents([j for _, j in pairs])
+    z = inference.interpolation(start, end, steps, spherical=spherical)
+    way = "a great circle" if spherical else "a straight line"
+    run.save_grid(out, z, condition, f"from one sample's latent to another's, along {way}")
+
+
+def run_traverse(
+    folder: Path | None,
+    source: str | None,
+    sample: int | None,
+    dims: list[int] | None,
+    span: float,
+    steps: int,
+    condition: str | None,
+    out: Path | None,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "traversal.png", ".png", ".npy")
+    if sample is None:
+        z = torch.zeros(1, *(run.model.latent_shape or ()), device=run.device)
+        of_sample = None
+    else:
+        z, of_sample = run.latents([sample])
+    grid = inference.traversal(z, dims, (-span, span), steps)
+    chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
+    labels_of_rows = None if chosen is None else chosen.expand(len(grid))
+    names = ", ".join(map(str, range(len(grid)) if dims is None else dims))
+    run.save_grid(out, grid, labels_of_rows, f"latent dimensions {names}, each from {-span:g} to {span:g}")
+
+
+def run_steer(
+    folder: Path | None,
+    source: str | None,
+    file: Path | None,
+    label: str,
+    n: int,
+    strength: float,
+    steps: int,
+    out: Path | None,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "steered.png", ".png", ".npy")
+    # A file may hold the labels of the test part alone: then the direction is that part's.
+    part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
+    has_label = run.known_labels(part, file) == label
+    if has_label.all() or not has_label.any():
+        state = "every" if has_label.all() else "no"
+        raise DataError(f"{run.dataset.name}: {state} sample of the {part} part has the label {label}")
+    mu = inference.encode(run.model, inference.batches(run.dataset, part)).mu
+    direction = attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
+    others = np.flatnonzero(run.known_labels("test", file) != label)[:n].tolist()
+    if not others:
+        raise DataError(f"{run.dataset.name}: every test sample has the label {label}")
+    start, condition = run.latents(others)
+    z = inference.steered(start, direction, strength, steps)
+    run.save_grid(out, z, condition, f"towards {label}, strength 0 to {strength:g}")
+
+
+def run_manifold(folder: Path | None, n: int, condition: str | None, out: Path | None, cpu: bool) -> None:
+    run = Run(folder, None, cpu)
+    out = run.out(out, "manifold.png", ".png", ".npy")
+    z = inference.manifold(run.model, n)
+    title = f"{n} x {n} latents at the prior's quantiles: the first grows to the right, the second upwards"
+    run.save_grid(out, z, _first(run.model, condition, n), title)
+
+
+def run_embed(
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    method: str,
+    file: Path | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+) -> None:
+    run = Run(folder, source, cpu)
+    out = run.out(out, "embedding.png", ".png", ".npy")
+    known = run.labels(part, file)
+    mu = inference.encode(run.model, inference.batches(run.dataset, part)).mu
+    points = inference.embedding(mu, method, seed % 2**32)
+    if is_picture(out):
+        names = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+        way = f", {names[method]}" if method != "pca" or mu[0].numel() > 2 else ""
+        title = f"latents of {len(mu):,} {part} samples of {run.dataset.name}{way}"
+        pictures.save_scatter(out, points, title, None if known is None else known.tolist())
+    else:
+        save_array(out, points)
+    print(out)
+    if known is None:
+        print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
+
+
+def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
+    """n labels of the condition, or of the first where none is named."""
+    name = condition if condition is not None or not model.conditions else model.conditions[0]
+    return labels_of(model, name, n)
+
+
+def _save_table(path: Path, columns: dict[str, Any]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    _save_bytes(path, text.getvalue().encode())
+
+
+def _save_bytes(path: Path, content: bytes) -> None:
+    try:
+        checkpoint.replace_bytes(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None

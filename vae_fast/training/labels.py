@@ -1,0 +1,106 @@
+"""Labels of a data set's samples, for what is done with a trained model: they do not train it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from . import data, idx, matrices, readers
+from .data import Dataset
+from .errors import DataError
+from .parts import part_of
+
+NO_LABELS = "has no labels that are known: give --labels, a file with one for each sample"
+
+
+def find(
+    dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
+) -> np.ndarray | None:
+    """A label, as text, for each sample of the part, "train" or "test"; None where none are known. Raises DataError.
+
+    Args:
+        source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
+        file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
+            an .h5ad also a column of its obs.
+    """
+    n = len(dataset.train if part == "train" else dataset.test)
+    if file is not None:
+        matrix = None if source == data.DIGITS or Path(file).is_file() else matrices.find(Path(source))
+        if matrix is not None and matrix.suffix.lower() == ".h5ad":
+            return _part(source, matrices.labels_of(matrix, str(file)), part)
+        labels = read(Path(file))
+        total = len(dataset.train) + len(dataset.test)
+        if len(labels) == total != n:
+            return _part(source, labels, part)
+        if len(labels) != n:
+            raise DataError(
+                f"{file}: expected {n} labels, those of the {part} part, or {total}, those of all samples, "
+                f"but got {len(labels)}"
+            )
+        return labels
+    if dataset.conditions:
+        numbers = dataset.train_labels if part == "train" else dataset.test_labels
+        return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
+    labels_or_none = _beside(source, part)
+    return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
+
+
+def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
+    return file is not None and Path(file).is_file() and len(read(Path(file))) == len(dataset.test)
+
+
+def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
+    train, test = data._split_rows(source, len(labels))
+    return labels[train if part == "train" else test]
+
+
+def _beside(source: str, part: str) -> np.ndarray | None:
+    """The labels that come with the source."""
+    if source == data.DIGITS:
+        from sklearn.datasets import load_digits
+
+        return _part(source, load_digits().target.astype(str), part)
+    path = Path(source)
+    if path.suffix.lower() == ".npz":
+        return _in_npz(path, part)
+    files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
+    wanted = "train" if part == "train" else "t10k|test"
+    for file in sorted(files):
+        if re.search(rf"({wanted}).*label.*idx1", file.name.lower()) and file.is_file():
+            return idx.read(file).astype(str)
+    return None
+
+
+def _in_npz(path: Path, part: str) -> np.ndarray | None:
+    """y_train and y_test, or y of samples that are split."""
+    with readers._numpy_errors(path), np.load(path, allow_pickle=False) as archive:
+        found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers._LABELS}
+        if part in found:
+            return archive[found[part]].astype(str)
+        return _part(str(path), archive[found[""]].astype(str), part) if "" in found else None
+
+
+def read(file: Path) -> np.ndarray:
+    """The labels in a file, as text. Raises DataError."""
+    name = file.name.lower()
+    try:
+        if name.endswith((".npy", ".npz")):
+            with readers._numpy_errors(file):
+                loaded = np.load(file, allow_pickle=False)
+                array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
+        elif "idx" in name:
+            array = idx.read(file)
+        else:
+            array = np.array(file.read_text(encoding="utf-8").split("\n"))
+            array = array[:-1] if len(array) and not array[-1] else array
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: is no text, .npy, .npz or IDX") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+    if array.ndim != 1:
+        raise DataError(f"{file}: expected one label for each sample, but got shape {array.shape}")
+    if array.dtype.kind == "f" and (array == array.round()).all():
+        array = array.astype(np.int64)
+    return np.char.strip(array.astype(str))
