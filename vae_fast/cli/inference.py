@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, pictures
+from ..training import checkpoint, data, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
@@ -23,14 +23,15 @@ def run_generate(
     folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool, condition: str | None = None
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
-    out = out or folder / "generated.png"
-    _check_out(out)
     model = _load(folder, cpu)
+    out = _checked_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     labels = _labels(model, condition, n)
     if _is_picture(out):
         _check_picture(model, n)
         pictures.save_samples(out, model, n, condition=labels, generator=generator)
+    elif model.columns:
+        _save_table(out, model, model.generate(n, generator=generator, sample=True))
     else:
         _save_array(out, model.generate(n, condition=labels, generator=generator))
     print(out)
@@ -50,13 +51,14 @@ def run_reconstruct(
     folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
-    out = out or folder / "reconstructed.png"
-    _check_out(out)
     model = _load(folder, cpu)
+    out = _checked_out(model, out, folder / "reconstructed")
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = str(recipe.get("data", data.DIGITS)) if source is None else source
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(data.resolve(source), batch_key, bool(recipe.get("stream")))
+    dataset = data.load(data.resolve(source), batch_key, bool(recipe.get("stream")), known=model.columns)
+    if dataset.columns and not model.columns:
+        raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if n is not None and len(dataset.test) < n:
@@ -65,7 +67,9 @@ def run_reconstruct(
         )
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
         raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
-    samples = dataset.to(next(model.parameters()).device).test_part(slice(n or SHOWN))
+    samples = dataset.to(next(model.parameters()).device).test_part(
+        slice(n or (None if model.columns else SHOWN))
+    )
     if "condition" in samples:
         order = torch.tensor([model.conditions.index(name) for name in dataset.conditions])
         samples["condition"] = order.to(samples["condition"].device)[samples["condition"]]
@@ -73,6 +77,8 @@ def run_reconstruct(
     if _is_picture(out):
         _check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
         pictures.save_reconstructions(out, model, **samples)
+    elif model.columns:
+        _save_table(out, model, model.reconstruct(**samples))
     else:
         _save_array(out, model.reconstruct(**samples))
     print(out)
@@ -89,9 +95,13 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in (".png", ".npy"):
-        raise TrainingError(f"expected --out to be a name that ends in .png or .npy, but got {out}")
+def _checked_out(model: HubVAE, out: Path | None, default: Path) -> Path:
+    suffixes = (".csv",) if model.columns else (".png", ".npy")
+    out = out or default.with_suffix(suffixes[0])
+    if out.suffix.lower() not in suffixes:
+        names = " or ".join(suffixes)
+        raise TrainingError(f"expected --out to be a name that ends in {names}, but got {out}")
+    return out
 
 
 def _is_picture(out: Path) -> bool:
@@ -112,6 +122,13 @@ def _check_picture(model: HubVAE, n: int, tiles: int = 1, columns: int | None = 
             f"expected -n to be at most {most // tiles} for a picture, but got {n}: "
             "give --out a name that ends in .npy for more"
         )
+
+
+def _save_table(path: Path, model: HubVAE, x: Tensor) -> None:
+    try:
+        checkpoint.replace_bytes(path, tables.to_csv(x.float().cpu().numpy(), model.columns))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _save_array(path: Path, values: Tensor) -> None:

@@ -23,7 +23,8 @@ from .model import HubVAE
 CONFIG, MODEL, STATE, METRICS = "config.json", "model.safetensors", "training.safetensors", "metrics.csv"
 # What the commands draw of the model beside them.
 PICTURES = ("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png")
-FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES)
+TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
+FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES, *TABLES)
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -52,8 +53,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced."""
-    for name in PICTURES:
+    """Those of a model that is being replaced, and its tables."""
+    for name in (*PICTURES, *TABLES):
         (folder / name).unlink(missing_ok=True)
 
 
