@@ -120,7 +120,10 @@ def test_from_csv_to_csv(capsys: Capture) -> None:
         "others.csv: column city, row 1: expected one of Aarau, Bern, Chur, GR, but got Basel\n"
     )
     fails("generate", "run", "--out", "a.png")
-    assert "expected --out to be a name that ends in .csv, but got a.png" in capsys.readouterr().err
+    assert (
+        "expected --out to be a name that ends in .csv for this model, but got a.png"
+        in capsys.readouterr().err
+    )
 
 
 def test_resumed_run_is_the_same() -> None:

@@ -16,6 +16,7 @@ from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
+SUFFIXES, TABLE = (".png", ".npy"), ".csv"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -23,8 +24,9 @@ def run_generate(
     folder: Path | None, n: int, out: Path | None, seed: int, cpu: bool, condition: str | None = None
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
+    _check_out(out)
     model = _load(folder, cpu)
-    out = _checked_out(model, out, folder / "generated")
+    out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     labels = _labels(model, condition, n)
     if _is_picture(out):
@@ -51,8 +53,9 @@ def run_reconstruct(
     folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
+    _check_out(out)
     model = _load(folder, cpu)
-    out = _checked_out(model, out, folder / "reconstructed")
+    out = _chosen_out(model, out, folder / "reconstructed")
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = str(recipe.get("data", data.DIGITS)) if source is None else source
     batch_key = recipe.get("batch_key") if model.conditions else None
@@ -95,13 +98,21 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _checked_out(model: HubVAE, out: Path | None, default: Path) -> Path:
-    suffixes = (".csv",) if model.columns else (".png", ".npy")
-    out = out or default.with_suffix(suffixes[0])
-    if out.suffix.lower() not in suffixes:
-        names = " or ".join(suffixes)
-        raise TrainingError(f"expected --out to be a name that ends in {names}, but got {out}")
-    return out
+def _check_out(out: Path | None) -> None:
+    """Before the model is loaded."""
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE):
+        raise TrainingError(
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table), but got {out}"
+        )
+
+
+def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
+    suffixes = (TABLE,) if model.columns else SUFFIXES
+    if out is not None and out.suffix.lower() not in suffixes:
+        raise TrainingError(
+            f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"
+        )
+    return out or default.with_suffix(suffixes[0])
 
 
 def _is_picture(out: Path) -> bool:

@@ -42,9 +42,7 @@ class Dataset:
     train_labels: Tensor | None = None  # (n,): of the condition
     test_labels: Tensor | None = None
     conditions: tuple[str, ...] = ()  # the labels' names
-    columns: tuple[
-        tables.Column, ...
-    ] = ()  # of a table: its samples are float32, NaN where an entry is missing
+    columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
 
     @property
     def is_sparse(self) -> bool:

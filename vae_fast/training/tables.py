@@ -186,7 +186,7 @@ def _decoded(x: np.ndarray, column: Column) -> list[str]:
         return [column.values[int(number)] for number in np.rint(x)]
     values = x.astype(np.float64) * column.deviation + column.mean
     if column.is_whole:
-        return [f"{value:.0f}" for value in values]
+        return [str(round(value)) for value in values.tolist()]
     return [f"{value:.7g}" for value in values]  # float32 has no more digits
 
 
@@ -234,7 +234,7 @@ def _describe(path: Path, name: str, entries: Any, kind: str | None, train: np.n
             raise _not_used(path, name, f"{len(distinct):,} different texts in {len(entries):,} rows")
     if kind in _CHOICES:
         values = tuple(_text(value) for value in _sorted(distinct))
-        if (kind == "bernoulli") != (len(values) == 2) and (kind == "bernoulli" or len(values) < 2):
+        if len(values) < 2 or (kind == "bernoulli" and len(values) > 2):
             wanted = "two values" if kind == "bernoulli" else "several values"
             raise DataError(f"{path}: column {name}: expected {wanted} for {kind}, but got {len(values)}")
         return Column(name, kind, values)
