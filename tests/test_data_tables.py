@@ -21,7 +21,7 @@ import pandas as pd
 
 from command import contents, ordinary_process
 from vae_fast import cli
-from vae_fast.training import DataError, data, load_model, tables
+from vae_fast.training import DataError, Recipe, data, divergence, load_model, tables
 
 Capture = pytest.CaptureFixture[str]
 ROWS = 600
@@ -245,3 +245,11 @@ def test_asked_columns_and_options_are_checked(capsys: Capture, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "pandas", None)
     fails("train", "--data", "t.csv")
     assert "t.csv: tables take pandas: pip install 'vae_fast[tables]'" in capsys.readouterr().err
+
+
+def test_divergence_names_the_column() -> None:
+    pd.DataFrame({"a": range(500), "b": [7e7] + [0.1, 0.2, 0.3] * 166 + [0.5]}).to_csv("t.csv", index=False)
+    found = data.load("t.csv")
+    is_in_train = 0 in data._split_rows("t.csv", 500)[0]
+    text = divergence.explain(Recipe(data="t.csv", likelihood="mixed_columns"), found)
+    assert is_in_train and text == "an entry of column b is 20 deviations from its mean: leave such rows out"
