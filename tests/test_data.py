@@ -175,7 +175,7 @@ def _mnist(train: bytes, test: bytes) -> Callable[[Path], Path]:
 FLOATS = np.ones((4, 3))
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "nothing.npy", "no such file"),
-    "unknown kind": (_write("a.csv", b"1,2"), "is not IDX"),
+    "unknown kind": (_write("a.dat", b"1,2"), "is not IDX"),
     "unreadable": (lambda folder: (folder / "a.npy").mkdir() or folder / "a.npy", "holds no images"),  # type: ignore[func-returns-value]
     "idx empty": (_write("a.idx", b""), "is not an IDX file"),
     "idx text": (_write("a.idx", b"hello, world"), "is not an IDX file"),

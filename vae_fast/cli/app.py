@@ -111,7 +111,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; sparse counts: "
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; tables: "
+            ".csv, .tsv, .parquet; sparse counts: "
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
@@ -210,6 +211,14 @@ def train(
             help="A column of an .h5ad's obs: encoder and decoder are told each sample's value of it.",
         ),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:KIND",
+            help="A column of a table is gaussian, laplace, bernoulli, categorical, poisson, negative_binomial, "
+            "zero_inflated_negative_binomial, or skip. May be given several times. [default: found out]",
+        ),
+    ] = None,
     stream: Annotated[
         bool,
         typer.Option(
@@ -258,6 +267,7 @@ def train(
         "batch_norm": batch_norm,
         "dropout": dropout,
         "batch_key": batch_key,
+        "columns": tuple(columns or ()),
         "stream": stream,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
@@ -271,7 +281,9 @@ def generate(
     n: Annotated[int, typer.Option("-n", min=1, max=MOST, help="How many.")] = 64,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png, or .npy for the values. [default: generated.png in the folder]"),
+        typer.Option(
+            help="A .png, or .npy for the values; of a table a .csv. [default: generated.png or .csv in the folder]"
+        ),
     ] = None,
     condition: Annotated[
         str | None,
@@ -289,7 +301,7 @@ def generate(
 ) -> None:
     """Draw new samples from a trained model.
 
-    They are the means of p(x given z), z from the prior.
+    They are the means of p(x given z), of a table draws of it, z from the prior.
     """
     from .inference import run_generate
 
@@ -303,11 +315,15 @@ def reconstruct(
         str | None, typer.Option(help="As in train; its test part. [default: what it was trained on]")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", min=1, max=MOST, help="How many. [default: 48, or all if fewer]")
+        int | None,
+        typer.Option("-n", min=1, max=MOST, help="How many. [default: 48, or all if fewer; of a table all]"),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A .png, or .npy for the values. [default: reconstructed.png in the folder]"),
+        typer.Option(
+            help="A .png, or .npy for the values; of a table a .csv. "
+            "[default: reconstructed.png or .csv in the folder]"
+        ),
     ] = None,
     cpu: CPU = False,
 ) -> None:

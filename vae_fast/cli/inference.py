@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, pictures
+from ..training import checkpoint, data, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
+SUFFIXES, TABLE = (".png", ".npy"), ".csv"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -31,15 +32,17 @@ def run_generate(
     sample: bool = False,
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
-    out = out or folder / "generated.png"
     _check_out(out)
     model = load_model(folder, cpu)
+    out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
-    options |= {"temperature": temperature, "sample": sample}
+    options |= {"temperature": temperature, "sample": sample or bool(model.columns)}
     if is_picture(out):
         check_picture(model, n)
         pictures.save_samples(out, model, n, **options)
+    elif model.columns:
+        _save_table(out, model, model.generate(n, **options))
     else:
         save_array(out, model.generate(n, **options))
     print(out)
@@ -59,19 +62,21 @@ def run_reconstruct(
     folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
 ) -> None:
     folder = folder or runs.newest(checkpoint.MODEL)
-    out = out or folder / "reconstructed.png"
     _check_out(out)
     model = load_model(folder, cpu)
+    out = _chosen_out(model, out, folder / "reconstructed")
     dataset, _ = load_data(folder, model, source)
     if n is not None and len(dataset.test) < n:
         raise DataError(
             f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
         )
-    samples = dataset.test_part(slice(n or SHOWN))
+    samples = dataset.test_part(slice(n or (None if model.columns else SHOWN)))
     x = samples["x"]
     if is_picture(out):
         check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
         pictures.save_reconstructions(out, model, **samples)
+    elif model.columns:
+        _save_table(out, model, model.reconstruct(**samples))
     else:
         save_array(out, model.reconstruct(**samples))
     print(out)
@@ -83,7 +88,9 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(source, batch_key, bool(recipe.get("stream")))
+    dataset = data.load(source, batch_key, bool(recipe.get("stream")), known=model.columns)
+    if dataset.columns and not model.columns:
+        raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
@@ -108,9 +115,21 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in (".png", ".npy"):
-        raise TrainingError(f"expected --out to be a name that ends in .png or .npy, but got {out}")
+def _check_out(out: Path | None) -> None:
+    """Before the model is loaded."""
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE):
+        raise TrainingError(
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table), but got {out}"
+        )
+
+
+def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
+    suffixes = (TABLE,) if model.columns else SUFFIXES
+    if out is not None and out.suffix.lower() not in suffixes:
+        raise TrainingError(
+            f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"
+        )
+    return out or default.with_suffix(suffixes[0])
 
 
 def is_picture(out: Path) -> bool:
@@ -133,6 +152,13 @@ def check_picture(
             f"expected {option} to be at most {most // tiles} for a picture, but got {n}: "
             "give --out a name that ends in .npy for more"
         )
+
+
+def _save_table(path: Path, model: HubVAE, x: Tensor) -> None:
+    try:
+        checkpoint.replace_bytes(path, tables.to_csv(x.float().cpu().numpy(), model.columns))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def save_array(path: Path, values: Tensor) -> None:

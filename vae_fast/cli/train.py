@@ -61,7 +61,11 @@ def run_training(
             elif out is not None:
                 runs.check_free(out)  # before the data are read, which may take a while
             recipe = new_recipe(options)
-        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream)
+        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream, recipe.columns)
+        if dataset.columns and not resume and "likelihood" in given:
+            raise TrainingError(
+                f"{recipe.data}: a table takes no --likelihood: --columns NAME:KIND is of one column"
+            )
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
         console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -26,7 +26,8 @@ PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
 )
-FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES)
+TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
+FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES, *TABLES)
 
 replace_bytes, replace_file = files.replace_bytes, files.replace_file
 
@@ -38,8 +39,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced."""
-    for name in PICTURES:
+    """Those of a model that is being replaced, and its tables."""
+    for name in (*PICTURES, *TABLES):
         (folder / name).unlink(missing_ok=True)
 
 

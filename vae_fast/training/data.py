@@ -1,8 +1,9 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one. Batches are gathered by index in
-one go: no workers, no copies of single samples. A matrix stays sparse: its batches are torch.sparse_csr tensors.
+images, a table (.csv, .tsv, .parquet), or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
+torch.sparse_csr tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, readers
+from . import matrices, readers, tables
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
 
@@ -41,6 +42,7 @@ class Dataset:
     train_labels: Tensor | None = None  # (n,): of the condition
     test_labels: Tensor | None = None
     conditions: tuple[str, ...] = ()  # the labels' names
+    columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
 
     @property
     def is_sparse(self) -> bool:
@@ -62,6 +64,8 @@ class Dataset:
         Flat uint8 of an eighth of the size are read as packed bits. Images are not read as ones of other sides: their
         rows would be cut.
         """
+        if self.columns:
+            raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -121,18 +125,30 @@ def name_of(source: str) -> str:
     return Path(source).name.split(".")[0] or "data"
 
 
-def load(source: str, batch_key: str | None = None, stream: bool = False) -> Dataset:
+def load(
+    source: str,
+    batch_key: str | None = None,
+    stream: bool = False,
+    columns: Sequence[str] = (),
+    known: Sequence[tables.Column] = (),
+) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
     Args:
         batch_key: the column of an .h5ad's obs that has the labels of the condition.
         stream: read a sparse matrix by chunks, ahead of training and in the background, instead of keeping it in
             memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
+        columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
+        known: the columns of a model that was trained on a table, as which this one is read.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
     if batch_key is not None and (matrix is None or matrix.suffix.lower() != ".h5ad"):
         raise DataError(f"{source}: --batch-key is a column of an .h5ad's obs")
+    is_table = source != DIGITS and tables.is_table(path)
+    if (columns or known) and not is_table:
+        what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
+        raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
     if stream and matrix is None:
         raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
     if source == DIGITS:
@@ -142,6 +158,8 @@ def load(source: str, batch_key: str | None = None, stream: bool = False) -> Dat
     try:
         if matrix is not None:
             return _load_matrix(source, matrix, batch_key, stream)
+        if is_table:
+            return _load_table(source, path, columns, known)
         parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
@@ -161,6 +179,17 @@ def load(source: str, batch_key: str | None = None, stream: bool = False) -> Dat
         name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes)
     )
     return _explained(dataset)
+
+
+def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
+    frame, notes = tables.read(path)
+    rows = _split_rows(source, len(frame))
+    columns, more = (tuple(known), ()) if known else tables.describe(path, frame, rows[0], asked)
+    x = torch.from_numpy(tables.encode(path, frame, columns))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    if missing := int(x.isnan().sum()):
+        more += (f"{missing:,} entries are missing",)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
@@ -203,6 +232,8 @@ def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple
 
 def check_support(dataset: Dataset, support: str, likelihood: str) -> None:
     """Raises DataError where the data are not what the likelihood is of, warns where they may not be."""
+    if dataset.columns:  # each entry has been looked at
+        return
     if dataset.is_sparse and support != "counts":
         raise DataError(
             f"{dataset.name}: expected a likelihood of counts, such as negative_binomial, for sparse samples, "

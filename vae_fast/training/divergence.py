@@ -8,6 +8,7 @@ import torch
 
 from .. import nn
 from ..nn.likelihoods.base_dispersion import LocationScale
+from . import tables
 from .config import Recipe
 from .data import Dataset
 
@@ -22,6 +23,8 @@ NARROW = 1e-4  # a variance or scale that is given
 
 def explain(recipe: Recipe, dataset: Dataset) -> str:
     """What is likely to be the cause and what helps against it, in one line."""
+    if dataset.columns:
+        return _explain_table(dataset)
     parts = [part for part in dataset.dense_parts if part.is_floating_point()]
     if not all(torch.isfinite(part).all() for part in parts):
         return "the data hold NaN or infinite values, leave those samples out"
@@ -53,6 +56,16 @@ def explain(recipe: Recipe, dataset: Dataset) -> str:
     if recipe.lr > FAST:
         reasons.append("a smaller --lr may help")
     return "; ".join(reasons) or "a smaller --lr or --clamp=-20,10 may help"
+
+
+def _explain_table(dataset: Dataset) -> str:
+    far = 0.0
+    for column, x in zip(tables.order(dataset.columns), dataset.dense_parts[0].unbind(1), strict=True):
+        if column.deviation != 1 and (most := x[~x.isnan()].abs().max().item()) > far:
+            far, name = most, column.name
+    if far > FAR:
+        return f"an entry of column {name} is {far:.3g} deviations from its mean: leave such rows out"
+    return "a smaller --lr or --clamp=-20,10 may help"
 
 
 def _alike(dataset: Dataset) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class Trainer:
     ) -> None:
         if recipe.likelihood == "discretized_logistic_mixture" and len(dataset.shape) == 2:
             dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
+        if dataset.columns:
+            recipe = replace(recipe, likelihood="mixed_columns")
         self.recipe = recipe
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
@@ -211,6 +214,9 @@ class Trainer:
     def _make_model(self, dataset: data.Dataset) -> HubVAE:
         config = self.recipe.model_config(dataset.shape)
         try:
+            if dataset.columns:
+                config["columns"] = [column.to_dict() for column in dataset.columns]
+                config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             return model.to(self.accelerator.device)
         except (ValueError, TypeError) as error:

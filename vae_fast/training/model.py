@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
+from .tables import Column, groups
 
 
 class HubVAE(nn.VAE):
@@ -22,6 +23,8 @@ class HubVAE(nn.VAE):
         batch_norm, dropout: of the MLPs' hidden layers (dropout: of the encoder's alone), as in scvi-tools.
         conditions: the names of the labels that encoder and decoder take as a condition.
         sparse: x may be rows of a torch.sparse_csr tensor: the MLP encoder begins with an `nn.SparseLinear`.
+        columns: those of a table, as `tables.Column.to_dict` gives them: the likelihood is `nn.MixedColumns`, whose
+            encoder_mask is an option.
         dims: how many numbers a sample's size has, for "conv" and "resnet": 1 for signals, 2 for images.
         blocks: residual blocks at each size, for "resnet".
         word_dropout: tokens that a "gru" decoder does not read in training.
@@ -44,13 +47,25 @@ class HubVAE(nn.VAE):
         dropout: float = 0.0,
         conditions: Sequence[str] | None = None,
         sparse: bool = False,
+        columns: Sequence[dict[str, Any]] = (),
         dims: int | None = None,
         blocks: int | None = None,
         word_dropout: float = 0.0,
         **options: Any,
     ) -> None:
         options = {name: python_value(value) for name, value in options.items() if value is not None}
-        p_x = nn.likelihoods.make_likelihood(likelihood, **options)
+        described = tuple(map(Column.of, columns))
+        if columns:
+            if architecture != "mlp":
+                raise ValueError(f"expected architecture to be 'mlp' for a table, but got {architecture!r}")
+            if foreign := options.keys() - {"encoder_mask"}:
+                raise TypeError(
+                    f"expected no {', '.join(sorted(foreign))} for a table, whose columns have their own"
+                )
+            likelihood = "mixed_columns"
+            p_x: nn.Likelihood = nn.MixedColumns(groups(described), **options)
+        else:
+            p_x = nn.likelihoods.make_likelihood(likelihood, **options)
         extras: dict[str, Any] = {
             "batch_norm": batch_norm,
             "dropout": dropout,
@@ -84,9 +99,11 @@ class HubVAE(nn.VAE):
             "num_samples": self.num_samples,
             **extras,
             **({"conditions": conditions} if conditions else {}),
+            **({"columns": list(columns)} if columns else {}),
             **options,
         }
         self.conditions = tuple(conditions or ())
+        self.columns = described
         self.shape = shape
 
     def arguments(self) -> dict[str, Any]:

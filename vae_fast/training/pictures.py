@@ -41,6 +41,8 @@ def is_signal(shape: Sequence[int]) -> bool:
 
 
 def can_draw(model: HubVAE) -> bool:
+    if model.columns:  # a row of a table
+        return False
     is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
     return model.likelihood.support in ("unit", "real") and is_drawn
 

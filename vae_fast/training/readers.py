@@ -29,7 +29,9 @@ def read(path: Path) -> Parts:
         return Parts(_load_numpy(path))
     if "idx" in path.name.lower() or suffix == ".gz":
         return idx.read_file(path)
-    raise DataError(f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx or a folder")
+    raise DataError(
+        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet or a folder"
+    )
 
 
 def _read_folder(folder: Path) -> Parts:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import vae_fast
 
-from .. import backends
+from .. import backends, nn
 from ..rng import draw_rng_state
 from .model import HubVAE
 
@@ -52,9 +52,9 @@ def measure(
     with torch.no_grad():
         if likelihood.binarize:
             x = likelihood.observe(x, draw_rng_state(x.device, None))
-        target = likelihood.encoder_input(x)
+        target = x if isinstance(likelihood, nn.MixedColumns) else likelihood.encoder_input(x)
         given = () if condition is None else (condition,)
-        moments = model.encoder(target, *given)
+        moments = model.encoder(likelihood.encoder_input(x), *given)
         params = likelihood.split(model.decoder(moments.chunk(2, dim=1)[0], *given))
     moments, *leaves = (t.detach().clone().requires_grad_() for t in (moments, *params))
     learned = list(likelihood.parameters())

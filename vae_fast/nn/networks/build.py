@@ -71,9 +71,10 @@ def build_networks(
     parameter, n, log1p = p_x.parameter_shape(shape), p_x.num_parameters, p_x.support == "counts"
     both: dict[str, Any] = {"conditions": conditions}
     if architecture == "mlp":
+        features = math.prod(p_x.encoder_shape(shape))
         of_encoder = {name: options.pop(name) for name in ("dropout", "sparse") if name in options}
         return (
-            MLPEncoder(math.prod(shape), hidden, latent, log1p=log1p, **both, **of_encoder, **options),
+            MLPEncoder(features, hidden, latent, log1p=log1p, **both, **of_encoder, **options),
             MLPDecoder(latent, hidden[::-1], parameter, n, **both, **options),
         )
     if architecture == "gru":

@@ -1,0 +1,255 @@
+"""Tables of mixed columns: what each column is taken for, the command from a CSV to a CSV, and one line for what is
+wrong with a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pandas")
+pytest.importorskip("typer")
+pytest.importorskip("accelerate")
+
+import pandas as pd
+
+from command import contents, ordinary_process
+from vae_fast import cli
+from vae_fast.training import DataError, Recipe, data, divergence, load_model, tables
+
+Capture = pytest.CaptureFixture[str]
+ROWS = 600
+TRAIN = [
+    "train",
+    "--data",
+    "people.csv",
+    "--batch-size",
+    "64",
+    "--hidden",
+    "32",
+    "--latent",
+    "3",
+    "--lr",
+    "0.01",
+]
+TRAIN += ["--columns", "visits:poisson", "--columns", "id:skip", "--out", "run"]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # steps of a millisecond: threads that wait for each other would be most of the time
+    yield from ordinary_process(monkeypatch)
+    torch.set_num_threads(threads)
+
+
+def people() -> Any:
+    """City follows sex, income follows the city; a tenth of the incomes is missing."""
+    rng = np.random.default_rng(0)
+    is_man = rng.random(ROWS) < 0.3
+    city = np.where(is_man, "Bern", np.where(rng.random(ROWS) < 0.5, "Aarau", "Chur, GR"))
+    income = np.where(city == "Bern", 90_000.0, 50_000.0) + rng.normal(0, 2000, ROWS)
+    income[::10] = np.nan
+    return pd.DataFrame(
+        {
+            "id": [f"p{i}" for i in range(ROWS)],
+            "income": income.round(2),
+            "sex": np.where(is_man, "m", "f"),
+            "city": city,
+            "age": rng.integers(20, 70, ROWS),
+            "country": "CH",
+            "visits": rng.poisson(np.where(is_man, 6.0, 1.0)),
+            "member": rng.random(ROWS) < 0.8,
+        }
+    )
+
+
+def fails(*arguments: str) -> None:
+    assert cli.run([*arguments]) == 1, arguments
+
+
+def test_from_csv_to_csv(capsys: Capture) -> None:
+    table = people()
+    table.to_csv("people.csv", index=False)
+    assert cli.run([*TRAIN, "--epochs", "40"]) == 0
+    out = capsys.readouterr().out
+    assert "480 to train, 120 to test, 6; mlp VAE" in out and "mixed_columns" in out
+    assert "note: numbers: income, age\n" in out and "note: of two values: sex, member\n" in out
+    assert "note: counts (poisson): visits\n" in out and "note: 60 entries are missing\n" in out
+
+    assert not Path("run/samples.png").exists() and Path("run/loss.png").exists()
+
+    assert cli.run(["generate", "run", "-n", "2000", "--seed", "1"]) == 0
+    made = pd.read_csv("run/generated.csv")
+    assert list(made) == ["income", "sex", "city", "age", "country", "visits", "member"] and len(made) == 2000
+    assert set(made.sex) == {"m", "f"} and set(made.city) == set(table.city) and set(made.country) == {"CH"}
+    assert made.member.dtype == bool and made.age.dtype == made.visits.dtype == int and made.visits.min() == 0
+    assert abs((made.sex == "m").mean() - 0.3) < 0.1 and abs(made.member.mean() - 0.8) < 0.1
+    assert abs(made.income.mean() - table.income.mean()) < 5000
+    assert abs(made.income.std() / table.income.std() - 1) < 0.25
+    assert abs(made.age.mean() - 44.5) < 4 and abs(made.visits.mean() - table.visits.mean()) < 0.6
+    in_bern = made.city == "Bern"  # what the columns tell of each other
+    assert made.income[in_bern].mean() - made.income[~in_bern].mean() > 25_000
+    assert (made.sex[in_bern] == "m").mean() > 0.75
+
+    before = Path("run/generated.csv").read_bytes()
+    assert cli.run(["generate", "run", "-n", "2000", "--seed", "1", "--out", "again.csv"]) == 0
+    assert Path("again.csv").read_bytes() == before
+
+    assert cli.run(["reconstruct", "run"]) == 0
+    test = table.iloc[data._split_rows("people.csv", ROWS)[1]].reset_index()
+    sent = pd.read_csv("run/reconstructed.csv")
+    assert len(sent) == 120 and sent.income.notna().all()  # what was missing is filled in
+    is_in_bern = test.city == "Bern"  # which of the other two it is, no other column tells
+    assert ((sent.city == "Bern") == is_in_bern).mean() > 0.9 and (sent.sex == test.sex).mean() > 0.9
+    assert (sent.income - test.income).abs().median() < 5000
+
+    table.assign(city="Basel").to_csv("others.csv", index=False)
+    fails("reconstruct", "run", "--data", "others.csv")
+    error = capsys.readouterr().err
+    assert error.endswith(
+        "others.csv: column city, row 1: expected one of Aarau, Bern, Chur, GR, but got Basel\n"
+    )
+    fails("generate", "run", "--out", "a.png")
+    assert (
+        "expected --out to be a name that ends in .csv for this model, but got a.png"
+        in capsys.readouterr().err
+    )
+
+
+def test_resumed_run_is_the_same() -> None:
+    people().to_csv("people.csv", index=False)
+    assert cli.run([*TRAIN, "--epochs", "4"]) == 0
+    whole = contents(Path("run"))
+    assert cli.run([*TRAIN, "--epochs", "2", "--overwrite"]) == 0
+    assert cli.run([*TRAIN, "--epochs", "4", "--resume"]) == 0
+    assert contents(Path("run"))["model.safetensors"] == whole["model.safetensors"]
+    model = load_model("run")
+    assert json.loads(Path("run/config.json").read_text())["columns"][0]["name"] == "income"
+    model.save_pretrained("saved")
+    again = type(model).from_pretrained("saved").eval()
+    x = data.load("people.csv", known=model.columns).test
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x)) and again.columns == model.columns
+
+
+def test_kinds_scale_and_order(tmp_path: Path) -> None:
+    """Mean and deviation are of the training part; x stands by kind."""
+    table = people()
+    table.to_csv("people.csv")  # with pandas' column of row numbers
+    found = data.load("people.csv", columns=["id:skip"])
+    income, sex, city, age, country, visits, member = found.columns
+    assert (
+        [c.kind for c in (income, age, visits)] == ["gaussian"] * 3 and not income.is_whole and age.is_whole
+    )
+    assert sex == tables.Column("sex", "bernoulli", ("f", "m")) and member.values == ("False", "True")
+    assert city == tables.Column("city", "categorical", ("Aarau", "Bern", "Chur, GR"))
+    assert country == tables.Column("country", "constant", ("CH",))
+    assert [c.name for c in tables.order(found.columns)] == [
+        "income",
+        "age",
+        "visits",
+        "sex",
+        "member",
+        "city",
+    ]
+    assert "the first column, without a name, counts the rows: not used" in found.notes
+    train = table.iloc[data._split_rows("people.csv", ROWS)[0]]
+    assert income.mean == pytest.approx(train.income.mean()) and age.deviation == pytest.approx(
+        train.age.std(ddof=0)
+    )
+    np.testing.assert_allclose(
+        found.train[:, 1], (train.age - age.mean) / age.deviation, rtol=1e-5, atol=1e-6
+    )
+    assert found.train[:, 5].tolist() == train.city.map({"Aarau": 0, "Bern": 1, "Chur, GR": 2}).tolist()
+    assert np.array_equal(found.train[:, 0].isnan(), train.income.isna())
+
+    text = tables.to_csv(found.train.numpy(), found.columns).decode()
+    Path("back.csv").write_text(text)
+    back = pd.read_csv("back.csv", dtype=str)
+    assert list(back) == list(table)[1:]
+    for name in ("sex", "city", "age", "visits", "member"):
+        assert back[name].tolist() == train[name].astype(str).tolist(), name
+    np.testing.assert_allclose(back.income.astype(float), train.income, rtol=1e-6)
+
+
+def test_parquet_has_types_of_its_own() -> None:
+    pytest.importorskip("pyarrow")
+    table = people().drop(columns="id")
+    table["city"] = table.city.astype("category")
+    table["age"] = table.age.astype("Int64").mask(table.age > 60)
+    table["member"] = table.member.astype("boolean").mask(table.age == 30)
+    table.to_parquet("people.parquet")
+    table.to_csv("people.csv", index=False)
+    parquet, text = data.load("people.parquet"), data.load("people.csv")
+    assert parquet.columns == text.columns
+    torch.testing.assert_close(parquet.train, text.train, rtol=0, atol=0, equal_nan=True)
+    assert parquet.train.isnan().any(0).tolist() == [True, True, False, False, True, False]
+
+
+WRONG = {
+    "a,b\n" + "1,x\n" * 30 + "2O,y\n" + "3,z\n": "column a, row 31: expected a number as in the other rows "
+    "(or --columns 'a:categorical'), but got 2O",
+    "a,b\n1,2\n3,inf\n4,5\n": "column b, row 2: expected a finite number, but got inf",
+    "a,b\n1,2\n3,4,5\n": "cannot be read as a table (Expected 2 fields in line 3, saw 3)",
+    "a,b\n1,2,3\n3,4,5\n": "row 1: has more entries than the header has columns",
+    "a;b\n1;2\n3;4\n": "expected a comma between the entries, but got ';'",
+    "a,b\n1,x\n": "expected at least 2 samples (one to train, one to test), but got 1",
+    "": "cannot be read as a table (No columns to parse from file)",
+    "a\n" + "".join(f"name {i}\n" for i in range(30)): "column a: 30 different texts in 30 rows; "
+    "--columns 'a:skip' leaves it out",
+    "a\n1\n1\n1\n": "has no column whose entries differ",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_files_are_one_line(text: str, capsys: Capture) -> None:
+    Path("t.csv").write_text(text)
+    fails("train", "--data", "t.csv")
+    line = capsys.readouterr().err
+    assert (
+        line.startswith("vae-fast: ") and line.endswith(f"t.csv: {WRONG[text]}\n") and line.count("\n") == 1
+    )
+
+
+def test_asked_columns_and_options_are_checked(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("t.csv").write_text("a,b,c\n1,-1,x\n2,4,y\n3,5,z\n4,0.5,x\n")
+    for asked, message in {
+        "d:poisson": "expected --columns d:poisson to be NAME:KIND of a column (a, b, c)",
+        "a:count": "column a: expected its kind to be one of gaussian, laplace, bernoulli, categorical, poisson, "
+        "negative_binomial, zero_inflated_negative_binomial, skip, but got count",
+        "b:poisson": "column b, row 1: expected a whole number of at least 0 for poisson, but got -1",
+        "c:gaussian": "column c, row 1: expected a finite number, but got x",
+        "c:bernoulli": "column c: expected two values for bernoulli, but got 3",
+    }.items():
+        with pytest.raises(DataError) as raised:
+            data.load("t.csv", columns=[asked])
+        assert str(raised.value) == f"t.csv: {message}"
+    assert data.load("t.csv", columns=["a:categorical"]).columns[0].values == ("1", "2", "3", "4")
+    fails("train", "--data", "t.csv", "--likelihood", "gaussian")
+    assert "a table takes no --likelihood: --columns NAME:KIND is of one column" in capsys.readouterr().err
+    fails("train", "--data", "t.csv", "--variance", "0.1")
+    assert "expected no variance for a table, whose columns have their own" in capsys.readouterr().err
+    fails("train", "--data", "t.csv", "--architecture", "conv")
+    assert "expected architecture to be 'mlp' for a table, but got 'conv'" in capsys.readouterr().err
+    fails("train", "--data", "digits", "--columns", "a:poisson")
+    assert "--columns is of tables: .csv" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    fails("train", "--data", "t.csv")
+    assert "t.csv: tables take pandas: pip install 'vae_fast[tables]'" in capsys.readouterr().err
+
+
+def test_divergence_names_the_column() -> None:
+    pd.DataFrame({"a": range(500), "b": [7e7] + [0.1, 0.2, 0.3] * 166 + [0.5]}).to_csv("t.csv", index=False)
+    found = data.load("t.csv")
+    is_in_train = 0 in data._split_rows("t.csv", 500)[0]
+    text = divergence.explain(Recipe(data="t.csv", likelihood="mixed_columns"), found)
+    assert is_in_train and text == "an entry of column b is 20 deviations from its mean: leave such rows out"
