@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
     "table": (table, lambda n: images(n)[:, :, 0].round()),
     "fixed prior": (lambda: mlp(prior=(torch.ones(2), torch.full((2,), -0.5))), images),
     "gaussian prior": (lambda: mlp(prior=vnn.GaussianPrior(2), objective=vnn.KLBalance(0.6, 2.0)), images),
-    "vamp prior": (lambda: mlp(prior=vnn.VampPrior(images(3), bounds=(0.1, 0.9))), images),
+    "vamp prior": (lambda: mlp(prior=vnn.VampPrior(images(3).clamp(0.1, 0.9), bounds=(0.1, 0.9))), images),
     "free bits": (lambda: mlp(objective=vnn.FreeBits(0.2, "element", vnn.LinearSchedule(9, 0.1, 2))), images),
     "capacity": (lambda: mlp(objective=vnn.Capacity(30.0)), images),
     "beta-tc": (lambda: mlp(objective=vnn.BetaTC(1000, beta=torch.tensor(4.0))), images),
