@@ -4,6 +4,7 @@ made from JSON is one of these classes and nothing else: no name is imported, no
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -155,8 +156,10 @@ def make(config: Any, path: str = "", given: Mapping[str, Any] | None = None) ->
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"expected dtype to be one of torch's, but got {config['dtype']!r}")
         shape = config["tensor"]
-        # A number can be asked for, on the meta device too.
-        return torch.full(shape, config.get("value", 0), dtype=dtype, device=None if shape else "cpu")
+        # NaN until the model's tensors are loaded: of no range that a module checks. A number can be asked for, on the
+        # meta device too.
+        empty = math.nan if dtype.is_floating_point else 0
+        return torch.full(shape, config.get("value", empty), dtype=dtype, device=None if shape else "cpu")
     if "callable" in config:
         return FUNCTIONS.get(str(config["callable"])) or _class_of(config["callable"])
     if "class" not in config:

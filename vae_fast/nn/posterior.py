@@ -100,7 +100,7 @@ class Posterior:
 
     def nll(self, z: Tensor) -> Tensor:
         """-log p(x | z): (batch,), or (draws, batch) for z (draws, batch, ...)."""
-        draws = z.shape[0] if z.ndim > self._halves()[0].ndim else None
+        draws = z.shape[0] if z.ndim > self._ndim else None
         return self.model._nll(z, self.x, repeated(self.condition, draws), draws)
 
     def params(self, z: Tensor) -> Params:
@@ -108,6 +108,11 @@ class Posterior:
         model, draws = self.model, z.shape[0]
         target = model._target(self.x, draws)
         return model._params(model._decode(z.flatten(0, 1), repeated(self.condition, draws), target), self.x)
+
+    @property
+    def _ndim(self) -> int:
+        """That of mu. Without halves of the moments, which are made only where they are needed."""
+        return (self.moments if isinstance(self.moments, Tensor) else self.moments[0]).ndim
 
     def _halves(self) -> Moments:
         if isinstance(self.moments, Tensor):
@@ -126,10 +131,10 @@ class Posterior:
         return functional.reparameterize_kl(mu, logvar, **options, **self._noise)
 
     def _standard(self, z: Tensor) -> Tensor:
-        return standard_log_prob(z, self._halves()[0].ndim - 1)
+        return standard_log_prob(z, self._ndim - 1)
 
     def _log_p(self, density: Density, z: Tensor) -> Tensor:
-        log_p, expected = density.log_prob(z), z.shape[: z.ndim - self._halves()[0].ndim + 1]
+        log_p, expected = density.log_prob(z), z.shape[: z.ndim - self._ndim + 1]
         if log_p.shape != expected:
             raise ValueError(
                 f"expected the prior's log_prob to have shape {tuple(expected)} for z of shape {tuple(z.shape)}, "

@@ -192,7 +192,7 @@ class VampPrior(Prior):
             )
         if bounds is not None and not pseudo_inputs.is_meta:
             least, most = pseudo_inputs.min().item(), pseudo_inputs.max().item()
-            if not bounds[0] <= least <= most <= bounds[1]:  # such values would have no gradient
+            if least < bounds[0] or most > bounds[1]:  # such values would have no gradient
                 raise ValueError(
                     f"expected pseudo_inputs to be within bounds={tuple(bounds)}, but got values from {least:g} to "
                     f"{most:g}; clamp them, or give the data's own bounds or None"
