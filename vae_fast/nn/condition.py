@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ..checks import check_device, check_int, check_is_tensor, shape_of
 from .describe import Described
@@ -84,6 +85,10 @@ class ConditionalSequential(Described, nn.Sequential):
 
 def run(layers: Any, x: Tensor, condition: Tensor | None = None, target: Tensor | None = None) -> Tensor:
     """The layers of an nn.Sequential, one after the other."""
+    if condition is None and target is None:  # nothing to ask the layers for
+        for layer in layers:
+            x = layer(x)
+        return x
     for layer in layers:
         x = call(layer, x, condition, target)
     return x
@@ -99,13 +104,22 @@ def call(network: Any, x: Tensor, condition: Tensor | None = None, target: Tenso
 
 def takes_condition(network: Any) -> bool:
     """Whether it is called network(x, condition): it says so by its attribute `takes_condition`."""
-    return getattr(network, "takes_condition", False)
+    return _says(network, "takes_condition")
 
 
 def takes_target(decoder: Any) -> bool:
     """Whether it is called decoder(z, target=x), because its output at a position depends on x at those before: it says
     so by its attribute `takes_target`."""
-    return getattr(decoder, "takes_target", False)
+    return _says(decoder, "takes_target")
+
+
+def _says(network: Any, attribute: str) -> Any:
+    kind = type(network)
+    # Most layers have no such attribute, which nn.Module takes 1.5 us to find out: 5 % of a small model's pass.
+    is_plain = not is_compiling() and getattr(kind, "__getattr__", None) is nn.Module.__getattr__
+    if is_plain and not hasattr(kind, attribute):
+        return network.__dict__.get(attribute, False)
+    return getattr(network, attribute, False)
 
 
 def check_condition(condition: Any, like: str, sample: Tensor) -> Tensor:

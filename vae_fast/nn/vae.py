@@ -34,7 +34,7 @@ from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
 from .pretrained import Pretrained
-from .priors import Density, Moments, draw, make_prior
+from .priors import Density, Moments, StandardNormal, draw, make_prior
 from .schedules import Schedule
 from .sharding import gather_around, is_fsdp, run_as_forward
 
@@ -182,10 +182,10 @@ class VAE(Pretrained, WithFusedHead):
         rng_state: Tensor | None = None,
     ) -> VAEOutput:
         """One pass. The noise comes from torch's generator of the device, `generator` or `rng_state`."""
-        draws = self.num_samples
+        objective, draws = self.objective, self.num_samples
         if draws is None:
-            draws = getattr(self.objective, "num_samples", None)
-        output: VAEOutput = self.objective(self._posterior(x, condition, draws, generator, rng_state))
+            draws = getattr(objective, "num_samples", None)
+        output: VAEOutput = objective(self._posterior(x, condition, draws, generator, rng_state))
         return output
 
     if TYPE_CHECKING:  # nn.Module's gives Any: with this an editor completes model(x).loss
@@ -313,6 +313,8 @@ class VAE(Pretrained, WithFusedHead):
     def _p_z(self, condition: Tensor | None) -> Moments | Density | None:
         """What the prior's module gives for this condition."""
         prior = self.prior
+        if type(prior) is StandardNormal:
+            return None
         inputs = (condition,) if takes_condition(prior) else ()
         if getattr(prior, "takes_encoder", False):
             return prior(*inputs, encode=self.encode)
