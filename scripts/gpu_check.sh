@@ -20,8 +20,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A seconds=(
-    [smoke]=90 [build]=90 [sanitizers]=150 [bench]=270 [tests_cuda]=185 [edges_cuda]=145 [large]=80
-    [tests_triton]=280 [edges_triton]=245
+    [smoke]=90 [build]=90 [sanitizers]=150 [bench]=255 [tests_cuda]=175 [edges_cuda]=135 [large]=80
+    [tests_triton]=275 [edges_triton]=235
 )
 STAGES=(smoke build sanitizers bench tests_cuda edges_cuda large tests_triton edges_triton)
 GRACE=15  # seconds for a last word, such as pytest's report, after SIGINT

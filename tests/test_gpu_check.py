@@ -98,7 +98,7 @@ def test_dry_run_passes(tmp_path: Path) -> None:
         assert record[key], key
     rows = [row for row in record["benchmarks"] if row["provider"] != "eager"]
     cases = {(row["op"], row["dtype"], row["direction"]) for row in rows}
-    assert len(cases) == 6 * 2 * 3  # ops, dtypes, directions
+    assert len(cases) == 9 * 2 * 3  # ops, dtypes, directions
     for row in rows:
         low, high = row["quartiles_s"]
         assert 0 < low <= row["median_s"] <= high and row["of_copy"] > 0

@@ -350,9 +350,9 @@ def export(
         typer.Option("--format", help="Can be given twice. [default: pt2, and onnx where it is installed]"),
     ] = None,
 ) -> None:
-    """Write encode and decode as programs for any batch: torch.export's .pt2, and ONNX.
+    """Write encode and decode for torch.export (.pt2) and ONNX.
 
-    Each is run and compared with the model, ONNX where onnxruntime is installed.
+    They take any batch. Each is run and compared with the model, ONNX where onnxruntime is installed.
     """
     from .export import run_export
 
