@@ -417,7 +417,7 @@ def test_objectives_of_a_part_of_the_kl_refuse_a_hierarchy(objective: str) -> No
     ],
 )
 def test_priors_of_ones_own_that_do_not_fit(returned: Any, error: type[Exception], message: str) -> None:
-    model = make("standard")
+    model = make("gaussian")
     model.prior.forward = lambda: returned
     with pytest.raises(error, match=message):
         model(**batch())
