@@ -235,7 +235,7 @@ def run_traverse(
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
-    names = ", ".join(map(str, range(len(grid)) if dims is None else dims))
+    names = f"0 to {len(grid) - 1}" if dims is None else ", ".join(map(str, dims))
     run.save_grid(out, grid, labels_of_rows, f"latent dimensions {names}, each from {-span:g} to {span:g}")
 
 
