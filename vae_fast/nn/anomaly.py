@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_int, fresh_rng_state
-from .draws import decoded_draws
+from ..checks import check_int
+from .draws import decoded_draws, posterior_of
 from .evaluation import importance_nll, reconstruction_nll
 from .vae import VAE
 
@@ -77,9 +77,7 @@ def feature_nll(
         TypeError, ValueError: as `importance_nll`.
     """
     k = check_int("num_samples", num_samples, least=1)
-    if rng_state is None:
-        rng_state = fresh_rng_state("x", x, k, generator)
-    posterior = model._posterior(x, condition, k, None, rng_state)
+    posterior = posterior_of(model, x, k, condition, generator, rng_state)
     total: Tensor | None = None
     for draws in decoded_draws(posterior, k, chunk):
         nll = model.likelihood.nll(draws.params, posterior.x, mask, "none").sum(0)

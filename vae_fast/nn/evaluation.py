@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_int, fresh_rng_state
+from ..checks import check_int
+from .draws import draws_of, posterior_of
 from .latent_space import active_units
 from .posterior import Posterior
 from .vae import VAE
 
 __all__ = ["Evaluation", "evaluate", "importance_nll", "reconstruction_nll"]
-
-# Numbers that the decoder gives for the draws of a chunk, about 64 MB of float32.
-CHUNK_NUMBERS = 1 << 24
 
 
 @torch.no_grad()
@@ -159,17 +157,11 @@ def _estimate(
     chunk: int | None = None,
 ) -> _Estimate:
     k = check_int("num_samples", num_samples, least=1)
-    if rng_state is None:
-        rng_state = fresh_rng_state("x", x, k, generator)
-    posterior = model._posterior(x, condition, k, None, rng_state)
-    numbers = x.numel() if model.data_shape is None else x.shape[0] * model._outputs
-    step = max(1, CHUNK_NUMBERS // max(1, numbers)) if chunk is None else check_int("chunk", chunk, least=1)
+    posterior = posterior_of(model, x, k, condition, generator, rng_state)
     zero = torch.zeros((), device=x.device)
     bound = zero - math.inf
     distortion, rate = zero, zero
-    for first in range(0, k, step):
-        draws = min(step, k - first)
-        z, weights = posterior.log_weights(draws, first_draw=first)
+    for z, weights in draws_of(posterior, k, chunk):
         nll = posterior.nll(z)
         bound = torch.logaddexp(bound, (weights - nll).logsumexp(0))
         distortion, rate = distortion + nll.sum(0), rate - weights.sum(0)

@@ -70,7 +70,7 @@ class HierarchicalVAE(VAE):
         self.objective = make_objective(objective, beta)
         self.clamp = check_clamp(clamp)
         self.num_samples = None if num_samples is None else check_num_samples(num_samples)
-        self._once: set[str] = set()
+        self._once = bottom._once  # one set: either looks at the first batch
         sizes = [
             math.prod(s) for s in (getattr(top, "latent_shape", None), bottom.latent_shape) if s is not None
         ]
@@ -133,24 +133,6 @@ class HierarchicalVAE(VAE):
         mu, _ = self.encode(x, condition=condition)
         return self.bottom.reconstruct(x, condition=mu.flatten(1))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        n: int,
-        *,
-        condition: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
-        library: Library = None,
-        temperature: float = 1.0,
-        sample: bool = False,
-    ) -> Tensor:
-        """The means of p(x | z) at `n` draws of z2, and of z1 given it, or draws of p(x | z); as `VAE.generate`."""
-        z2 = self._sample_prior(n, self._top_shape(), condition, generator, temperature)
-        return self.bottom.generate(
-            n, condition=z2.flatten(1), generator=generator, library=library, temperature=temperature,
-            sample=sample,
-        )  # fmt: skip
-
     def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> None:
         if condition is not None:
             raise ValueError("expected no condition, because that of the bottom VAE is z2")
@@ -161,23 +143,30 @@ class HierarchicalVAE(VAE):
             raise ValueError("expected the top encoder to have an attribute latent_shape")
         return shape
 
-    def _posterior(
+    def _sample_prior(
+        self,
+        n: int,
+        shape: Sequence[int],
+        condition: Tensor | int | None,
+        generator: torch.Generator | None,
+        temperature: float,
+    ) -> Tensor:
+        """[z2 | z1]"""
+        bottom = self.bottom
+        z2 = super()._sample_prior(n, self._top_shape(), condition, generator, temperature).flatten(1)
+        z1 = bottom._sample_prior(n, bottom.latent_shape or (), z2, generator, temperature)
+        return torch.cat((z2, z1.flatten(1)), 1)
+
+    def _infer(
         self,
         x: Tensor,
-        condition: Tensor | int | None,
+        condition: Tensor | None,
         draws: int | None,
         generator: torch.Generator | None,
         rng_state: Tensor | None,
     ) -> Posterior:
-        check_batch("x", x, self.data_shape)
-        self._checked(condition, "x", x)
-        bottom = self.bottom
-        if bottom._is_first():
-            bottom._look_at(x, bottom._classes)
         if rng_state is None:
             rng_state = fresh_rng_state("x", x, draws, generator)
-        if self.likelihood.binarize:
-            x = self.likelihood.observe(x, rng_state)
         return TwoPosteriors(self, x, draws, check_rng_state(rng_state, x.shape[0], draws))
 
 
@@ -226,10 +215,8 @@ class TwoPosteriors(Posterior):
         return self.model.bottom._nll(z1, self.x, z2 if draws is None else z2.flatten(0, 1), draws)
 
     def params(self, z: Tensor) -> Params:
-        z2, z1 = self._levels(z)
-        bottom = self.model.bottom
-        target = bottom._target(self.x, z.shape[0])
-        return bottom._params(bottom._decode(z1.flatten(0, 1), z2.flatten(0, 1), target), self.x)
+        z2, z1 = (level.flatten(0, 1) for level in self._levels(z))
+        return self.model.bottom._params_of_rows(z1, self.x, z2, z.shape[0])
 
     def _levels(self, z: Tensor) -> tuple[Tensor, Tensor]:
         first, shape = math.prod(self.mu.shape[1:]), self.model.bottom.latent_shape

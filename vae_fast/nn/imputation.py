@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..checks import check_int, check_mask, fresh_rng_state
+from ..checks import check_int, check_mask
 from ..likelihoods.csr import is_csr
 from .condition import takes_target
-from .draws import Draws, decoded_draws
+from .draws import Draws, decoded_draws, posterior_of
 from .inputs import on_device
 from .posterior import Posterior
 from .vae import VAE
@@ -95,7 +95,7 @@ def impute(
     for _ in range(steps):
         posterior = model._posterior(filled, condition, 1, generator, None)
         filled = x.where(known, _drawn(posterior, posterior.sample()[0], generator)[0])
-    posterior = model._posterior(filled, condition, k, None, fresh_rng_state("x", x, k, generator))
+    posterior = posterior_of(model, filled, k, condition, generator)
     weighted = _weighted(posterior, mask, k, chunk)
     if count is None:
         return x.where(known, _mean(posterior, weighted).to(x.dtype))

@@ -63,7 +63,7 @@ class ELBO(Objective):
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         z, kl = posterior.sample()
-        nll = _nll(posterior, z)
+        nll = posterior.mean_nll(z)
         return VAEOutput((nll + _value(self.beta) * kl).mean(), nll, kl, z)
 
 
@@ -97,7 +97,7 @@ class FreeBits(Objective):
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         z, kl = posterior.sample("sample" if self.per == "sample" else "none")
-        nll = _nll(posterior, z)
+        nll = posterior.mean_nll(z)
         if self.per == "dimension":
             cost = kl.mean(0).clamp_min(self.nats).sum()
         else:
@@ -123,7 +123,7 @@ class Capacity(Objective):
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         z, kl = posterior.sample()
-        nll = _nll(posterior, z)
+        nll = posterior.mean_nll(z)
         loss = nll.mean() + self.gamma * (kl.mean() - _value(self.capacity)).abs()
         return VAEOutput(loss, nll, kl, z)
 
@@ -153,7 +153,7 @@ class KLBalance(Objective):
             raise ValueError("expected a learned prior for KLBalance, but got N(0, 1)")
         z, _ = posterior.sample()
         mu, logvar = posterior.mu, posterior.logvar
-        nll = _nll(posterior, z)
+        nll = posterior.mean_nll(z)
         of_prior = functional.kl_divergence(mu.detach(), logvar.detach(), prior=prior)
         fixed = prior[0].detach(), prior[1].detach()
         kl = self.alpha * of_prior + (1 - self.alpha) * functional.kl_divergence(mu, logvar, prior=fixed)
@@ -208,7 +208,7 @@ class BetaTC(Objective):
         if posterior.num_samples is not None:
             raise ValueError(f"expected num_samples to be None for BetaTC, but got {posterior.num_samples}")
         z, kl = posterior.sample()
-        nll = _nll(posterior, z)
+        nll = posterior.mean_nll(z)
         size = max(1, z.shape[0]) if self.dataset_size is None else self.dataset_size
         parts = functional.aggregate_posterior(
             z, posterior.mu, posterior.logvar, size, self.estimator, group=self.group
@@ -279,7 +279,7 @@ class IWAE(Objective):
             mu, logvar = prior
             squares = (at.to(torch.result_type(at, mu)) - mu).square() * (-logvar).exp()
             terms = -0.5 * (squares + logvar)
-            log_p = terms.flatten(2).sum(2) if terms.ndim > 2 else terms
+            log_p = per_sample(terms, terms.ndim - 1)
         else:
             log_p = prior.log_prob(at)
         return ((share.square() - share) * log_p).sum(0)
@@ -331,11 +331,6 @@ def make_objective(objective: Any, beta: Any) -> Objective:
             f"expected beta to be given to the objective itself, if it has one, but got beta={beta}"
         )
     return made
-
-
-def _nll(posterior: Posterior, z: Tensor) -> Tensor:
-    nll = posterior.nll(z)
-    return nll if posterior.num_samples is None else nll.mean(0)
 
 
 def _value(weight: Weight) -> float | Tensor:

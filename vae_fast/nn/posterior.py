@@ -11,7 +11,7 @@ from .. import functional
 from ..likelihoods.numerics import held_between
 from .condition import repeated
 from .likelihoods.base import Params
-from .priors import Density, Moments, by_kind, standard_log_prob
+from .priors import Density, Moments, by_kind, halves, standard_log_prob
 
 if TYPE_CHECKING:
     from .vae import VAE
@@ -37,12 +37,11 @@ class Posterior:
         num_samples: int | None,
         generator: torch.Generator | None,
         rng_state: Tensor | None = None,
-        noise: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.condition, self.num_samples = model, x, condition, num_samples
         self.moments = model._moments(x, condition)
         self.prior = model._p_z(condition)
-        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state, "noise": noise}
+        self._noise: dict[str, Any] = {"generator": generator, "rng_state": rng_state}
 
     @property
     def gaussian_prior(self) -> Moments | None:
@@ -57,12 +56,12 @@ class Posterior:
 
     @property
     def mu(self) -> Tensor:
-        return self._halves()[0]
+        return halves(self.moments)[0]
 
     @property
     def logvar(self) -> Tensor:
         """With the model's clamp."""
-        clamp, logvar = self.model.clamp, self._halves()[1]
+        clamp, logvar = self.model.clamp, halves(self.moments)[1]
         return logvar if clamp is None else held_between(logvar, *clamp)
 
     def sample(self, reduction: str = "sample") -> tuple[Tensor, Tensor]:
@@ -79,7 +78,7 @@ class Posterior:
         self, num_samples: int, *, path_derivative: bool = False, first_draw: int = 0
     ) -> tuple[Tensor, Tensor]:
         """z (num_samples, batch, ...) and log p(z) - log q(z | x) of each draw, as `vae_fast.log_weights`."""
-        mu, logvar = self._halves()
+        mu, logvar = halves(self.moments)
         pair, density = by_kind(self.prior)
         z, weights = functional.log_weights(
             mu, logvar, num_samples=num_samples, prior=pair, clamp=self.model.clamp, path_derivative=path_derivative,
@@ -95,7 +94,7 @@ class Posterior:
         pair, density = by_kind(self.prior)
         if density is not None:
             return None
-        mu, logvar = self._halves()
+        mu, logvar = halves(self.moments)
         return functional.kl_divergence(mu, logvar, prior=pair, clamp=self.model.clamp, reduction="none")
 
     def nll(self, z: Tensor) -> Tensor:
@@ -103,23 +102,20 @@ class Posterior:
         draws = z.shape[0] if z.ndim > self._ndim else None
         return self.model._nll(z, self.x, repeated(self.condition, draws), draws)
 
+    def mean_nll(self, z: Tensor) -> Tensor:
+        """The mean of `nll` over the draws, (batch,), of a z that `sample` gave."""
+        nll = self.nll(z)
+        return nll if self.num_samples is None else nll.mean(0)
+
     def params(self, z: Tensor) -> Params:
         """The likelihood's parameters for z (draws, batch, ...), a row for each draw of each sample."""
-        model, draws = self.model, z.shape[0]
-        target = model._target(self.x, draws)
-        return model._params(model._decode(z.flatten(0, 1), repeated(self.condition, draws), target), self.x)
+        draws = z.shape[0]
+        return self.model._params_of_rows(z.flatten(0, 1), self.x, repeated(self.condition, draws), draws)
 
     @property
     def _ndim(self) -> int:
         """That of mu. Without halves of the moments, which are made only where they are needed."""
         return (self.moments if isinstance(self.moments, Tensor) else self.moments[0]).ndim
-
-    def _halves(self) -> Moments:
-        if isinstance(self.moments, Tensor):
-            mu, logvar = self.moments.chunk(2, dim=1)
-            return mu, logvar
-        mu, logvar = self.moments
-        return mu, logvar
 
     def _draw(self, prior: Moments | None, reduction: str) -> tuple[Tensor, Tensor]:
         options: dict[str, Any] = {

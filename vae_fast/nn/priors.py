@@ -113,8 +113,7 @@ class ConditionalPrior(Prior):
             raise ValueError("expected a condition, which the prior is a function of, but got None")
         is_for_all = condition.ndim == (1 if condition.is_floating_point() else 0)
         moments = self.network(condition.unsqueeze(0) if is_for_all else condition)
-        mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
-        return mu, logvar
+        return halves(moments)
 
 
 @dataclass(frozen=True)
@@ -218,6 +217,12 @@ def make_prior(prior: Any) -> nn.Module:
         "expected prior to be None for N(0, 1), a pair of tensors (mu_p, logvar_p), or a module such as "
         f"vae_fast.nn.MixturePrior, but got {prior!r}"
     )
+
+
+def halves(moments: Tensor | Moments) -> Moments:
+    """mu and logvar of a network's output: of both, or of one tensor with them side by side along dim 1."""
+    mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
+    return mu, logvar
 
 
 def by_kind(prior: Moments | Density | None) -> tuple[Moments | None, Density | None]:

@@ -34,7 +34,7 @@ from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
 from .pretrained import Pretrained
-from .priors import Density, Moments, StandardNormal, draw, make_prior
+from .priors import Density, Moments, StandardNormal, draw, halves, make_prior
 from .schedules import Schedule
 from .sharding import gather_around, is_fsdp, run_as_forward
 
@@ -204,14 +204,12 @@ class VAE(Pretrained, WithFusedHead):
         draws = self.num_samples if num_samples is None else num_samples
         posterior = self._posterior(x, condition, draws, generator, rng_state)
         z, kl = posterior.sample()
-        nll = posterior.nll(z)
-        return -((nll if draws is None else nll.mean(0)) + kl)
+        return -(posterior.mean_nll(z) + kl)
 
     def encode(self, x: Tensor, *, condition: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
         """mu and (clamped) log-variance of q(z | x)."""
         check_batch("x", x, self.data_shape)
-        moments = self._moments(x, self._checked(condition, "x", x))
-        mu, logvar = moments.chunk(2, dim=1) if isinstance(moments, Tensor) else moments
+        mu, logvar = halves(self._moments(x, self._checked(condition, "x", x)))
         return mu, logvar if self.clamp is None else held_between(logvar, *self.clamp)
 
     def decode(
@@ -308,6 +306,17 @@ class VAE(Pretrained, WithFusedHead):
             if rng_state is None:  # one for x and z: their words of it are different ones
                 rng_state, generator = fresh_rng_state("x", x, draws, generator), None
             x = self.likelihood.observe(x, rng_state)
+        return self._infer(x, condition, draws, generator, rng_state)
+
+    def _infer(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        draws: int | None,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Posterior:
+        """The posterior of an x that was checked and binarized."""
         return Posterior(self, x, condition, draws, generator, rng_state)
 
     def _p_z(self, condition: Tensor | None) -> Moments | Density | None:
@@ -376,10 +385,14 @@ class VAE(Pretrained, WithFusedHead):
         if place is not None:
             nll_of_rows = partial(self._nll_of_rows, place, x, condition, draws)
             return run_as_forward(self.decoder, nll_of_rows, rows)
-        params = self._params(self._decode(rows, condition, self._target(x, draws)), x)
+        params = self._params_of_rows(rows, x, condition, draws)
         if draws is None:
             return self.likelihood.nll(params, x)
         return self.likelihood.nll(tuple(p.unflatten(0, (draws, x.shape[0])) for p in params), x)
+
+    def _params_of_rows(self, rows: Tensor, x: Tensor, condition: Tensor | None, draws: int | None) -> Params:
+        """The likelihood's parameters; `rows` of z and `condition` have one for each of the draws."""
+        return self._params(self._decode(rows, condition, self._target(x, draws)), x)
 
     def _params(self, output: Any, x: Tensor | None = None) -> Params:
         params = self.likelihood.split(output)
