@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("accelerate")
 
 from conftest import HANG
+from vae_fast.nn import files
 from vae_fast.training import CheckpointError, HubVAE, Recipe, checkpoint, load_model, save_model
 
 
@@ -210,14 +211,14 @@ def test_bad_recipe_is_one_line(bad: dict[str, Any]) -> None:
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    checkpoint.replace_bytes(path, b"old")
+    files.replace_bytes(path, b"old")
 
     def fail(new: Path) -> None:
         new.write_text("half of the n")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.replace_file(path, fail)
+        files.replace_file(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -33,7 +33,7 @@ from vae_fast.training.loop import make_accelerator
 Capture = pytest.CaptureFixture[str]
 DIGITS = data.load("digits")
 X = DIGITS.test
-LABELS = load_digits().target[data._split_rows("digits", 1797)[1]].astype(str)
+LABELS = load_digits().target[data.split_rows("digits", 1797)[1]].astype(str)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_grids(run: Path, model: HubVAE, mu: Tensor, capsys: Capture) -> None:
     assert_decoded(one, model, nn.traverse(mu[6:7], [1], steps=3))
 
     train_mu = model.encode(DIGITS.train)[0].detach()
-    is_three = torch.from_numpy(load_digits().target[data._split_rows("digits", 1797)[0]] == 3)
+    is_three = torch.from_numpy(load_digits().target[data.split_rows("digits", 1797)[0]] == 3)
     direction = train_mu[is_three].mean(0) - train_mu[~is_three].mean(0)
     others = mu[torch.from_numpy(LABELS != "3")][:4]
     steered = torch.stack([others, others + 0.75 * direction, others + 1.5 * direction], 1)

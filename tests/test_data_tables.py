@@ -106,7 +106,7 @@ def test_from_csv_to_csv(capsys: Capture) -> None:
     assert Path("again.csv").read_bytes() == before
 
     assert cli.run(["reconstruct", "run"]) == 0
-    test = table.iloc[data._split_rows("people.csv", ROWS)[1]].reset_index()
+    test = table.iloc[data.split_rows("people.csv", ROWS)[1]].reset_index()
     sent = pd.read_csv("run/reconstructed.csv")
     assert len(sent) == 120 and sent.income.notna().all()  # what was missing is filled in
     is_in_bern = test.city == "Bern"  # which of the other two it is, no other column tells
@@ -162,7 +162,7 @@ def test_kinds_scale_and_order(tmp_path: Path) -> None:
         "city",
     ]
     assert "the first column, without a name, counts the rows: not used" in found.notes
-    train = table.iloc[data._split_rows("people.csv", ROWS)[0]]
+    train = table.iloc[data.split_rows("people.csv", ROWS)[0]]
     assert income.mean == pytest.approx(train.income.mean()) and age.deviation == pytest.approx(
         train.age.std(ddof=0)
     )
@@ -250,6 +250,6 @@ def test_asked_columns_and_options_are_checked(capsys: Capture, monkeypatch: pyt
 def test_divergence_names_the_column() -> None:
     pd.DataFrame({"a": range(500), "b": [7e7] + [0.1, 0.2, 0.3] * 166 + [0.5]}).to_csv("t.csv", index=False)
     found = data.load("t.csv")
-    is_in_train = 0 in data._split_rows("t.csv", 500)[0]
+    is_in_train = 0 in data.split_rows("t.csv", 500)[0]
     text = divergence.explain(Recipe(data="t.csv", likelihood="mixed_columns"), found)
     assert is_in_train and text == "an entry of column b is 20 deviations from its mean: leave such rows out"

@@ -12,7 +12,7 @@ import typer
 from .. import __version__
 from ..nn import LIKELIHOODS
 from . import trained_app
-from .options import CPU, MOST, Folder, Seed
+from .options import CPU, MOST, Folder, Seed, numbers
 
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
@@ -61,18 +61,11 @@ class Backend(StrEnum):
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not sizes like 256,128") from None
+    return numbers(text, int, "sizes like 256,128", between=",x")
 
 
-def _bounds(text: str) -> tuple[float, float]:
-    try:
-        lo, hi = (float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not two numbers like -20,10") from None
-    return lo, hi
+def _bounds(text: str) -> tuple[float, ...]:
+    return numbers(text, float, "two numbers like -20,10", count=2)
 
 
 def _spread(text: str) -> float | str:

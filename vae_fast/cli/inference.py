@@ -155,10 +155,7 @@ def check_picture(
 
 
 def _save_table(path: Path, model: HubVAE, x: Tensor) -> None:
-    try:
-        checkpoint.replace_bytes(path, tables.to_csv(x.float().cpu().numpy(), model.columns))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    checkpoint.replace_bytes(path, tables.to_csv(x.float().cpu().numpy(), model.columns))
 
 
 def save_array(path: Path, values: Tensor) -> None:
@@ -169,7 +166,4 @@ def save_array(path: Path, values: Tensor) -> None:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
             file.write(array.data)
 
-    try:
-        checkpoint.replace_file(path, write)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    checkpoint.replace_file(path, write)

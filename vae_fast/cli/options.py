@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+Number = TypeVar("Number", int, float)
 
 MOST = 2**31 - 1  # samples that -n takes
 
@@ -15,3 +19,16 @@ Folder = Annotated[
 ]
 CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same bits.")]
+
+
+def numbers(
+    text: str, of: Callable[[str], Number], like: str, count: int | None = None, between: str = ","
+) -> tuple[Number, ...]:
+    """Numbers with one of `between` between them; `like` says what they are. Raises typer.BadParameter."""
+    try:
+        found = tuple(of(part) for part in re.split(f"[{between}]", text))
+        if count is not None and len(found) != count:
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not {like}") from None
+    return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..nn import attribute_direction
 from ..training import checkpoint, inference, labels, pictures
 from ..training.data import Dataset
-from ..training.errors import CheckpointError, DataError, TrainingError
+from ..training.errors import DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
 from .inference import check_picture, is_picture, labels_of, load_data, load_model, save_array
@@ -182,7 +182,7 @@ def run_encode(
         }
         content = io.BytesIO()
         np.savez(content, **(arrays if known is None else {**arrays, "labels": known}))
-        _save_bytes(out, content.getvalue())
+        checkpoint.replace_bytes(out, content.getvalue())
     else:
         columns: dict[str, Any] = {"sample": range(len(found.mu))}
         if known is not None:
@@ -314,11 +314,4 @@ def _save_table(path: Path, columns: dict[str, Any]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    _save_bytes(path, text.getvalue().encode())
-
-
-def _save_bytes(path: Path, content: bytes) -> None:
-    try:
-        checkpoint.replace_bytes(path, content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    checkpoint.replace_bytes(path, text.getvalue().encode())

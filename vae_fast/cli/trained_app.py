@@ -8,13 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CPU, MOST, Folder, Seed
+from ..nn.anomaly import SCORES
+from .options import CPU, MOST, Folder, Seed, numbers
 
-
-class Score(StrEnum):
-    elbo = "elbo"
-    reconstruction = "reconstruction"
-    iwae = "iwae"
+Score = StrEnum("Score", {name: name for name in SCORES})  # type: ignore[misc]
+_ELBO = Score("elbo")
 
 
 class Method(StrEnum):
@@ -28,19 +26,12 @@ class Part(StrEnum):
     test = "test"
 
 
-def _pair(text: str) -> tuple[int, int]:
-    try:
-        first, second = (int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not two samples' numbers like 0,1") from None
-    return first, second
+def _pair(text: str) -> tuple[int, ...]:
+    return numbers(text, int, "two samples' numbers like 0,1", count=2)
 
 
 def _dims(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not dimensions like 0,3,5") from None
+    return list(numbers(text, int, "dimensions like 0,3,5"))
 
 
 Data = Annotated[str | None, typer.Option(help="As in train. [default: what it was trained on]")]
@@ -92,7 +83,7 @@ def score(
     score: Annotated[
         Score,
         typer.Option(help="-ELBO, the negative reconstruction probability, or IWAE's bound of -log p(x)."),
-    ] = Score.elbo,
+    ] = _ELBO,
     draws: Annotated[int, typer.Option(min=1, max=MOST, help="Of z, for each sample.")] = 10,
     anomalies: Annotated[
         list[str] | None,

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import checkpoint
-from .errors import CheckpointError
 from .pictures import noun
 
 if TYPE_CHECKING:
@@ -114,7 +113,4 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
     writer = csv.DictWriter(text, list(history[0]) if history else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    try:
-        checkpoint.replace_bytes(path, text.getvalue().encode())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    checkpoint.replace_bytes(path, text.getvalue().encode())

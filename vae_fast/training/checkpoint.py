@@ -7,7 +7,7 @@ the last good one is there. The weights carry their config: a config.json of ano
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ PICTURES = (
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
 FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES, *TABLES)
-
-replace_bytes, replace_file = files.replace_bytes, files.replace_file
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -56,6 +54,23 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> HubVAE
     folder = Path(folder)
     with _errors_of(folder):
         return HubVAE.from_pretrained(folder, device=device)
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """`files.replace_file`. Raises CheckpointError."""
+    try:
+        files.replace_file(path, write)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """A file of this content. Raises CheckpointError."""
+
+    def write(new: Path) -> None:
+        new.write_bytes(content)
+
+    replace_file(path, write)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -183,7 +183,7 @@ def load(
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
     frame, notes = tables.read(path)
-    rows = _split_rows(source, len(frame))
+    rows = split_rows(source, len(frame))
     columns, more = (tuple(known), ()) if known else tables.describe(path, frame, rows[0], asked)
     x = torch.from_numpy(tables.encode(path, frame, columns))
     train, test = (x[torch.from_numpy(part)] for part in rows)
@@ -197,7 +197,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     n = len(found.x)
     if found.labels is not None and len(found.labels) != n:
         raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
-    rows = _split_rows(source, n)
+    rows = split_rows(source, n)
     parts: list[Samples]
     notes = found.notes
     if isinstance(found.x, Csr):
@@ -330,11 +330,11 @@ def _digits() -> Dataset:
 
 
 def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = _split_rows(source, len(array))
+    train, test = split_rows(source, len(array))
     return array[train], array[test]
 
 
-def _split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     if n < 2:
         raise DataError(f"{source}: expected at least 2 samples (one to train, one to test), but got {n}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)

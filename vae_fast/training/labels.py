@@ -52,7 +52,7 @@ def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
 
 
 def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
-    train, test = data._split_rows(source, len(labels))
+    train, test = data.split_rows(source, len(labels))
     return labels[train if part == "train" else test]
 
 
@@ -75,8 +75,8 @@ def _beside(source: str, part: str) -> np.ndarray | None:
 
 def _in_npz(path: Path, part: str) -> np.ndarray | None:
     """y_train and y_test, or y of samples that are split."""
-    with readers._numpy_errors(path), np.load(path, allow_pickle=False) as archive:
-        found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers._LABELS}
+    with readers.numpy_errors(path), np.load(path, allow_pickle=False) as archive:
+        found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers.LABELS}
         if part in found:
             return archive[found[part]].astype(str)
         return _part(str(path), archive[found[""]].astype(str), part) if "" in found else None
@@ -87,7 +87,7 @@ def read(file: Path) -> np.ndarray:
     name = file.name.lower()
     try:
         if name.endswith((".npy", ".npz")):
-            with readers._numpy_errors(file):
+            with readers.numpy_errors(file):
                 loaded = np.load(file, allow_pickle=False)
                 array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
         elif "idx" in name:

@@ -231,7 +231,4 @@ def _enlarged(images: Tensor) -> Tensor:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
-        checkpoint.replace_file(path, lambda new: figure.savefig(new, format="png"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    checkpoint.replace_file(path, lambda new: figure.savefig(new, format="png"))

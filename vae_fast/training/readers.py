@@ -16,7 +16,7 @@ from .parts import Parts, listed, part_of, visible_files
 
 # What remains of an array's name without its part: x_train, test_images, data, y_test, ...
 _SAMPLES = {"x", "data", "set", "image", "images", "img", "imgs", "inputs", "features", "samples"}
-_LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
+LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
 
 
 def read(path: Path) -> Parts:
@@ -44,7 +44,7 @@ def _read_folder(folder: Path) -> Parts:
 
 
 def _load_numpy(path: Path) -> np.ndarray:
-    with _numpy_errors(path):
+    with numpy_errors(path):
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise DataError(f"{path}: is not a .npy file")
@@ -54,7 +54,7 @@ def _load_numpy(path: Path) -> np.ndarray:
 def _read_npz(path: Path) -> Parts:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: is not a .npz file, or truncated")
-    with _numpy_errors(path), np.load(path, allow_pickle=False) as archive:
+    with numpy_errors(path), np.load(path, allow_pickle=False) as archive:
         names = archive.files
         train, test = _choose(names)
         if train is None:
@@ -82,14 +82,14 @@ def _choose(names: list[str]) -> tuple[str | None, str | None]:
     train = parts["train"] or parts[""]
     test = parts["test"] or parts["valid"]
     if not train:  # a single array is one of samples, whatever its name and its part
-        train, test = [n for n in names if len(names) == 1 or part_of(n)[1] not in _LABELS], []
+        train, test = [n for n in names if len(names) == 1 or part_of(n)[1] not in LABELS], []
     if len(train) != 1 or len(test) > 1:
         return None, None
     return train[0], test[0] if test else None
 
 
 @contextmanager
-def _numpy_errors(path: Path) -> Iterator[None]:
+def numpy_errors(path: Path) -> Iterator[None]:
     """Makes what numpy raises on a bad file a DataError."""
     try:
         yield
