@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -176,6 +177,20 @@ def test_grids(run: Path, model: HubVAE, mu: Tensor, capsys: Capture) -> None:
     title = "3 x 3 latents at the prior's quantiles: the first grows to the right, the second upwards"
     pictures.save_grid(run / "want.png", torch.from_numpy(grid).flatten(0, 1), 3, title)
     assert (run / "manifold.png").read_bytes() == (run / "want.png").read_bytes()
+
+
+def test_traverse_leaves_out_dims_that_are_not_used(model: HubVAE, tmp_path: Path) -> None:
+    """Where the data is not known, all are drawn."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.encoder[-1].weight[0] = 0  # mu of dim 0
+    model.save_pretrained(tmp_path)
+    assert len(values(tmp_path, "traverse", "--steps", 3)) == 2
+    only = values(tmp_path, "traverse", "--steps", 3, "--data", "digits")
+    assert_decoded(only, model, torch.tensor([[[0.0, -3], [0, 0], [0, 3]]]))
+    with torch.no_grad():
+        model.encoder[-1].weight[1] = 0
+    assert inference.used_dims(model, inference.batches(DIGITS)) == [0, 1]
 
 
 def test_embed(run: Path, mu: Tensor, capsys: Capture) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..nn import attribute_direction
 from ..training import checkpoint, inference, labels, pictures
 from ..training.data import Dataset
-from ..training.errors import DataError, TrainingError
+from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
 from .inference import check_picture, is_picture, labels_of, load_data, load_model, save_array
@@ -232,11 +232,13 @@ def run_traverse(
         of_sample = None
     else:
         z, of_sample = run.latents([sample])
+    if dims is None:
+        dims = _used_dims(run, source)
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
-    names = f"0 to {len(grid) - 1}" if dims is None else ", ".join(map(str, dims))
-    run.save_grid(out, grid, labels_of_rows, f"latent dimensions {names}, each from {-span:g} to {span:g}")
+    title = f"from {-span:g} to {span:g}: latent dimensions {', '.join(map(str, dims))}"
+    run.save_grid(out, grid, labels_of_rows, title)
 
 
 def run_steer(
@@ -301,6 +303,15 @@ def run_embed(
     print(out)
     if known is None:
         print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
+
+
+def _used_dims(run: Run, source: str | None) -> list[int]:
+    try:
+        return inference.used_dims(run.model, inference.batches(run.dataset))
+    except (CheckpointError, DataError):
+        if source is not None:
+            raise
+        return list(range(math.prod(run.model.latent_shape or ())))  # a model without its data
 
 
 def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:

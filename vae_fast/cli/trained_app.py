@@ -166,7 +166,8 @@ def traverse(
         typer.Option(min=0, max=MOST, help="Start at this test sample's latent. [default: at zero]"),
     ] = None,
     dims: Annotated[
-        Any, typer.Option(parser=_dims, metavar="D,...", help="Which latent dimensions. [default: all]")
+        Any,
+        typer.Option(parser=_dims, metavar="D,...", help="Which latent dimensions. [default: those in use]"),
     ] = None,
     span: Annotated[float, typer.Option(help="From -SPAN to SPAN; the prior's deviation is 1.")] = 3.0,
     steps: Steps = 9,
@@ -176,7 +177,7 @@ def traverse(
 ) -> None:
     """Decode a latent with single dimensions changed.
 
-    A row for each dimension.
+    A row for each dimension. In use are those whose mean varies over the test samples.
     """
     from .trained import run_traverse
 

@@ -152,6 +152,13 @@ def traversal(
         raise TrainingError(str(error)) from None
 
 
+def used_dims(model: nn.VAE, samples: Iterable[Batch]) -> list[int]:
+    """The latent dimensions whose mu varies over the samples (`nn.active_units`); all where none does."""
+    mu = encode(model, samples).mu
+    active = nn.active_units(mu).flatten().nonzero()[:, 0].tolist() if len(mu) > 1 else []
+    return active or list(range(mu[0].numel()))
+
+
 def steered(mu: Tensor, direction: Tensor, strength: float = 2.0, steps: int = 7) -> Tensor:
     """mu (rows, ...) and what lies along the direction from it, up to `strength` times: (rows, steps, ...). Raises
     TrainingError."""
