@@ -74,7 +74,7 @@ class Trainer:
         self._try_batch(dataset)
         try:
             for part in self.dataset.dense_parts[:1]:
-                self.model.likelihood.start(part)
+                self.model.start(part)
         except ValueError as error:
             raise TrainingError(f"{dataset.name}: {error}") from None
         self.optimizer = torch.optim.Adam(
