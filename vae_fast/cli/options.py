@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,13 @@ Folder = Annotated[
 ]
 CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same bits.")]
+
+
+def finite(value: float) -> float:
+    """A callback of options whose least value is checked already. Raises typer.BadParameter."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not finite")
+    return value
 
 
 def numbers(

@@ -24,6 +24,7 @@ class Method(StrEnum):
 class Part(StrEnum):
     train = "train"
     test = "test"
+    valid = "valid"
 
 
 def _pair(text: str) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from ..checks import check_clamp, check_num_samples, check_rng_state, fresh_rng_
 from ..likelihoods.numerics import arithmetic_dtype
 from ..ops.noise import noise
 from .checks import check_batch
-from .condition import takes_condition
 from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
@@ -60,7 +59,7 @@ class HierarchicalVAE(VAE):
         nn.Module.__init__(self)
         if not isinstance(bottom, VAE):
             raise TypeError(f"expected bottom to be a vae_fast.nn.VAE, but got {type(bottom).__name__}")
-        if not any(map(takes_condition, (bottom.encoder, bottom.decoder, bottom.prior))):
+        if not bottom.takes_condition:
             raise ValueError(
                 "expected bottom to have an encoder, a decoder or a prior that takes z2 as its condition "
                 "(conditions=, ConditionalPrior), but none of them does"

@@ -166,7 +166,8 @@ class Recipe:
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""
-        return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+        state = np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)
+        return int(state[0]) >> 1  # NumPy 1 shifts no uint64 by an int
 
     def is_evaluated(self, epoch: int) -> bool:
         every = self.evaluate_every or min(max(1, self.epochs // 100), MOST_SKIPPED)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from . import matrices, readers, tables
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
+from .parts import Parts
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -45,6 +46,9 @@ class Dataset:
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
+    labels: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # of the parts' samples: they train nothing
 
     @classmethod
     def of(
@@ -78,6 +82,13 @@ class Dataset:
                 )
         return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
+    def part(self, name: str) -> Samples:
+        """ "train", "test" or "valid". Raises DataError where there is no such part."""
+        part: Samples | None = getattr(self, name)
+        if part is None:
+            raise DataError(f"{self.name}: has no {name} part")
+        return part
+
     @property
     def is_sparse(self) -> bool:
         return isinstance(self.train, SparseSamples)
@@ -85,7 +96,13 @@ class Dataset:
     @property
     def dense_parts(self) -> list[Tensor]:
         """Train, test and, where there is one, valid; none where they are sparse."""
-        return [part for part in (self.train, self.test, self.valid) if isinstance(part, Tensor)]
+        return list(self.dense.values())
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        """`dense_parts` by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,17 +122,20 @@ class Dataset:
         size, width = math.prod(shape), math.prod(self.shape)
         longer = [tuple(n for n in sizes if n > 1) for sizes in (self.shape, shape)]
         is_same_order = longer[0] == longer[1] or min(map(len, longer)) <= 1
-        train, test = self.dense_parts[:2]
-        is_flat_uint8 = train.ndim == 2 and train.dtype == test.dtype == torch.uint8
+        parts = self.dense
+        is_flat_uint8 = len(self.shape) == 1 and all(part.dtype == torch.uint8 for part in parts.values())
         is_packed = is_flat_uint8 and size != width == math.ceil(size / 8)
         if not is_packed and not (size == width and is_same_order):
             raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
-        notes = [n for n in self.notes if n != _hint(train)]
+        notes = [n for n in self.notes if n != _hint(parts["train"])]
         if is_packed:
-            train, test = (_unpacked(self.name, part, size) for part in (train, test))
+            parts = {name: _unpacked(self.name, part, size) for name, part in parts.items()}
             notes.append(f"{width} bytes a sample are read as {size} packed bits")
-        train, test = (part.reshape(-1, *shape) for part in (train, test))
-        return replace(self, train=train, test=test, notes=tuple(notes))
+        shaped = {name: part.reshape(-1, *shape) for name, part in parts.items()}
+        return self.with_parts(shaped, notes)
+
+    def with_parts(self, parts: Mapping[str, Any], notes: Iterable[str]) -> Dataset:
+        return replace(self, **parts, notes=tuple(notes))
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
@@ -207,20 +227,27 @@ def load(
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    train, notes = _checked(source, parts.train)
-    if parts.test is None:
-        train, test = _split(source, train)
-    else:
-        test, _ = _checked(source, parts.test)
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(
-            f"{source}: expected test samples to have shape {train.shape[1:]} like train samples, "
-            f"but got {test.shape[1:]}"
-        )
-    dataset = Dataset(
-        name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes)
-    )
-    return _explained(dataset)
+    return _of_parts(source, parts)
+
+
+def _of_parts(source: str, parts: Parts) -> Dataset:
+    arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
+    checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
+    found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
+    labels = parts.labels or {}
+    if "test" not in found:
+        rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
+        found = {name: found["train"][part] for name, part in rows.items()}
+        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+    shape = found["train"].shape[1:]
+    for name, array in found.items():
+        if array.shape[1:] != shape:
+            raise DataError(
+                f"{source}: expected {name} samples to have shape {shape} like train samples, "
+                f"but got {array.shape[1:]}"
+            )
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
+    return _explained(Dataset(name_of(source), **tensors, notes=(*parts.notes, *notes), labels=labels))
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -422,17 +449,17 @@ def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
 def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
-    [train, test], notes = dataset.dense_parts, dataset.notes
-    top = max((int(part.max()) for part in (train, test) if part.dtype == torch.uint8), default=None)
+    parts, notes = dataset.dense, dataset.notes
+    top = max((int(part.max()) for part in parts.values() if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
-        train, test = (part.bool() if part.dtype == torch.uint8 else part for part in (train, test))
+        parts = {name: part.bool() if part.dtype == torch.uint8 else part for name, part in parts.items()}
     elif top is not None and top < 128:
         notes += (
             f"uint8 values up to {top} are 255ths, or the numbers themselves where the likelihood is of counts",
         )
-    if train.dtype == test.dtype == torch.bool:
+    if all(part.dtype == torch.bool for part in parts.values()):
         notes += ("the values are bits, 0 and 1",)
-    return replace(dataset, train=train, test=test, notes=(*notes, *filter(None, [_hint(train)])))
+    return dataset.with_parts(parts, (*notes, *filter(None, [_hint(parts["train"])])))
 
 
 def _hint(train: Tensor) -> str:

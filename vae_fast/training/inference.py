@@ -26,9 +26,9 @@ Batch = dict[str, Any]
 def batches(
     dataset: Dataset, part: str = "test", indices: Tensor | None = None, batch_size: int = BATCH
 ) -> Iterator[Batch]:
-    """The samples of a part, "train" or "test", in order; with `indices` those alone."""
-    x = dataset.train if part == "train" else dataset.test
-    labels = dataset.train_labels if part == "train" else dataset.test_labels
+    """The samples of a part, "train", "test" or "valid", in order; with `indices` those alone."""
+    x = dataset.part(part)
+    labels = {"train": dataset.train_labels, "test": dataset.test_labels}.get(part)
     order = torch.arange(len(x)) if indices is None else indices
     for rows in order.split(batch_size):
         batch: Batch = {"x": x.index_select(0, rows.to(x.device))}

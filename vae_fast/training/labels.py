@@ -18,21 +18,22 @@ NO_LABELS = "has no labels that are known: give --labels, a file with one for ea
 def find(
     dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
 ) -> np.ndarray | None:
-    """A label, as text, for each sample of the part, "train" or "test"; None where none are known. Raises DataError.
+    """A label, as text, for each sample of the part, "train", "test" or "valid"; None where none are known. Raises
+    DataError.
 
     Args:
         source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
         file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
             an .h5ad also a column of its obs.
     """
-    n = len(dataset.train if part == "train" else dataset.test)
+    n = len(dataset.part(part))
     if file is not None:
         matrix = None if source == data.DIGITS or Path(file).is_file() else matrices.find(Path(source))
         if matrix is not None and matrix.suffix.lower() == ".h5ad":
             return _part(source, matrices.labels_of(matrix, str(file)), part)
         labels = read(Path(file))
         total = len(dataset.train) + len(dataset.test)
-        if len(labels) == total != n:
+        if len(labels) == total != n and dataset.valid is None:
             return _part(source, labels, part)
         if len(labels) != n:
             raise DataError(
@@ -43,6 +44,8 @@ def find(
     if dataset.conditions:
         numbers = dataset.train_labels if part == "train" else dataset.test_labels
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
+    if dataset.labels:
+        return dataset.labels.get(part)
     labels_or_none = _beside(source, part)
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
 
@@ -66,7 +69,7 @@ def _beside(source: str, part: str) -> np.ndarray | None:
     if path.suffix.lower() == ".npz":
         return _in_npz(path, part)
     files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
-    wanted = "train" if part == "train" else "t10k|test"
+    wanted = {"train": "train", "test": "t10k|test", "valid": "val"}[part]
     for file in sorted(files):
         if re.search(rf"({wanted}).*label.*idx1", file.name.lower()) and file.is_file():
             return idx.read(file).astype(str)

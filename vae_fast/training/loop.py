@@ -92,16 +92,15 @@ class Trainer:
             data.check_support(dataset, model.likelihood.support, type(model.likelihood).__name__)
         self._try_batch(dataset)
         if model is None:
-            self._start_likelihood()
+            self._start_model()
         self._check_objective()
         if recipe.lr_schedule != "constant" or recipe.lr_warmup or recipe.kl_warmup:
             self._steps_per_epoch = sum(1 for _ in self._batches(0))
         if recipe.kl_warmup:
             warm_up_kl(self.model, recipe.kl_warmup, self._steps_per_epoch)
         self._schedules = [module for module in self.model.modules() if isinstance(module, nn.Schedule)]
-        self._config = checkpoint.config_of(
-            self.model
-        )  # now: at the end it would be too late to find a fault
+        # Now: at the end it would be too late to find that a part has no description.
+        self._config = checkpoint.config_of(self.model)
         self.averaged: AveragedModel | None = None
         self._best: nn.VAE | None = None
         self._copy_model()
@@ -341,10 +340,10 @@ class Trainer:
                 f"{self.recipe.batch_size:,} samples do not fit in memory: a smaller --batch-size may help"
             ) from None
 
-    def _start_likelihood(self) -> None:
+    def _start_model(self) -> None:
         try:
             for part in self.dataset.dense_parts[:1]:
-                self.model.likelihood.start(part)
+                self.model.start(part)
         except ValueError as error:
             raise TrainingError(f"{self.dataset.name}: {error}") from None
 
