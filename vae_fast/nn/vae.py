@@ -335,7 +335,7 @@ class VAE(Pretrained, WithFusedHead):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Starts from what is best where nothing is known of a sample: the likelihood's own parameters
-        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias, so that p(x | z) starts
+        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias: p(x | z) starts
         around the mean of x. Training then need not find it: with batches of thousands that is much of a run.
 
         Args:
