@@ -24,7 +24,7 @@ STATE, METRICS = "training.safetensors", "metrics.csv"
 # What the commands draw of the model beside them.
 PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
-    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
+    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
 FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES, *TABLES)

@@ -43,6 +43,7 @@ class Dataset:
     test_labels: Tensor | None = None
     conditions: tuple[str, ...] = ()  # the labels' names
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
+    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
 
     @property
     def is_sparse(self) -> bool:
@@ -105,6 +106,27 @@ class Dataset:
             part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
         )
 
+    def part(self, name: str) -> tuple[Samples, Tensor | None]:
+        """The samples of "train", "test" or "all", and their labels. All are in the order of the file, or train before
+        test where these are files of their own."""
+        if name != "all":
+            return (self.train, self.train_labels) if name == "train" else (self.test, self.test_labels)
+        n = len(self.train) + len(self.test)
+        order = np.arange(n) if self.rows is None else np.argsort(np.concatenate(self.rows))
+        places = torch.from_numpy(order)
+        labels = None
+        if self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            labels = labels[places.to(labels.device)]
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows they are
+            return replace(self.train, numbers=np.arange(n)), labels
+        train, test = self.dense_parts
+        if train.dtype != test.dtype:
+            raise DataError(
+                f"{self.name}: train samples are {train.dtype}, test samples {test.dtype}: take one part"
+            )
+        return torch.cat([train, test])[places.to(train.device)], labels
+
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
         labels = self.test_labels
@@ -166,8 +188,10 @@ def load(
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
     train, notes = _checked(source, parts.train)
+    rows = None
     if parts.test is None:
-        train, test = _split(source, train)
+        rows = split_rows(source, len(train))
+        train, test = (train[part] for part in rows)
     else:
         test, _ = _checked(source, parts.test)
     if train.shape[1:] != test.shape[1:]:
@@ -176,7 +200,7 @@ def load(
             f"but got {test.shape[1:]}"
         )
     dataset = Dataset(
-        name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes)
+        name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes), rows=rows
     )
     return _explained(dataset)
 
@@ -189,7 +213,7 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     train, test = (x[torch.from_numpy(part)] for part in rows)
     if missing := int(x.isnan().sum()):
         more += (f"{missing:,} entries are missing",)
-    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
@@ -213,7 +237,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
-    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names, rows=rows)
 
 
 def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
@@ -325,13 +349,10 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
-
-
-def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = split_rows(source, len(array))
-    return array[train], array[test]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
+    rows = split_rows(DIGITS, len(x))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    return Dataset(DIGITS, train, test, rows=rows)
 
 
 def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import data, idx, matrices, readers
+from . import data, idx, matrices, readers, tables
 from .data import Dataset
 from .errors import DataError
 from .parts import part_of
@@ -18,33 +18,44 @@ NO_LABELS = "has no labels that are known: give --labels, a file with one for ea
 def find(
     dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
 ) -> np.ndarray | None:
-    """A label, as text, for each sample of the part, "train" or "test"; None where none are known. Raises DataError.
+    """A label, as text, for each sample of the part, "train", "test" or "all"; None where none are known. Raises
+    DataError.
 
     Args:
         source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
         file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
-            an .h5ad also a column of its obs.
+            an .h5ad also a column of its obs, for a table one of its columns.
     """
-    n = len(dataset.train if part == "train" else dataset.test)
+    total = len(dataset.train) + len(dataset.test)
+    n = {"train": len(dataset.train), "test": len(dataset.test), "all": total}[part]
     if file is not None:
-        matrix = None if source == data.DIGITS or Path(file).is_file() else matrices.find(Path(source))
-        if matrix is not None and matrix.suffix.lower() == ".h5ad":
-            return _part(source, matrices.labels_of(matrix, str(file)), part)
+        column = None if source == data.DIGITS or Path(file).is_file() else _column(Path(source), str(file))
+        if column is not None:
+            return _part(source, column, part)
         labels = read(Path(file))
-        total = len(dataset.train) + len(dataset.test)
         if len(labels) == total != n:
             return _part(source, labels, part)
         if len(labels) != n:
+            those = f"{n} labels, those of the {part} part, or " if n != total else ""
             raise DataError(
-                f"{file}: expected {n} labels, those of the {part} part, or {total}, those of all samples, "
-                f"but got {len(labels)}"
+                f"{file}: expected {those}{total} labels, those of all samples, but got {len(labels)}"
             )
         return labels
     if dataset.conditions:
-        numbers = dataset.train_labels if part == "train" else dataset.test_labels
+        numbers = dataset.part(part)[1]
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
     labels_or_none = _beside(source, part)
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
+
+
+def _column(source: Path, name: str) -> np.ndarray | None:
+    """The column that a table or the obs of an .h5ad has by this name; None of other sources."""
+    if tables.is_table(source):
+        return tables.labels_of(source, name)
+    matrix = matrices.find(source)
+    if matrix is None or matrix.suffix.lower() != ".h5ad":
+        return None
+    return matrices.labels_of(matrix, name)
 
 
 def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
@@ -52,6 +63,8 @@ def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
 
 
 def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
+    if part == "all":
+        return labels
     train, test = data.split_rows(source, len(labels))
     return labels[train if part == "train" else test]
 
@@ -65,6 +78,9 @@ def _beside(source: str, part: str) -> np.ndarray | None:
     path = Path(source)
     if path.suffix.lower() == ".npz":
         return _in_npz(path, part)
+    if part == "all":
+        parts = [found for each in ("train", "test") if (found := _beside(source, each)) is not None]
+        return np.concatenate(parts) if len(parts) == 2 else None
     files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
     wanted = "train" if part == "train" else "t10k|test"
     for file in sorted(files):
@@ -79,6 +95,8 @@ def _in_npz(path: Path, part: str) -> np.ndarray | None:
         found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers.LABELS}
         if part in found:
             return archive[found[part]].astype(str)
+        if part == "all" and found.keys() >= {"train", "test"}:
+            return np.concatenate([archive[found[each]].astype(str) for each in ("train", "test")])
         return _part(str(path), archive[found[""]].astype(str), part) if "" in found else None
 
 
