@@ -321,6 +321,7 @@ ERRORS = {
     "pair": (["interpolate", "--between", "0"], "'0' is not two samples' numbers like 0,1"),
     "dimension": (["traverse", "--dims", "2"], "expected dims to be less than 2"),
     "span": (["traverse", "--span", "inf"], "expected span to be finite, but got -inf, inf"),
+    "temperature": (["generate", "--temperature", "inf"], "inf is not finite"),
     "strength": (
         ["steer", "--label", "4", "--strength", "nan"],
         "expected strength to be finite, but got nan",

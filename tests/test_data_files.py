@@ -63,6 +63,12 @@ IDX: dict[str, tuple[dict[str, bytes], str, str]] = {
     ),
     "qmnist": ({"qmnist-train-images-idx3-ubyte": TRAIN, "qmnist-test-images-idx3-ubyte": TEST}, "", ""),
     "the train file": (MNIST, "train-images-idx3-ubyte", "the test part is t10k-images-idx3-ubyte beside it"),
+    "a validation part": ({**MNIST, "validation-images-idx3-ubyte": idx([240, 241])}, "", ""),
+    "a validation part beside": (
+        {**MNIST, "validation-images-idx3-ubyte": idx([240, 241])},
+        "train-images-idx3-ubyte",
+        "valid part is validation-images-idx3-ubyte beside it",
+    ),
     "another below": (
         {**MNIST, "old/train-images-idx3-ubyte": TEST},
         "",
@@ -76,6 +82,9 @@ def test_idx_layouts(tmp_path: Path, files: dict[str, bytes], below: str, note: 
     data = load(str(Path(folder(tmp_path, files)) / below))
     assert data.train[:, 0, 0].tolist() == [200, 201, 202]
     assert data.test[:, 0, 0].tolist() == [250]
+    assert (None if data.valid is None else data.valid[:, 0, 0].tolist()) == (
+        [240, 241] if "validation" in str(files) else None
+    )
     assert re.search(note, "; ".join(data.notes)) if note else data.notes == ()
 
 
@@ -125,9 +134,9 @@ KEYS: dict[str, tuple[str, str | None, str]] = {
     "train_images val_images test_images train_labels": (
         "train_images",
         "test_images",
-        "val_images, train_labels",
+        "not used: train_labels$",
     ),
-    "train valid test": ("train", "test", "not used: valid"),
+    "train valid test": ("train", "test", ""),
     "train valid": ("train", "valid", "valid is the test part"),
     "x_train x_val": ("x_train", "x_val", "x_val is the test part"),
     "train": ("train", None, ""),
@@ -154,6 +163,11 @@ def test_npz_keys(tmp_path: Path, keys: str) -> None:
     data = load(str(tmp_path / "a.npz"))
     assert data.train[0, 1] == arrays[train][0, 1]
     assert data.test[0, 1] == arrays[test or train][0, 1]
+    valid = next((key for key in keys.split() if key.startswith("val")), None)
+    if test in (None, valid, "x_val"):
+        assert data.valid is None
+    else:
+        assert valid is None if data.valid is None else data.valid[0, 1] == arrays[str(valid)][0, 1]
     if test is None:  # no sample is in both
         assert sorted(torch.cat([data.train, data.test])[:, 0].tolist()) == [0, 1, 2, 3, 4]
     assert re.search(note, "; ".join(data.notes)) if note else data.notes == ()

@@ -19,7 +19,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from vae_fast.training import DataError, load
+from vae_fast.training import DataError, labels, load
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (4, 3), np.uint8)
@@ -162,20 +162,26 @@ FOLDERS: dict[str, tuple[dict[str, bytes], list[int], list[int] | None, str]] = 
         {"cat/0.png": A, "dog/0.png": B},
         [200, 201],
         None,
-        r"2 folders \(cat, dog\) are read as one set, without labels",
+        r"labels: the names of 2 folders \(cat, dog\)",
     ),
     "train and test": ({"Train/0.png": A, "TEST/0.png": B}, [200], [201], ""),
     "train and val": (
         {"train/0.png": A, "val/0.png": B},
         [200],
         [201],
-        "validation images are the test part",
+        "validation part is the test part",
     ),
     "three parts of classes": (
         {"train/a/0.png": A, "train/b/0.png": D, "valid/a/0.png": B, "test/a/0.png": C},
         [200, 203],
         [202],
-        r"not used: images outside .* \(1\); 2 folders \(a, b\)",
+        r"^labels: the names of 2 folders \(a, b\)$",
+    ),
+    "files outside the parts": (
+        {"train/0.png": A, "test/0.png": B, "0.png": C},
+        [200],
+        [201],
+        r"^not used: files outside .* \(1\)$",
     ),
     "names with a part": ({"mnist_train/0.png": A, "mnist_test/0.png": B}, [200], [201], ""),
     "a class named valley": ({"train/0.png": A, "valley/0.png": B}, [200, 201], None, r"\(train, valley\)"),
@@ -195,6 +201,28 @@ def test_folders(tmp_path: Path, files: dict[str, bytes], train: Any, test: Any,
     parts = [sorted(part[:, 0, 0].tolist()) for part in (data.train, data.test)]
     assert parts == [train, test] if test is not None else sorted(parts[0] + parts[1]) == train
     assert re.search(note, "; ".join(data.notes)) if note else data.notes == ()
+
+
+def test_the_folders_of_classes_are_labels(tmp_path: Path) -> None:
+    files = {"train/a/0.png": A, "train/b/1.png": B, "test/b/2.png": C, "valid/b/x/3.png": D}
+    source = folder(tmp_path / "parts", files)
+    data = load(source)
+    assert data.valid is not None and data.valid[:, 0, 0].tolist() == [203]
+    found = {part: labels.find(data, source, part) for part in ("train", "test", "valid")}
+    assert {part: names.tolist() for part, names in found.items()} == {
+        "train": ["a", "b"],
+        "test": ["b"],
+        "valid": ["b/x"],
+    }
+    greys = {f"{name}/{i}.png": 20 * i + 100 * (name == "b") for i in range(5) for name in "ab"}
+    files = {name: of(np.full((4, 3), grey, np.uint8)) for name, grey in greys.items()}
+    source = folder(tmp_path / "split", files)
+    data, seen = load(source), []
+    for part in ("train", "test"):
+        names = labels.find(data, source, part)
+        assert names is not None
+        seen += list(zip(data.part(part)[:, 0, 0].tolist(), names.tolist(), strict=True))
+    assert sorted(seen) == sorted((grey, name[0]) for name, grey in greys.items())
 
 
 HALF = np.full((4, 3), 128, np.uint8)

@@ -411,6 +411,12 @@ def test_errors() -> None:
         VampPrior(torch.tensor([[-1.0, 2.0]]))
 
 
+def test_a_printed_prior_says_what_it_is() -> None:
+    assert repr(MixturePrior(3, 2)) == "MixturePrior(3, latent_shape=(2,))"
+    assert repr(GaussianPrior((2, 5))) == "GaussianPrior(latent_shape=(2, 5))"
+    assert repr(VampPrior(torch.zeros(4, 3))) == "VampPrior(4 pseudo-inputs, bounds=(0.0, 1.0))"
+
+
 @pytest.mark.parametrize("objective", ["kl_balance", "free_bits"])
 def test_objectives_of_a_part_of_the_kl_refuse_a_hierarchy(objective: str) -> None:
     with pytest.raises(ValueError, match="objective of the whole KL for a hierarchy"):

@@ -12,7 +12,7 @@ import typer
 from .. import __version__
 from ..nn import LIKELIHOODS
 from . import trained_app
-from .options import CPU, MOST, Folder, Part, PartOption, Seed, numbers, sample_numbers
+from .options import CPU, MOST, Folder, Part, PartOption, Seed, finite, numbers, sample_numbers
 
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
@@ -285,7 +285,9 @@ def generate(
             help="A value of the --batch-key that the model was trained with. [default: each in turn]",
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Factor of the prior's noise.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Factor of the prior's noise.")
+    ] = 1.0,
     sample: Annotated[
         bool, typer.Option("--sample", help="Draws of p(x given z) instead of its means.")
     ] = False,

@@ -78,7 +78,7 @@ def run_reconstruct(
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
     dataset, _ = load_data(folder, model, source)
-    total = len(dataset.part(part)[0])
+    total = dataset.count(part)
     if n is not None and total < n:
         raise DataError(
             f"{dataset.name}: expected -n to be at most {total}, the samples of the {part} part, but got {n}"
@@ -106,7 +106,7 @@ def run_reconstruct(
 
 def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
     """The numbers of these samples of the part. DataError where it has no such sample."""
-    n = len(dataset.part(part)[0])
+    n = dataset.count(part)
     if wrong := [i for i in indices if not 0 <= i < n]:
         raise DataError(
             f"{dataset.name}: expected numbers of {part} samples, 0 to {n - 1}, but got {wrong[0]}"

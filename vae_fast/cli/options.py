@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -25,6 +26,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed giv
 class Part(StrEnum):
     train = "train"
     test = "test"
+    valid = "valid"
     all = "all"
 
 
@@ -35,6 +37,13 @@ PartOption = Annotated[
 
 def sample_numbers(text: str) -> list[int]:
     return list(numbers(text, int, "numbers of samples like 3,7,9"))
+
+
+def finite(value: float) -> float:
+    """A callback of options whose least value is checked already. Raises typer.BadParameter."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not finite")
+    return value
 
 
 def numbers(

@@ -15,7 +15,6 @@ from ..functional import reparameterize
 from ..likelihoods.numerics import arithmetic_dtype
 from ..ops.noise import noise
 from .checks import check_batch
-from .condition import takes_condition
 from .inputs import on_device
 from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
@@ -62,7 +61,7 @@ class HierarchicalVAE(VAE):
         nn.Module.__init__(self)
         if not isinstance(bottom, VAE):
             raise TypeError(f"expected bottom to be a vae_fast.nn.VAE, but got {type(bottom).__name__}")
-        if not any(map(takes_condition, (bottom.encoder, bottom.decoder, bottom.prior))):
+        if not bottom.takes_condition:
             raise ValueError(
                 "expected bottom to have an encoder, a decoder or a prior that takes z2 as its condition "
                 "(conditions=, ConditionalPrior), but none of them does"

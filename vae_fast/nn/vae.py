@@ -345,10 +345,15 @@ class VAE(Pretrained, WithFusedHead):
     def _is_first(self) -> bool:
         return not torch.compiler.is_compiling() and self.training and "first batch" in self._once
 
+    @property
+    def takes_condition(self) -> bool:
+        """Whether encoder, decoder or prior takes the `condition`."""
+        return any(map(takes_condition, (self.encoder, self.decoder, self.prior)))
+
     def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> Tensor | None:
         if condition is None:
             return None
-        if not any(map(takes_condition, (self.encoder, self.decoder, self.prior))):
+        if not self.takes_condition:
             raise ValueError(
                 "expected no condition, because neither encoder nor decoder nor prior takes one: networks of "
                 "vae_fast.nn do with conditions=, a module of your own with an attribute takes_condition = True "

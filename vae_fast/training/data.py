@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from . import matrices, readers, tables
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
+from .parts import Parts, listed
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -43,7 +44,52 @@ class Dataset:
     test_labels: Tensor | None = None
     conditions: tuple[str, ...] = ()  # the labels' names
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
+    valid: Tensor | None = None  # where the source has a validation part beside its test part
+    labels: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # of the parts' samples: they train nothing
     rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
+
+    def part(self, name: str) -> Samples:
+        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+
+        All are in the order of the file, or train, test, valid where these are files of their own.
+        """
+        if name == "all":
+            return self._all()
+        part: Samples | None = getattr(self, name)
+        if part is None:
+            raise DataError(f"{self.name}: has no {name} part")
+        return part
+
+    def _all(self) -> Samples:
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
+            return replace(self.train, numbers=np.arange(self.count("all")))
+        kinds = {part.dtype for part in self.dense_parts}
+        if len(kinds) > 1:
+            raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
+        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each of all samples, as they stand in the file, its place in the parts one after the other."""
+        return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
+
+    def count(self, part: str) -> int:
+        """The number of samples of "train", "test", "valid" or "all"."""
+        return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def labels_of_condition(self, part: str) -> Tensor | None:
+        if part == "all" and self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            return labels[torch.from_numpy(self.order).to(labels.device)]
+        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Those that there are, by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def is_sparse(self) -> bool:
@@ -51,8 +97,13 @@ class Dataset:
 
     @property
     def dense_parts(self) -> list[Tensor]:
-        """Train and test; none where they are sparse."""
-        return [part for part in (self.train, self.test) if isinstance(part, Tensor)]
+        """Train, test and, where there is one, valid; none where they are sparse."""
+        return list(self.dense.values())
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        """`dense_parts` by their names."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,17 +123,20 @@ class Dataset:
         size, width = math.prod(shape), math.prod(self.shape)
         longer = [tuple(n for n in sizes if n > 1) for sizes in (self.shape, shape)]
         is_same_order = longer[0] == longer[1] or min(map(len, longer)) <= 1
-        train, test = self.dense_parts
-        is_flat_uint8 = train.ndim == 2 and train.dtype == test.dtype == torch.uint8
+        parts = self.dense
+        is_flat_uint8 = len(self.shape) == 1 and all(part.dtype == torch.uint8 for part in parts.values())
         is_packed = is_flat_uint8 and size != width == math.ceil(size / 8)
         if not is_packed and not (size == width and is_same_order):
             raise DataError(f"{self.name}: samples have shape {self.shape}, which cannot be read as {shape}")
-        notes = [n for n in self.notes if n != _hint(train)]
+        notes = [n for n in self.notes if n != _hint(parts["train"])]
         if is_packed:
-            train, test = (_unpacked(self.name, part, size) for part in (train, test))
+            parts = {name: _unpacked(self.name, part, size) for name, part in parts.items()}
             notes.append(f"{width} bytes a sample are read as {size} packed bits")
-        train, test = (part.reshape(-1, *shape) for part in (train, test))
-        return replace(self, train=train, test=test, notes=tuple(notes))
+        shaped = {name: part.reshape(-1, *shape) for name, part in parts.items()}
+        return self.with_parts(shaped, notes)
+
+    def with_parts(self, parts: Mapping[str, Any], notes: Iterable[str]) -> Dataset:
+        return replace(self, **parts, notes=tuple(notes))
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
@@ -106,27 +160,6 @@ class Dataset:
             part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
         )
 
-    def part(self, name: str) -> tuple[Samples, Tensor | None]:
-        """The samples of "train", "test" or "all", and their labels. All are in the order of the file, or train before
-        test where these are files of their own."""
-        if name != "all":
-            return (self.train, self.train_labels) if name == "train" else (self.test, self.test_labels)
-        n = len(self.train) + len(self.test)
-        order = np.arange(n) if self.rows is None else np.argsort(np.concatenate(self.rows))
-        places = torch.from_numpy(order)
-        labels = None
-        if self.train_labels is not None and self.test_labels is not None:
-            labels = torch.cat([self.train_labels, self.test_labels])
-            labels = labels[places.to(labels.device)]
-        if isinstance(self.train, SparseSamples):  # one matrix, whose rows they are
-            return replace(self.train, numbers=np.arange(n)), labels
-        train, test = self.dense_parts
-        if train.dtype != test.dtype:
-            raise DataError(
-                f"{self.name}: train samples are {train.dtype}, test samples {test.dtype}: take one part"
-            )
-        return torch.cat([train, test])[places.to(train.device)], labels
-
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
         labels = self.test_labels
@@ -135,7 +168,10 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
         train, test = self.train.to(device), self.test.to(device)
-        return replace(self, train=train, test=test, train_labels=labels[0], test_labels=labels[1])
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(
+            self, train=train, test=test, valid=valid, train_labels=labels[0], test_labels=labels[1]
+        )
 
 
 def resolve(source: str) -> str:
@@ -187,22 +223,29 @@ def load(
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    train, notes = _checked(source, parts.train)
-    rows = None
-    if parts.test is None:
-        rows = split_rows(source, len(train))
-        train, test = (train[part] for part in rows)
-    else:
-        test, _ = _checked(source, parts.test)
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(
-            f"{source}: expected test samples to have shape {train.shape[1:]} like train samples, "
-            f"but got {test.shape[1:]}"
-        )
-    dataset = Dataset(
-        name_of(source), torch.from_numpy(train), torch.from_numpy(test), (*parts.notes, *notes), rows=rows
-    )
-    return _explained(dataset)
+    return _of_parts(source, parts)
+
+
+def _of_parts(source: str, parts: Parts) -> Dataset:
+    arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
+    checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
+    found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
+    labels, rows = parts.labels or {}, None
+    if "test" not in found:
+        rows = split_rows(source, len(found["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        found = {name: found["train"][part] for name, part in of_part.items()}
+        labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
+    shape = found["train"].shape[1:]
+    for name, array in found.items():
+        if array.shape[1:] != shape:
+            raise DataError(
+                f"{source}: expected {name} samples to have shape {shape} like train samples, "
+                f"but got {array.shape[1:]}"
+            )
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
+    notes_of_all = (*parts.notes, *notes)
+    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -401,17 +444,17 @@ def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
 def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
-    [train, test], notes = dataset.dense_parts, dataset.notes
-    top = max((int(part.max()) for part in (train, test) if part.dtype == torch.uint8), default=None)
+    parts, notes = dataset.dense, dataset.notes
+    top = max((int(part.max()) for part in parts.values() if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
-        train, test = (part.bool() if part.dtype == torch.uint8 else part for part in (train, test))
+        parts = {name: part.bool() if part.dtype == torch.uint8 else part for name, part in parts.items()}
     elif top is not None and top < 128:
         notes += (
             f"uint8 values up to {top} are 255ths, or the numbers themselves where the likelihood is of counts",
         )
-    if train.dtype == test.dtype == torch.bool:
+    if all(part.dtype == torch.bool for part in parts.values()):
         notes += ("the values are bits, 0 and 1",)
-    return replace(dataset, train=train, test=test, notes=(*notes, *filter(None, [_hint(train)])))
+    return dataset.with_parts(parts, (*notes, *filter(None, [_hint(parts["train"])])))
 
 
 def _hint(train: Tensor) -> str:

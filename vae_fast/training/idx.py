@@ -7,24 +7,26 @@ import math
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .errors import DataError
-from .parts import Parts, listed, part_of
+from .parts import Parts, held_out_parts, listed, part_of
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 def read_file(path: Path) -> Parts:
-    """A file, and with one of a train part the test part beside it: t10k-images... with train-images..."""
-    test: Path | None = None
+    """A file, and with one of a train part the other parts beside it: t10k-images... with train-images..."""
+    beside: dict[str, Path] = {}
     part, rest = part_of(_plain_name(path))
     if part == "train":
-        beside = (p for p in sorted(path.parent.iterdir()) if part_of(_plain_name(p)) == ("test", rest))
-        test = next((p for p in beside if p.is_file()), None)
-    notes = () if test is None else (f"the test part is {test.name} beside it",)
-    return _read_parts(path, test, notes)
+        others = [p for p in sorted(path.parent.iterdir(), reverse=True) if p.is_file()]
+        beside = {part_of(_plain_name(p))[0]: p for p in others if part_of(_plain_name(p))[1] == rest}
+    held_out = held_out_parts(beside)
+    notes = tuple(f"the {name} part is {p.name} beside it" for name, p in held_out.items())
+    return _read_parts(path, held_out, notes)
 
 
 def read_folder(folder: Path, files: list[Path]) -> Parts | None:
@@ -47,18 +49,20 @@ def read_folder(folder: Path, files: list[Path]) -> Parts | None:
         raise DataError(f"{folder}: expected one set, but got {len(trains)}: give one of its files, {names}")
     parts = nearest[0]
     unused = [path.name for path in files if all(path not in copies for copies in parts.values())]
+    firsts = {part: copies[0] for part, copies in parts.items()} if "train" in parts else {}
     notes = (f"not used: {listed(unused)}",) if unused else ()
-    return _read_parts(trains[0], parts["test"][0] if {"train", "test"} <= parts.keys() else None, notes)
+    return _read_parts(trains[0], held_out_parts(firsts), notes)
 
 
-def _read_parts(train: Path, test: Path | None, notes: tuple[str, ...]) -> Parts:
+def _read_parts(train: Path, held_out: dict[str, Path], notes: tuple[str, ...]) -> Parts:
     if _holds_labels(train):
         images = train.name.replace("label", "image").replace("idx1", "idx3")
         here = f", {images}" if train.with_name(images).is_file() else ""
         raise DataError(f"{train}: expected images, but got labels: give the file of the images{here}")
     if "emnist" in train.name.lower():
         notes += ("EMNIST's files hold the images transposed: so they stay",)
-    return Parts(read(train), None if test is None else read(test), notes)
+    others: dict[str, Any] = {part: read(path) for part, path in held_out.items()}
+    return Parts(read(train), notes=notes, **others)
 
 
 def read(path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .parts import Parts, listed, part_of
+from .parts import Parts, folder_parts, listed
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"}
 _SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
@@ -26,40 +26,18 @@ _AS_IT_IS = ("I", "F")  # modes whose numbers have no white
 
 
 def read_folder(folder: Path, files: list[Path]) -> Parts | None:
-    """All images of the folder, of its folders train and test where it has them. None if it has no image."""
+    """All images of the folder, of its folders train, test and valid where it has them. None if it has no image."""
     pictures = [path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not pictures:
         return None
-    used, (train, test) = _choose_parts(folder, pictures)
-    array, notes = read_images(train + test)
+    of_parts = folder_parts(folder, pictures)
+    array, notes = read_images([path for paths in of_parts.paths.values() for path in paths])
     unread = sorted(set(files) - set(pictures))
     if unread:
         notes += (f"not used, no images: {listed(path.name for path in unread)}",)
-    left_out = len(pictures) - len(train) - len(test)
-    if left_out:
-        notes += (f"not used: images outside the folders of the train and the test part ({left_out:,})",)
-    if "valid" in {part for part, _ in used}:
-        notes += ("the validation images are the test part",)
-    classes = {tuple(n for n in _folders(folder, path) if part_of(n) not in used) for path in train + test}
-    if len(classes) > 1:
-        names = listed("/".join(names) or "." for names in sorted(classes))
-        notes += (f"{len(classes):,} folders ({names}) are read as one set, without labels",)
-    return Parts(array[: len(train)], array[len(train) :] if test else None, notes)
-
-
-def _choose_parts(folder: Path, pictures: list[Path]) -> tuple[list[tuple[str, str]], list[list[Path]]]:
-    """What folders are named of the train and the test part, train and test or mnist_train and mnist_test, and their
-    images. No names where there are no such two: then all images are of the train part."""
-    named: dict[tuple[str, str], list[Path]] = {}
-    for path in pictures:
-        of_parts = (part_of(name) for name in _folders(folder, path))
-        named.setdefault(next((part for part in of_parts if part[0]), ("", "")), []).append(path)
-    rests = [rest for part, rest in named if part == "train"]
-    for held_out in ("test", "valid"):
-        if len(rests) == 1 and (held_out, rests[0]) in named:
-            used = [("train", rests[0]), (held_out, rests[0])]
-            return used, [named[part] for part in used]
-    return [], [pictures, []]
+    starts = np.cumsum([len(paths) for paths in of_parts.paths.values()])[:-1]
+    parts = dict(zip(of_parts.paths, np.split(array, starts), strict=True))
+    return Parts(**parts, notes=(*notes, *of_parts.notes), labels=of_parts.labels)
 
 
 def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -102,11 +80,6 @@ def read_images(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
     if _GREY_16 in done and brightest < 0.5:  # 12 bits in 16, say
         notes += (f"the brightest 16-bit grey is {brightest * 65535:.0f} of 65535",)
     return _stack(arrays), notes
-
-
-def _folders(folder: Path, path: Path) -> tuple[str, ...]:
-    """The names of the folders between them."""
-    return path.parent.relative_to(folder).parts
 
 
 def _to_array(image: Any) -> tuple[np.ndarray, list[str]]:

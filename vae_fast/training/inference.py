@@ -26,8 +26,8 @@ Batch = dict[str, Any]
 def batches(
     dataset: Dataset, part: str = "test", indices: Tensor | None = None, batch_size: int = BATCH
 ) -> Iterator[Batch]:
-    """The samples of a part, "train", "test" or "all", in order; with `indices` those alone."""
-    x, labels = dataset.part(part)
+    """The samples of a part, "train", "test", "valid" or "all", in order; with `indices` those alone."""
+    x, labels = dataset.part(part), dataset.labels_of_condition(part)
     order = torch.arange(len(x)) if indices is None else indices
     for rows in order.split(batch_size):
         batch: Batch = {"x": x.index_select(0, rows.to(x.device))}

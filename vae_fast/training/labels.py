@@ -18,22 +18,21 @@ NO_LABELS = "has no labels that are known: give --labels, a file with one for ea
 def find(
     dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
 ) -> np.ndarray | None:
-    """A label, as text, for each sample of the part, "train", "test" or "all"; None where none are known. Raises
-    DataError.
+    """A label, as text, for each sample of the part, "train", "test", "valid" or "all"; None where none are known.
+    Raises DataError.
 
     Args:
         source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
         file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
             an .h5ad also a column of its obs, for a table one of its columns.
     """
-    total = len(dataset.train) + len(dataset.test)
-    n = {"train": len(dataset.train), "test": len(dataset.test), "all": total}[part]
+    n, total = dataset.count(part), dataset.count("all")
     if file is not None:
         column = None if source == data.DIGITS or Path(file).is_file() else _column(Path(source), str(file))
         if column is not None:
             return _part(source, column, part)
         labels = read(Path(file))
-        if len(labels) == total != n:
+        if len(labels) == total != n and dataset.valid is None:
             return _part(source, labels, part)
         if len(labels) != n:
             those = f"{n} labels, those of the {part} part, or " if n != total else ""
@@ -41,9 +40,14 @@ def find(
                 f"{file}: expected {those}{total} labels, those of all samples, but got {len(labels)}"
             )
         return labels
+    if part == "all":
+        parts = [found for each in dataset.parts if (found := find(dataset, source, each)) is not None]
+        return np.concatenate(parts)[dataset.order] if len(parts) == len(dataset.parts) else None
     if dataset.conditions:
-        numbers = dataset.part(part)[1]
+        numbers = dataset.labels_of_condition(part)
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
+    if dataset.labels:
+        return dataset.labels.get(part)
     labels_or_none = _beside(source, part)
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
 
@@ -78,11 +82,8 @@ def _beside(source: str, part: str) -> np.ndarray | None:
     path = Path(source)
     if path.suffix.lower() == ".npz":
         return _in_npz(path, part)
-    if part == "all":
-        parts = [found for each in ("train", "test") if (found := _beside(source, each)) is not None]
-        return np.concatenate(parts) if len(parts) == 2 else None
     files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
-    wanted = "train" if part == "train" else "t10k|test"
+    wanted = {"train": "train", "test": "t10k|test", "valid": "val"}[part]
     for file in sorted(files):
         if re.search(rf"({wanted}).*label.*idx1", file.name.lower()) and file.is_file():
             return idx.read(file).astype(str)
@@ -95,8 +96,6 @@ def _in_npz(path: Path, part: str) -> np.ndarray | None:
         found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers.LABELS}
         if part in found:
             return archive[found[part]].astype(str)
-        if part == "all" and found.keys() >= {"train", "test"}:
-            return np.concatenate([archive[found[each]].astype(str) for each in ("train", "test")])
         return _part(str(path), archive[found[""]].astype(str), part) if "" in found else None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import idx, images
 from .errors import DataError
-from .parts import Parts, listed, part_of, visible_files
+from .parts import Parts, held_out_parts, listed, part_of, visible_files
 
 # What remains of an array's name without its part: x_train, test_images, data, y_test, ...
 _SAMPLES = {"x", "data", "set", "image", "images", "img", "imgs", "inputs", "features", "samples"}
@@ -56,36 +56,37 @@ def _read_npz(path: Path) -> Parts:
         raise DataError(f"{path}: is not a .npz file, or truncated")
     with numpy_errors(path), np.load(path, allow_pickle=False) as archive:
         names = archive.files
-        train, test = _choose(names)
+        train, held_out = _choose(names)
         if train is None:
             raise DataError(
                 f"{path}: expected one array, or train and test, but got {', '.join(names) or 'nothing'}"
             )
-        notes = []
-        if test is None and part_of(train)[0] in ("test", "valid"):
-            notes.append(f"{train} is the only part, and is split")
-        if test is not None and part_of(test)[0] != "test":
-            notes.append(f"{test} is the test part")
-        unused = [name for name in names if name not in (train, test)]
+        chosen = held_out_parts(held_out)
+        notes: tuple[str, ...] = ()
+        if not chosen and part_of(train)[0] in ("test", "valid"):
+            notes += (f"{train} is the only part, and is split",)
+        if list(held_out) == ["valid"]:
+            notes += (f"{held_out['valid']} is the test part",)
+        unused = [name for name in names if name not in (train, *chosen.values())]
         if unused:
-            notes.append(f"not used: {listed(unused, most=9)}")
-        return Parts(archive[train], None if test is None else archive[test], tuple(notes))
+            notes += (f"not used: {listed(unused, most=9)}",)
+        return Parts(archive[train], notes=notes, **{part: archive[name] for part, name in chosen.items()})
 
 
-def _choose(names: list[str]) -> tuple[str | None, str | None]:
-    """The names of the arrays with the train and the test part; (None, None) where they do not tell."""
+def _choose(names: list[str]) -> tuple[str | None, dict[str, str]]:
+    """The names of the arrays with the train part and the held-out ones; None where they do not tell."""
     parts: dict[str, list[str]] = {"train": [], "test": [], "valid": [], "": []}
     for name in names:
         part, rest = part_of(name)
         if rest in _SAMPLES or (part and not rest):
             parts[part].append(name)
     train = parts["train"] or parts[""]
-    test = parts["test"] or parts["valid"]
+    held_out = {part: parts[part] for part in ("test", "valid") if parts[part]}
     if not train:  # a single array is one of samples, whatever its name and its part
-        train, test = [n for n in names if len(names) == 1 or part_of(n)[1] not in LABELS], []
-    if len(train) != 1 or len(test) > 1:
-        return None, None
-    return train[0], test[0] if test else None
+        train, held_out = [n for n in names if len(names) == 1 or part_of(n)[1] not in LABELS], {}
+    if len(train) != 1 or any(len(found) > 1 for found in held_out.values()):
+        return None, {}
+    return train[0], {part: found[0] for part, found in held_out.items()}
 
 
 @contextmanager
