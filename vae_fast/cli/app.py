@@ -12,7 +12,7 @@ import typer
 from .. import __version__
 from ..nn import LIKELIHOODS
 from . import trained_app
-from .options import CPU, MOST, Folder, Seed, finite, numbers
+from .options import CPU, MOST, Folder, Part, PartOption, Seed, finite, numbers, sample_numbers
 
 app = typer.Typer(
     help="Trains variational autoencoders fast.",
@@ -373,13 +373,24 @@ def generate(
 @app.command()
 def reconstruct(
     folder: Folder = None,
-    data: Annotated[
-        str | None, typer.Option(help="As in train; its test part. [default: what it was trained on]")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="As in train. [default: what it was trained on]")] = None,
+    part: PartOption = Part.test,
     n: Annotated[
         int | None,
-        typer.Option("-n", min=1, max=MOST, help="How many. [default: 48, or all if fewer; of a table all]"),
+        typer.Option("-n", min=1, max=MOST, help="How many. [default: all; of a picture at most 48]"),
     ] = None,
+    only: Annotated[
+        Any,
+        typer.Option(
+            parser=sample_numbers, metavar="I,...", help="These samples of the part, by number from 0."
+        ),
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draws of p(x given z) instead of its means.")
+    ] = False,
+    sample_z: Annotated[
+        bool, typer.Option("--sample-z", help="At draws of q(z given x) instead of its means.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -387,6 +398,7 @@ def reconstruct(
             "[default: reconstructed.png or .csv in the folder]"
         ),
     ] = None,
+    seed: Seed = 0,
     cpu: CPU = False,
 ) -> None:
     """Send data through a trained model and back.
@@ -395,7 +407,7 @@ def reconstruct(
     """
     from .inference import run_reconstruct
 
-    run_reconstruct(folder, data, n, out, cpu)
+    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, sample=sample, sample_z=sample_z)
 
 
 class ExportFormat(StrEnum):

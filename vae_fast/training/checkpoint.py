@@ -27,7 +27,7 @@ EPOCH = "epoch-"  # and a number: a folder with the weights of that epoch
 # What the commands draw of the model beside them.
 PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
-    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
+    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
 FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *PICTURES, *TABLES)

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import matrices, readers, tables
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import Parts
+from .parts import Parts, listed
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -49,6 +49,7 @@ class Dataset:
     labels: Mapping[str, np.ndarray] = field(
         default_factory=dict
     )  # of the parts' samples: they train nothing
+    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
 
     @classmethod
     def of(
@@ -83,11 +84,45 @@ class Dataset:
         return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
-        """ "train", "test" or "valid". Raises DataError where there is no such part."""
+        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+
+        All are in the order of the file, or train, test, valid where these are files of their own.
+        """
+        if name == "all":
+            return self._all()
         part: Samples | None = getattr(self, name)
         if part is None:
             raise DataError(f"{self.name}: has no {name} part")
         return part
+
+    def _all(self) -> Samples:
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
+            return replace(self.train, numbers=np.arange(self.count("all")))
+        kinds = {part.dtype for part in self.dense_parts}
+        if len(kinds) > 1:
+            raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
+        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each of all samples, as they stand in the file, its place in the parts one after the other."""
+        return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
+
+    def count(self, part: str) -> int:
+        """The number of samples of "train", "test", "valid" or "all"."""
+        return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def labels_of_condition(self, part: str) -> Tensor | None:
+        if part == "all" and self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            return labels[torch.from_numpy(self.order).to(labels.device)]
+        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Those that there are, by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def is_sparse(self) -> bool:
@@ -101,8 +136,7 @@ class Dataset:
     @property
     def dense(self) -> dict[str, Tensor]:
         """`dense_parts` by their names."""
-        parts = {"train": self.train, "test": self.test, "valid": self.valid}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -234,11 +268,12 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
-    labels = parts.labels or {}
+    labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
-        found = {name: found["train"][part] for name, part in rows.items()}
-        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+        rows = split_rows(source, len(found["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        found = {name: found["train"][part] for name, part in of_part.items()}
+        labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
         if array.shape[1:] != shape:
@@ -247,7 +282,8 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
                 f"but got {array.shape[1:]}"
             )
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
-    return _explained(Dataset(name_of(source), **tensors, notes=(*parts.notes, *notes), labels=labels))
+    notes_of_all = (*parts.notes, *notes)
+    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -258,7 +294,7 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     train, test = (x[torch.from_numpy(part)] for part in rows)
     if missing := int(x.isnan().sum()):
         more += (f"{missing:,} entries are missing",)
-    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
@@ -282,7 +318,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
-    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names, rows=rows)
 
 
 def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
@@ -394,13 +430,10 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
-
-
-def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = split_rows(source, len(array))
-    return array[train], array[test]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
+    rows = split_rows(DIGITS, len(x))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    return Dataset(DIGITS, train, test, rows=rows)
 
 
 def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
