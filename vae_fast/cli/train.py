@@ -21,13 +21,13 @@ import vae_fast
 
 from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
-from ..training import checkpoint, data, pictures, speedup
+from ..training import checkpoint, data, pictures, speedup, text
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.config import Recipe
 from ..training.errors import TrainingError, is_lost_process
 from ..training.loop import Trainer, make_accelerator
 from ..training.malloc import set_up_process
-from . import runs
+from . import outputs, runs
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024, "lr": 1e-3}
 DIGITS = {"epochs": 600, "batch_size": 4096, "lr": 3e-3}  # 1438 images: a batch takes each about three times
@@ -61,11 +61,13 @@ def run_training(
             elif out is not None:
                 runs.check_free(out)  # before the data are read, which may take a while
             recipe = new_recipe(options)
-        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream, recipe.columns)
+        dataset = data.load(recipe.data, **recipe.reading())
         if dataset.columns and not resume and "likelihood" in given:
             raise TrainingError(
                 f"{recipe.data}: a table takes no --likelihood: --columns NAME:KIND is of one column"
             )
+        if dataset.vocabulary and not resume:
+            _check_text(recipe, given)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
         console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -127,6 +129,15 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
             f"but got {recipe.epochs}"
         )
     return recipe
+
+
+def _check_text(recipe: Recipe, given: set[str]) -> None:
+    if "likelihood" in given:
+        raise TrainingError(f"{recipe.data}: lines of text take no --likelihood: it is categorical")
+    if "architecture" in given and recipe.architecture != "gru":
+        raise TrainingError(
+            f"{recipe.data}: lines of text take --architecture gru, not {recipe.architecture}"
+        )
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:
@@ -225,11 +236,17 @@ def _written(folder: Path) -> int | None:
 def _draw(trainer: Trainer, folder: Path) -> list[str]:
     """Writes the pictures and returns their names."""
     pictures.save_curve(folder / "loss.png", trainer.history, pictures.noun(trainer.model))
-    if not pictures.can_draw(trainer.model):
-        return ["loss.png"]
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     model = trainer.model.eval()
     n = 64
+    if model.vocabulary:
+        tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
+        outputs.save_lines(folder / "samples.txt", model, tokens)
+        shown = trainer.dataset.test_part(slice(48))
+        outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
+        return ["samples.txt", "reconstructions.txt", "loss.png"]
+    if not pictures.can_draw(model):
+        return ["loss.png"]
     pictures.save_samples(
         folder / "samples.png", model, n, condition=model.each_condition(n), generator=generator
     )
@@ -266,6 +283,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
         per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.model.shape)
         bits = f", {per_value:.3f} bits a value"
+    if trainer.model.vocabulary and isinstance(trainer.dataset.test, torch.Tensor):
+        bits = f", {text.bits(-row['test_elbo'], trainer.dataset.test):.3f} bits a character"
     console.print(
         f"test ELBO     {row['test_elbo']:.2f} nats/{kind} "
         f"(NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f}{bits})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .errors import CheckpointError, TrainingError
 MOST = 2**31 - 1  # of anything that is counted
 LARGEST = 1e38  # near float32's largest number
 MOST_SKIPPED = 100  # epochs without an evaluation, and so without a checkpoint, unless evaluate_every says so
+WORD_DROPOUT = 0.3  # of text: without it the decoder learns to do without z
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
 
 
@@ -42,11 +43,22 @@ class Recipe:
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
     stream: bool = False
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
+    max_length: int | None = None  # of a line of text
+    word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent", "components", "num_samples", "evaluate_every"):
+        counts = (
+            "epochs",
+            "batch_size",
+            "latent",
+            "components",
+            "num_samples",
+            "evaluate_every",
+            "max_length",
+        )
+        for name in counts:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
                 raise TrainingError(f"expected {name} to be from 1 to {MOST}, but got {value}")
@@ -64,6 +76,10 @@ class Recipe:
             raise TrainingError(f"expected lr to be a finite number above 0, but got {self.lr}")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"expected dropout to be a number from 0 to below 1, but got {self.dropout}")
+        if self.word_dropout is not None and not 0 <= self.word_dropout <= 1:
+            raise TrainingError(
+                f"expected word_dropout to be a number from 0 to 1, but got {self.word_dropout}"
+            )
         if not 0 <= self.beta <= LARGEST:
             raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
@@ -85,7 +101,18 @@ class Recipe:
         """The arguments of HubVAE."""
         names = ("architecture", "hidden", "latent", "likelihood", "beta", "clamp", "num_samples")
         names_of_all = (*names, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)
-        return {"shape": shape, **{name: getattr(self, name) for name in names_of_all}}
+        config = {name: getattr(self, name) for name in names_of_all}
+        return {"shape": shape, "word_dropout": self.word_dropout or 0.0, **config}
+
+    def of_text(self) -> Recipe:
+        """For lines of text, which have one likelihood and one architecture."""
+        dropout = WORD_DROPOUT if self.word_dropout is None else self.word_dropout
+        return replace(self, architecture="gru", likelihood="categorical", word_dropout=dropout)
+
+    def reading(self) -> dict[str, Any]:
+        """The options of `data.load`."""
+        names = ("batch_key", "stream", "columns", "max_length")
+        return {name: getattr(self, name) for name in names}
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""

@@ -49,6 +49,8 @@ def can_draw(model: HubVAE) -> bool:
 
 def noun(model: HubVAE) -> str:
     """What a sample is called."""
+    if model.vocabulary:
+        return "line"
     return "image" if can_draw(model) and not is_signal(model.shape) else "sample"
 
 
