@@ -1,7 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images, a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt), or a sparse matrix:
+.h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, readers, tables
+from . import matrices, readers, tables, text
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
 from .parts import Parts, listed
@@ -46,9 +47,8 @@ class Dataset:
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
-    labels: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # of the parts' samples: they train nothing
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
     rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
 
     @classmethod
@@ -151,6 +151,8 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
+        if self.vocabulary:
+            raise DataError(f"{self.name}: lines of text cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -227,6 +229,9 @@ def load(
     stream: bool = False,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
+    *,
+    max_length: int | None = None,
+    vocabulary: text.Vocabulary | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
@@ -236,6 +241,8 @@ def load(
             memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
+        max_length: characters of a line of text that are read; by default 256.
+        vocabulary: of a model that was trained on text, as which this one is read.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -247,15 +254,21 @@ def load(
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
     if stream and matrix is None:
         raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
-    if source == DIGITS:
-        return _digits()
-    if not path.exists():
+    if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
+        lines = None if source == DIGITS or matrix is not None or is_table else text.find(path)
+        if lines is None and (vocabulary or max_length is not None):
+            what = "--max-length is of" if vocabulary is None else "expected, as the model was trained on,"
+            raise DataError(f"{source}: {what} lines of text: .txt")
+        if source == DIGITS:
+            return _digits()
         if matrix is not None:
             return _load_matrix(source, matrix, batch_key, stream)
         if is_table:
             return _load_table(source, path, columns, known)
+        if lines is not None:
+            return _load_text(source, text.read(lines), max_length, vocabulary)
         parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
@@ -284,6 +297,20 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
     notes_of_all = (*parts.notes, *notes)
     return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
+
+
+def _load_text(
+    source: str, found: text.Lines, max_length: int | None, vocabulary: text.Vocabulary | None
+) -> Dataset:
+    parts = found.parts
+    if "test" not in parts:
+        lines = parts["train"]
+        rows = dict(zip(("train", "test"), split_rows(source, len(lines)), strict=True))
+        parts = {name: [lines[i] for i in part] for name, part in rows.items()}
+    vocabulary = vocabulary or text.describe(parts["train"], max_length)
+    encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
+    notes = (*found.notes, *text.notes_of(vocabulary, parts))
+    return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
