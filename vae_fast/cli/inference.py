@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, pictures, tables
+from ..training import checkpoint, data, inference, outputs, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
-SUFFIXES, TABLE = (".png", ".npy"), ".csv"  # of what is written
+SUFFIXES, TABLE, TEXT = (".png", ".npy"), ".csv", ".txt"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -37,7 +37,16 @@ def run_generate(
     out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
-    options |= {"temperature": temperature, "sample": sample or bool(model.columns)}
+    options |= {"temperature": temperature}
+    if model.vocabulary:
+        tokens = model.generate_tokens(n, **options)
+        if out.suffix.lower() == TEXT:
+            outputs.save_lines(out, model, tokens)
+        else:
+            save_array(out, tokens)
+        print(out)
+        return
+    options |= {"sample": sample or bool(model.columns)}
     if is_picture(out):
         check_picture(model, n)
         pictures.save_samples(out, model, n, **options)
@@ -59,27 +68,62 @@ def labels_of(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
 
 
 def run_reconstruct(
-    folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    n: int | None,
+    only: list[int] | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+    *,
+    sample: bool,
+    sample_z: bool,
 ) -> None:
+    if n is not None and only is not None:
+        raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
     folder = folder or runs.newest(checkpoint.MODEL)
     _check_out(out)
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
     dataset, _ = load_data(folder, model, source)
-    if n is not None and len(dataset.test) < n:
+    total = dataset.count(part)
+    if n is not None and total < n:
         raise DataError(
-            f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
+            f"{dataset.name}: expected -n to be at most {total}, the samples of the {part} part, but got {n}"
         )
-    samples = dataset.test_part(slice(n or (None if model.columns else SHOWN)))
-    x = samples["x"]
-    if is_picture(out):
-        check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
-        pictures.save_reconstructions(out, model, **samples)
-    elif model.columns:
-        _save_table(out, model, model.reconstruct(**samples))
+    indices = None
+    if only is not None:
+        indices = chosen(dataset, part, only)
+    elif n is not None or is_picture(out):
+        indices = torch.arange(n or min(SHOWN, total))
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"sample": sample, "sample_z": sample_z, "generator": generator}
+    if is_picture(out) and indices is not None:
+        option = "-n" if only is None else "--only"
+        check_picture(model, len(indices), tiles=2, columns=pictures.COLUMNS, option=option)
+        [batch] = inference.batches(dataset, part, indices, batch_size=len(indices))
+        pictures.save_reconstructions(out, model, **batch, **options)
     else:
-        save_array(out, model.reconstruct(**samples))
+        x = inference.reconstruct(model, inference.batches(dataset, part, indices), **options)
+        if model.columns:
+            _save_table(out, model, x)
+        elif out.suffix.lower() == TEXT:
+            originals = torch.cat([batch["x"] for batch in inference.batches(dataset, part, indices)])
+            outputs.save_pairs(out, model, originals, x)
+        else:
+            save_array(out, x)
     print(out)
+
+
+def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
+    """The numbers of these samples of the part. DataError where it has no such sample."""
+    n = dataset.count(part)
+    if wrong := [i for i in indices if not 0 <= i < n]:
+        raise DataError(
+            f"{dataset.name}: expected numbers of {part} samples, 0 to {n - 1}, but got {wrong[0]}"
+        )
+    return torch.tensor(indices)
 
 
 def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:
@@ -88,9 +132,12 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(source, batch_key, bool(recipe.get("stream")), known=model.columns)
-    if dataset.columns and not model.columns:
-        raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
+    dataset = data.load(
+        source, batch_key, bool(recipe.get("stream")), known=model.columns, vocabulary=model.vocabulary
+    )
+    kind = "a table" if dataset.columns else "text" if dataset.vocabulary else ""
+    if kind and not (model.columns or model.vocabulary):
+        raise DataError(f"{source}: is {kind}, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
@@ -117,14 +164,15 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 def _check_out(out: Path | None) -> None:
     """Before the model is loaded."""
-    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE):
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE, TEXT):
         raise TrainingError(
-            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table), but got {out}"
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text), "
+            f"but got {out}"
         )
 
 
 def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
-    suffixes = (TABLE,) if model.columns else SUFFIXES
+    suffixes = outputs.suffixes(model)
     if out is not None and out.suffix.lower() not in suffixes:
         raise TrainingError(
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"

@@ -20,6 +20,7 @@ from ..checks import (
     fresh_rng_state,
     number_of,
 )
+from ..functional import reparameterize
 from ..likelihoods.csr import is_csr
 from ..likelihoods.numerics import held_between
 from ..output import VAEOutput
@@ -243,10 +244,22 @@ class VAE(Pretrained, WithFusedHead):
         return self.likelihood.mean(params, library)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
-        """The mean of p(x | z) at z = mu, with x's own number of counts where it depends on that."""
-        mu, _ = self.encode(x, condition=condition)
-        return self.decode(mu, condition=condition, library=self.likelihood.library(x))
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        sample_z: bool = False,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean of p(x | z) at z = mu, with x's own number of counts where it depends on that; with `sample_z` at a
+        draw z ~ q(z | x), with `sample` a draw of p(x | z)."""
+        z, logvar = self.encode(x, condition=condition)
+        if sample_z:
+            z = reparameterize(z, logvar, generator=on_device(generator, z.device))
+        library = self.likelihood.library(x)
+        return self.decode(z, condition=condition, library=library, sample=sample, generator=generator)
 
     @torch.no_grad()
     def generate(
@@ -335,7 +348,7 @@ class VAE(Pretrained, WithFusedHead):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Starts from what is best where nothing is known of a sample: the likelihood's own parameters
-        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias, so that p(x | z) starts
+        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias: p(x | z) starts
         around the mean of x. Training then need not find it: with batches of thousands that is much of a run.
 
         Args:

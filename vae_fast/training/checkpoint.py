@@ -27,10 +27,12 @@ EPOCH = "epoch-"  # and a number: a folder with the weights of that epoch
 # What the commands draw of the model beside them.
 PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
-    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png"),
+    *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
-FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *PICTURES, *TABLES)
+TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
+OUTPUTS = (*PICTURES, *TABLES, *TEXTS)
+FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *OUTPUTS)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -40,8 +42,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced, and its tables."""
-    for name in (*PICTURES, *TABLES):
+    """Those of a model that is being replaced, and its tables and texts."""
+    for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images, a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt), or a sparse matrix:
+.h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, readers, tables
+from . import matrices, readers, tables, text
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import Parts
+from .parts import Parts, listed
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -46,9 +47,9 @@ class Dataset:
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
-    labels: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # of the parts' samples: they train nothing
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
+    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
 
     @classmethod
     def of(
@@ -83,11 +84,45 @@ class Dataset:
         return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
-        """ "train", "test" or "valid". Raises DataError where there is no such part."""
+        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+
+        All are in the order of the file, or train, test, valid where these are files of their own.
+        """
+        if name == "all":
+            return self._all()
         part: Samples | None = getattr(self, name)
         if part is None:
             raise DataError(f"{self.name}: has no {name} part")
         return part
+
+    def _all(self) -> Samples:
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
+            return replace(self.train, numbers=np.arange(self.count("all")))
+        kinds = {part.dtype for part in self.dense_parts}
+        if len(kinds) > 1:
+            raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
+        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each of all samples, as they stand in the file, its place in the parts one after the other."""
+        return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
+
+    def count(self, part: str) -> int:
+        """The number of samples of "train", "test", "valid" or "all"."""
+        return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def labels_of_condition(self, part: str) -> Tensor | None:
+        if part == "all" and self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            return labels[torch.from_numpy(self.order).to(labels.device)]
+        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Those that there are, by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def is_sparse(self) -> bool:
@@ -101,8 +136,7 @@ class Dataset:
     @property
     def dense(self) -> dict[str, Tensor]:
         """`dense_parts` by their names."""
-        parts = {"train": self.train, "test": self.test, "valid": self.valid}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,6 +151,8 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
+        if self.vocabulary:
+            raise DataError(f"{self.name}: lines of text cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -193,6 +229,9 @@ def load(
     stream: bool = False,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
+    *,
+    max_length: int | None = None,
+    vocabulary: text.Vocabulary | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
@@ -202,6 +241,8 @@ def load(
             memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
+        max_length: characters of a line of text that are read; by default 256.
+        vocabulary: of a model that was trained on text, as which this one is read.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -213,15 +254,21 @@ def load(
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
     if stream and matrix is None:
         raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
-    if source == DIGITS:
-        return _digits()
-    if not path.exists():
+    if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
+        lines = None if source == DIGITS or matrix is not None or is_table else text.find(path)
+        if lines is None and (vocabulary or max_length is not None):
+            what = "--max-length is of" if vocabulary is None else "expected, as the model was trained on,"
+            raise DataError(f"{source}: {what} lines of text: .txt")
+        if source == DIGITS:
+            return _digits()
         if matrix is not None:
             return _load_matrix(source, matrix, batch_key, stream)
         if is_table:
             return _load_table(source, path, columns, known)
+        if lines is not None:
+            return _load_text(source, text.read(lines), max_length, vocabulary)
         parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
@@ -234,11 +281,12 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
-    labels = parts.labels or {}
+    labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
-        found = {name: found["train"][part] for name, part in rows.items()}
-        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+        rows = split_rows(source, len(found["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        found = {name: found["train"][part] for name, part in of_part.items()}
+        labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
         if array.shape[1:] != shape:
@@ -247,7 +295,22 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
                 f"but got {array.shape[1:]}"
             )
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
-    return _explained(Dataset(name_of(source), **tensors, notes=(*parts.notes, *notes), labels=labels))
+    notes_of_all = (*parts.notes, *notes)
+    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
+
+
+def _load_text(
+    source: str, found: text.Lines, max_length: int | None, vocabulary: text.Vocabulary | None
+) -> Dataset:
+    parts = found.parts
+    if "test" not in parts:
+        lines = parts["train"]
+        rows = dict(zip(("train", "test"), split_rows(source, len(lines)), strict=True))
+        parts = {name: [lines[i] for i in part] for name, part in rows.items()}
+    vocabulary = vocabulary or text.describe(parts["train"], max_length)
+    encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
+    notes = (*found.notes, *text.notes_of(vocabulary, parts))
+    return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -258,7 +321,7 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     train, test = (x[torch.from_numpy(part)] for part in rows)
     if missing := int(x.isnan().sum()):
         more += (f"{missing:,} entries are missing",)
-    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
@@ -282,7 +345,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
-    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names, rows=rows)
 
 
 def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
@@ -394,13 +457,10 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
-
-
-def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = split_rows(source, len(array))
-    return array[train], array[test]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
+    rows = split_rows(DIGITS, len(x))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    return Dataset(DIGITS, train, test, rows=rows)
 
 
 def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import nn
 from . import checkpoint
 from .errors import CheckpointError
+from .inference import Detection
 
 COLUMNS = 12  # of reconstructions
 _INCH = 100  # dots
@@ -51,6 +52,8 @@ def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
 
 def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
+    if getattr(model, "vocabulary", None):
+        return "line"
     shape = model.data_shape if shape is None else shape
     return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 
@@ -145,10 +148,13 @@ def save_samples(
     save_grid(path, samples, round(n**0.5), title)
 
 
-def save_reconstructions(path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None) -> None:
-    """Rows of originals, below each its reconstruction. The columns are filled up with nothing."""
+def save_reconstructions(
+    path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None, **options: Any
+) -> None:
+    """Rows of originals, below each its reconstruction, with the options of `nn.VAE.reconstruct`. The columns are
+    filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
-    reconstructed = model.reconstruct(x, condition=condition)
+    reconstructed = model.reconstruct(x, condition=condition, **options)
     pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
     rows = [
         F.pad(part, (0, 0) * (x.ndim - 1) + (0, COLUMNS - len(part)), value=math.nan)
@@ -212,6 +218,26 @@ def save_scatter(path: Path, points: Tensor, title: str, labels: Sequence[str] |
             handle.set_alpha(1)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_aspect("equal", "datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def save_roc(path: Path, scores: Tensor, is_anomaly: Tensor, detection: Detection) -> None:
+    """scikit-learn's ROC curve and the threshold that `detection` names; chance is the diagonal."""
+    from sklearn.metrics import roc_curve
+
+    false_alarms, found, _ = roc_curve(is_anomaly.cpu(), scores.cpu())
+    figure = Figure(figsize=(5, 5), dpi=_INCH, layout="constrained")
+    axes: Any = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color="0.6")
+    axes.plot(false_alarms, found, label=f"AUROC {detection.auroc:.3f}")
+    name = f"threshold {detection.threshold:.4g}"
+    axes.plot(detection.false_alarms, detection.found, "o", color="black", label=name)
+    axes.set_xlabel("share of the others at or above the threshold")
+    axes.set_ylabel("share of the anomalies at or above it")
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

@@ -30,7 +30,7 @@ def read(path: Path) -> Parts:
     if "idx" in path.name.lower() or suffix == ".gz":
         return idx.read_file(path)
     raise DataError(
-        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet or a folder"
+        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet, .txt or a folder"
     )
 
 
