@@ -36,6 +36,7 @@ from vae_fast.training import (
     recipe_file,
     tracking,
 )
+from vae_fast.training.loop import make_accelerator
 
 LATENT, FEATURES = 3, 12
 RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-2, seed=5, evaluate_every=1)
@@ -141,6 +142,29 @@ def test_a_part_of_the_data_that_chooses() -> None:
     assert (trainer.test["test_nll"], trainer.test["test_kl"]) == trainer.evaluate("test")
     assert not any(name.startswith("test") for name in row)
     assert trained().test["test_elbo"] == trained().history[-1]["test_elbo"]
+
+
+def test_tied_weights_are_saved_under_each_name(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Linear) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, z: Tensor) -> Tensor:
+            return z @ self.layer.weight[:LATENT]
+
+    def tied() -> nn.VAE:
+        layer = torch.nn.Linear(FEATURES, 2 * LATENT)
+        return nn.VAE(layer, Tied(layer), latent_shape=(LATENT,))
+
+    trainer = trained(replace(RECIPE, epochs=1, best=True), model=tied())
+    trainer.save(tmp_path)
+    model = nn.VAE.from_pretrained(tmp_path, decoder=Tied(torch.nn.Linear(FEATURES, 2 * LATENT)))
+    assert_same(trainer.model, model)
+    other = Trainer(replace(RECIPE, epochs=1, best=True), data(), model=tied())
+    other.resume(tmp_path)
+    assert other.model.encoder.weight is other.model.decoder.layer.weight
+    assert_same(trainer.model, other.model)
 
 
 X = torch.rand(6, 4)
@@ -297,6 +321,29 @@ def test_every_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(found) == len(config.OPTIMIZERS) == 6
 
 
+def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
+    """That of fp16, which Accelerate has on GPUs alone: a scaler of torch's for the CPU is in its place."""
+
+    def scaled(epochs: int) -> Trainer:
+        recipe = replace(SMALL, epochs=epochs, accumulate=2)
+        accelerator = make_accelerator(recipe)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+        return Trainer(recipe, data(), accelerator=accelerator)
+
+    whole, first, second = scaled(2), scaled(1), scaled(2)
+    whole.fit()
+    first.fit()
+    first.save(tmp_path)
+    second.resume(tmp_path)
+    second.fit()
+    assert_same(whole.model, second.model)
+    assert whole.accelerator.scaler.state_dict() == second.accelerator.scaler.state_dict()
+    assert whole.accelerator.scaler.get_scale() == 64.0 * 2**3  # after 2, 4 and 6 of 6 steps
+    plain = trained(replace(SMALL, epochs=2, accumulate=2))
+    for a, b in zip(whole.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -382,7 +429,7 @@ def test_interrupted_or_repeated_with_everything_it_is_the_same_run(monkeypatch:
     save_images(Path.cwd())
     lines = [f"{name} = {json.dumps(value)}" for name, value in EVERYTHING.items()]
     Path("all.toml").write_text("\n".join(lines))
-    monkeypatch.setattr(train_command.Checkpoints.__init__, "__defaults__", (0.0, None))
+    monkeypatch.setattr(train_command.Checkpoints.__init__, "__defaults__", (0.0,))
     monkeypatch.setattr(train_command, "_draw", lambda *_: [])
     monkeypatch.setattr(train_command, "_print_end", lambda *_: None)
     run("--config", "all.toml", "--out", "whole")
