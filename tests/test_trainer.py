@@ -544,6 +544,16 @@ def test_a_tracker_that_is_missing(
     assert capsys.readouterr().err == line
 
 
+def test_a_tracker_that_cannot_start(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    save_images(Path.cwd())
+    Path("mine").mkdir()
+    Path("mine/vae_fast").write_text("somebody's")
+    run("--data", "tiny.npy", "--track", "tensorboard", "--out", "mine", status=1)
+    line = "vae-fast: tensorboard cannot start: .*; nothing was saved\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+
+
 def test_a_text_file_holds_every_string() -> None:
     odd = 'a\x7f"\\\n\t\u00e9\U0001f600'
     recipe = Recipe(data=odd, clamp=(-math.inf, 1e-30), columns=("a:skip",), seed=2**64 - 1)
