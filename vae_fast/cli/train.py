@@ -85,7 +85,7 @@ def run_training(
             before = None if resume else _written(folder)
             extra = {"backend": None if backend == "auto" else backend, "cpu": cpu or None}
             kept = Checkpoints(folder, config=recipe_file.text(recipe, extra))
-            told = (progress, kept, tracking.Tracking(folder))
+            told = (progress, tracking.Tracking(folder), kept)
             trainer = Trainer(recipe, dataset, callbacks=told, accelerator=accelerator)
             if resume:
                 trainer.resume(folder)

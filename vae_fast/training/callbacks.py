@@ -90,7 +90,7 @@ class Checkpoints(Callback):
 
     config: what config.toml is to hold, beside them."""
 
-    def __init__(self, folder: Path, seconds: float = 5.0, config: str | None = None) -> None:
+    def __init__(self, folder: Path, seconds: float = 5.0, *, config: str | None = None) -> None:
         self._folder, self._seconds, self._config = Path(folder), seconds, config
         self._saved_at, self._saved_epoch = time.perf_counter(), -1
         self._started_at = 0

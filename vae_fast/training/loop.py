@@ -388,7 +388,7 @@ class Trainer:
         self._check_finite("loss", loss)
         part = self.monitor
         held_out = self._measures(part, *self.evaluate(part))
-        self._check_finite(f"{part} loss", held_out[f"{part}_elbo"])
+        self._check_finite(f"{part} loss", -held_out[f"{part}_elbo"])
         row = {
             "epoch": self.epoch,
             "step": self.steps,
