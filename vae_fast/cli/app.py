@@ -105,8 +105,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; tables: "
-            ".csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images or of .wav; "
+            "tables: .csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
@@ -138,7 +138,10 @@ def train(
         float | None, typer.Option(help="Learning rate of Adam. [default: 1e-3; digits: 3e-3]")
     ] = None,
     seed: Seed = 0,
-    architecture: Annotated[Architecture, typer.Option(help="The networks; of text gru.")] = Architecture.mlp,
+    architecture: Annotated[
+        Architecture,
+        typer.Option(help="Networks. [default: mlp; of text gru, of sounds resnet]", show_default=False),
+    ] = Architecture.mlp,
     hidden: Annotated[
         Any,
         typer.Option(
@@ -222,6 +225,16 @@ def train(
             help="Characters of a line of text, longer ones are cut. [default: the longest, 256 at most]",
         ),
     ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of sounds, in Hz: others are resampled. [default: that of most files]"),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a sound: longer ones are cut, shorter ones filled up. [default: the longest, 5 at most]"
+        ),
+    ] = None,
     word_dropout: Annotated[
         float | None,
         typer.Option(
@@ -280,6 +293,8 @@ def train(
         "batch_key": batch_key,
         "columns": tuple(columns or ()),
         "max_length": max_length,
+        "sample_rate": sample_rate,
+        "seconds": seconds,
         "word_dropout": word_dropout,
         "stream": stream,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,

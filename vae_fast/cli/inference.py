@@ -49,7 +49,9 @@ def run_generate(
     options |= {"sample": sample or bool(model.columns)}
     if is_picture(out):
         check_picture(model, n)
-        pictures.save_samples(out, model, n, **options)
+        samples = pictures.save_samples(out, model, n, **options)
+        if model.sound:
+            outputs.save_sounds(sounds_beside(out, folder), model, samples, outputs.numbered(n))
     elif model.columns:
         _save_table(out, model, model.generate(n, **options))
     else:
@@ -83,7 +85,11 @@ def run_reconstruct(
     x = samples["x"]
     if is_picture(out):
         check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
-        pictures.save_reconstructions(out, model, **samples)
+        reconstructed = pictures.save_reconstructions(out, model, **samples)
+        if model.sound:
+            numbers = outputs.numbered(len(x))
+            names = [f"{i}-{what}" for what in ("original", "reconstruction") for i in numbers]
+            outputs.save_sounds(sounds_beside(out, folder), model, torch.cat([x, reconstructed]), names)
     elif model.columns:
         _save_table(out, model, model.reconstruct(**samples))
     elif out.suffix.lower() == TEXT:
@@ -100,10 +106,16 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
     dataset = data.load(
-        source, batch_key, bool(recipe.get("stream")), known=model.columns, vocabulary=model.vocabulary
+        source,
+        batch_key,
+        bool(recipe.get("stream")),
+        known=model.columns,
+        vocabulary=model.vocabulary,
+        like=model.sound,
     )
-    kind = "a table" if dataset.columns else "text" if dataset.vocabulary else ""
-    if kind and not (model.columns or model.vocabulary):
+    kinds = {"a table": dataset.columns, "text": dataset.vocabulary, "of sounds": dataset.sound}
+    kind = next((kind for kind, found in kinds.items() if found), None)
+    if kind and not (model.columns or model.vocabulary or model.sound):
         raise DataError(f"{source}: is {kind}, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
@@ -145,6 +157,14 @@ def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"
         )
     return out or default.with_suffix(suffixes[0])
+
+
+def sounds_beside(picture: Path, folder: Path) -> Path:
+    """The folder of the sounds of a picture: in the run's own those of an earlier call go."""
+    sounds = picture.with_suffix("")
+    if picture.parent == folder:
+        checkpoint.remove_sounds(sounds)
+    return sounds
 
 
 def is_picture(out: Path) -> bool:

@@ -1,12 +1,14 @@
-"""What the commands write of a model's samples, by what it was trained on: lines of text here."""
+"""What the commands write of a model's samples, by what it was trained on: lines of text, sounds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from ..training import checkpoint
+from ..training import checkpoint, sound
+from ..training.errors import CheckpointError
 from ..training.model import HubVAE
 
 
@@ -23,6 +25,22 @@ def save_lines(path: Path, model: HubVAE, tokens: Tensor) -> None:
     rows = tokens.unsqueeze(0) if tokens.ndim == 2 else tokens
     blocks = ["".join(f"{line}\n" for line in model.vocabulary.decode(row)) for row in rows]
     checkpoint.replace_bytes(path, "\n".join(blocks).encode())
+
+
+def save_sounds(folder: Path, model: HubVAE, samples: Tensor, names: Sequence[str]) -> None:
+    """NAME.wav of each sample, in the folder."""
+    assert model.sound is not None
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+    for name, clip in zip(names, model.sound.decode(samples), strict=True):
+        checkpoint.replace_bytes(folder / f"{name}.wav", sound.to_wav(clip, model.sound.rate))
+    print(f"{folder}/: {len(names)} sounds")
+
+
+def numbered(n: int) -> list[str]:
+    return [f"{i:0{len(str(n - 1))}}" for i in range(n)]
 
 
 def save_pairs(path: Path, model: HubVAE, originals: Tensor, reconstructed: Tensor) -> None:

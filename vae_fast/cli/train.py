@@ -70,6 +70,8 @@ def run_training(
             _check_text(recipe, given)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
+        if dataset.sound and not resume:
+            recipe = _of_sound(recipe, given)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
         accelerator = make_accelerator(recipe, cpu)
@@ -138,6 +140,14 @@ def _check_text(recipe: Recipe, given: set[str]) -> None:
         raise TrainingError(
             f"{recipe.data}: lines of text take --architecture gru, not {recipe.architecture}"
         )
+
+
+def _of_sound(recipe: Recipe, given: set[str]) -> Recipe:
+    """With what spectrograms take where the user has not said otherwise."""
+    if "likelihood" not in given:
+        recipe = replace(recipe, likelihood="gaussian")
+        recipe = replace(recipe, variance="learned" if recipe.variance is None else recipe.variance)
+    return recipe if "architecture" in given else replace(recipe, architecture="resnet")
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:

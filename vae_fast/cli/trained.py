@@ -20,7 +20,16 @@ from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import outputs, runs
-from .inference import TEXT, check_picture, is_picture, labels_of, load_data, load_model, save_array
+from .inference import (
+    TEXT,
+    check_picture,
+    is_picture,
+    labels_of,
+    load_data,
+    load_model,
+    save_array,
+    sounds_beside,
+)
 
 PAIRS = 8  # rows of `interpolate`
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
@@ -79,7 +88,11 @@ class Run:
         if out.suffix.lower() == TEXT:
             outputs.save_lines(out, self.model, samples)
         elif is_picture(out):
-            pictures.save_grid(out, samples.flatten(0, 1), columns, title)
+            flat = samples.flatten(0, 1)
+            pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)
+            if self.model.sound:
+                names = [f"{r}-{c}" for r in outputs.numbered(rows) for c in outputs.numbered(columns)]
+                outputs.save_sounds(sounds_beside(out, self.folder), self.model, flat, names)
         else:
             save_array(out, samples)
         print(out)

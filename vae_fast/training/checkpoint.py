@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced, and its tables and texts."""
+    """Those of a model that is being replaced, and its tables, texts and sounds."""
     for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
+        remove_sounds(folder / Path(name).stem)
+
+
+def remove_sounds(folder: Path) -> None:
+    """The sounds that a command wrote beside a picture of its name, with their folder."""
+    if folder.is_dir():
+        for file in folder.glob("[0-9]*.wav"):
+            file.unlink()
+        with suppress(OSError):  # what else is there stays
+            folder.rmdir()
 
 
 def save_model(model: HubVAE, folder: Path | str) -> None:

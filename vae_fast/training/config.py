@@ -44,6 +44,8 @@ class Recipe:
     stream: bool = False
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     max_length: int | None = None  # of a line of text
+    sample_rate: int | None = None  # of sounds
+    seconds: float | None = None
     word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
@@ -57,6 +59,7 @@ class Recipe:
             "num_samples",
             "evaluate_every",
             "max_length",
+            "sample_rate",
         )
         for name in counts:
             value = getattr(self, name)
@@ -80,6 +83,8 @@ class Recipe:
             raise TrainingError(
                 f"expected word_dropout to be a number from 0 to 1, but got {self.word_dropout}"
             )
+        if self.seconds is not None and not 0 < self.seconds <= MOST:
+            raise TrainingError(f"expected seconds to be a number above 0, but got {self.seconds}")
         if not 0 <= self.beta <= LARGEST:
             raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
@@ -111,7 +116,7 @@ class Recipe:
 
     def reading(self) -> dict[str, Any]:
         """The options of `data.load`."""
-        names = ("batch_key", "stream", "columns", "max_length")
+        names = ("batch_key", "stream", "columns", "max_length", "sample_rate", "seconds")
         return {name: getattr(self, name) for name in names}
 
     def seed_of(self, *path: int) -> int:

@@ -1,8 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt), or a sparse matrix:
-.h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images or of sounds (.wav), a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt),
+or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from . import matrices, readers, tables, text
+from . import sound as sounds
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import Parts
+from .parts import FolderParts, Parts
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -48,6 +49,7 @@ class Dataset:
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
     vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
+    sound: sounds.Sound | None = None  # of which the samples are spectrograms
 
     def part(self, name: str) -> Samples:
         """Of the name train, test or valid. Raises DataError where there is no such part."""
@@ -84,8 +86,9 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
-        if self.vocabulary:
-            raise DataError(f"{self.name}: lines of text cannot be read as {shape}")
+        if self.vocabulary or self.sound:
+            what = "lines of text" if self.vocabulary else f"spectrograms of {self.shape}"
+            raise DataError(f"{self.name}: {what} cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -160,6 +163,9 @@ def load(
     *,
     max_length: int | None = None,
     vocabulary: text.Vocabulary | None = None,
+    sample_rate: int | None = None,
+    seconds: float | None = None,
+    like: sounds.Sound | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
@@ -171,6 +177,8 @@ def load(
         known: the columns of a model that was trained on a table, as which this one is read.
         max_length: characters of a line of text that are read; by default 256.
         vocabulary: of a model that was trained on text, as which this one is read.
+        sample_rate, seconds: of the clips of sounds; by default those of the files, 5 seconds at most.
+        like: what the spectrograms of a model that was trained on sounds are, as which these are made.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -189,6 +197,14 @@ def load(
         if lines is None and (vocabulary or max_length is not None):
             what = "--max-length is of" if vocabulary is None else "expected, as the model was trained on,"
             raise DataError(f"{source}: {what} lines of text: .txt")
+        clips = None if source == DIGITS or matrix is not None or is_table else sounds.find(path)
+        if clips is None and (like or sample_rate is not None or seconds is not None):
+            what = (
+                "--sample-rate and --seconds are of"
+                if like is None
+                else "expected, as the model was trained on,"
+            )
+            raise DataError(f"{source}: {what} sounds: a folder of .wav")
         if source == DIGITS:
             return _digits()
         if matrix is not None:
@@ -197,6 +213,8 @@ def load(
             return _load_table(source, path, columns, known)
         if lines is not None:
             return _load_text(source, text.read(lines), max_length, vocabulary)
+        if clips is not None:
+            return _load_sounds(source, clips, sample_rate, seconds, like)
         parts = readers.read(path)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
@@ -237,6 +255,25 @@ def _load_text(
     encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
     notes = (*found.notes, *text.notes_of(vocabulary, parts))
     return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
+
+
+def _load_sounds(
+    source: str, files: FolderParts, rate: int | None, seconds: float | None, like: sounds.Sound | None
+) -> Dataset:
+    if like is not None:
+        clips = sounds.read(files.paths, like.rate, like.samples, None)
+    else:
+        clips = sounds.read(files.paths, rate, None, seconds)
+    parts, labels = clips.parts, files.labels or {}
+    if "test" not in parts:
+        rows = dict(zip(("train", "test"), split_rows(source, len(parts["train"])), strict=True))
+        parts = {name: parts["train"][torch.from_numpy(part)] for name, part in rows.items()}
+        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+    like = like or sounds.describe(parts["train"], clips.rate)
+    x: dict[str, Any] = {name: like.encode(part) for name, part in parts.items()}
+    seen = f"spectrograms of {like.samples / like.rate:.3g} s at {like.rate:,} Hz"
+    notes = (seen, *files.notes, *clips.notes)
+    return Dataset(name_of(source), **x, notes=notes, labels=labels, sound=like)
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:

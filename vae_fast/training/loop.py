@@ -221,6 +221,9 @@ class Trainer:
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
             if dataset.vocabulary:
                 config["vocabulary"] = dataset.vocabulary.to_dict()
+            if dataset.sound:  # the bands of a spectrogram are the channels of a signal
+                config["sound"] = dataset.sound.to_dict()
+                config["dims"] = 1 if self.recipe.architecture in ("conv", "resnet") else None
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             return model.to(self.accelerator.device)
         except (ValueError, TypeError) as error:
