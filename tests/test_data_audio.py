@@ -19,7 +19,7 @@ from scipy.io import wavfile
 
 from command import ordinary_process
 from vae_fast import cli
-from vae_fast.training import DataError, checkpoint, data, labels, load_model, sound
+from vae_fast.training import DataError, HubVAE, checkpoint, data, labels, load_model, sound
 
 ordinary = pytest.fixture(autouse=True)(ordinary_process)
 RATE = 4000
@@ -150,11 +150,11 @@ def test_train_and_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[st
         for i in range(12):
             save(tmp_path / "tones" / name / f"{i}.wav", (tone(hertz + i, 0.2) * 2**15).astype(np.int16))
     run, source = tmp_path / "run", str(tmp_path / "tones")
-    train = ["train", "--data", source, "--out", str(run), "--epochs", "60", "--batch-size", "10", "--cpu"]
-    options = ["--hidden", "8,8", "--latent", "2", "--lr", "1e-2", "--beta", "0.1", "--evaluate-every", "30"]
+    train = ["train", "--data", source, "--out", str(run), "--epochs", "40", "--batch-size", "10", "--cpu"]
+    options = ["--hidden", "64", "--latent", "2", "--lr", "1e-2", "--beta", "0.1", "--evaluate-every", "30"]
     assert cli.run([*train, *options]) == 0
     printed = capsys.readouterr().out
-    assert "resnet VAE" in printed and "gaussian" in printed and "nats/sound" in printed
+    assert "mlp VAE" in printed and "gaussian" in printed and "nats/sound" in printed
     model, dataset = load_model(run), data.load(source)
     assert model.sound == dataset.sound and model.sound is not None
     assert json.loads((run / "config.json").read_text())["sound"]["rate"] == RATE
@@ -175,6 +175,8 @@ def test_train_and_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sorted(p.name for p in (run / "interpolation").iterdir()) == ["0-0.wav", "0-1.wav", "0-2.wav"]
     for command in (["evaluate", "--draws", "2"], ["embed"], ["encode"], ["score", "--anomalies", "low"]):
         assert cli.run([command[0], str(run), *command[1:], "--cpu"]) == 0
+    conv = HubVAE((8, 12), architecture="conv", dims=1, sound=dataset.sound.to_dict(), likelihood="gaussian")
+    assert conv.generate(2).shape == (2, 8, 12)  # the bands are the channels of a signal
     (run / "generated" / "mine.txt").write_text("")
     checkpoint.remove_pictures(run)  # as a new run with --overwrite does
     assert not (run / "reconstructed").exists()

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, pictures, tables
+from ..training import checkpoint, data, inference, outputs, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
-from . import outputs, runs
+from . import runs
 
 SHOWN = 48  # reconstructions
 SUFFIXES, TABLE, TEXT = (".png", ".npy"), ".csv", ".txt"  # of what is written
@@ -51,7 +51,7 @@ def run_generate(
         check_picture(model, n)
         samples = pictures.save_samples(out, model, n, **options)
         if model.sound:
-            outputs.save_sounds(sounds_beside(out, folder), model, samples, outputs.numbered(n))
+            save_sounds(out, folder, model, samples, outputs.numbered(n))
     elif model.columns:
         _save_table(out, model, model.generate(n, **options))
     else:
@@ -70,33 +70,66 @@ def labels_of(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
 
 
 def run_reconstruct(
-    folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    n: int | None,
+    only: list[int] | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+    *,
+    sample: bool,
+    sample_z: bool,
 ) -> None:
+    if n is not None and only is not None:
+        raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
     folder = folder or runs.newest(checkpoint.MODEL)
     _check_out(out)
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
     dataset, _ = load_data(folder, model, source)
-    if n is not None and len(dataset.test) < n:
+    total = dataset.count(part)
+    if n is not None and total < n:
         raise DataError(
-            f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
+            f"{dataset.name}: expected -n to be at most {total}, the samples of the {part} part, but got {n}"
         )
-    samples = dataset.test_part(slice(n or (None if model.columns or model.vocabulary else SHOWN)))
-    x = samples["x"]
-    if is_picture(out):
-        check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
-        reconstructed = pictures.save_reconstructions(out, model, **samples)
+    indices = None
+    if only is not None:
+        indices = chosen(dataset, part, only)
+    elif n is not None or is_picture(out):
+        indices = torch.arange(n or min(SHOWN, total))
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"sample": sample, "sample_z": sample_z, "generator": generator}
+    if is_picture(out) and indices is not None:
+        option = "-n" if only is None else "--only"
+        check_picture(model, len(indices), tiles=2, columns=pictures.COLUMNS, option=option)
+        [batch] = inference.batches(dataset, part, indices, batch_size=len(indices))
+        reconstructed = pictures.save_reconstructions(out, model, **batch, **options)
         if model.sound:
-            numbers = outputs.numbered(len(x))
+            numbers = outputs.numbered(len(indices))
             names = [f"{i}-{what}" for what in ("original", "reconstruction") for i in numbers]
-            outputs.save_sounds(sounds_beside(out, folder), model, torch.cat([x, reconstructed]), names)
-    elif model.columns:
-        _save_table(out, model, model.reconstruct(**samples))
-    elif out.suffix.lower() == TEXT:
-        outputs.save_pairs(out, model, x, model.reconstruct(**samples))
+            save_sounds(out, folder, model, torch.cat([batch["x"], reconstructed]), names)
     else:
-        save_array(out, model.reconstruct(**samples))
+        x = inference.reconstruct(model, inference.batches(dataset, part, indices), **options)
+        if model.columns:
+            _save_table(out, model, x)
+        elif out.suffix.lower() == TEXT:
+            originals = torch.cat([batch["x"] for batch in inference.batches(dataset, part, indices)])
+            outputs.save_pairs(out, model, originals, x)
+        else:
+            save_array(out, x)
     print(out)
+
+
+def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
+    """The numbers of these samples of the part. DataError where it has no such sample."""
+    n = dataset.count(part)
+    if wrong := [i for i in indices if not 0 <= i < n]:
+        raise DataError(
+            f"{dataset.name}: expected numbers of {part} samples, 0 to {n - 1}, but got {wrong[0]}"
+        )
+    return torch.tensor(indices)
 
 
 def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:
@@ -159,12 +192,13 @@ def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
     return out or default.with_suffix(suffixes[0])
 
 
-def sounds_beside(picture: Path, folder: Path) -> Path:
-    """The folder of the sounds of a picture: in the run's own those of an earlier call go."""
+def save_sounds(picture: Path, folder: Path, model: HubVAE, samples: Tensor, names: list[str]) -> None:
+    """In a folder of the picture's name beside it: in the run's own those of an earlier call go."""
     sounds = picture.with_suffix("")
     if picture.parent == folder:
         checkpoint.remove_sounds(sounds)
-    return sounds
+    outputs.save_sounds(sounds, model, samples, names)
+    print(f"{sounds}/: {len(names)} sounds")
 
 
 def is_picture(out: Path) -> bool:

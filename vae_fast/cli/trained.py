@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from ..nn import attribute_direction
-from ..training import checkpoint, inference, labels, pictures, text
+from ..training import checkpoint, inference, labels, outputs, pictures, text
 from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
-from . import outputs, runs
+from . import runs
 from .inference import (
     TEXT,
     check_picture,
+    chosen,
     is_picture,
     labels_of,
     load_data,
     load_model,
     save_array,
-    sounds_beside,
+    save_sounds,
 )
 
 PAIRS = 8  # rows of `interpolate`
@@ -70,12 +71,7 @@ class Run:
 
     def latents(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
         """mu and the condition of these test samples."""
-        n = len(self.dataset.test)
-        if wrong := [i for i in indices if not 0 <= i < n]:
-            raise DataError(
-                f"{self.dataset.name}: expected numbers of test samples, 0 to {n - 1}, but got {wrong[0]}"
-            )
-        batches = list(inference.batches(self.dataset, indices=torch.tensor(indices)))
+        batches = list(inference.batches(self.dataset, indices=chosen(self.dataset, "test", indices)))
         conditions = [batch["condition"] for batch in batches if "condition" in batch]
         return inference.encode(self.model, batches).mu, torch.cat(conditions) if conditions else None
 
@@ -92,7 +88,7 @@ class Run:
             pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)
             if self.model.sound:
                 names = [f"{r}-{c}" for r in outputs.numbered(rows) for c in outputs.numbered(columns)]
-                outputs.save_sounds(sounds_beside(out, self.folder), self.model, flat, names)
+                save_sounds(out, self.folder, self.model, flat, names)
         else:
             save_array(out, samples)
         print(out)
@@ -170,7 +166,9 @@ def run_score(
         columns["label"] = known
     _save_table(out, columns)
     if known is not None and anomalies:
-        found = inference.detection(scores, torch.from_numpy(np.isin(known, anomalies)))
+        is_anomaly = torch.from_numpy(np.isin(known, anomalies))
+        found = inference.detection(scores, is_anomaly)
+        pictures.save_roc(out.with_name("roc.png"), scores, is_anomaly, found)
         print(f"AUROC        {found.auroc:.4f}")
         print(
             f"threshold    {found.threshold:.4f}: at or above it are {found.found:.1%} of the anomalies "
@@ -178,7 +176,8 @@ def run_score(
         )
     else:
         print(f"threshold    {scores.quantile(USUAL):.4f}: {1 - USUAL:.0%} of these samples are above it")
-    print(f"written      {out}")
+    drawn = f", {out.with_name('roc.png')}" if anomalies else ""
+    print(f"written      {out}{drawn}")
 
 
 def run_encode(

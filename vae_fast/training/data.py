@@ -24,7 +24,7 @@ from . import matrices, readers, tables, text
 from . import sound as sounds
 from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import FolderParts, Parts
+from .parts import FolderParts, Parts, listed
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
@@ -47,16 +47,84 @@ class Dataset:
     conditions: tuple[str, ...] = ()  # the labels' names
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
+    valid_labels: Tensor | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
     vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
     sound: sounds.Sound | None = None  # of which the samples are spectrograms
 
+    @classmethod
+    def of(
+        cls,
+        train: Tensor,
+        test: Tensor,
+        valid: Tensor | None = None,
+        *,
+        name: str = "data",
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
+        valid_labels: Tensor | None = None,
+    ) -> Dataset:
+        """Of tensors (samples, ...), as `nn.VAE` takes them; labels are its condition. Raises DataError."""
+        parts = {"train": (train, train_labels), "test": (test, test_labels), "valid": (valid, valid_labels)}
+        for part, (x, labels) in parts.items():
+            if x is None and part == "valid" and labels is None:
+                continue
+            if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
+                raise DataError(
+                    f"{name}: expected the {part} part to be a tensor (samples, ...), but got {_kind(x)}"
+                )
+            if (x.dtype, x.shape[1:]) != (train.dtype, train.shape[1:]):
+                raise DataError(
+                    f"{name}: expected {part} samples to be {_kind(train[0])} like train samples, "
+                    f"but got {_kind(x[0])}"
+                )
+            if (labels is None) != (train_labels is None) or (labels is not None and len(labels) != len(x)):
+                raise DataError(
+                    f"{name}: expected labels for each of the {len(x):,} samples of the {part} part, or for no part"
+                )
+        return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
+
     def part(self, name: str) -> Samples:
-        """Of the name train, test or valid. Raises DataError where there is no such part."""
+        """Of the name train, test, valid or all. Raises DataError where there is no such part.
+
+        All are in the order of the file, or train, test, valid where these are files of their own.
+        """
+        if name == "all":
+            return self._all()
         part: Samples | None = getattr(self, name)
         if part is None:
             raise DataError(f"{self.name}: has no {name} part")
         return part
+
+    def _all(self) -> Samples:
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
+            return replace(self.train, numbers=np.arange(self.count("all")))
+        kinds = {part.dtype for part in self.dense_parts}
+        if len(kinds) > 1:
+            raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
+        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each of all samples, as they stand in the file, its place in the parts one after the other."""
+        return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
+
+    def count(self, part: str) -> int:
+        """The number of samples of "train", "test", "valid" or "all"."""
+        return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def labels_of_condition(self, part: str) -> Tensor | None:
+        if part == "all" and self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            return labels[torch.from_numpy(self.order).to(labels.device)]
+        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Those that there are, by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def is_sparse(self) -> bool:
@@ -70,8 +138,7 @@ class Dataset:
     @property
     def dense(self) -> dict[str, Tensor]:
         """`dense_parts` by their names."""
-        parts = {"train": self.train, "test": self.test, "valid": self.valid}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,16 +200,21 @@ class Dataset:
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
-        labels = self.test_labels
-        return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})
+        return self.samples("test", part)
+
+    def samples(self, name: str, part: slice) -> dict[str, Any]:
+        """The same of the part "train", "test" or "valid"."""
+        x, labels = getattr(self, name), getattr(self, f"{name}_labels")
+        return {"x": x[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
-        labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
-        train, test = self.train.to(device), self.test.to(device)
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(
-            self, train=train, test=test, valid=valid, train_labels=labels[0], test_labels=labels[1]
-        )
+        names = ("train", "test", "valid", "train_labels", "test_labels", "valid_labels")
+        parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts)
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def resolve(source: str) -> str:
@@ -227,11 +299,12 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
-    labels = parts.labels or {}
+    labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
-        found = {name: found["train"][part] for name, part in rows.items()}
-        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+        rows = split_rows(source, len(found["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        found = {name: found["train"][part] for name, part in of_part.items()}
+        labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
         if array.shape[1:] != shape:
@@ -240,21 +313,22 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
                 f"but got {array.shape[1:]}"
             )
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
-    return _explained(Dataset(name_of(source), **tensors, notes=(*parts.notes, *notes), labels=labels))
+    notes_of_all = (*parts.notes, *notes)
+    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
 
 
 def _load_text(
     source: str, found: text.Lines, max_length: int | None, vocabulary: text.Vocabulary | None
 ) -> Dataset:
-    parts = found.parts
+    parts, rows = found.parts, None
     if "test" not in parts:
         lines = parts["train"]
-        rows = dict(zip(("train", "test"), split_rows(source, len(lines)), strict=True))
-        parts = {name: [lines[i] for i in part] for name, part in rows.items()}
+        rows = split_rows(source, len(lines))
+        parts = {"train": [lines[i] for i in rows[0]], "test": [lines[i] for i in rows[1]]}
     vocabulary = vocabulary or text.describe(parts["train"], max_length)
     encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
     notes = (*found.notes, *text.notes_of(vocabulary, parts))
-    return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
+    return Dataset(name_of(source), **encoded, notes=notes, rows=rows, vocabulary=vocabulary)
 
 
 def _load_sounds(
@@ -264,16 +338,17 @@ def _load_sounds(
         clips = sounds.read(files.paths, like.rate, like.samples, None)
     else:
         clips = sounds.read(files.paths, rate, None, seconds)
-    parts, labels = clips.parts, files.labels or {}
+    parts, labels, rows = clips.parts, files.labels or {}, None
     if "test" not in parts:
-        rows = dict(zip(("train", "test"), split_rows(source, len(parts["train"])), strict=True))
-        parts = {name: parts["train"][torch.from_numpy(part)] for name, part in rows.items()}
-        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+        rows = split_rows(source, len(parts["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        parts = {name: parts["train"][torch.from_numpy(numbers)] for name, numbers in of_part.items()}
+        labels = {name: labels["train"][numbers] for name, numbers in of_part.items()} if labels else {}
     like = like or sounds.describe(parts["train"], clips.rate)
     x: dict[str, Any] = {name: like.encode(part) for name, part in parts.items()}
     seen = f"spectrograms of {like.samples / like.rate:.3g} s at {like.rate:,} Hz"
     notes = (seen, *files.notes, *clips.notes)
-    return Dataset(name_of(source), **x, notes=notes, labels=labels, sound=like)
+    return Dataset(name_of(source), **x, notes=notes, labels=labels, rows=rows, sound=like)
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -284,7 +359,7 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     train, test = (x[torch.from_numpy(part)] for part in rows)
     if missing := int(x.isnan().sum()):
         more += (f"{missing:,} entries are missing",)
-    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
@@ -308,7 +383,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
-    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names, rows=rows)
 
 
 def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
@@ -420,13 +495,10 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
-
-
-def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = split_rows(source, len(array))
-    return array[train], array[test]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
+    rows = split_rows(DIGITS, len(x))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    return Dataset(DIGITS, train, test, rows=rows)
 
 
 def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the commands write of a model's samples, by what it was trained on: lines of text, sounds."""
+"""What is written of a model's samples where it is no picture: lines of text, sounds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..training import checkpoint, sound
-from ..training.errors import CheckpointError
-from ..training.model import HubVAE
+from . import checkpoint, sound
+from .errors import CheckpointError
+from .model import HubVAE
 
 
 def suffixes(model: HubVAE) -> tuple[str, ...]:
@@ -36,7 +36,6 @@ def save_sounds(folder: Path, model: HubVAE, samples: Tensor, names: Sequence[st
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
     for name, clip in zip(names, model.sound.decode(samples), strict=True):
         checkpoint.replace_bytes(folder / f"{name}.wav", sound.to_wav(clip, model.sound.rate))
-    print(f"{folder}/: {len(names)} sounds")
 
 
 def numbered(n: int) -> list[str]:
