@@ -47,6 +47,11 @@ class Link(StrEnum):
     softplus = "softplus"
 
 
+class Binarize(StrEnum):
+    dynamic = "dynamic"
+    static = "static"
+
+
 class MixedPrecision(StrEnum):
     no = "no"
     bf16 = "bf16"
@@ -213,8 +218,11 @@ def train(
         int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. [default: 10]")
     ] = None,
     binarize: Annotated[
-        bool | None,
-        typer.Option("--binarize", help="Of bernoulli: grey values are drawn as 0 or 1 in every pass."),
+        Binarize | None,
+        typer.Option(
+            help="Of bernoulli: grey values are drawn as 0 or 1 anew in every pass, or once by the seed. "
+            "[default: they stay grey]"
+        ),
     ] = None,
     objective: Annotated[
         str,
@@ -252,6 +260,10 @@ def train(
             "zero_inflated_negative_binomial, or skip. May be given several times. [default: found out]",
         ),
     ] = None,
+    split_seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**64 - 1, help="Of the held-out fifth, where the data have no test part."),
+    ] = 0,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -336,7 +348,8 @@ def train(
         "theta": theta,
         "link": None if link is None else link.value,
         "components": components,
-        "binarize": binarize,
+        "binarize": None if binarize is None else binarize.value,
+        "split_seed": split_seed,
         "objective": objective,
         "beta": beta,
         "kl_warmup": kl_warmup,

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nn import Bernoulli
 from ..training import checkpoint, data, inference, outputs, pictures, tables
+from ..training.config import Recipe
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
@@ -135,13 +137,17 @@ def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
 def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:
     """The data of `source`, or of the run, on the model's device and with its labels of the condition; and their
     source."""
-    recipe = _recipe(folder) if source is None or model.conditions else {}
+    is_asked = source is None or model.conditions
+    # The state is read for other data, too, where there is one: they are drawn as the run's.
+    is_known = (folder / checkpoint.STATE).exists() and isinstance(model.likelihood, Bernoulli)
+    recipe = _recipe(folder) if is_asked or is_known else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
     dataset = data.load(
         source,
         batch_key,
         bool(recipe.get("stream")),
+        split_seed=int(recipe.get("split_seed", data.SPLIT_SEED)),
         known=model.columns,
         vocabulary=model.vocabulary,
         like=model.sound,
@@ -152,6 +158,8 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
         raise DataError(f"{source}: is {kind}, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
+    if (static_seed := Recipe.from_dict(recipe).static_seed) is not None:
+        dataset = dataset.binarized(static_seed)
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
         raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
     if dataset.conditions:

@@ -55,7 +55,7 @@ class Recipe:
     theta: float | str | None = None
     link: str | None = None
     components: int | None = None
-    binarize: bool | None = None
+    binarize: str | None = None  # "dynamic": drawn anew in every pass; "static": once, by the seed
     objective: str = "elbo"
     beta: float = 1.0
     kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
@@ -65,6 +65,7 @@ class Recipe:
     dropout: float = 0.0
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
     stream: bool = False
+    split_seed: int = 0  # of the held-out part, where the data have none
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     max_length: int | None = None  # of a line of text
     sample_rate: int | None = None  # of sounds
@@ -115,8 +116,15 @@ class Recipe:
                 )
         if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
             raise TrainingError(f"expected clamp to have lo <= hi, but got {self.clamp}")
-        if not 0 <= self.seed < 2**64:
-            raise TrainingError(f"expected seed to be from 0 to 2**64 - 1, but got {self.seed}")
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**64:
+                raise TrainingError(
+                    f"expected {name} to be from 0 to 2**64 - 1, but got {getattr(self, name)}"
+                )
+        if self.binarize not in (None, "dynamic", "static"):
+            raise TrainingError(f"expected binarize to be dynamic or static, but got {self.binarize}")
+        if self.binarize and self.likelihood != "bernoulli":
+            raise TrainingError(f"the likelihood {self.likelihood} does not take binarize: bernoulli does")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise TrainingError(
                 f"expected mixed_precision to be no, bf16 or fp16, but got {self.mixed_precision}"
@@ -167,7 +175,8 @@ class Recipe:
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
         config = {name: getattr(self, name) for name in MODEL}
-        return {"shape": shape, **config, "word_dropout": self.word_dropout or 0.0}
+        is_dynamic = True if self.binarize == "dynamic" else None
+        return {"shape": shape, **config, "word_dropout": self.word_dropout or 0.0, "binarize": is_dynamic}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""
@@ -184,8 +193,13 @@ class Recipe:
 
     def reading(self) -> dict[str, Any]:
         """The options of `data.load`."""
-        names = ("batch_key", "stream", "columns", "max_length", "sample_rate", "seconds")
+        names = ("batch_key", "stream", "columns", "split_seed", "max_length", "sample_rate", "seconds")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def static_seed(self) -> int | None:
+        """Of the bits that grey values are drawn as once and for all; None where they are not."""
+        return self.seed_of(0, 0, 3) if self.binarize == "static" else None
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""
@@ -206,6 +220,10 @@ class Recipe:
             known_values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
             }
+            if isinstance(
+                is_dynamic := known_values.get("binarize"), bool
+            ):  # of a run before there was "static"
+                known_values["binarize"] = "dynamic" if is_dynamic else None
             return cls(**known_values)
         except (TypeError, AttributeError, TrainingError) as error:
             raise CheckpointError(f"the saved recipe cannot be read ({error})") from None

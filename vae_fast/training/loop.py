@@ -79,6 +79,8 @@ class Trainer:
                 recipe = replace(recipe, likelihood="mixed_columns")
             if dataset.vocabulary:
                 recipe = recipe.of_text()
+        if recipe.static_seed is not None:
+            dataset = dataset.binarized(recipe.static_seed)
         self.recipe = recipe
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device

@@ -1,14 +1,16 @@
-"""What is written of a model's samples where it is no picture: lines of text, sounds."""
+"""What is written of a model where it is no picture: lines of text, sounds, latents beside the data."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from . import checkpoint, sound
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 from .model import HubVAE
 
 
@@ -47,3 +49,27 @@ def save_pairs(path: Path, model: HubVAE, originals: Tensor, reconstructed: Tens
     assert model.vocabulary is not None
     pairs = zip(model.vocabulary.decode(originals), model.vocabulary.decode(reconstructed), strict=True)
     checkpoint.replace_bytes(path, "".join(f"{a}\t{b}\n" for a, b in pairs).encode())
+
+
+def copy_with_obsm(path: Path, out: Path, key: str, values: np.ndarray) -> None:
+    """`out`, a copy of the .h5ad with the values (cells, ...) as obsm[key], written as AnnData writes them. Raises
+    CheckpointError, DataError."""
+    import h5py
+
+    def write(new: Path) -> None:
+        shutil.copyfile(path, new)
+        with h5py.File(new, "r+") as file:
+            if not isinstance(file.get("obsm", file), h5py.Group):
+                raise DataError(
+                    f"{path}: has its obsm as AnnData before 0.7 wrote it: read and write it anew"
+                )
+            is_new = "obsm" not in file
+            obsm = file.require_group("obsm")
+            if is_new:
+                obsm.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            if key in obsm:
+                del obsm[key]
+            obsm[key] = values
+            obsm[key].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    checkpoint.replace_file(out, write)
