@@ -20,9 +20,20 @@ from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
-from .inference import TEXT, check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
+from .inference import (
+    TEXT,
+    check_picture,
+    chosen,
+    is_picture,
+    labels_of,
+    load_data,
+    load_model,
+    save_array,
+    save_sounds,
+)
 
 PAIRS = 8  # rows of `interpolate`
+OBSM = "X_vae"  # the name of the latents in an .h5ad, as scanpy has X_pca and scvi-tools X_scVI
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
 
 
@@ -44,6 +55,12 @@ class Run:
         if self._data is None:
             self._data = load_data(self.folder, self.model, self._source)
         return self._data[0]
+
+    @property
+    def source(self) -> Path:
+        """What the data were read from."""
+        assert self.dataset and self._data is not None
+        return Path(self._data[1])
 
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
@@ -74,7 +91,11 @@ class Run:
         if out.suffix.lower() == TEXT:
             outputs.save_lines(out, self.model, samples)
         elif is_picture(out):
-            pictures.save_grid(out, samples.flatten(0, 1), columns, title)
+            flat = samples.flatten(0, 1)
+            pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)
+            if self.model.sound:
+                names = [f"{r}-{c}" for r in outputs.numbered(rows) for c in outputs.numbered(columns)]
+                save_sounds(out, self.folder, self.model, flat, names)
         else:
             save_array(out, samples)
         print(out)
@@ -177,7 +198,10 @@ def run_encode(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy")
+    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy", ".h5ad")
+    if out.suffix.lower() == ".h5ad":
+        _encode_into(run, out, draws)
+        return
     known = run.labels(part, file)
     samples = inference.batches(run.dataset, part)
     found = inference.encode(run.model, samples, draws, generator=run.generator(seed))
@@ -201,6 +225,20 @@ def run_encode(
                 columns |= {f"z{k}_{d}": values.tolist() for d, values in enumerate(z.T)}
         _save_table(out, columns)
     print(out)
+
+
+def _encode_into(run: Run, out: Path, draws: int) -> None:
+    """mu of all cells, in the order of the file, in a copy of it."""
+    source = run.source
+    if source.suffix.lower() != ".h5ad":
+        raise DataError(f"{out}: a copy of an .h5ad has the latents in its obsm, but the data are {source}")
+    if draws:
+        raise TrainingError(f"{out}: holds the means of q(z | x): leave --draws out, or write .npz")
+    if out.exists() and out.samefile(source):
+        raise TrainingError(f"{out}: holds the data: give the copy with the latents another name")
+    mu = inference.encode(run.model, inference.batches(run.dataset, "all")).mu
+    outputs.copy_with_obsm(source, out, OBSM, mu.flatten(1).float().cpu().numpy())
+    print(f'{out}: obsm["{OBSM}"], {len(mu):,} x {mu[0].numel()}')
 
 
 def run_interpolate(

@@ -110,8 +110,8 @@ def encode(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=".npz (mu, logvar, draws z, labels), .csv (the same without logvar), or .npy: mu, or with --draws z. "
-            "[default: latents.npz in the folder]"
+            help=".npz (mu, logvar, draws z, labels), .csv (the same without logvar), .npy: mu, or with --draws z; "
+            "or .h5ad: the data with mu of all cells in obsm as X_vae. [default: latents.npz in the folder]"
         ),
     ] = None,
     seed: Seed = 0,

@@ -79,6 +79,8 @@ class Trainer:
                 recipe = replace(recipe, likelihood="mixed_columns")
             if dataset.vocabulary:
                 recipe = recipe.of_text()
+        if recipe.static_seed is not None:
+            dataset = dataset.binarized(recipe.static_seed)
         self.recipe = recipe
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
@@ -315,6 +317,9 @@ class Trainer:
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
             if dataset.vocabulary:
                 config["vocabulary"] = dataset.vocabulary.to_dict()
+            if dataset.sound:  # the bands of a spectrogram are the channels of a signal
+                config["sound"] = dataset.sound.to_dict()
+                config["dims"] = 1 if self.recipe.architecture in ("conv", "resnet") else None
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             made: HubVAE = model.to(self.accelerator.device)
             return made

@@ -19,6 +19,7 @@ from .. import nn
 from . import checkpoint
 from .errors import CheckpointError
 from .inference import Detection
+from .model import HubVAE
 
 COLUMNS = 12  # of reconstructions
 _INCH = 100  # dots
@@ -41,6 +42,10 @@ def is_signal(shape: Sequence[int]) -> bool:
     return len(shape) in (1, 2) and 1 < math.prod(shape) == max(shape)
 
 
+def is_of_sounds(model: nn.VAE) -> bool:
+    return isinstance(model, HubVAE) and model.sound is not None
+
+
 def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
     """`shape`: a sample's; None: the model's own."""
     shape = model.data_shape if shape is None else shape
@@ -52,23 +57,34 @@ def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
 
 def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
-    if getattr(model, "vocabulary", None):
-        return "line"
+    if isinstance(model, HubVAE) and (model.vocabulary or model.sound):
+        return "line" if model.vocabulary else "sound"
     shape = model.data_shape if shape is None else shape
     return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 
 
-def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
+def save_grid(
+    path: Path,
+    samples: Tensor,
+    columns: int,
+    title: str,
+    gap_every: int | None = None,
+    *,
+    are_sounds: bool = False,
+) -> None:
     """Samples (n, *shape) in rows of `columns`, as images or curves; a wider gap after every `gap_every` rows.
 
     Black is 0 and white 1, unless values are far from there: then they are the smallest and the largest value, which
-    the title tells, as it does the range of the curves. A sample of NaN is an empty tile.
+    the title tells, as it does the range of the curves. A sample of NaN is an empty tile. Sounds are spectrograms, with
+    the low frequencies at the bottom and time to the right.
     """
+    if are_sounds:
+        samples = samples.flip(-2)
     shape = image_shape(samples.shape[1:])
     if shape is None and not is_signal(samples.shape[1:]):
         raise CheckpointError(f"samples of shape {tuple(samples.shape[1:])} are no images")
     samples = samples.detach().float().cpu()
-    lo, hi = _limits(samples, is_image=shape is not None)
+    lo, hi = _limits(samples, is_image=shape is not None and not are_sounds)
     samples = (samples - lo) / (hi - lo)
     if shape is None:
         curves = samples.flatten(1)
@@ -76,7 +92,9 @@ def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: 
     else:
         images = _enlarged(samples.reshape(-1, *shape).nan_to_num(1).clamp(0, 1))
         height, width = images.shape[-2:]
-    if (lo, hi) != (0, 1):
+    if are_sounds:
+        title += ", low frequencies at the bottom"
+    elif (lo, hi) != (0, 1):
         title += f", {'black' if shape else 'bottom'} is {lo:.3g}, {'white' if shape else 'top'} {hi:.3g}"
     rows = -(-len(samples) // columns)
     gap = max(2, height // 14)
@@ -91,7 +109,7 @@ def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: 
     if shape is None:
         _draw_curves(axes, curves, corners, size)
     else:
-        _draw_images(axes, images, corners, size)
+        _draw_images(axes, images, corners, size, "magma" if are_sounds else "gray")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10, loc="left")
     _save(figure, path)
@@ -106,13 +124,16 @@ def _limits(samples: Tensor, is_image: bool) -> tuple[float, float]:
     return (lo, hi) if lo < hi else (lo - 0.5, lo + 0.5)
 
 
-def _draw_images(axes: Any, images: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    canvas = torch.ones((*images.shape[1:-2], *size))
+def _draw_images(
+    axes: Any, images: Tensor, corners: list[tuple[int, int]], size: tuple[int, int], colours: str
+) -> None:
+    between = 1.0 if colours == "gray" else math.nan  # NaN is not drawn
+    canvas = torch.full((*images.shape[1:-2], *size), between)
     height, width = images.shape[-2:]
     for image, (top, left) in zip(images, corners, strict=True):
         canvas[..., top : top + height, left : left + width] = image
     pixels = canvas.movedim(0, -1) if canvas.ndim == 3 else canvas
-    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.imshow(pixels.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
 
 
 def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
@@ -139,20 +160,21 @@ def save_samples(
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
     sample: bool = False,
-) -> None:
-    """The means of p(x | z) at n draws of z from the prior; with `sample`, a draw of p(x | z) at each."""
+) -> Tensor:
+    """The means of p(x | z) at n draws of z from the prior; with `sample`, a draw of p(x | z) at each. Returns them."""
     samples = model.generate(
         n, condition=condition, generator=generator, temperature=temperature, sample=sample
     )
     title = f"{n} sample{'s' * (n != 1)}{'' if temperature == 1 else f', temperature {temperature:g}'}"
-    save_grid(path, samples, round(n**0.5), title)
+    save_grid(path, samples, round(n**0.5), title, are_sounds=is_of_sounds(model))
+    return samples
 
 
 def save_reconstructions(
     path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None, **options: Any
-) -> None:
+) -> Tensor:
     """Rows of originals, below each its reconstruction, with the options of `nn.VAE.reconstruct`. The columns are
-    filled up with nothing."""
+    filled up with nothing. Returns the reconstructions."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
     reconstructed = model.reconstruct(x, condition=condition, **options)
     pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
@@ -162,7 +184,8 @@ def save_reconstructions(
         for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat(rows), COLUMNS, title, gap_every=2)
+    save_grid(path, torch.cat(rows), COLUMNS, title, gap_every=2, are_sounds=is_of_sounds(model))
+    return reconstructed
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
