@@ -213,12 +213,12 @@ def train(
         ),
     ] = None,
     stream: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--stream",
-            help="Read sparse counts by chunks in the background, where they do not fit in memory.",
+            "--stream/--no-stream",
+            help="Read the data by chunks in the background. [default: where they do not fit in memory]",
         ),
-    ] = False,
+    ] = None,
     mixed_precision: Annotated[
         MixedPrecision | None,
         typer.Option(help="Of the networks. [default: no, or what accelerate launch says]"),

@@ -88,7 +88,7 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(source, batch_key, bool(recipe.get("stream")), known=model.columns)
+    dataset = data.load(source, batch_key, recipe.get("stream") or None, known=model.columns)
     if dataset.columns and not model.columns:
         raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:

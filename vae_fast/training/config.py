@@ -40,7 +40,7 @@ class Recipe:
     batch_norm: bool = False
     dropout: float = 0.0
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
-    stream: bool = False
+    stream: bool | None = None  # read the data by chunks; None: where they do not fit in memory
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     mixed_precision: str = "no"
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most

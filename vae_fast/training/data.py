@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, readers, tables
-from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
+from . import matrices, memory, readers, tables, values
+from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
 from .parts import Parts
+from .stored import StoredArray
+from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
+from .values import Facts
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
 _FAR = 50.0  # the largest value that plain networks still learn well from: at 1000 the first loss is NaN
-_EXACT = 1 << 24  # float32 has all whole numbers up to here
 _SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
-Samples = Tensor | SparseSamples
+Samples = Tensor | SparseSamples | StreamedSamples | HostSamples
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,22 @@ class Dataset:
         return isinstance(self.train, SparseSamples)
 
     @property
-    def dense_parts(self) -> list[Tensor]:
-        """Train, test and, where there is one, valid; none where they are sparse."""
+    def is_streamed(self) -> bool:
+        source = self.train.csr if isinstance(self.train, SparseSamples) else self.train
+        return isinstance(source, (ChunkedCsr, StreamedSamples))
+
+    @property
+    def dense_parts(self) -> list[Any]:
+        """Train, test and, where there is one, valid; none where they are sparse. Tensors, or StreamedSamples, of
+        which a slice is one."""
         return list(self.dense.values())
 
     @property
-    def dense(self) -> dict[str, Tensor]:
+    def dense(self) -> dict[str, Any]:
         """`dense_parts` by their names."""
         parts = {"train": self.train, "test": self.test, "valid": self.valid}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        dense = {name: part.x if isinstance(part, HostSamples) else part for name, part in parts.items()}
+        return {name: part for name, part in dense.items() if isinstance(part, (Tensor, StreamedSamples))}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,25 +115,15 @@ class Dataset:
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.lo, self.train.facts.hi
-        ends = [
-            torch.stack(torch.aminmax(part)).tolist() if part.is_floating_point() else (0.0, 1.0)
-            for part in self.dense_parts
-        ]
+        ends = [values.limits(part) for part in self.dense_parts or [self.train]]
         return min(lo for lo, _ in ends), max(hi for _, hi in ends)
 
     def is_between_levels(self) -> bool:
         """Whether it has values that are no 255ths, by more than float16 rounds them."""
-        levels = [part * 255 for part in self.dense_parts if part.is_floating_point()]
-        return any(bool(((part - part.round()).abs() > 0.2).any()) for part in levels)
+        return any(map(values.is_between_levels, self.dense_parts))
 
     def has_fractions(self) -> bool:
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.has_fractions
-        return any(
-            part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
-        )
+        return any(map(values.has_fractions, self.dense_parts or [self.train]))
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
@@ -132,12 +131,18 @@ class Dataset:
         return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
+        """On the device, where dense samples fit there; else batches are sent to it."""
         labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
-        train, test = self.train.to(device), self.test.to(device)
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(
-            self, train=train, test=test, valid=valid, train_labels=labels[0], test_labels=labels[1]
-        )
+        size = sum(part.nbytes for part in self.dense_parts if isinstance(part, Tensor))
+        is_resident = memory.fits_on(device, size)
+
+        def move(part: Any) -> Any:
+            if isinstance(part, Tensor) and not is_resident:
+                return HostSamples(device, part)
+            return None if part is None else part.to(device)
+
+        parts = {name: move(getattr(self, name)) for name in ("train", "test", "valid")}
+        return replace(self, **parts, train_labels=labels[0], test_labels=labels[1])
 
 
 def resolve(source: str) -> str:
@@ -152,7 +157,7 @@ def name_of(source: str) -> str:
 def load(
     source: str,
     batch_key: str | None = None,
-    stream: bool = False,
+    stream: bool | None = None,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
 ) -> Dataset:
@@ -160,8 +165,8 @@ def load(
 
     Args:
         batch_key: the column of an .h5ad's obs that has the labels of the condition.
-        stream: read a sparse matrix by chunks, ahead of training and in the background, instead of keeping it in
-            memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
+        stream: read the samples by chunks, ahead of training and in the background, instead of keeping them in memory.
+            An epoch shuffles the chunks, and the samples of 64 chunks at a time. None: where loading would not fit.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
     """
@@ -173,8 +178,10 @@ def load(
     if (columns or known) and not is_table:
         what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
-    if stream and matrix is None:
-        raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
+    if stream and (source == DIGITS or is_table):
+        raise DataError(
+            f"{source}: {'tables' if is_table else 'digits'} are kept in memory, without --stream"
+        )
     if source == DIGITS:
         return _digits()
     if not path.exists():
@@ -184,12 +191,38 @@ def load(
             return _load_matrix(source, matrix, batch_key, stream)
         if is_table:
             return _load_table(source, path, columns, known)
-        parts = readers.read(path)
+        parts = _stored_parts(path, stream) or readers.read(path)
+        return _of_parts(source, parts)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    return _of_parts(source, parts)
+
+
+def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
+    """The parts as they lie in their files, where they are streamed: as asked, or where they do not fit in memory."""
+    if stream is False:
+        return None
+    try:
+        parts = readers.read(path, is_stored=True)
+    except DataError:
+        if stream:
+            raise
+        return None  # it may be loaded; if not, that says why
+    if not stream:
+        arrays = (parts.train, parts.test, parts.valid)
+        needed, free = sum(_bytes_to_load(a) for a in arrays if a is not None), memory.available()
+        if needed <= free:
+            return None
+        note = f"streamed: to load it takes {needed / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free"
+        parts = parts._replace(notes=(*parts.notes, note))
+    return parts
+
+
+def _bytes_to_load(array: StoredArray) -> int:
+    """The most that the file's array, the one that training reads, and a copy of it (a split, a check) take."""
+    kept = array.dtype.itemsize if array.dtype in (np.uint8, np.bool_) else 4
+    return array.nbytes + 2 * math.prod(array.shape) * kept
 
 
 def _of_parts(source: str, parts: Parts) -> Dataset:
@@ -199,7 +232,7 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     labels = parts.labels or {}
     if "test" not in found:
         rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
-        found = {name: found["train"][part] for name, part in rows.items()}
+        found = {name: _take(found["train"], part) for name, part in rows.items()}
         labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
@@ -208,8 +241,14 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
                 f"{source}: expected {name} samples to have shape {shape} like train samples, "
                 f"but got {array.shape[1:]}"
             )
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
-    return _explained(Dataset(name_of(source), **tensors, notes=(*parts.notes, *notes), labels=labels))
+    samples: dict[str, Any] = {
+        name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in found.items()
+    }
+    return _explained(Dataset(name_of(source), **samples, notes=(*parts.notes, *notes), labels=labels))
+
+
+def _take(samples: Any, rows: np.ndarray) -> Any:
+    return samples.of(rows) if isinstance(samples, StreamedSamples) else samples[rows]
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
@@ -223,14 +262,20 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
 
 
-def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
+def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool | None) -> Dataset:
+    more: tuple[str, ...] = ()
+    if stream is None:
+        size, free = matrices.size(path), memory.available()
+        stream = size > free
+        if stream:
+            more = (f"streamed: it takes {size / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free",)
     found = matrices.read(path, batch_key, in_memory=not stream)
     n = len(found.x)
     if found.labels is not None and len(found.labels) != n:
         raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
     rows = split_rows(source, n)
     parts: list[Samples]
-    notes = found.notes
+    notes = found.notes + more
     if isinstance(found.x, Csr):
         csr, facts, changes = _checked_csr(source, found.x, stream)
         notes += changes
@@ -240,7 +285,8 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     else:
         array, changes_of_array = _checked(source, found.x)
         notes += tuple(changes_of_array)
-        parts = [torch.from_numpy(array[part]) for part in rows]
+        taken = [_take(array, part) for part in rows]
+        parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in taken]
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
@@ -328,7 +374,7 @@ def batches(
     n: int,
     batch_size: int,
     generator: torch.Generator | None,
-    pools: Sequence[Tensor] | None = None,
+    pools: Iterable[Tensor] | None = None,
     least: int = 1,
 ) -> Iterator[Tensor]:
     """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
@@ -337,17 +383,26 @@ def batches(
     groups of indices, they are shuffled within each. A last batch of fewer than `least` joins the one before it.
     """
     if pools is not None:
-        order = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
-    elif generator is None:
+        return _cut(
+            (pool[torch.randperm(len(pool), generator=generator)] for pool in pools), batch_size, least
+        )
+    if generator is None:
         order = torch.arange(n)
     else:
         rounds = math.ceil(batch_size / n)
         order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
         order = order[: max(n, batch_size)]
-    split = list(order.split(batch_size))
-    if len(split) > 1 and len(split[-1]) < least:
-        split[-2:] = [torch.cat(split[-2:])]
-    return iter(split)
+    return _cut([order], batch_size, least)
+
+
+def _cut(orders: Iterable[Tensor], batch_size: int, least: int) -> Iterator[Tensor]:
+    rest = torch.empty(0, dtype=torch.int64)
+    for order in orders:
+        rest = torch.cat([rest, order])
+        while len(rest) >= 2 * batch_size:  # the last two stay: they may be joined
+            yield rest[:batch_size]
+            rest = rest[batch_size:]
+    yield from [rest] if 0 < len(rest) - batch_size < least else rest.split(batch_size)
 
 
 def _digits() -> Dataset:
@@ -373,33 +428,50 @@ def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed."""
+def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
+    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed. Of a
+    StoredArray its StreamedSamples."""
     if array.ndim < 2:
         raise DataError(
             f"{source}: expected shape (samples, features) or (samples, ...), but got {array.shape}"
         )
-    if array.size == 0:
+    if math.prod(array.shape) == 0:
         raise DataError(f"{source}: is empty, its shape is {array.shape}")
     if array.dtype.kind not in "buif":
         raise DataError(f"{source}: expected numbers, but got {array.dtype}")
     notes = []
-    if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
-        array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy
+    is_channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
+    if is_channels_last:  # as images often are in numpy
         notes.append("the channels, last in the file, are read first")
-    if array.dtype not in (np.uint8, np.bool_):
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds NaN or infinite values")
-        if array.dtype.kind in "iu" and max(-int(array.min()), int(array.max())) > _EXACT:
-            notes.append(f"whole numbers above {_EXACT:,} are rounded to float32")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds values beyond float32")
-    return np.ascontiguousarray(array), notes
+    if isinstance(array, StoredArray):
+        array = _streamed(source, array, is_channels_last)
+        is_rounded = array.facts.is_rounded
+    else:
+        if is_channels_last:
+            array = np.moveaxis(array, -1, 1)
+        is_rounded = False
+        if array.dtype not in (np.uint8, np.bool_):
+            array, is_rounded = values.as_float32(source, array)
+        array = np.ascontiguousarray(array)
+    if is_rounded:
+        notes.append(f"whole numbers above {values.EXACT:,} are rounded to float32")
+    return array, notes
 
 
-def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
+def _streamed(source: str, array: StoredArray, is_channels_last: bool) -> StreamedSamples:
+    as_stored = RowReader(StoredRows(array, array.dtype, array.shape))
+    facts = values.facts_of(source, as_stored.chunks())
+    n, *sizes = array.shape
+    shape = (n, sizes[-1], *sizes[:-1]) if is_channels_last else array.shape
+    dtype = array.dtype if array.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
+    reader = RowReader(StoredRows(array, dtype, shape, is_channels_last))
+    return StreamedSamples(torch.device("cpu"), reader, np.arange(n), facts)
+
+
+def _unpacked(name: str, part: Any, size: int) -> Any:
     """numpy.packbits undone: `size` bits of each sample's bytes."""
+    if isinstance(part, StreamedSamples):
+        return part.unpacked(name, size)
     bits = np.unpackbits(part.cpu().numpy(), axis=1)
     if bits[:, size:].any():
         raise DataError(
@@ -412,7 +484,7 @@ def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
     parts, notes = dataset.dense, dataset.notes
-    top = max((int(part.max()) for part in parts.values() if part.dtype == torch.uint8), default=None)
+    top = max((values.top(part) for part in parts.values() if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
         parts = {name: part.bool() if part.dtype == torch.uint8 else part for name, part in parts.items()}
     elif top is not None and top < 128:

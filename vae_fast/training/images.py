@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import DataError
 from .parts import Parts, folder_parts, listed
+from .stored import NotStreamableError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"}
 _SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
@@ -25,11 +26,15 @@ _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _AS_IT_IS = ("I", "F")  # modes whose numbers have no white
 
 
-def read_folder(folder: Path, files: list[Path]) -> Parts | None:
+def read_folder(folder: Path, files: list[Path], is_stored: bool = False) -> Parts | None:
     """All images of the folder, of its folders train, test and valid where it has them. None if it has no image."""
     pictures = [path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not pictures:
         return None
+    if is_stored:
+        raise NotStreamableError(
+            f"{folder}: images are decoded into memory: save them as .npy to stream them"
+        )
     of_parts = folder_parts(folder, pictures)
     array, notes = read_images([path for paths in of_parts.paths.values() for path in paths])
     unread = sorted(set(files) - set(pictures))

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..backends.reference.rng import draw_rng_state, state_of_part
 from . import checkpoint, data, divergence
 from .config import Recipe
-from .csr import SparseSamples
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
 
@@ -63,6 +62,7 @@ class Trainer:
             dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
         if dataset.columns:
             recipe = replace(recipe, likelihood="mixed_columns")
+        recipe = replace(recipe, stream=dataset.is_streamed)  # a resumed run shuffles in the same way
         self.recipe = recipe
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
@@ -171,7 +171,7 @@ class Trainer:
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
         train = self.dataset.train
-        pools = train.pools(order) if isinstance(train, SparseSamples) else None
+        pools = None if isinstance(train, Tensor) else train.pools(order)
         # Batch norm has no variance of one sample.
         least = 2 * self.accelerator.num_processes if self.recipe.batch_norm else 1
         return data.batches(len(train), self.recipe.batch_size, order, pools, least)
