@@ -415,7 +415,7 @@ def test_ends_of_the_ranges(options: list[str], data: Path) -> None:
 
 @pytest.mark.parametrize(("n", "rows"), [(None, 8), ("1", 1), ("7", 7), ("8", 8)])
 def test_as_many_reconstructions_as_there_are(n: str | None, rows: int, run: Path, capsys: Capture) -> None:
-    """Eight samples; 48 are shown if nothing is said."""
+    """Eight samples; all values are written and 48 samples shown if nothing is said."""
     arguments = ["reconstruct", str(run), *(["-n", n] if n else [])]
     assert cli.run([*arguments, "--out", str(run / "r.npy")]) == 0
     assert np.load(run / "r.npy").shape == (rows, 6, 5)
@@ -423,7 +423,7 @@ def test_as_many_reconstructions_as_there_are(n: str | None, rows: int, run: Pat
     images = np.load(run.parent / "tiny.npy")[np.r_[0:40, 0:20]]
     np.savez(run / "more.npz", train=images, test=images)
     assert cli.run([*arguments, "--data", str(run / "more.npz"), "--out", str(run / "r.npy")]) == 0
-    assert np.load(run / "r.npy").shape == (int(n or 48), 6, 5)
+    assert np.load(run / "r.npy").shape == (int(n or 60), 6, 5)
 
 
 def test_more_reconstructions_than_data(run: Path, capsys: Capture) -> None:

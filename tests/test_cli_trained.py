@@ -118,6 +118,9 @@ def test_score(run: Path, model: HubVAE, capsys: Capture) -> None:
     gains = [np.mean(scores[is_anomaly] >= t) - np.mean(scores[~is_anomaly] >= t) for t in scores]
     assert found.found - found.false_alarms == pytest.approx(max(gains))
     assert f"threshold    {found.threshold:.4f}: at or above it are {found.found:.1%} of" in printed
+    assert printed.endswith(f"written      {run / 'scores.csv'}, {run / 'roc.png'}\n")
+    pictures.save_roc(run / "want.png", torch.from_numpy(scores), torch.from_numpy(is_anomaly), found)
+    assert (run / "roc.png").read_bytes() == (run / "want.png").read_bytes()
 
 
 def test_threshold_of_scores_that_are_worse_than_chance() -> None:
@@ -218,6 +221,42 @@ def test_generate_with_temperature_and_sample(run: Path, model: HubVAE) -> None:
     assert set(np.unique(drawn)) <= {0, 1}
 
 
+def test_reconstruct_chosen_samples_and_draws(run: Path, model: HubVAE, mu: Tensor) -> None:
+    chosen = [30, 2, 2]
+    means = values(run, "reconstruct", "--only", "30,2,2")
+    np.testing.assert_allclose(means, model.decode(mu[chosen]).detach(), rtol=1e-5, atol=1e-6)
+    some = values(run, "reconstruct", "--sample-z", "--seed", 2, "--only", "30,2,2")
+    z = vae_fast.reparameterize(*model.encode(X[chosen]), generator=generator(2))
+    np.testing.assert_allclose(some, model.decode(z).detach(), rtol=1e-4, atol=1e-6)
+    drawn = values(run, "reconstruct", "--sample", "--seed", 2, "-n", 200)
+    assert set(np.unique(drawn)) == {0, 1}
+    assert abs(drawn - model.reconstruct(X[:200]).numpy()).mean() < 0.35
+    assert abs(drawn.mean(0) - model.reconstruct(X[:200]).mean(0).numpy()).max() < 0.15
+    call("reconstruct", run, "--only", "5", "--sample", "--seed", 2)
+    pictures.save_reconstructions(run / "want.png", model, X[5:6], sample=True, generator=generator(2))
+    assert (run / "reconstructed.png").read_bytes() == (run / "want.png").read_bytes()
+    assert len(values(run, "reconstruct")) == len(X)
+
+
+def test_part_all_is_in_the_order_of_the_file(run: Path, model: HubVAE, tmp_path: Path) -> None:
+    """Where train and test are files of their own, train comes first."""
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
+    want = model.encode(images)[0].detach()
+    call("encode", run, "--part", "all")
+    saved = np.load(run / "latents.npz")
+    np.testing.assert_allclose(saved["mu"], want, rtol=1e-5, atol=1e-6)
+    assert saved["labels"].tolist() == digits.target.astype(str).tolist()
+    last = values(run, "reconstruct", "--part", "all", "--only", "1796")
+    np.testing.assert_allclose(last, model.decode(want[-1:]).detach(), rtol=1e-5, atol=1e-6)
+    y = digits.target
+    np.savez(tmp_path / "a.npz", x_train=images[:9], y_train=y[:9], x_test=images[9:12], y_test=y[9:12])
+    call("encode", run, "--data", tmp_path / "a.npz", "--part", "all")
+    saved = np.load(run / "latents.npz")
+    np.testing.assert_allclose(saved["mu"], want[:12], rtol=1e-5, atol=1e-6)
+    assert saved["labels"].tolist() == y[:12].astype(str).tolist()
+
+
 def test_labels(tmp_path: Path) -> None:
     """Those that come with the data, and those of a file: of the part's samples or of all."""
     images = np.arange(20 * 4, dtype=np.float32).reshape(20, 2, 2) / 100
@@ -238,6 +277,17 @@ def test_labels(tmp_path: Path) -> None:
     dataset = data.load(str(tmp_path / "c.h5ad"))
     found = labels.find(dataset, str(tmp_path / "c.h5ad"), "test", "number")
     assert found is not None and found.tolist() == [f"{round(v * 25)}" for v in dataset.test[:, 0].tolist()]  # type: ignore[index]
+    assert labels.find(dataset, str(tmp_path / "c.h5ad"), "all", "number").tolist() == y.tolist()  # type: ignore[union-attr]
+    pytest.importorskip("pandas")
+    lines = [f"{i},{i / 7},{['bad', 'good'][i % 2]}\n" for i in range(20)]
+    (tmp_path / "d.csv").write_text("".join(["a,b,state\n", *lines]))
+    dataset = data.load(str(tmp_path / "d.csv"))
+    for column, want in (("state", ["bad", "good"] * 10), ("a", y.tolist())):
+        for part, rows in zip(("train", "test"), data.split_rows("d", 20), strict=True):
+            found = labels.find(dataset, str(tmp_path / "d.csv"), part, column)
+            assert found is not None and found.tolist() == [want[i] for i in rows]
+    with pytest.raises(data.DataError, match=r"expected --labels to be a column \(a, b, state\), but got c"):
+        labels.find(dataset, str(tmp_path / "d.csv"), "test", "c")
     dataset = data.load(str(tmp_path / "b.npy"))
     assert labels.find(dataset, str(tmp_path / "b.npy")) is None
     np.save(tmp_path / "four.npy", np.array(["a", "b", "b", "c"]))
@@ -266,9 +316,12 @@ ERRORS = {
         ["interpolate", "--between", "0,400"],
         "expected numbers of test samples, 0 to 358, but got 400",
     ),
+    "chosen": (["reconstruct", "--only", "3,359"], "expected numbers of test samples, 0 to 358, but got 359"),
+    "chosen and first": (["reconstruct", "--only", "3", "-n", "1"], "give one of them"),
     "pair": (["interpolate", "--between", "0"], "'0' is not two samples' numbers like 0,1"),
     "dimension": (["traverse", "--dims", "2"], "expected dims to be less than 2"),
     "span": (["traverse", "--span", "inf"], "expected span to be finite, but got -inf, inf"),
+    "temperature": (["generate", "--temperature", "inf"], "inf is not finite"),
     "strength": (
         ["steer", "--label", "4", "--strength", "nan"],
         "expected strength to be finite, but got nan",

@@ -120,6 +120,15 @@ def test_conditions_and_seeds() -> None:
     assert found.nll == pytest.approx(seeded[0].mean().item())
 
 
+def test_labels_of_a_loader_have_no_part_in_a_model_without_condition() -> None:
+    model, x = mlp(), torch.rand(4, 6, dtype=torch.float64)
+    found = [
+        nn.evaluate(model, batches, 3, generator=torch.Generator().manual_seed(1)).elbo
+        for batches in ([x], [(x, torch.arange(4))])
+    ]
+    assert found[0] == found[1]
+
+
 def test_binarization_draws_x_once() -> None:
     """Encoder and all draws see the same bits."""
     model = mlp(likelihood="bernoulli", binarize=True)

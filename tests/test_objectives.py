@@ -328,6 +328,17 @@ def test_hierarchy_generates_from_both_levels() -> None:
     generator = torch.Generator().manual_seed(0)
     assert model.generate(5, generator=generator).shape == (5, FEATURES)
     assert bool((seen[0].mean(1) > 30).all())  # of p(z1 | z2), and not of N(0, 1)
+
+
+def test_hierarchy_reconstructs_at_draws_of_both_levels() -> None:
+    model, x = hierarchy(), batch()["x"]
+    generator, again = (torch.Generator().manual_seed(4) for _ in range(2))
+    given_back = model.reconstruct(x, sample_z=True, generator=generator)
+    with torch.no_grad():
+        z2 = vae_fast.reparameterize(*model.encode(x), generator=again)
+        z1 = vae_fast.reparameterize(*model.bottom.encode(x, condition=z2), generator=again)
+        torch.testing.assert_close(given_back, model.bottom.decode(z1, condition=z2))
+    assert not torch.allclose(given_back, model.reconstruct(x))
     assert model.generate(5, temperature=0).unique(dim=0).shape[0] == 1
     with pytest.raises(ValueError, match="no condition"):
         model(**batch(), condition=torch.zeros(BATCH, dtype=torch.int64))
@@ -398,6 +409,12 @@ def test_errors() -> None:
         BetaTC(10, estimator="msw")
     with pytest.raises(ValueError, match=r"within bounds=\(0.0, 1.0\), but got values from -1 to 2; clamp"):
         VampPrior(torch.tensor([[-1.0, 2.0]]))
+
+
+def test_a_printed_prior_says_what_it_is() -> None:
+    assert repr(MixturePrior(3, 2)) == "MixturePrior(3, latent_shape=(2,))"
+    assert repr(GaussianPrior((2, 5))) == "GaussianPrior(latent_shape=(2, 5))"
+    assert repr(VampPrior(torch.zeros(4, 3))) == "VampPrior(4 pseudo-inputs, bounds=(0.0, 1.0))"
 
 
 @pytest.mark.parametrize("objective", ["kl_balance", "free_bits"])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, pictures, tables
+from ..training import checkpoint, data, inference, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
@@ -59,27 +59,59 @@ def labels_of(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
 
 
 def run_reconstruct(
-    folder: Path | None, source: str | None, n: int | None, out: Path | None, cpu: bool
+    folder: Path | None,
+    source: str | None,
+    part: str,
+    n: int | None,
+    only: list[int] | None,
+    out: Path | None,
+    seed: int,
+    cpu: bool,
+    *,
+    sample: bool,
+    sample_z: bool,
 ) -> None:
+    if n is not None and only is not None:
+        raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
     folder = folder or runs.newest(checkpoint.MODEL)
     _check_out(out)
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
     dataset, _ = load_data(folder, model, source)
-    if n is not None and len(dataset.test) < n:
+    total = dataset.count(part)
+    if n is not None and total < n:
         raise DataError(
-            f"{dataset.name}: expected -n to be at most {len(dataset.test)}, the samples of the test part, but got {n}"
+            f"{dataset.name}: expected -n to be at most {total}, the samples of the {part} part, but got {n}"
         )
-    samples = dataset.test_part(slice(n or (None if model.columns else SHOWN)))
-    x = samples["x"]
-    if is_picture(out):
-        check_picture(model, len(x), tiles=2, columns=pictures.COLUMNS)
-        pictures.save_reconstructions(out, model, **samples)
-    elif model.columns:
-        _save_table(out, model, model.reconstruct(**samples))
+    indices = None
+    if only is not None:
+        indices = chosen(dataset, part, only)
+    elif n is not None or is_picture(out):
+        indices = torch.arange(n or min(SHOWN, total))
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"sample": sample, "sample_z": sample_z, "generator": generator}
+    if is_picture(out) and indices is not None:
+        option = "-n" if only is None else "--only"
+        check_picture(model, len(indices), tiles=2, columns=pictures.COLUMNS, option=option)
+        [batch] = inference.batches(dataset, part, indices, batch_size=len(indices))
+        pictures.save_reconstructions(out, model, **batch, **options)
     else:
-        save_array(out, model.reconstruct(**samples))
+        x = inference.reconstruct(model, inference.batches(dataset, part, indices), **options)
+        if model.columns:
+            _save_table(out, model, x)
+        else:
+            save_array(out, x)
     print(out)
+
+
+def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
+    """The numbers of these samples of the part. DataError where it has no such sample."""
+    n = dataset.count(part)
+    if wrong := [i for i in indices if not 0 <= i < n]:
+        raise DataError(
+            f"{dataset.name}: expected numbers of {part} samples, 0 to {n - 1}, but got {wrong[0]}"
+        )
+    return torch.tensor(indices)
 
 
 def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -19,6 +21,29 @@ Folder = Annotated[
 ]
 CPU = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where there is a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same bits.")]
+
+
+class Part(StrEnum):
+    train = "train"
+    test = "test"
+    valid = "valid"
+    all = "all"
+
+
+PartOption = Annotated[
+    Part, typer.Option(help="Which samples of the data; all are in the order of the file.")
+]
+
+
+def sample_numbers(text: str) -> list[int]:
+    return list(numbers(text, int, "numbers of samples like 3,7,9"))
+
+
+def finite(value: float) -> float:
+    """A callback of options whose least value is checked already. Raises typer.BadParameter."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not finite")
+    return value
 
 
 def numbers(

@@ -20,7 +20,7 @@ from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
-from .inference import check_picture, is_picture, labels_of, load_data, load_model, save_array
+from .inference import check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
 
 PAIRS = 8  # rows of `interpolate`
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
@@ -61,12 +61,7 @@ class Run:
 
     def latents(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
         """mu and the condition of these test samples."""
-        n = len(self.dataset.test)
-        if wrong := [i for i in indices if not 0 <= i < n]:
-            raise DataError(
-                f"{self.dataset.name}: expected numbers of test samples, 0 to {n - 1}, but got {wrong[0]}"
-            )
-        batches = list(inference.batches(self.dataset, indices=torch.tensor(indices)))
+        batches = list(inference.batches(self.dataset, indices=chosen(self.dataset, "test", indices)))
         conditions = [batch["condition"] for batch in batches if "condition" in batch]
         return inference.encode(self.model, batches).mu, torch.cat(conditions) if conditions else None
 
@@ -147,7 +142,9 @@ def run_score(
         columns["label"] = known
     _save_table(out, columns)
     if known is not None and anomalies:
-        found = inference.detection(scores, torch.from_numpy(np.isin(known, anomalies)))
+        is_anomaly = torch.from_numpy(np.isin(known, anomalies))
+        found = inference.detection(scores, is_anomaly)
+        pictures.save_roc(out.with_name("roc.png"), scores, is_anomaly, found)
         print(f"AUROC        {found.auroc:.4f}")
         print(
             f"threshold    {found.threshold:.4f}: at or above it are {found.found:.1%} of the anomalies "
@@ -155,7 +152,8 @@ def run_score(
         )
     else:
         print(f"threshold    {scores.quantile(USUAL):.4f}: {1 - USUAL:.0%} of these samples are above it")
-    print(f"written      {out}")
+    drawn = f", {out.with_name('roc.png')}" if anomalies else ""
+    print(f"written      {out}{drawn}")
 
 
 def run_encode(

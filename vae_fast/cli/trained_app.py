@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..nn.anomaly import SCORES
-from .options import CPU, MOST, Folder, Seed, numbers
+from .options import CPU, MOST, Folder, Part, PartOption, Seed, numbers
 
 Score = StrEnum("Score", {name: name for name in SCORES})  # type: ignore[misc]
 _ELBO = Score("elbo")
@@ -21,12 +21,6 @@ class Method(StrEnum):
     umap = "umap"
 
 
-class Part(StrEnum):
-    train = "train"
-    test = "test"
-    valid = "valid"
-
-
 def _pair(text: str) -> tuple[int, ...]:
     return numbers(text, int, "two samples' numbers like 0,1", count=2)
 
@@ -36,13 +30,12 @@ def _dims(text: str) -> list[int]:
 
 
 Data = Annotated[str | None, typer.Option(help="As in train. [default: what it was trained on]")]
-PartOption = Annotated[Part, typer.Option(help="Which samples of the data.")]
 Labels = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         help="A label for each sample of the part, or of all data: .npy, IDX, or a text with one on a line; "
-        "of an .h5ad also a column of obs. "
+        "of an .h5ad also a column of obs, of a table a column. "
         "[default: those that come with digits, MNIST's files, .npz; --batch-key's]",
     ),
 ]
@@ -90,7 +83,8 @@ def score(
         list[str] | None,
         typer.Option(
             metavar="LABEL",
-            help="Samples of this label are anomalies: AUROC and a threshold are printed. Again for more labels.",
+            help="Samples of this label are anomalies: AUROC and a threshold are printed, roc.png is drawn beside "
+            "the scores. Again for more labels.",
         ),
     ] = None,
     labels: Labels = None,

@@ -103,7 +103,8 @@ def evaluate(
     """All of `Evaluation` over a data set, batch by batch; mu of all samples is kept for the active units.
 
     Args:
-        batches: of x, (x,) or (x, condition), as a DataLoader gives them.
+        batches: of x, (x,) or (x, condition), as a DataLoader gives them; of a model that takes no condition (x, label)
+            as well, whose labels have no part in it.
         num_samples: draws of `importance_nll`, and of the ELBO.
         generator: of the noise.
 
@@ -113,8 +114,8 @@ def evaluate(
     count, sums, means = 0, torch.zeros(3, dtype=torch.float64), []
     by_dimension: Tensor | None = None
     for batch in batches:
-        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        x, condition = parts if len(parts) > 1 else (*parts, None)
+        x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        condition = rest[0] if rest and model.takes_condition else None
         found = _estimate(model, x, num_samples, condition, generator)
         kl = found.posterior.kl_per_element()
         if kl is not None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..backends.reference.rng import state_of_draws, state_of_level
 from ..checks import check_clamp, check_num_samples, check_rng_state, fresh_rng_state
+from ..functional import reparameterize
 from ..likelihoods.numerics import arithmetic_dtype
 from ..ops.noise import noise
 from .checks import check_batch
-from .condition import takes_condition
+from .inputs import on_device
 from .likelihoods.base import Library, Params
 from .objectives import Objective, make_objective
 from .posterior import Posterior
@@ -60,7 +61,7 @@ class HierarchicalVAE(VAE):
         nn.Module.__init__(self)
         if not isinstance(bottom, VAE):
             raise TypeError(f"expected bottom to be a vae_fast.nn.VAE, but got {type(bottom).__name__}")
-        if not any(map(takes_condition, (bottom.encoder, bottom.decoder, bottom.prior))):
+        if not bottom.takes_condition:
             raise ValueError(
                 "expected bottom to have an encoder, a decoder or a prior that takes z2 as its condition "
                 "(conditions=, ConditionalPrior), but none of them does"
@@ -128,10 +129,23 @@ class HierarchicalVAE(VAE):
         )
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
-        """The mean of p(x | z) where z2 and then z1 are the means of their posteriors."""
-        mu, _ = self.encode(x, condition=condition)
-        return self.bottom.reconstruct(x, condition=mu.flatten(1))
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | int | None = None,
+        sample_z: bool = False,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean of p(x | z) where z2 and then z1 are the means of their posteriors; with `sample_z` draws of these,
+        with `sample` a draw of p(x | z)."""
+        z2, logvar = self.encode(x, condition=condition)
+        if sample_z:
+            z2 = reparameterize(z2, logvar, generator=on_device(generator, z2.device))
+        return self.bottom.reconstruct(
+            x, condition=z2.flatten(1), sample_z=sample_z, sample=sample, generator=generator
+        )
 
     def _checked(self, condition: Tensor | int | None, like: str, sample: Tensor) -> None:
         if condition is not None:

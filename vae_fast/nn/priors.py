@@ -76,6 +76,9 @@ class GaussianPrior(Prior):
         shape = check_sizes("latent_shape", latent_shape)
         self.mu, self.logvar = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
 
+    def extra_repr(self) -> str:
+        return f"latent_shape={shape_of(self.mu)}"
+
     def forward(self) -> Moments:
         return self.mu, self.logvar
 
@@ -90,6 +93,9 @@ class FixedPrior(Prior):
         super().__init__()
         self.register_buffer("mu", mu.detach())
         self.register_buffer("logvar", logvar.detach())
+
+    def extra_repr(self) -> str:
+        return f"mu={shape_of(self.mu)}, logvar={shape_of(self.logvar)}"
 
     def forward(self) -> Moments:
         return self.mu, self.logvar
@@ -162,6 +168,10 @@ class MixturePrior(Prior):
         self.logvars = nn.Parameter(torch.zeros(shape))
         self.logits = nn.Parameter(torch.zeros(shape[:1]))
 
+    def extra_repr(self) -> str:
+        components, *latent_shape = self.means.shape
+        return f"{components}, latent_shape={tuple(latent_shape)}"
+
     def forward(self) -> Mixture:
         return Mixture(self.means, self.logvars, self.logits)
 
@@ -198,6 +208,9 @@ class VampPrior(Prior):
                 )
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.bounds = bounds
+
+    def extra_repr(self) -> str:
+        return f"{len(self.pseudo_inputs)} pseudo-inputs, bounds={self.bounds}"
 
     def forward(self, *, encode: Callable[[Tensor], Moments]) -> Mixture:
         inputs = self.pseudo_inputs

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import matrices, memory, readers, tables, values
 from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import Parts
+from .parts import Parts, listed
 from .stored import StoredArray
 from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
 from .values import Facts
@@ -47,16 +47,90 @@ class Dataset:
     conditions: tuple[str, ...] = ()  # the labels' names
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
+    valid_labels: Tensor | None = None
     labels: Mapping[str, np.ndarray] = field(
         default_factory=dict
     )  # of the parts' samples: they train nothing
+    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
+
+    @classmethod
+    def of(
+        cls,
+        train: Tensor,
+        test: Tensor,
+        valid: Tensor | None = None,
+        *,
+        name: str = "data",
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
+        valid_labels: Tensor | None = None,
+    ) -> Dataset:
+        """Of tensors (samples, ...), as `nn.VAE` takes them; labels are its condition. Raises DataError."""
+        parts = {"train": (train, train_labels), "test": (test, test_labels), "valid": (valid, valid_labels)}
+        for part, (x, labels) in parts.items():
+            if x is None and part == "valid" and labels is None:
+                continue
+            if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
+                raise DataError(
+                    f"{name}: expected the {part} part to be a tensor (samples, ...), but got {_kind(x)}"
+                )
+            if (x.dtype, x.shape[1:]) != (train.dtype, train.shape[1:]):
+                raise DataError(
+                    f"{name}: expected {part} samples to be {_kind(train[0])} like train samples, "
+                    f"but got {_kind(x[0])}"
+                )
+            if (labels is None) != (train_labels is None) or (labels is not None and len(labels) != len(x)):
+                raise DataError(
+                    f"{name}: expected labels for each of the {len(x):,} samples of the {part} part, or for no part"
+                )
+        return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
-        """ "train", "test" or "valid". Raises DataError where there is no such part."""
+        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+
+        All are in the order of the file, or train, test, valid where these are files of their own.
+        """
+        if name == "all":
+            return self._all()
         part: Samples | None = getattr(self, name)
         if part is None:
             raise DataError(f"{self.name}: has no {name} part")
         return part
+
+    def _all(self) -> Samples:
+        if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
+            return replace(self.train, numbers=np.arange(self.count("all")))
+        if isinstance(self.train, StreamedSamples):
+            if self.rows is None:
+                raise DataError(f"{self.name}: the parts are read from files of their own: take one of them")
+            return self.train.whole()
+        kinds = {part.dtype for part in self.dense_parts}
+        if len(kinds) > 1:
+            raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
+        parts = self.dense_parts
+        x = torch.cat(parts)[torch.from_numpy(self.order).to(parts[0].device)]
+        return replace(self.train, x=x) if isinstance(self.train, HostSamples) else x
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each of all samples, as they stand in the file, its place in the parts one after the other."""
+        return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
+
+    def count(self, part: str) -> int:
+        """The number of samples of "train", "test", "valid" or "all"."""
+        return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def labels_of_condition(self, part: str) -> Tensor | None:
+        if part == "all" and self.train_labels is not None and self.test_labels is not None:
+            labels = torch.cat([self.train_labels, self.test_labels])
+            return labels[torch.from_numpy(self.order).to(labels.device)]
+        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Those that there are, by their names."""
+        parts = {"train": self.train, "test": self.test, "valid": self.valid}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def is_sparse(self) -> bool:
@@ -76,9 +150,8 @@ class Dataset:
     @property
     def dense(self) -> dict[str, Any]:
         """`dense_parts` by their names."""
-        parts = {"train": self.train, "test": self.test, "valid": self.valid}
-        dense = {name: part.x if isinstance(part, HostSamples) else part for name, part in parts.items()}
-        return {name: part for name, part in dense.items() if isinstance(part, (Tensor, StreamedSamples))}
+        dense = {name: p.x if isinstance(p, HostSamples) else p for name, p in self.parts.items()}
+        return {name: p for name, p in dense.items() if isinstance(p, (Tensor, StreamedSamples))}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,22 +200,30 @@ class Dataset:
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
-        labels = self.test_labels
-        return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})
+        return self.samples("test", part)
+
+    def samples(self, name: str, part: slice) -> dict[str, Any]:
+        """The same of the part "train", "test" or "valid"."""
+        x, labels = getattr(self, name), getattr(self, f"{name}_labels")
+        return {"x": x[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
         """On the device, where dense samples fit there; else batches are sent to it."""
-        labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
         size = sum(part.nbytes for part in self.dense_parts if isinstance(part, Tensor))
         is_resident = memory.fits_on(device, size)
 
-        def move(part: Any) -> Any:
-            if isinstance(part, Tensor) and not is_resident:
+        def move(name: str, part: Any) -> Any:
+            if isinstance(part, Tensor) and name in self.parts and not is_resident:
                 return HostSamples(device, part)
-            return None if part is None else part.to(device)
+            return part.to(device)
 
-        parts = {name: move(getattr(self, name)) for name in ("train", "test", "valid")}
-        return replace(self, **parts, train_labels=labels[0], test_labels=labels[1])
+        names = ("train", "test", "valid", "train_labels", "test_labels", "valid_labels")
+        parts = {name: move(name, part) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts)
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def resolve(source: str) -> str:
@@ -229,11 +310,12 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
-    labels = parts.labels or {}
+    labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = dict(zip(("train", "test"), split_rows(source, len(found["train"])), strict=True))
-        found = {name: _take(found["train"], part) for name, part in rows.items()}
-        labels = {name: labels["train"][part] for name, part in rows.items()} if labels else {}
+        rows = split_rows(source, len(found["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        found = {name: _take(found["train"], part) for name, part in of_part.items()}
+        labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
         if array.shape[1:] != shape:
@@ -244,7 +326,8 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
     samples: dict[str, Any] = {
         name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in found.items()
     }
-    return _explained(Dataset(name_of(source), **samples, notes=(*parts.notes, *notes), labels=labels))
+    notes_of_all = (*parts.notes, *notes)
+    return _explained(Dataset(name_of(source), **samples, notes=notes_of_all, labels=labels, rows=rows))
 
 
 def _take(samples: Any, rows: np.ndarray) -> Any:
@@ -259,7 +342,7 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     train, test = (x[torch.from_numpy(part)] for part in rows)
     if missing := int(x.isnan().sum()):
         more += (f"{missing:,} entries are missing",)
-    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns)
+    return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
 def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool | None) -> Dataset:
@@ -290,7 +373,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool | 
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
-    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names)
+    return Dataset(name_of(source), parts[0], parts[1], notes, labels[0], labels[1], found.names, rows=rows)
 
 
 def _checked_csr(source: str, csr: Csr, stream: bool) -> tuple[Csr, Facts, tuple[str, ...]]:
@@ -411,13 +494,10 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
-    train, test = _split(DIGITS, np.rint(images * (255 / 16)).astype(np.uint8))
-    return Dataset(DIGITS, torch.from_numpy(train), torch.from_numpy(test))
-
-
-def _split(source: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    train, test = split_rows(source, len(array))
-    return array[train], array[test]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
+    rows = split_rows(DIGITS, len(x))
+    train, test = (x[torch.from_numpy(part)] for part in rows)
+    return Dataset(DIGITS, train, test, rows=rows)
 
 
 def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:

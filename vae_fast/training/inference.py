@@ -26,9 +26,8 @@ Batch = dict[str, Any]
 def batches(
     dataset: Dataset, part: str = "test", indices: Tensor | None = None, batch_size: int = BATCH
 ) -> Iterator[Batch]:
-    """The samples of a part, "train", "test" or "valid", in order; with `indices` those alone."""
-    x = dataset.part(part)
-    labels = {"train": dataset.train_labels, "test": dataset.test_labels}.get(part)
+    """The samples of a part, "train", "test", "valid" or "all", in order; with `indices` those alone."""
+    x, labels = dataset.part(part), dataset.labels_of_condition(part)
     order = torch.arange(len(x)) if indices is None else indices
     for rows in order.split(batch_size):
         batch: Batch = {"x": x.index_select(0, rows.to(x.device))}
@@ -62,6 +61,12 @@ def encode(
             drawn = (z.movedim(0, 1),)
         parts.append((*moments, *drawn))
     return Latents(*map(torch.cat, zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def reconstruct(model: nn.VAE, samples: Iterable[Batch], **options: Any) -> Tensor:
+    """`nn.VAE.reconstruct` of all samples, with its options."""
+    return torch.cat([model.reconstruct(**batch, **options) for batch in samples])
 
 
 def evaluate(

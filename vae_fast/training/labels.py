@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import data, idx, matrices, readers
+from . import data, idx, matrices, readers, tables
 from .data import Dataset
 from .errors import DataError
 from .parts import part_of
@@ -18,31 +18,33 @@ NO_LABELS = "has no labels that are known: give --labels, a file with one for ea
 def find(
     dataset: Dataset, source: str, part: str = "test", file: Path | str | None = None
 ) -> np.ndarray | None:
-    """A label, as text, for each sample of the part, "train", "test" or "valid"; None where none are known. Raises
-    DataError.
+    """A label, as text, for each sample of the part, "train", "test", "valid" or "all"; None where none are known.
+    Raises DataError.
 
     Args:
         source: what `dataset` was loaded from: digits have labels, MNIST's files have them beside, .npz may hold them.
         file: .npy, .npz, IDX or text with one on a line; of the part's samples, or of all that were split in parts. For
-            an .h5ad also a column of its obs.
+            an .h5ad also a column of its obs, for a table one of its columns.
     """
-    n = len(dataset.part(part))
+    n, total = dataset.count(part), dataset.count("all")
     if file is not None:
-        matrix = None if source == data.DIGITS or Path(file).is_file() else matrices.find(Path(source))
-        if matrix is not None and matrix.suffix.lower() == ".h5ad":
-            return _part(source, matrices.labels_of(matrix, str(file)), part)
+        column = None if source == data.DIGITS or Path(file).is_file() else _column(Path(source), str(file))
+        if column is not None:
+            return _part(source, column, part)
         labels = read(Path(file))
-        total = len(dataset.train) + len(dataset.test)
         if len(labels) == total != n and dataset.valid is None:
             return _part(source, labels, part)
         if len(labels) != n:
+            those = f"{n} labels, those of the {part} part, or " if n != total else ""
             raise DataError(
-                f"{file}: expected {n} labels, those of the {part} part, or {total}, those of all samples, "
-                f"but got {len(labels)}"
+                f"{file}: expected {those}{total} labels, those of all samples, but got {len(labels)}"
             )
         return labels
+    if part == "all":
+        parts = [found for each in dataset.parts if (found := find(dataset, source, each)) is not None]
+        return np.concatenate(parts)[dataset.order] if len(parts) == len(dataset.parts) else None
     if dataset.conditions:
-        numbers = dataset.train_labels if part == "train" else dataset.test_labels
+        numbers = dataset.labels_of_condition(part)
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
     if dataset.labels:
         return dataset.labels.get(part)
@@ -50,11 +52,23 @@ def find(
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
 
 
+def _column(source: Path, name: str) -> np.ndarray | None:
+    """The column that a table or the obs of an .h5ad has by this name; None of other sources."""
+    if tables.is_table(source):
+        return tables.labels_of(source, name)
+    matrix = matrices.find(source)
+    if matrix is None or matrix.suffix.lower() != ".h5ad":
+        return None
+    return matrices.labels_of(matrix, name)
+
+
 def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
     return file is not None and Path(file).is_file() and len(read(Path(file))) == len(dataset.test)
 
 
 def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
+    if part == "all":
+        return labels
     train, test = data.split_rows(source, len(labels))
     return labels[train if part == "train" else test]
 

@@ -15,9 +15,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import nn
 from . import checkpoint
 from .errors import CheckpointError
-from .model import HubVAE
+from .inference import Detection
 
 COLUMNS = 12  # of reconstructions
 _INCH = 100  # dots
@@ -40,16 +41,19 @@ def is_signal(shape: Sequence[int]) -> bool:
     return len(shape) in (1, 2) and 1 < math.prod(shape) == max(shape)
 
 
-def can_draw(model: HubVAE) -> bool:
-    if model.columns:  # a row of a table
+def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
+    """`shape`: a sample's; None: the model's own."""
+    shape = model.data_shape if shape is None else shape
+    if shape is None or isinstance(model.likelihood, nn.MixedColumns):  # a row of a table
         return False
-    is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
+    is_drawn = image_shape(shape) is not None or is_signal(shape)
     return model.likelihood.support in ("unit", "real") and is_drawn
 
 
-def noun(model: HubVAE) -> str:
+def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
-    return "image" if can_draw(model) and not is_signal(model.shape) else "sample"
+    shape = model.data_shape if shape is None else shape
+    return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 
 
 def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
@@ -126,7 +130,7 @@ def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size
 
 def save_samples(
     path: Path,
-    model: HubVAE,
+    model: nn.VAE,
     n: int = 64,
     *,
     condition: Tensor | None = None,
@@ -142,10 +146,13 @@ def save_samples(
     save_grid(path, samples, round(n**0.5), title)
 
 
-def save_reconstructions(path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None) -> None:
-    """Rows of originals, below each its reconstruction. The columns are filled up with nothing."""
+def save_reconstructions(
+    path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None, **options: Any
+) -> None:
+    """Rows of originals, below each its reconstruction, with the options of `nn.VAE.reconstruct`. The columns are
+    filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
-    reconstructed = model.reconstruct(x, condition=condition)
+    reconstructed = model.reconstruct(x, condition=condition, **options)
     pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
     rows = [
         F.pad(part, (0, 0) * (x.ndim - 1) + (0, COLUMNS - len(part)), value=math.nan)
@@ -157,13 +164,14 @@ def save_reconstructions(path: Path, model: HubVAE, x: Tensor, condition: Tensor
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
-    """Training loss and test -ELBO over the epochs, in nats for each `noun`."""
+    """Training loss and -ELBO of the test or the validation part over the epochs, in nats for each `noun`."""
     figure = Figure(figsize=(7, 4), dpi=_INCH, layout="constrained")
     axes: Any = figure.subplots()
     epochs = [row["epoch"] for row in history]
+    part, name = ("valid", "validation") if "valid_elbo" in history[0] else ("test", "test")
     curves = {
         "training loss": [row["train_loss"] for row in history],
-        "test −ELBO": [-row["test_elbo"] for row in history],
+        f"{name} −ELBO": [-row[f"{part}_elbo"] for row in history],
     }
     for (label, values), style in zip(curves.items(), ("-", "--"), strict=True):
         axes.plot(
@@ -208,6 +216,26 @@ def save_scatter(path: Path, points: Tensor, title: str, labels: Sequence[str] |
             handle.set_alpha(1)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_aspect("equal", "datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def save_roc(path: Path, scores: Tensor, is_anomaly: Tensor, detection: Detection) -> None:
+    """scikit-learn's ROC curve and the threshold that `detection` names; chance is the diagonal."""
+    from sklearn.metrics import roc_curve
+
+    false_alarms, found, _ = roc_curve(is_anomaly.cpu(), scores.cpu())
+    figure = Figure(figsize=(5, 5), dpi=_INCH, layout="constrained")
+    axes: Any = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color="0.6")
+    axes.plot(false_alarms, found, label=f"AUROC {detection.auroc:.3f}")
+    name = f"threshold {detection.threshold:.4g}"
+    axes.plot(detection.false_alarms, detection.found, "o", color="black", label=name)
+    axes.set_xlabel("share of the others at or above the threshold")
+    axes.set_ylabel("share of the anomalies at or above it")
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

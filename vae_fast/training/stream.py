@@ -270,6 +270,10 @@ class StreamedSamples(_Batches):
         """These samples, in ascending order."""
         return replace(self, numbers=self.numbers[numbers], reader=RowReader(self.reader.rows))
 
+    def whole(self) -> StreamedSamples:
+        """All rows of the file."""
+        return replace(self, numbers=np.arange(self.reader.rows.shape[0]))
+
     def pools(self, generator: torch.Generator | None) -> Iterator[Tensor] | None:
         return shuffle_pools(self.numbers, self.reader.chunk_rows, generator, self.reader.reader)
 

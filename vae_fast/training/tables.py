@@ -118,6 +118,16 @@ def read(path: Path) -> tuple[Any, tuple[str, ...]]:
     return _without_numbering(frame) if is_text and len(frame.columns) else (frame, ())
 
 
+def labels_of(path: Path, name: str) -> np.ndarray:
+    """A column, as text. Raises DataError."""
+    frame, _ = read(path)
+    if name not in frame.columns:
+        raise DataError(
+            f"{path}: expected --labels to be a column ({listed(frame.columns, 9)}), but got {name}"
+        )
+    return np.array(frame[name].map(_text), dtype=str)
+
+
 def describe(
     path: Path, frame: Any, train: np.ndarray, asked: Sequence[str] = ()
 ) -> tuple[tuple[Column, ...], tuple[str, ...]]:
