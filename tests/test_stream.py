@@ -17,10 +17,23 @@ from torch import Tensor
 
 pytest.importorskip("accelerate")
 
+from accelerate import Accelerator
+
 from command import QUICK, ordinary_process
 from streamed_run import train
 from vae_fast import cli
-from vae_fast.training import DataError, checkpoint, data, memory, stream
+from vae_fast.training import (
+    DataError,
+    Recipe,
+    Trainer,
+    TrainingError,
+    checkpoint,
+    data,
+    graph,
+    memory,
+    optimization,
+    stream,
+)
 from vae_fast.training.stream import HostSamples, StreamedSamples
 
 N = 50
@@ -305,9 +318,9 @@ def test_samples_too_large_for_a_device_stay_on_the_host(monkeypatch: pytest.Mon
 def test_a_set_four_times_as_large_as_the_memory(tmp_path: Path) -> None:
     """The limit is of all memory of the process that is no file's page, beyond what it has taken before the data."""
     generator = np.random.default_rng(0)
-    shapes, labels = generator.random((10, 400)) ** 3, generator.integers(0, 10, 32_000)
-    some = (shapes[labels] * generator.uniform(0.5, 1, (32_000, 1)) * 255).astype(np.uint8)
-    x, path, limit = np.tile(some, (10, 1)), tmp_path / "x.npy", 32 * 10**6
+    shapes, labels = generator.random((10, 256)) ** 3, generator.integers(0, 10, 31_250)
+    some = (shapes[labels] * generator.uniform(0.5, 1, (31_250, 1)) * 255).astype(np.uint8)
+    x, path, limit = np.tile(some, (20, 1)), tmp_path / "x.npy", 40 * 10**6
     np.save(path, x)
     assert x.nbytes == 4 * limit
     command = [sys.executable, str(Path(__file__).with_name("streamed_run.py")), str(path), str(limit)]
@@ -316,6 +329,67 @@ def test_a_set_four_times_as_large_as_the_memory(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert "does not fit in memory" in found["refused"]
     assert found["is_streamed"] and any(n.startswith("streamed:") for n in found["notes"])
-    assert found["seen"] == 310_000 and found["peak"] < limit
+    assert found["seen"] == 615_000 and found["peak"] < limit
     resident = train(data.load(str(path), stream=False)).history[-1]["test_elbo"]
     assert found["elbo"] == pytest.approx(resident, rel=0.01)
+
+
+def test_steps_of_a_graph_are_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph that replays a function: what is copied into its inputs and out of its output, which steps it
+    takes, which it leaves. The epochs' last batches, of 8, are none of its size."""
+    save(GREY)
+    dataset = data.load("x.npy")
+    replayed = []
+
+    def record(work: Callable[[], Tensor], stream: Any) -> tuple[Callable[[], None], Tensor]:
+        output = torch.full((4,), torch.nan)
+
+        def replay() -> None:
+            replayed.append(output.copy_(work()))
+
+        return replay, output
+
+    monkeypatch.setattr(graph, "record", record)
+    monkeypatch.setattr(graph, "warm_up", lambda work, stream: work())
+    monkeypatch.setattr(graph, "check", lambda *args: None)
+    options: dict[str, Any] = {
+        "clip_grad": 0.1,
+        "ema": 0.5,
+        "lr_schedule": "cosine",
+        "kl_warmup": 2.0,
+        "dropout": 0.2,
+    }
+    rows = []
+    for is_graph in (False, True):
+        recipe = Recipe(batch_size=16, hidden=(8,), latent=2, epochs=3, cuda_graph=is_graph, **options)
+        trainer = Trainer(recipe, dataset)
+        trainer.fit()
+        rows.append(([{**row, "seconds": 0} for row in trainer.history], trainer.result.state_dict()))
+    assert len(replayed) == 3 * 2 - graph.WARM_UP
+    assert rows[0][0] == rows[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(rows[0][1].values(), rows[1][1].values(), strict=True))
+
+
+def test_what_no_graph_can_hold_is_one_line() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    graph.check(Recipe(mixed_precision="bf16"), gpu, 1, False)
+    for args, match in (
+        ((Recipe(), cpu, 1, False), "takes a CUDA device$"),
+        ((Recipe(), gpu, 2, False), "takes one process$"),
+        ((Recipe(mixed_precision="fp16"), gpu, 1, False), "fp16's scaler"),
+        ((Recipe(accumulate=2), gpu, 1, False), "takes accumulate 1$"),
+        ((Recipe(), gpu, 1, True), "takes dense samples"),
+    ):
+        with pytest.raises(TrainingError, match=match):
+            graph.check(*args)
+    save(GREY)
+    with pytest.raises(TrainingError, match="--cuda-graph takes a CUDA device"):
+        Trainer(Recipe(cuda_graph=True, epochs=1), data.load("x.npy"), accelerator=Accelerator(cpu=True))
+
+
+def test_the_learning_rate_of_a_recorded_step() -> None:
+    weight = torch.nn.Parameter(torch.zeros(()))
+    rate = torch.tensor(0.0)
+    optimizer = torch.optim.SGD([weight], lr=rate)
+    optimization.set_lr(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] is rate and rate == 0.25

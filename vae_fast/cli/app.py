@@ -253,6 +253,10 @@ def train(
             help="Read the data by chunks in the background. [default: where they do not fit in memory]",
         ),
     ] = None,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option("--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."),
+    ] = False,
     mixed_precision: Annotated[
         MixedPrecision | None,
         typer.Option(help="Of the networks. [default: no, or what accelerate launch says]"),
@@ -316,6 +320,7 @@ def train(
         "batch_key": batch_key,
         "columns": tuple(columns or ()),
         "stream": stream,
+        "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
         "patience": patience,

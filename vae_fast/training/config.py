@@ -66,6 +66,7 @@ class Recipe:
     stream: bool | None = None  # read the data by chunks; None: where they do not fit in memory
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     mixed_precision: str = "no"
+    cuda_graph: bool = False  # each step of a whole batch is replayed from a recorded one
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
     patience: int | None = None  # evaluations without a better ELBO that end the run
     best: bool = False  # the weights that are kept are those of the best evaluation

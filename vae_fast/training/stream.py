@@ -267,12 +267,11 @@ class StreamedSamples(_Batches):
         return self.reader.gather(self.numbers[indices.numpy()], out)
 
     def of(self, numbers: np.ndarray) -> StreamedSamples:
-        """These samples, in ascending order."""
-        return replace(self, numbers=self.numbers[numbers], reader=RowReader(self.reader.rows))
+        """These rows of the file, in ascending order."""
+        return replace(self, numbers=numbers, reader=RowReader(self.reader.rows))
 
     def whole(self) -> StreamedSamples:
-        """All rows of the file."""
-        return replace(self, numbers=np.arange(self.reader.rows.shape[0]))
+        return self.of(np.arange(self.reader.rows.shape[0]))
 
     def pools(self, generator: torch.Generator | None) -> Iterator[Tensor] | None:
         return shuffle_pools(self.numbers, self.reader.chunk_rows, generator, self.reader.reader)
