@@ -255,7 +255,9 @@ def train(
     ] = None,
     cuda_graph: Annotated[
         bool,
-        typer.Option("--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."),
+        typer.Option(
+            "--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."
+        ),
     ] = False,
     mixed_precision: Annotated[
         MixedPrecision | None,
