@@ -26,6 +26,7 @@ class Architecture(StrEnum):
     mlp = "mlp"
     conv = "conv"
     resnet = "resnet"
+    gru = "gru"
 
 
 # Those that a model of images or counts has: classes take a decoder of their own.
@@ -105,7 +106,7 @@ def train(
         str,
         typer.Option(
             help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; tables: "
-            ".csv, .tsv, .parquet; sparse counts: "
+            ".csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
@@ -164,11 +165,13 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
-    architecture: Annotated[Architecture, typer.Option(help="The networks.")] = Architecture.mlp,
+    architecture: Annotated[Architecture, typer.Option(help="The networks; of text gru.")] = Architecture.mlp,
     hidden: Annotated[
         Any,
         typer.Option(
-            parser=_sizes, metavar="N,...", help="Widths from x to z, or channels. [default: 400; 32,64]"
+            parser=_sizes,
+            metavar="N,...",
+            help="Widths from x to z, or channels. [default: 400; 32,64; gru: 256]",
         ),
     ] = None,
     latent: Annotated[int, typer.Option(min=1, help="Size of z.")] = 20,
@@ -246,6 +249,21 @@ def train(
             "zero_inflated_negative_binomial, or skip. May be given several times. [default: found out]",
         ),
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Characters of a line of text, longer ones are cut. [default: the longest, 256 at most]",
+        ),
+    ] = None,
+    word_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of text: characters that the decoder does not read in training. [default: 0.3]",
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -321,6 +339,8 @@ def train(
         "dropout": dropout,
         "batch_key": batch_key,
         "columns": tuple(columns or ()),
+        "max_length": max_length,
+        "word_dropout": word_dropout,
         "stream": stream,
         "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
@@ -349,7 +369,8 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv. [default: generated.png or .csv in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv, of text a .txt. "
+            "[default: generated.png, .csv or .txt in the folder]"
         ),
     ] = None,
     condition: Annotated[
@@ -360,7 +381,12 @@ def generate(
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Factor of the prior's noise.")
+        float,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="Factor of the prior's noise; of text: of each character's draw.",
+        ),
     ] = 1.0,
     sample: Annotated[
         bool, typer.Option("--sample", help="Draws of p(x given z) instead of its means.")
@@ -370,7 +396,7 @@ def generate(
 ) -> None:
     """Draw new samples from a trained model.
 
-    They are the means of p(x given z), of a table draws of it, z from the prior.
+    They are the means of p(x given z), of a table or of text draws of it, z from the prior.
     """
     from .inference import run_generate
 
@@ -401,8 +427,8 @@ def reconstruct(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv. "
-            "[default: reconstructed.png or .csv in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv, of text a .txt of originals and "
+            "reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
         ),
     ] = None,
     seed: Seed = 0,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, inference, pictures, tables
+from ..training import checkpoint, data, inference, outputs, pictures, tables
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
-SUFFIXES, TABLE = (".png", ".npy"), ".csv"  # of what is written
+SUFFIXES, TABLE, TEXT = (".png", ".npy"), ".csv", ".txt"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -37,7 +37,16 @@ def run_generate(
     out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
-    options |= {"temperature": temperature, "sample": sample or bool(model.columns)}
+    options |= {"temperature": temperature}
+    if model.vocabulary:
+        tokens = model.generate_tokens(n, **options)
+        if out.suffix.lower() == TEXT:
+            outputs.save_lines(out, model, tokens)
+        else:
+            save_array(out, tokens)
+        print(out)
+        return
+    options |= {"sample": sample or bool(model.columns)}
     if is_picture(out):
         check_picture(model, n)
         pictures.save_samples(out, model, n, **options)
@@ -99,6 +108,9 @@ def run_reconstruct(
         x = inference.reconstruct(model, inference.batches(dataset, part, indices), **options)
         if model.columns:
             _save_table(out, model, x)
+        elif out.suffix.lower() == TEXT:
+            originals = torch.cat([batch["x"] for batch in inference.batches(dataset, part, indices)])
+            outputs.save_pairs(out, model, originals, x)
         else:
             save_array(out, x)
     print(out)
@@ -120,9 +132,11 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     recipe = _recipe(folder) if source is None or model.conditions else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(source, batch_key, recipe.get("stream") or None, known=model.columns)
-    if dataset.columns and not model.columns:
-        raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
+    stream = recipe.get("stream") or None
+    dataset = data.load(source, batch_key, stream, known=model.columns, vocabulary=model.vocabulary)
+    kind = "a table" if dataset.columns else "text" if dataset.vocabulary else ""
+    if kind and not (model.columns or model.vocabulary):
+        raise DataError(f"{source}: is {kind}, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
@@ -149,14 +163,15 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 def _check_out(out: Path | None) -> None:
     """Before the model is loaded."""
-    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE):
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE, TEXT):
         raise TrainingError(
-            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table), but got {out}"
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text), "
+            f"but got {out}"
         )
 
 
 def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
-    suffixes = (TABLE,) if model.columns else SUFFIXES
+    suffixes = outputs.suffixes(model)
     if out is not None and out.suffix.lower() not in suffixes:
         raise TrainingError(
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"

@@ -21,7 +21,7 @@ import vae_fast
 
 from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
-from ..training import callbacks, checkpoint, data, recipe_file, speedup, tracking
+from ..training import callbacks, checkpoint, data, recipe_file, speedup, text, tracking
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.config import Recipe
 from ..training.errors import TrainingError, is_lost_process
@@ -68,11 +68,13 @@ def run_training(
                 runs.check_free(out)  # before the data are read, which may take a while
             recipe = _of_file(config, options)
         tracking.check_installed(recipe.track)
-        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream, recipe.columns)
+        dataset = data.load(recipe.data, **recipe.reading())
         if dataset.columns and not resume and "likelihood" in given:
             raise TrainingError(
                 f"{recipe.data}: a table takes no --likelihood: --columns NAME:KIND is of one column"
             )
+        if dataset.vocabulary and not resume:
+            _check_text(recipe, given)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
         console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -155,6 +157,15 @@ def _free(recipe: Recipe) -> set[str]:
     if recipe.best or recipe.patience is not None:  # evaluations choose
         free.remove("evaluate_every")
     return free
+
+
+def _check_text(recipe: Recipe, given: set[str]) -> None:
+    if "likelihood" in given:
+        raise TrainingError(f"{recipe.data}: lines of text take no --likelihood: it is categorical")
+    if "architecture" in given and recipe.architecture != "gru":
+        raise TrainingError(
+            f"{recipe.data}: lines of text take --architecture gru, not {recipe.architecture}"
+        )
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:
@@ -292,6 +303,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
         )
     if trainer.recipe.best:
         console.print(f"kept          epoch {trainer.best_row['epoch']}, the best")
+    if trainer.model.vocabulary and isinstance(trainer.dataset.test, torch.Tensor):
+        bits = f", {text.bits(-row['test_elbo'], trainer.dataset.test):.3f} bits a character"
     console.print(
         f"test ELBO     {row['test_elbo']:.2f} nats/{kind} "
         f"(NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f}{bits})"

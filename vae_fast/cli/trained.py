@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..nn import attribute_direction
-from ..training import checkpoint, inference, labels, pictures
+from ..training import checkpoint, inference, labels, outputs, pictures, text
 from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
-from .inference import check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
+from .inference import TEXT, check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
 
 PAIRS = 8  # rows of `interpolate`
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
@@ -71,11 +71,18 @@ class Run:
         if is_picture(out):
             check_picture(self.model, rows * columns, columns=columns, option="rows times columns")
         samples = inference.decode_grid(self.model, z, condition)
-        if is_picture(out):
+        if out.suffix.lower() == TEXT:
+            outputs.save_lines(out, self.model, samples)
+        elif is_picture(out):
             pictures.save_grid(out, samples.flatten(0, 1), columns, title)
         else:
             save_array(out, samples)
         print(out)
+
+    def grid_out(self, given: Path | None, name: str) -> Path:
+        """The file of decoded samples to write."""
+        suffixes = outputs.suffixes(self.model)
+        return self.out(given, f"{name}{suffixes[0]}", *suffixes)
 
     def out(self, given: Path | None, name: str, *suffixes: str) -> Path:
         """The file to write: `given`, which must end in one of the suffixes, or `name` in the folder."""
@@ -96,14 +103,17 @@ def run_evaluate(
     except ValueError as error:
         raise DataError(f"{run.dataset.name}: {error}") from None
     kl = None if found.kl_per_dimension is None else found.kl_per_dimension.flatten().tolist()
+    x = run.dataset.part(part)
+    bits = text.bits(found.nll, x) if run.model.vocabulary and isinstance(x, Tensor) else None
     if as_json:
-        print(json.dumps({**found._asdict(), "kl_per_dimension": kl, "draws": draws}, indent=2))
+        values = {**found._asdict(), "kl_per_dimension": kl, "draws": draws}
+        print(json.dumps(values if bits is None else {**values, "bits_per_character": bits}, indent=2))
         return
-    noun = pictures.noun(run.model)
+    noun, of_bits = pictures.noun(run.model), "" if bits is None else f", {bits:.3f} bits a character"
     rows = [
         ("data", f"{run.dataset.name}, {found.samples:,} {part} {noun}s, {draws:,} draws of z for each"),
         ("ELBO", f"{found.elbo:.2f} nats/{noun}"),
-        ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound"),
+        ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound{of_bits}"),
         ("distortion", f"{found.distortion:.2f}, -log p(x | z)"),
         ("rate", f"{found.rate:.2f}, KL of q(z | x) from p(z)"),
         (
@@ -112,10 +122,10 @@ def run_evaluate(
         ),
     ]
     for start in range(0, len(kl or ()), 5):
-        values = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
-        rows.append(("" if start else "KL of each", values))
-    for name, text in rows:
-        print(f"{name:<13} {text}")
+        shown = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
+        rows.append(("" if start else "KL of each", shown))
+    for name, value in rows:
+        print(f"{name:<13} {value}")
 
 
 def run_score(
@@ -203,7 +213,7 @@ def run_interpolate(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "interpolation.png", ".png", ".npy")
+    out = run.grid_out(out, "interpolation")
     pairs = between or [(2 * i, 2 * i + 1) for i in range(min(PAIRS, len(run.dataset.test) // 2))]
     start, condition = run.latents([i for i, _ in pairs])
     end, _ = run.latents([j for _, j in pairs])
@@ -224,7 +234,7 @@ def run_traverse(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "traversal.png", ".png", ".npy")
+    out = run.grid_out(out, "traversal")
     if sample is None:
         z = torch.zeros(1, *(run.model.latent_shape or ()), device=run.device)
         of_sample = None
@@ -251,7 +261,7 @@ def run_steer(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "steered.png", ".png", ".npy")
+    out = run.grid_out(out, "steered")
     # A file may hold the labels of the test part alone: then the direction is that part's.
     part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
     has_label = run.known_labels(part, file) == label
@@ -270,7 +280,7 @@ def run_steer(
 
 def run_manifold(folder: Path | None, n: int, condition: str | None, out: Path | None, cpu: bool) -> None:
     run = Run(folder, None, cpu)
-    out = run.out(out, "manifold.png", ".png", ".npy")
+    out = run.grid_out(out, "manifold")
     z = inference.manifold(run.model, n)
     title = f"{n} x {n} latents at the prior's quantiles: the first grows to the right, the second upwards"
     run.save_grid(out, z, _first(run.model, condition, n), title)
@@ -319,8 +329,8 @@ def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
 
 
 def _save_table(path: Path, columns: dict[str, Any]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    checkpoint.replace_bytes(path, text.getvalue().encode())
+    checkpoint.replace_bytes(path, file.getvalue().encode())

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..nn import VAE
-from . import checkpoint, pictures
+from . import checkpoint, outputs, pictures
 from .model import HubVAE
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures.save_curve(folder / "loss.png", trainer.history, noun(trainer))
     model, dataset, drawn = trainer.result, trainer.dataset, ["loss.png"]
+    if isinstance(model, HubVAE) and model.vocabulary:
+        return [*_write_lines(trainer, model, folder), *drawn]
     if not pictures.can_draw(model, dataset.shape):
         return drawn
     was_training, n = model.training, 64
@@ -162,6 +164,19 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     drawn.insert(-1, "reconstructions.png")
     model.train(was_training)
     return drawn
+
+
+def _write_lines(trainer: Trainer, model: HubVAE, folder: Path) -> list[str]:
+    """Of a model of text."""
+    was_training, n = model.training, 64
+    model.eval()
+    generator = torch.Generator().manual_seed(trainer.recipe.seed)
+    tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
+    outputs.save_lines(folder / "samples.txt", model, tokens)
+    shown = trainer.dataset.test_part(slice(48))
+    outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
+    model.train(was_training)
+    return ["samples.txt", "reconstructions.txt"]
 
 
 def noun(trainer: Trainer) -> str:

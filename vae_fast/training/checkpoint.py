@@ -30,7 +30,9 @@ PICTURES = (
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
-FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *PICTURES, *TABLES)
+TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
+OUTPUTS = (*PICTURES, *TABLES, *TEXTS)
+FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *OUTPUTS)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -40,8 +42,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced, and its tables."""
-    for name in (*PICTURES, *TABLES):
+    """Those of a model that is being replaced, and its tables and texts."""
+    for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
 
 

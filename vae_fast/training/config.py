@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ OPTIMIZERS = {
 }
 LR_SCHEDULES = ("constant", "cosine", "linear")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+WORD_DROPOUT = 0.3  # of text: without it the decoder learns to do without z
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
 _OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
 MODEL = (*_OF_ALL, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
@@ -65,6 +66,8 @@ class Recipe:
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
     stream: bool | None = None  # read the data by chunks; None: where they do not fit in memory
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
+    max_length: int | None = None  # of a line of text
+    word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
     cuda_graph: bool = False  # each step of a whole batch is replayed from a recorded one
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
@@ -75,7 +78,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "accumulate", "latent", "components", "num_samples")
-        for name in (*counts, "evaluate_every", "patience", "save_every"):
+        for name in (*counts, "evaluate_every", "patience", "save_every", "max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
                 raise TrainingError(f"expected {name} to be from 1 to {MOST}, but got {value}")
@@ -94,6 +97,10 @@ class Recipe:
         self._check_training()
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"expected dropout to be a number from 0 to below 1, but got {self.dropout}")
+        if self.word_dropout is not None and not 0 <= self.word_dropout <= 1:
+            raise TrainingError(
+                f"expected word_dropout to be a number from 0 to 1, but got {self.word_dropout}"
+            )
         if not 0 <= self.beta <= LARGEST:
             raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
@@ -155,7 +162,18 @@ class Recipe:
 
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
-        return {"shape": shape, **{name: getattr(self, name) for name in MODEL}}
+        config = {name: getattr(self, name) for name in MODEL}
+        return {"shape": shape, "word_dropout": self.word_dropout or 0.0, **config}
+
+    def of_text(self) -> Recipe:
+        """For lines of text, which have one likelihood and one architecture."""
+        dropout = WORD_DROPOUT if self.word_dropout is None else self.word_dropout
+        return replace(self, architecture="gru", likelihood="categorical", word_dropout=dropout)
+
+    def reading(self) -> dict[str, Any]:
+        """The options of `data.load`."""
+        names = ("batch_key", "stream", "columns", "max_length")
+        return {name: getattr(self, name) for name in names}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""

@@ -1,7 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images, a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt), or a sparse matrix:
+.h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, memory, readers, tables, values
+from . import matrices, memory, readers, tables, text, values
 from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
 from .parts import Parts, listed
@@ -48,9 +49,8 @@ class Dataset:
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
-    labels: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # of the parts' samples: they train nothing
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
     rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
 
     @classmethod
@@ -166,6 +166,8 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
+        if self.vocabulary:
+            raise DataError(f"{self.name}: lines of text cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -241,6 +243,9 @@ def load(
     stream: bool | None = None,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
+    *,
+    max_length: int | None = None,
+    vocabulary: text.Vocabulary | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
@@ -250,6 +255,8 @@ def load(
             An epoch shuffles the chunks, and the samples of 64 chunks at a time. None: where loading would not fit.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
+        max_length: characters of a line of text that are read; by default 256.
+        vocabulary: of a model that was trained on text, as which this one is read.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -259,21 +266,25 @@ def load(
     if (columns or known) and not is_table:
         what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
-    if stream and (source == DIGITS or is_table):
-        raise DataError(
-            f"{source}: {'tables' if is_table else 'digits'} are kept in memory, without --stream"
-        )
-    if source == DIGITS:
-        return _digits()
-    if not path.exists():
+    if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     try:
+        lines = None if source == DIGITS or matrix is not None or is_table else text.find(path)
+        if lines is None and (vocabulary or max_length is not None):
+            what = "--max-length is of" if vocabulary is None else "expected, as the model was trained on,"
+            raise DataError(f"{source}: {what} lines of text: .txt")
+        kept = {"digits": source == DIGITS, "tables": is_table, "lines of text": lines is not None}
+        if stream and (kinds := [kind for kind, is_it in kept.items() if is_it]):
+            raise DataError(f"{source}: {kinds[0]} are kept in memory: leave --stream out")
+        if source == DIGITS:
+            return _digits()
         if matrix is not None:
             return _load_matrix(source, matrix, batch_key, stream)
         if is_table:
             return _load_table(source, path, columns, known)
-        parts = _stored_parts(path, stream) or readers.read(path)
-        return _of_parts(source, parts)
+        if lines is not None:
+            return _load_text(source, text.read(lines), max_length, vocabulary)
+        return _of_parts(source, _stored_parts(path, stream) or readers.read(path))
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
@@ -332,6 +343,20 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
 
 def _take(samples: Any, rows: np.ndarray) -> Any:
     return samples.of(rows) if isinstance(samples, StreamedSamples) else samples[rows]
+
+
+def _load_text(
+    source: str, found: text.Lines, max_length: int | None, vocabulary: text.Vocabulary | None
+) -> Dataset:
+    parts = found.parts
+    if "test" not in parts:
+        lines = parts["train"]
+        rows = dict(zip(("train", "test"), split_rows(source, len(lines)), strict=True))
+        parts = {name: [lines[i] for i in part] for name, part in rows.items()}
+    vocabulary = vocabulary or text.describe(parts["train"], max_length)
+    encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
+    notes = (*found.notes, *text.notes_of(vocabulary, parts))
+    return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
 
 
 def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:

@@ -76,9 +76,10 @@ class Trainer:
                 dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
             if dataset.columns:
                 recipe = replace(recipe, likelihood="mixed_columns")
-        self.recipe = recipe = replace(
-            recipe, stream=dataset.is_streamed
-        )  # a resumed run shuffles as this one
+            if dataset.vocabulary:
+                recipe = recipe.of_text()
+        # A resumed run reads, and so shuffles, as this one.
+        self.recipe = recipe = replace(recipe, stream=dataset.is_streamed)
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
         self.dataset = dataset.to(device)
@@ -334,6 +335,8 @@ class Trainer:
             if dataset.columns:
                 config["columns"] = [column.to_dict() for column in dataset.columns]
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
+            if dataset.vocabulary:
+                config["vocabulary"] = dataset.vocabulary.to_dict()
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             made: HubVAE = model.to(self.accelerator.device)
             return made

@@ -52,6 +52,8 @@ def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
 
 def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
+    if getattr(model, "vocabulary", None):
+        return "line"
     shape = model.data_shape if shape is None else shape
     return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 

@@ -34,7 +34,7 @@ def read(path: Path, is_stored: bool = False) -> Parts:
     if "idx" in path.name.lower() or suffix == ".gz":
         return idx.read_file(path, is_stored)
     raise DataError(
-        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet or a folder"
+        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet, .txt or a folder"
     )
 
 
