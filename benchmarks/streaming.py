@@ -25,10 +25,13 @@ WAYS = ("resident", "warm", "cold")
 def write(path: Path, n: int) -> None:
     """Grey shapes in 784 pixels, as sparse as digits."""
     generator = np.random.default_rng(0)
-    shapes = generator.random((10, 784)) ** 4
-    images = (shapes[generator.integers(0, 10, n)] * generator.uniform(0.5, 1, (n, 1)) * 255).astype(np.uint8)
-    np.save(path, images)
-    os.sync()  # only pages that are written can be dropped
+    shapes = generator.random((10, 784), np.float32) ** 4 * 255
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, 784))
+    for start in range(0, n, 10_000):
+        part = images[start : start + 10_000]
+        light = generator.random((len(part), 1), np.float32) / 2 + 0.5
+        part[:] = shapes[generator.integers(0, 10, len(part))] * light
+    images.flush()  # only pages that are written can be dropped
 
 
 def drop_pages(path: Path) -> None:

@@ -30,6 +30,7 @@ from vae_fast.training import (
     checkpoint,
     data,
     graph,
+    images,
     memory,
     optimization,
     stream,
@@ -133,6 +134,51 @@ def test_samples_are_those_in_memory(write: Callable[[], str], shape: tuple[int,
         assert torch.equal(read.index_select(0, some), part[some])
 
 
+def save_images(**kinds: int) -> str:
+    """A folder of images of each mode."""
+    image = pytest.importorskip("PIL.Image")
+    for mode, count in kinds.items():
+        for i in range(count):
+            path = Path("images", str(i % 2), f"{mode}{i}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if mode == "I16":
+                image.fromarray(GREY[i].astype(np.uint16) * 90).save(path)
+            else:
+                image.fromarray(GREY[i]).convert(mode).save(path)
+    return "images"
+
+
+IMAGES = (
+    {"L": 9},
+    {"RGB": 9},
+    {"1": 9},
+    {"L": 5, "RGB": 4},
+    {"L": 5, "1": 4},
+    {"L": 5, "I16": 4},
+    {"RGBA": 5, "1": 4},
+)
+
+
+@pytest.mark.parametrize("kinds", IMAGES, ids=str)
+def test_images_are_decoded_when_they_are_read(
+    kinds: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_images(**kinds)
+    loaded, streamed = data.load(source), data.load(source, stream=True)
+    assert sorted(streamed.notes) == sorted(loaded.notes) and streamed.limits() == loaded.limits()
+    assert streamed.labels.keys() == loaded.labels.keys() == {"train", "test"}
+    decoded: list[Path] = []
+    original = images._open
+    monkeypatch.setattr(images, "_open", lambda path: decoded.append(path) or original(path))
+    assert isinstance(streamed.test, StreamedSamples) and isinstance(loaded.test, Tensor)
+    assert torch.equal(streamed.test[:], loaded.test)
+    assert len(decoded) == len(loaded.test)  # and none between them
+    order, found = epoch(streamed.train, 0, 3)
+    assert isinstance(loaded.train, Tensor)
+    assert all(torch.equal(a, loaded.train[i]) for a, i in zip(found, order, strict=True))
+    assert streamed.train.dtype == loaded.train.dtype
+
+
 def epoch(train: Any, seed: int, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     order = list(data.batches(len(train), batch_size, generator, train.pools(generator)))
@@ -192,7 +238,6 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "fortran": (lambda: save(np.asfortranarray(real("f4"))), "Fortran's order: numpy.ascontiguousarray"),
     "digits": (lambda: "digits", "are kept in memory"),
     "gz": (lambda: save_gz(), "is compressed: gunzip it"),
-    "images": (lambda: save_images(), "save them as .npy"),
     "parts": (lambda: save_npz(train=GREY, test=GREY[:, 1:]), "expected test samples to have shape"),
 }  # fmt: skip
 
@@ -202,12 +247,6 @@ def save_gz() -> str:
 
     Path("x-idx.gz").write_bytes(gzip.compress(Path(save_idx(GREY, 8)).read_bytes()))
     return "x-idx.gz"
-
-
-def save_images() -> str:
-    Path("images").mkdir()
-    Path("images/a.png").touch()
-    return "images"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import matrices, memory, readers, tables, text, values
 from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
+from .images import StoredImages
 from .parts import Parts, listed
 from .stored import StoredArray
 from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
@@ -311,7 +312,7 @@ def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
     return parts
 
 
-def _bytes_to_load(array: StoredArray) -> int:
+def _bytes_to_load(array: StoredArray | StoredImages) -> int:
     """The most that the file's array, the one that training reads, and a copy of it (a split, a check) take."""
     kept = array.dtype.itemsize if array.dtype in (np.uint8, np.bool_) else 4
     return array.nbytes + 2 * math.prod(array.shape) * kept
@@ -535,7 +536,7 @@ def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
     """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed. Of a
-    StoredArray its StreamedSamples."""
+    StoredArray or StoredImages their StreamedSamples."""
     if array.ndim < 2:
         raise DataError(
             f"{source}: expected shape (samples, features) or (samples, ...), but got {array.shape}"
@@ -548,8 +549,9 @@ def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
     is_channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
     if is_channels_last:  # as images often are in numpy
         notes.append("the channels, last in the file, are read first")
-    if isinstance(array, StoredArray):
-        array = _streamed(source, array, is_channels_last)
+    if isinstance(array, (StoredArray, StoredImages)):
+        array, more = _streamed(source, array, is_channels_last)
+        notes += more
         is_rounded = array.facts.is_rounded
     else:
         if is_channels_last:
@@ -563,14 +565,21 @@ def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
     return array, notes
 
 
-def _streamed(source: str, array: StoredArray, is_channels_last: bool) -> StreamedSamples:
-    as_stored = RowReader(StoredRows(array, array.dtype, array.shape))
+def _streamed(
+    source: str, array: StoredArray | StoredImages, is_channels_last: bool
+) -> tuple[StreamedSamples, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    if isinstance(array, StoredImages):
+        images, notes = array.rows()
+        as_stored = reader = RowReader(images)
+    else:
+        as_stored = RowReader(StoredRows(array, array.dtype, array.shape))
+        n, *sizes = array.shape
+        shape = (n, sizes[-1], *sizes[:-1]) if is_channels_last else array.shape
+        dtype = array.dtype if array.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
+        reader = RowReader(StoredRows(array, dtype, shape, is_channels_last))
     facts = values.facts_of(source, as_stored.chunks())
-    n, *sizes = array.shape
-    shape = (n, sizes[-1], *sizes[:-1]) if is_channels_last else array.shape
-    dtype = array.dtype if array.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
-    reader = RowReader(StoredRows(array, dtype, shape, is_channels_last))
-    return StreamedSamples(torch.device("cpu"), reader, np.arange(n), facts)
+    return StreamedSamples(torch.device("cpu"), reader, np.arange(reader.rows.shape[0]), facts), notes
 
 
 def _unpacked(name: str, part: Any, size: int) -> Any:

@@ -97,6 +97,10 @@ class Rows(Protocol):
         """(n, *sample)"""
 
     @property
+    def gap(self) -> int:
+        """As many rows that are not wanted are sooner read than skipped."""
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """As training has them: uint8, bool or float32."""
 
@@ -113,6 +117,7 @@ class StoredRows:
     shape: tuple[int, ...]
     is_channels_last: bool = False  # in the file
     is_packed: bool = False  # a bit a value in the file
+    gap: int = CHUNK_ROWS
 
     def read(self, start: int, out: np.ndarray) -> None:
         is_as_it_is = self.array.dtype in (self.dtype, np.uint8)  # uint8 as bits, too: they are 0 and 1
@@ -221,9 +226,10 @@ class RowReader:
         return torch.from_numpy(buffer)
 
     def _gather_from_file(self, numbers: np.ndarray, chunk_of: np.ndarray, out: Tensor) -> Tensor:
-        """Reads what lies between the first and the last row of each chunk that are wanted."""
+        """Reads what lies between the first and the last row of a chunk that are wanted, but for large gaps."""
         order = np.argsort(numbers, kind="stable")
-        ends = np.flatnonzero(np.diff(chunk_of[order])) + 1
+        is_end = (np.diff(chunk_of[order]) > 0) | (np.diff(numbers[order]) > 1 + self.rows.gap)
+        ends = np.flatnonzero(is_end) + 1
         found, buffer = out.numpy(), self._empty(min(self.chunk_rows, self.rows.shape[0]))
         for places in np.split(order, ends) if len(order) else ():
             wanted = numbers[places]
