@@ -290,10 +290,16 @@ def train(
         ),
     ] = None,
     stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Read the data by chunks in the background. [default: where they do not fit in memory]",
+        ),
+    ] = None,
+    cuda_graph: Annotated[
         bool,
         typer.Option(
-            "--stream",
-            help="Read sparse counts by chunks in the background, where they do not fit in memory.",
+            "--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."
         ),
     ] = False,
     mixed_precision: Annotated[
@@ -364,6 +370,7 @@ def train(
         "seconds": seconds,
         "word_dropout": word_dropout,
         "stream": stream,
+        "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
         "patience": patience,

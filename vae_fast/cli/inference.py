@@ -146,7 +146,7 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     dataset = data.load(
         source,
         batch_key,
-        bool(recipe.get("stream")),
+        recipe.get("stream") or None,
         split_seed=int(recipe.get("split_seed", data.SPLIT_SEED)),
         known=model.columns,
         vocabulary=model.vocabulary,
