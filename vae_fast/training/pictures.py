@@ -20,7 +20,7 @@ from .errors import CheckpointError
 from .inference import Detection
 from .model import HubVAE
 
-COLUMNS = 12  # of reconstructions
+COLUMNS, _FEWEST = 12, 6  # of reconstructions; fewer are too narrow for their title
 _INCH = 100  # dots
 _SMALLEST = 56  # dots across an image: smaller ones are enlarged
 _COLOURS = 20  # of a scatter's labels
@@ -150,14 +150,15 @@ def save_reconstructions(
     filled up with nothing."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
     reconstructed = model.reconstruct(x, condition=condition, **options)
-    pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
+    columns = max(_FEWEST, min(COLUMNS, len(x)))
+    pairs = zip(originals.split(columns), reconstructed.float().split(columns), strict=True)
     rows = [
-        F.pad(part, (0, 0) * (x.ndim - 1) + (0, COLUMNS - len(part)), value=math.nan)
+        F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=math.nan)
         for p in pairs
         for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat(rows), COLUMNS, title, gap_every=2)
+    save_grid(path, torch.cat(rows), columns, title, gap_every=2)
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
