@@ -19,7 +19,6 @@ from ..training import checkpoint, inference, labels, pictures
 from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
-from ..training.parts import listed
 from . import runs
 from .inference import check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
 
@@ -236,7 +235,7 @@ def run_traverse(
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
-    title = f"from {-span:g} to {span:g}: latent dimensions {listed(map(str, dims), most=6)}"
+    title = f"from {-span:g} to {span:g}: latent dimensions {', '.join(map(str, dims))}"
     run.save_grid(out, grid, labels_of_rows, title)
 
 
