@@ -580,6 +580,56 @@ def test_a_start_that_is_no_number(name: str, options: Options) -> None:
             likelihood.start(x)
 
 
+RATES = torch.tensor([0.0, 0.2, 3.0, 40.0])
+MEANS: list[tuple[str, Options, Tensor]] = [
+    ("bernoulli", {}, torch.tensor([0.0, 0.2, 0.7, 1.0])),
+    ("gaussian", {"variance": "decoder"}, torch.tensor([-30.0, 0.0, 0.2, 7.0])),
+    ("laplace", {}, torch.tensor([-30.0, 0.0, 0.2, 7.0])),
+    ("discretized_logistic", {"scale": 1e-3}, torch.tensor([0.1, 0.2, 0.5, 0.9])),
+    *(("poisson", {"link": link}, RATES) for link in ("exp", "softplus", "softmax")),
+    ("negative_binomial", {}, RATES),
+    ("multinomial", {}, RATES),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "mean"), MEANS)
+def test_a_start_is_at_the_mean(name: str, options: Options, mean: Tensor) -> None:
+    torch.manual_seed(0)
+    likelihood = make_likelihood(name, **options)
+    decoder = MLPDecoder(3, 8, 4, likelihood.num_parameters)
+    model = VAE(MLPEncoder(4, 8, 3), decoder, likelihood)
+    x = (mean * torch.tensor([[0.5], [1.5], [1.0]])).clamp(-30, 1 if likelihood.support == "unit" else 60)
+    before = [p.clone() for p in model.parameters()]
+    model.start(x)
+    changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(changed) == 1
+    linear = decoder[-2]
+    assert isinstance(linear, torch.nn.Linear)
+    with torch.no_grad():
+        linear.weight.zero_()
+    x_mean = x.mean(0)
+    library = x_mean.sum() if likelihood.library(x) is not None else None
+    found = model.decode(torch.zeros(1, 3), library=None if library is None else library.expand(1))[0]
+    torch.testing.assert_close(found, x_mean, rtol=1e-4, atol=2e-4)
+
+
+def test_a_start_leaves_a_decoder_of_ones_own_alone() -> None:
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 4)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.linear(z).tanh()  # type: ignore[no-any-return]
+
+    for decoder in (Decoder(), torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False))):
+        model = VAE(MLPEncoder(4, 8, 3), decoder)
+        before = [p.clone() for p in model.parameters()]
+        model.start(torch.rand(5, 4))
+        model.start(torch.rand(0, 4))
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 # Training
 
 

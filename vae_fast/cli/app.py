@@ -109,6 +109,13 @@ def train(
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file with any of these options, as a run's config.toml; options of the command count first.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -133,8 +140,28 @@ def train(
             min=1, help="Of all processes together. [default: 1024; digits: 4096, each image many times]"
         ),
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of Adam. [default: 1e-3; digits: 3e-3]")
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 1e-3; digits: 3e-3]")] = None,
+    lr_schedule: Annotated[
+        str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end.")
+    ] = "constant",
+    lr_warmup: Annotated[
+        float, typer.Option(metavar="EPOCHS", help="Epochs in which the learning rate grows from 0.")
+    ] = 0.0,
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME", help="Of torch: adam, adamw, nadam, radam, rmsprop or sgd.")
+    ] = "adam",
+    weight_decay: Annotated[
+        float | None, typer.Option(help="[default: the optimizer's, 0.01 for adamw, else 0]")
+    ] = None,
+    clip_grad: Annotated[float | None, typer.Option(help="Largest norm of a step's gradients.")] = None,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts of a batch, computed one after another to save memory.")
+    ] = 1,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DECAY", help="Keep the moving average of the weights, with a decay like 0.999."
+        ),
     ] = None,
     seed: Seed = 0,
     architecture: Annotated[Architecture, typer.Option(help="The networks.")] = Architecture.mlp,
@@ -183,7 +210,14 @@ def train(
         bool | None,
         typer.Option("--binarize", help="Of bernoulli: grey values are drawn as 0 or 1 in every pass."),
     ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="elbo, iwae (with --num-samples), free_bits, capacity or beta_tc."),
+    ] = "elbo",
     beta: Annotated[float, typer.Option(min=0, help="Weight of the KL.")] = 1.0,
+    kl_warmup: Annotated[
+        float, typer.Option(metavar="EPOCHS", help="Epochs in which the KL's weight grows from 0 to --beta.")
+    ] = 0.0,
     clamp: Annotated[
         Any, typer.Option(parser=_bounds, metavar="LO,HI", help="Bounds of the encoder's log-variance.")
     ] = None,
@@ -227,6 +261,17 @@ def train(
         int | None,
         typer.Option(min=1, help="Epochs between evaluations. [default: a hundredth of all, 100 at most]"),
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many evaluations without a better ELBO.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Keep the weights of the best evaluation.")] = False,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, metavar="EPOCHS", help="Keep weights in epoch-N/ as well.")
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorboard, wandb or mlflow. May be given several times."),
+    ] = None,
     backend: BackendOption = Backend.auto,
     cpu: CPU = False,
 ) -> None:
@@ -243,6 +288,13 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "lr_schedule": lr_schedule,
+        "lr_warmup": lr_warmup,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "clip_grad": clip_grad,
+        "accumulate": accumulate,
+        "ema": ema,
         "seed": seed,
         "architecture": architecture.value,
         "hidden": hidden,
@@ -254,7 +306,9 @@ def train(
         "link": None if link is None else link.value,
         "components": components,
         "binarize": binarize,
+        "objective": objective,
         "beta": beta,
+        "kl_warmup": kl_warmup,
         "clamp": clamp,
         "num_samples": num_samples,
         "batch_norm": batch_norm,
@@ -264,8 +318,21 @@ def train(
         "stream": stream,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
+        "patience": patience,
+        "best": best,
+        "save_every": save_every,
+        "track": tuple(track or ()),
     }
-    run_training(options, given, out=out, resume=resume, overwrite=overwrite, backend=backend.value, cpu=cpu)
+    run_training(
+        options,
+        given,
+        config=config,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        backend=backend.value,
+        cpu=cpu,
+    )
 
 
 @app.command()

@@ -21,7 +21,7 @@ import vae_fast
 
 from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
-from ..training import checkpoint, data, pictures, speedup
+from ..training import callbacks, checkpoint, data, recipe_file, speedup, tracking
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.config import Recipe
 from ..training.errors import TrainingError, is_lost_process
@@ -31,22 +31,28 @@ from . import runs
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024, "lr": 1e-3}
 DIGITS = {"epochs": 600, "batch_size": 4096, "lr": 3e-3}  # 1438 images: a batch takes each about three times
-_FREE = {"epochs", "evaluate_every"}  # what may change when a run goes on
 
 
 def run_training(
     options: dict[str, Any],
     given: set[str],
     *,
+    config: Path | None = None,
     out: Path | None,
     resume: bool,
     overwrite: bool,
     backend: str,
     cpu: bool,
 ) -> None:
-    """Trains by the options, of which `given` names those that the user wrote."""
+    """Trains by the options, of which `given` names those that the user wrote; the others are as `config` has them."""
     if resume and overwrite:
         raise TrainingError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    if config is not None:
+        if resume:
+            raise TrainingError("--resume goes on by the run's own recipe: leave --config out")
+        read = {name: v for name, v in recipe_file.read(config).items() if name not in given}
+        backend, cpu = read.pop("backend", backend), read.pop("cpu", cpu)
+        options = {**options, **read}
     set_up_process()
     options = {**options, "data": data.resolve(options["data"])}
     name = data.name_of(options["data"])
@@ -60,7 +66,8 @@ def run_training(
                 out = out or runs.RUNS / name
             elif out is not None:
                 runs.check_free(out)  # before the data are read, which may take a while
-            recipe = new_recipe(options)
+            recipe = _of_file(config, options)
+        tracking.check_installed(recipe.track)
         dataset = data.load(recipe.data, recipe.batch_key, recipe.stream, recipe.columns)
         if dataset.columns and not resume and "likelihood" in given:
             raise TrainingError(
@@ -74,8 +81,10 @@ def run_training(
         _check_device(accelerator.device)
         with _folder(accelerator, out, name, is_new=not (resume or overwrite)) as folder:
             before = None if resume else _written(folder)
-            callbacks = (progress, Checkpoints(folder))
-            trainer = Trainer(recipe, dataset, callbacks=callbacks, accelerator=accelerator)
+            extra = {"backend": None if backend == "auto" else backend, "cpu": cpu or None}
+            kept = Checkpoints(folder, config=recipe_file.text(recipe, extra))
+            told = (progress, kept, tracking.Tracking(folder))
+            trainer = Trainer(recipe, dataset, callbacks=told, accelerator=accelerator)
             if resume:
                 trainer.resume(folder)
             if trainer.is_main:
@@ -109,24 +118,43 @@ def new_recipe(options: dict[str, Any]) -> Recipe:
     return Recipe(**options | missing)
 
 
+def _of_file(config: Path | None, options: dict[str, Any]) -> Recipe:
+    """`new_recipe`, whose errors name the file where there is one."""
+    try:
+        return new_recipe(options)
+    except TrainingError as error:
+        raise TrainingError(f"{config}: {error}" if config else str(error)) from None
+
+
 def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Recipe:
     """The recipe that the run was started with. Options that would make it another run are refused."""
     progress = checkpoint.read_progress(folder)
     recipe = Recipe.from_dict(progress.get("recipe", {}))
     asked = {name: options[name] for name in given & options.keys()}
-    for name in sorted(asked.keys() - _FREE):
+    free = _free(recipe)
+    for name in sorted(asked.keys() - free):
         before = getattr(recipe, name)
         if asked[name] != before:
             raise TrainingError(
                 f"expected --{name.replace('_', '-')} to be {before} like the run in {folder}, but got {asked[name]}"
             )
-    recipe = replace(recipe, **{name: asked[name] for name in asked.keys() & _FREE})
+    recipe = replace(recipe, **{name: asked[name] for name in asked.keys() & free})
     if recipe.epochs < progress.get("epoch", 0):
         raise TrainingError(
             f"expected --epochs to be at least {progress['epoch']}, which the run in {folder} has done, "
             f"but got {recipe.epochs}"
         )
     return recipe
+
+
+def _free(recipe: Recipe) -> set[str]:
+    """What may change when a run goes on."""
+    free = {"epochs", "evaluate_every", "patience", "save_every", "track"}
+    if recipe.lr_schedule != "constant":  # which ends with the epochs
+        free.remove("epochs")
+    if recipe.best or recipe.patience is not None:  # evaluations choose
+        free.remove("evaluate_every")
+    return free
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:
@@ -223,20 +251,7 @@ def _written(folder: Path) -> int | None:
 
 
 def _draw(trainer: Trainer, folder: Path) -> list[str]:
-    """Writes the pictures and returns their names."""
-    pictures.save_curve(folder / "loss.png", trainer.history, pictures.noun(trainer.model))
-    if not pictures.can_draw(trainer.model):
-        return ["loss.png"]
-    generator = torch.Generator().manual_seed(trainer.recipe.seed)
-    model = trainer.model.eval()
-    n = 64
-    pictures.save_samples(
-        folder / "samples.png", model, n, condition=model.each_condition(n), generator=generator
-    )
-    pictures.save_reconstructions(
-        folder / "reconstructions.png", model, **trainer.dataset.test_part(slice(48))
-    )
-    return ["samples.png", "reconstructions.png", "loss.png"]
+    return callbacks.draw(trainer, folder)
 
 
 def _print_start(console: Console, trainer: Trainer) -> None:
@@ -255,17 +270,28 @@ def _print_start(console: Console, trainer: Trainer) -> None:
     )
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
+    if dataset.valid is not None:
+        console.print(
+            f"note: {len(dataset.valid):,} to validate: the test part is looked at in the end alone"
+        )
     if trainer.epoch:
         console.print(f"resumes from epoch {trainer.epoch} of {recipe.epochs}")
 
 
 def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str]) -> None:
-    row, likelihood = trainer.history[-1], trainer.model.likelihood
-    kind = pictures.noun(trainer.model)
+    row, likelihood = trainer.test, trainer.model.likelihood
+    kind = callbacks.noun(trainer)
     bits = ""
     if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
-        per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.model.shape)
+        per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.dataset.shape)
         bits = f", {per_value:.3f} bits a value"
+    if trainer.is_stopped:
+        console.print(
+            f"stopped       after epoch {trainer.epoch} of {trainer.recipe.epochs}: "
+            f"no {trainer.monitor} ELBO above that of epoch {trainer.best_row['epoch']}"
+        )
+    if trainer.recipe.best:
+        console.print(f"kept          epoch {trainer.best_row['epoch']}, the best")
     console.print(
         f"test ELBO     {row['test_elbo']:.2f} nats/{kind} "
         f"(NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f}{bits})"
@@ -286,5 +312,5 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
             f"fused ops     {measured.times_faster_than('reference'):.1f}x the reference backend's speed{plain} "
             f"({measured.seconds['fused'] * 1e3:.2f} ms forward and backward at batch {measured.batch:,})"
         )
-    names = ", ".join([*drawn, checkpoint.METRICS, checkpoint.CONFIG, checkpoint.MODEL])
+    names = ", ".join([*drawn, checkpoint.METRICS, checkpoint.CONFIG, checkpoint.MODEL, checkpoint.RECIPE])
     console.print(f"written       {folder}/: {names}")

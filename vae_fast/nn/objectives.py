@@ -31,9 +31,12 @@ class Objective(Described, nn.Module):
     """Base class. `forward(posterior)` returns the `VAEOutput` of a pass; a `Posterior` has the terms.
 
     num_samples: the draws that it takes where the model is given none.
+    is_mean_of_samples: whether the loss is the mean of a term of each sample. Then parts of a batch, on several
+        processes or one after another, add up to the whole batch's loss and gradients.
     """
 
     num_samples: int | None = None
+    is_mean_of_samples = False
 
     def forward(self, posterior: Posterior) -> VAEOutput:
         raise NotImplementedError
@@ -53,6 +56,7 @@ class ELBO(Objective):
     """
 
     beta: Weight
+    is_mean_of_samples = True
 
     def __init__(self, beta: Weight = 1.0) -> None:
         super().__init__()
@@ -91,6 +95,7 @@ class FreeBits(Objective):
         self.nats, self.per, self.beta = _not_negative("nats", nats), per, _weight(beta)
         if per not in ("dimension", "element", "sample"):
             raise ValueError(f'expected per to be "dimension", "element" or "sample", but got {per!r}')
+        self.is_mean_of_samples = per != "dimension"
 
     def extra_repr(self) -> str:
         return f'{self.nats:g}, per="{self.per}"'
@@ -137,6 +142,7 @@ class KLBalance(Objective):
     """
 
     beta: Weight
+    is_mean_of_samples = True
 
     def __init__(self, alpha: float = 0.8, beta: Weight = 1.0) -> None:
         super().__init__()
@@ -234,6 +240,8 @@ class IWAE(Objective):
     Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016; Roeder, Wu & Duvenaud, "Sticking
     the landing", 2017; Tucker et al., "Doubly reparameterized gradient estimators for Monte Carlo objectives", 2019.
     """
+
+    is_mean_of_samples = True
 
     def __init__(self, num_samples: int | None = None, gradient: str = "total") -> None:
         super().__init__()

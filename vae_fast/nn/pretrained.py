@@ -98,6 +98,26 @@ class Pretrained(Described):
         return {"format": FORMAT, "vae_fast": __version__, **described}
 
 
+def config_of_known_parts(model: VAE) -> dict[str, Any]:
+    """`to_config` that omits each part which has no description or was changed after it was made; of a model of
+    another class its name alone."""
+    from .. import __version__
+
+    head, omit = {"format": FORMAT, "vae_fast": __version__}, list[str]()
+    while True:
+        try:
+            config = {**head, **describe(model, omitted=omit)}
+            at = _different_tensor(model, config, omit)
+        except NotDescribed as error:
+            at = error.path
+        if at is None:
+            return config
+        part = at.partition(".")[0].partition("[")[0]
+        if part in omit or part not in model.arguments():
+            return {**head, "class": type(model).__name__, "arguments": {}}
+        omit.append(part)
+
+
 def write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
     # The tensors carry their config: a config.json of another model cannot be taken for theirs.
     save_tensors(folder / MODEL, state, {"config": json.dumps(config)})
@@ -194,17 +214,22 @@ def first_line(error: Exception) -> str:
 def _check_made_again(model: Any, config: dict[str, Any], omit: Sequence[str]) -> None:
     """ValueError where the config makes another model, because a layer was replaced or parametrized after it was made:
     better now than when the file is all that is left."""
+    different = _different_tensor(model, config, omit)
+    if different is not None:
+        part = different.partition(".")[0]
+        raise ValueError(
+            f"{different} is not as the arguments of {part} make it: {part} was changed after it was made, which a "
+            "config cannot describe: save model.state_dict()"
+        )
+
+
+def _different_tensor(model: Any, config: dict[str, Any], omit: Sequence[str]) -> str | None:
+    """The name of a tensor that the config's model lacks, or has in another shape."""
     given = {name: model.arguments()[name] for name in omit}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # which draws all the same
         again = build(json.loads(json.dumps(config)), Path(CONFIG), given)
     shapes, made = ({n: t.shape for n, t in m.state_dict().items()} for m in (model, again))
-    different = [name for name in {**shapes, **made} if shapes.get(name) != made.get(name)]
-    if different:
-        part = different[0].partition(".")[0]
-        raise ValueError(
-            f"{different[0]} is not as the arguments of {part} make it: {part} was changed after it was made, which a "
-            "config cannot describe: save model.state_dict()"
-        )
+    return next((name for name in {**shapes, **made} if shapes.get(name) != made.get(name)), None)
 
 
 def _find(folder: Path | str, revision: str | None) -> Path:

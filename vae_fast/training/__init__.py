@@ -1,5 +1,6 @@
 """Training from data to checkpoint. Takes the extra `train`: pip install 'vae_fast[train]'."""
 
+from . import callbacks
 from .checkpoint import load_model, save_model
 from .config import Recipe
 from .data import Dataset, load
@@ -15,6 +16,7 @@ __all__ = [
     "Recipe",
     "Trainer",
     "TrainingError",
+    "callbacks",
     "load",
     "load_model",
     "save_model",

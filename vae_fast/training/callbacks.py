@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import checkpoint
-from .pictures import noun
+from ..nn import VAE
+from . import checkpoint, pictures
+from .model import HubVAE
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -24,6 +26,7 @@ class Callback:
     def on_start(self, trainer: Trainer) -> None: ...
     def on_step(self, trainer: Trainer) -> None: ...
     def on_evaluate(self, trainer: Trainer) -> None: ...
+    def on_epoch(self, trainer: Trainer) -> None: ...
     def on_end(self, trainer: Trainer) -> None: ...
 
 
@@ -76,23 +79,38 @@ class ProgressBar(Callback):
             return ""
         row = trainer.history[-1]
         speed = trainer.images / max(trainer.seconds, 1e-9)
-        return f"loss {row['train_loss']:.2f}  test ELBO {row['test_elbo']:.2f}  {speed:,.0f} {noun(trainer.model)}s/s"
+        elbo = f"{trainer.monitor} ELBO {row[f'{trainer.monitor}_elbo']:.2f}"
+        return f"loss {row['train_loss']:.2f}  {elbo}  {speed:,.0f} {noun(trainer)}s/s"
 
 
 class Checkpoints(Callback):
     """Saves model, training state and metrics.csv after an evaluation, when the last save is some seconds old.
-    The first save removes the pictures of the model that it replaces."""
+    The first save removes the pictures of the model that it replaces. After every `save_every` epochs of the recipe
+    the weights are kept in epoch-N/, too.
 
-    def __init__(self, folder: Path, seconds: float = 5.0) -> None:
-        self._folder, self._seconds = folder, seconds
+    config: what config.toml is to hold, beside them."""
+
+    def __init__(self, folder: Path, seconds: float = 5.0, config: str | None = None) -> None:
+        self._folder, self._seconds, self._config = Path(folder), seconds, config
         self._saved_at, self._saved_epoch = time.perf_counter(), -1
+        self._started_at = 0
 
     def on_start(self, trainer: Trainer) -> None:
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._started_at = time.perf_counter(), trainer.epoch
+        if trainer.is_main:
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     def on_evaluate(self, trainer: Trainer) -> None:
         if time.perf_counter() - self._saved_at >= self._seconds:
             self._save(trainer)
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        every = trainer.recipe.save_every
+        if every is not None and trainer.epoch % every == 0 and trainer.is_main:
+            self._remove_old(trainer)
+            folder = self._folder / f"{checkpoint.EPOCH}{trainer.epoch}"
+            folder.mkdir(exist_ok=True)
+            trainer.save_weights(folder)
 
     def on_end(self, trainer: Trainer) -> None:
         if self._saved_epoch != trainer.epoch:
@@ -102,9 +120,61 @@ class Checkpoints(Callback):
         if trainer.is_main:
             trainer.save(self._folder)
             write_metrics(self._folder / checkpoint.METRICS, trainer.history)
-            if self._saved_epoch < 0:
-                checkpoint.remove_pictures(self._folder)
+            if self._config is not None:
+                checkpoint.replace_bytes(self._folder / checkpoint.RECIPE, self._config.encode())
+            self._remove_old(trainer)
         self._saved_at, self._saved_epoch = time.perf_counter(), trainer.epoch
+
+    def _remove_old(self, trainer: Trainer) -> None:
+        """Once: what belongs to a model that is being replaced, or to epochs that are trained anew."""
+        if self._started_at >= 0:
+            checkpoint.remove_pictures(self._folder)
+            checkpoint.remove_epochs(self._folder, after=self._started_at)
+            self._started_at = -1
+
+
+class Pictures(Callback):
+    """At the end the loss curve and, of images and signals, samples and reconstructions: see `draw`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.is_main:
+            draw(trainer, self._folder)
+
+
+def draw(trainer: Trainer, folder: Path) -> list[str]:
+    """Writes the pictures of a run and returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.save_curve(folder / "loss.png", trainer.history, noun(trainer))
+    model, dataset, drawn = trainer.result, trainer.dataset, ["loss.png"]
+    if not pictures.can_draw(model, dataset.shape):
+        return drawn
+    was_training, n = model.training, 64
+    model.eval()
+    if model.latent_shape is not None:
+        generator = torch.Generator().manual_seed(trainer.recipe.seed)
+        condition = _condition(model, trainer, n)
+        pictures.save_samples(folder / "samples.png", model, n, condition=condition, generator=generator)
+        drawn.insert(0, "samples.png")
+    pictures.save_reconstructions(folder / "reconstructions.png", model, **dataset.test_part(slice(48)))
+    drawn.insert(-1, "reconstructions.png")
+    model.train(was_training)
+    return drawn
+
+
+def noun(trainer: Trainer) -> str:
+    """What a sample of its data is called."""
+    return pictures.noun(trainer.model, trainer.dataset.shape)
+
+
+def _condition(model: VAE, trainer: Trainer, n: int) -> torch.Tensor | None:
+    """Of n samples: each label in turn, or those of the test part, again and again."""
+    if isinstance(model, HubVAE):
+        return model.each_condition(n)
+    labels = trainer.dataset.test_labels
+    return None if labels is None else labels[torch.arange(n, device=labels.device) % len(labels)]
 
 
 def write_metrics(path: Path, history: list[dict[str, float]]) -> None:

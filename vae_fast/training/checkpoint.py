@@ -7,27 +7,30 @@ the last good one is there. The weights carry their config: a config.json of ano
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
+from .. import nn
 from ..nn import files, pretrained
 from .errors import CheckpointError
 from .model import HubVAE
 
 CONFIG, MODEL = pretrained.CONFIG, pretrained.MODEL
-STATE, METRICS = "training.safetensors", "metrics.csv"
+STATE, METRICS, RECIPE = "training.safetensors", "metrics.csv", "config.toml"
+EPOCH = "epoch-"  # and a number: a folder with the weights of that epoch
 # What the commands draw of the model beside them.
 PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
-FILES = (CONFIG, MODEL, STATE, METRICS, *PICTURES, *TABLES)
+FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *PICTURES, *TABLES)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -42,11 +45,32 @@ def remove_pictures(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def save_model(model: HubVAE, folder: Path | str) -> None:
-    """config.json and model.safetensors, in a folder that exists. Raises CheckpointError."""
-    folder = Path(folder)
+def remove_epochs(folder: Path, after: int) -> None:
+    """The folders of weights of later epochs, if they hold nothing else."""
+    for path in folder.glob(f"{EPOCH}*"):
+        number = path.name.removeprefix(EPOCH)
+        if number.isdecimal() and int(number) > after:
+            for name in (CONFIG, MODEL):
+                (path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                path.rmdir()
+
+
+def save_model(model: nn.VAE, folder: Path | str, config: dict[str, Any] | None = None) -> None:
+    """config.json and model.safetensors, in a folder that exists. `config`: what `config_of` gave. Raises
+    CheckpointError."""
+    folder, state = Path(folder), model.state_dict()
+    if isinstance(model, HubVAE):  # its config has the KL's last weight, whatever the schedule was
+        state = {name: t for name, t in state.items() if not name.startswith("objective.beta.")}
     with _errors_of(folder):
-        pretrained.write(folder, model.state_dict(), model.config)
+        pretrained.write(folder, state, config_of(model) if config is None else config)
+
+
+def config_of(model: nn.VAE) -> dict[str, Any]:
+    """What config.json holds: as `save_pretrained` writes it, but that parts which have no description are the user's:
+    `nn.VAE.from_pretrained(folder, encoder=...)` is given them. Of a class that has none the weights are all there is.
+    """
+    return model.config if isinstance(model, HubVAE) else pretrained.config_of_known_parts(model)
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> HubVAE:
@@ -85,14 +109,26 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_state(
-    folder: Path, model: HubVAE, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+    folder: Path,
+    model: nn.VAE,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    others: Mapping[str, Module] | None = None,
 ) -> None:
-    """All that a run needs to go on: weights, the optimizer's moments, and `progress` (anything JSON takes)."""
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    """All that a run needs to go on: weights, the optimizer's moments, `progress` (anything JSON takes), and the
+    weights of `others` by a name."""
+    modules = {"model": model, **(others or {})}
+    tensors = {f"{of}/{name}": t for of, module in modules.items() for name, t in module.state_dict().items()}
+    stateless = []  # frozen, not used in the loss, or the optimizer has none
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{name}/{key}"] = value
-    save_tensors(folder / STATE, tensors, {"progress": json.dumps(progress)})
+        state = optimizer.state.get(parameter)
+        if not state:
+            stateless.append(name)
+            continue
+        for key, value in state.items():
+            if isinstance(value, Tensor):  # else None: SGD's momentum
+                tensors[f"optimizer/{name}/{key}"] = value
+    save_tensors(folder / STATE, tensors, {"progress": json.dumps({**progress, "stateless": stateless})})
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -107,20 +143,34 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return progress
 
 
-def load_state(folder: Path, model: HubVAE, optimizer: torch.optim.Optimizer) -> None:
-    """Fills a new model and its optimizer. Raises CheckpointError."""
+def load_state(
+    folder: Path,
+    model: nn.VAE,
+    optimizer: torch.optim.Optimizer,
+    others: Mapping[str, Module] | None = None,
+) -> None:
+    """Fills a new model, its optimizer and the others. Raises CheckpointError."""
     path = folder / STATE
     tensors, _ = load_tensors(path)
-    weights = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
-    with _errors_of(path):
-        pretrained.fill(model, weights, path)
+    stateless = read_progress(folder).get("stateless", ())
+    for of, module in {"model": model, **(others or {})}.items():
+        weights = _below(tensors, f"{of}/")
+        if not weights:
+            raise CheckpointError(f"{path}: holds no {of} weights")
+        with _errors_of(path):
+            pretrained.fill(module, weights, path)
     state: dict[int, dict[str, Tensor]] = {}
     for i, (name, _) in enumerate(model.named_parameters()):
-        prefix = f"optimizer/{name}/"
-        state[i] = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        if not state[i]:
+        found = _below(tensors, f"optimizer/{name}/")
+        if found:
+            state[i] = found
+        elif name not in stateless:
             raise CheckpointError(f"{path}: holds no optimizer state of {name}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

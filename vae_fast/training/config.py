@@ -8,12 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from .. import nn
 from .errors import CheckpointError, TrainingError
 
 MOST = 2**31 - 1  # of anything that is counted
 LARGEST = 1e38  # near float32's largest number
 MOST_SKIPPED = 100  # epochs without an evaluation, and so without a checkpoint, unless evaluate_every says so
+# The command's names of torch.optim's classes, and of the ways of the learning rate.
+OPTIMIZERS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "rmsprop": "RMSprop",
+    "sgd": "SGD",
+}
+LR_SCHEDULES = ("constant", "cosine", "linear")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
+_OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
+MODEL = (*_OF_ALL, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,13 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 1024  # of all processes together
     lr: float = 1e-3
+    lr_schedule: str = "constant"  # or "cosine", "linear": to 0 at the end of the epochs
+    lr_warmup: float = 0.0  # epochs in which the learning rate grows from 0
+    optimizer: str = "adam"
+    weight_decay: float | None = None  # None is the optimizer's own
+    clip_grad: float | None = None  # the largest norm of a step's gradients
+    accumulate: int = 1  # the parts of a batch that are computed one after another
+    ema: float | None = None  # the decay of averaged weights, which are evaluated and saved
     seed: int = 0
     architecture: str = "mlp"
     hidden: tuple[int, ...] | None = None
@@ -34,7 +55,9 @@ class Recipe:
     link: str | None = None
     components: int | None = None
     binarize: bool | None = None
+    objective: str = "elbo"
     beta: float = 1.0
+    kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
     batch_norm: bool = False
@@ -44,9 +67,14 @@ class Recipe:
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     mixed_precision: str = "no"
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
+    patience: int | None = None  # evaluations without a better ELBO that end the run
+    best: bool = False  # the weights that are kept are those of the best evaluation
+    save_every: int | None = None  # epochs between weights that are kept beside, in epoch-N/
+    track: tuple[str, ...] = ()  # what else is told of each evaluation: TRACKERS
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent", "components", "num_samples", "evaluate_every"):
+        counts = ("epochs", "batch_size", "accumulate", "latent", "components", "num_samples")
+        for name in (*counts, "evaluate_every", "patience", "save_every"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
                 raise TrainingError(f"expected {name} to be from 1 to {MOST}, but got {value}")
@@ -62,6 +90,7 @@ class Recipe:
             )
         if not 0 < self.lr < math.inf:
             raise TrainingError(f"expected lr to be a finite number above 0, but got {self.lr}")
+        self._check_training()
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"expected dropout to be a number from 0 to below 1, but got {self.dropout}")
         if not 0 <= self.beta <= LARGEST:
@@ -81,15 +110,64 @@ class Recipe:
                 f"expected mixed_precision to be no, bf16 or fp16, but got {self.mixed_precision}"
             )
 
+    def _check_training(self) -> None:
+        chosen = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "objective": nn.OBJECTIVES}
+        for name, known in chosen.items():
+            if getattr(self, name) not in known:
+                raise TrainingError(
+                    f"expected {name} to be one of {', '.join(known)}, but got {getattr(self, name)!r}"
+                )
+        if unknown := [name for name in self.track if name not in TRACKERS]:
+            raise TrainingError(f"expected track to be some of {', '.join(TRACKERS)}, but got {unknown[0]!r}")
+        for name in ("lr_warmup", "kl_warmup"):
+            if not 0 <= getattr(self, name) <= self.epochs:
+                raise TrainingError(
+                    f"expected {name} to be from 0 to the {self.epochs} epochs, but got {getattr(self, name)}"
+                )
+        if self.weight_decay is not None and not 0 <= self.weight_decay <= LARGEST:
+            raise TrainingError(
+                f"expected weight_decay to be a number from 0 to {LARGEST:g}, but got {self.weight_decay}"
+            )
+        if self.clip_grad is not None and not 0 < self.clip_grad <= LARGEST:
+            raise TrainingError(
+                f"expected clip_grad to be a number above 0 and at most {LARGEST:g}, but got {self.clip_grad}"
+            )
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        name = self.objective
+        if name == "kl_balance":
+            raise TrainingError(
+                "expected an objective for the prior N(0, 1), but got 'kl_balance': give Trainer a model of your own"
+            )
+        if name == "iwae" and self.num_samples is None:
+            raise TrainingError("expected num_samples to be given for the objective iwae")
+        if name == "beta_tc" and self.num_samples is not None:
+            raise TrainingError(
+                f"expected num_samples to be None for the objective beta_tc, but got {self.num_samples}"
+            )
+        if "beta" not in nn.OBJECTIVES[name].__annotations__ and (self.beta != 1 or self.kl_warmup):
+            changed = f"beta={self.beta}" if self.beta != 1 else f"kl_warmup={self.kl_warmup}"
+            raise TrainingError(f"the objective {name} has no weight of the KL, but got {changed}")
+
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
-        names = ("architecture", "hidden", "latent", "likelihood", "beta", "clamp", "num_samples")
-        names_of_all = (*names, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)
-        return {"shape": shape, **{name: getattr(self, name) for name in names_of_all}}
+        return {"shape": shape, **{name: getattr(self, name) for name in MODEL}}
+
+    def check_without_model(self) -> None:
+        """TrainingError where the recipe says something of a model that is given."""
+        own = (f.name for f in fields(self) if f.name in MODEL and getattr(self, f.name) != f.default)
+        if (name := next(own, None)) is not None:
+            raise TrainingError(
+                f"expected {name} to be left out where a model is given, but got {getattr(self, name)!r}"
+            )
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""
-        return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+        state = np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)
+        return int(state[0]) >> 1  # NumPy 1 shifts no uint64 by an int
 
     def is_evaluated(self, epoch: int) -> bool:
         every = self.evaluate_every or min(max(1, self.epochs // 100), MOST_SKIPPED)

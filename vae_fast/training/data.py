@@ -45,10 +45,43 @@ class Dataset:
     conditions: tuple[str, ...] = ()  # the labels' names
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
+    valid_labels: Tensor | None = None
     labels: Mapping[str, np.ndarray] = field(
         default_factory=dict
     )  # of the parts' samples: they train nothing
     rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
+
+    @classmethod
+    def of(
+        cls,
+        train: Tensor,
+        test: Tensor,
+        valid: Tensor | None = None,
+        *,
+        name: str = "data",
+        train_labels: Tensor | None = None,
+        test_labels: Tensor | None = None,
+        valid_labels: Tensor | None = None,
+    ) -> Dataset:
+        """Of tensors (samples, ...), as `nn.VAE` takes them; labels are its condition. Raises DataError."""
+        parts = {"train": (train, train_labels), "test": (test, test_labels), "valid": (valid, valid_labels)}
+        for part, (x, labels) in parts.items():
+            if x is None and part == "valid" and labels is None:
+                continue
+            if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
+                raise DataError(
+                    f"{name}: expected the {part} part to be a tensor (samples, ...), but got {_kind(x)}"
+                )
+            if (x.dtype, x.shape[1:]) != (train.dtype, train.shape[1:]):
+                raise DataError(
+                    f"{name}: expected {part} samples to be {_kind(train[0])} like train samples, "
+                    f"but got {_kind(x[0])}"
+                )
+            if (labels is None) != (train_labels is None) or (labels is not None and len(labels) != len(x)):
+                raise DataError(
+                    f"{name}: expected labels for each of the {len(x):,} samples of the {part} part, or for no part"
+                )
+        return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
         """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
@@ -162,16 +195,21 @@ class Dataset:
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
-        labels = self.test_labels
-        return {"x": self.test[part]} | ({} if labels is None else {"condition": labels[part]})
+        return self.samples("test", part)
+
+    def samples(self, name: str, part: slice) -> dict[str, Any]:
+        """The same of the part "train", "test" or "valid"."""
+        x, labels = getattr(self, name), getattr(self, f"{name}_labels")
+        return {"x": x[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
-        labels = [None if part is None else part.to(device) for part in (self.train_labels, self.test_labels)]
-        train, test = self.train.to(device), self.test.to(device)
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(
-            self, train=train, test=test, valid=valid, train_labels=labels[0], test_labels=labels[1]
-        )
+        names = ("train", "test", "valid", "train_labels", "test_labels", "valid_labels")
+        parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts)
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def resolve(source: str) -> str:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .. import nn
 from ..backends.reference.rng import draw_rng_state, state_of_part
 from . import checkpoint, data, divergence
 from .config import Recipe
 from .csr import SparseSamples
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
+from .optimization import lr_of, make_optimizer, warm_up_kl
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -41,14 +46,18 @@ def make_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
 
 
 class Trainer:
-    """Trains a HubVAE as a recipe says: Adam, batches shuffled anew in every epoch, evaluation on the test part.
+    """Trains a VAE as a recipe says: batches shuffled anew in every epoch, evaluation on the validation part where the
+    data have one, else on the test part.
+
+    model: an `nn.VAE` of your own networks, with an objective of its own. Without one the recipe's HubVAE is made.
 
     All randomness comes from the recipe's seed and the epoch's number, so that a resumed run is the same as one that
     was never interrupted. Several processes share each batch, its noise and its loss, so that their number changes
     nothing but rounding. Nothing waits for the device but the evaluations.
 
-    Attributes for callbacks: recipe, model, dataset, accelerator, epoch (finished ones), steps, seconds (of training
-    alone), history (a row for each evaluation).
+    Attributes for callbacks: recipe, model (what is trained), result (what is kept of it: averaged weights, the best
+    ones), dataset, accelerator, epoch (finished ones), steps, seconds (of training alone), history (a row for each
+    evaluation), test (at the end, what `result` gives on the test part).
     """
 
     def __init__(
@@ -56,35 +65,52 @@ class Trainer:
         recipe: Recipe,
         dataset: data.Dataset,
         *,
+        model: nn.VAE | None = None,
         callbacks: Sequence[Callback] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        if recipe.likelihood == "discretized_logistic_mixture" and len(dataset.shape) == 2:
-            dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
-        if dataset.columns:
-            recipe = replace(recipe, likelihood="mixed_columns")
+        self._is_given = model is not None
+        if model is not None:
+            recipe.check_without_model()
+        else:
+            if recipe.likelihood == "discretized_logistic_mixture" and len(dataset.shape) == 2:
+                dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
+            if dataset.columns:
+                recipe = replace(recipe, likelihood="mixed_columns")
         self.recipe = recipe
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
         self.dataset = dataset.to(device)
         torch.manual_seed(recipe.seed)
-        self.model = self._make_model(dataset)
-        data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
-        self.model.validate = False  # all of the data have just been looked at
+        self.model: nn.VAE
+        if model is None:
+            self.model = self._make_model(dataset)
+            data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
+            self.model.validate = False  # all of the data have just been looked at
+        else:
+            self.model = model.to(device)
+            data.check_support(dataset, model.likelihood.support, type(model.likelihood).__name__)
         self._try_batch(dataset)
-        try:
-            for part in self.dataset.dense_parts[:1]:
-                self.model.likelihood.start(part)
-        except ValueError as error:
-            raise TrainingError(f"{dataset.name}: {error}") from None
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
-        )
+        if model is None:
+            self._start_model()
+        self._check_objective()
+        if recipe.lr_schedule != "constant" or recipe.lr_warmup or recipe.kl_warmup:
+            self._steps_per_epoch = sum(1 for _ in self._batches(0))
+        if recipe.kl_warmup:
+            warm_up_kl(self.model, recipe.kl_warmup, self._steps_per_epoch)
+        self._schedules = [module for module in self.model.modules() if isinstance(module, nn.Schedule)]
+        # Now: at the end it would be too late to find that a part has no description.
+        self._config = checkpoint.config_of(self.model)
+        self.averaged: AveragedModel | None = None
+        self._best: nn.VAE | None = None
+        self._copy_model()
+        self.optimizer = make_optimizer(recipe, self.model.parameters(), device)
         self._wrapped: Any
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.callbacks = tuple(callbacks)
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
         self.history: list[Row] = []
+        self.test: Row = {}
 
     @property
     def is_main(self) -> bool:
@@ -95,36 +121,68 @@ class Trainer:
         """Training samples seen, by all processes."""
         return self.epoch * max(self.recipe.batch_size, len(self.dataset.train))
 
+    @property
+    def result(self) -> nn.VAE:
+        """The model that `save` writes: the best one, else that of the averaged weights, else the trained one."""
+        return self._evaluated if self._best is None else self._best
+
+    @property
+    def _evaluated(self) -> nn.VAE:
+        return self.model if self.averaged is None else cast(nn.VAE, self.averaged.module)
+
+    @property
+    def monitor(self) -> str:
+        """The part whose ELBO tells which evaluation is the best."""
+        return "test" if self.dataset.valid is None else "valid"
+
+    @property
+    def best_row(self) -> Row:
+        """The evaluation with the highest ELBO, the first of equals."""
+        return max(self.history, key=lambda row: row[f"{self.monitor}_elbo"])
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether as many evaluations as the recipe's `patience` were no better than the best before them."""
+        if self.recipe.patience is None or not self.history:
+            return False
+        best = self.best_row["epoch"]
+        return sum(row["epoch"] > best for row in self.history) >= self.recipe.patience
+
     def fit(self) -> None:
         """Trains from the last finished epoch to the recipe's last."""
         self._call("on_start")
         self.model.train()
         totals, start = self._totals(), time.perf_counter()
-        for epoch in range(self.epoch, self.recipe.epochs):
-            self._train_epoch(epoch, totals)
-            self.epoch = epoch + 1
+        while self.epoch < self.recipe.epochs and not self.is_stopped:
+            self._train_epoch(self.epoch, totals)
+            self.epoch += 1
             if self.recipe.is_evaluated(self.epoch):
-                nll, kl = self._means(totals)  # waits for the device
+                means = self._means(totals)  # waits for the device
                 self.seconds += time.perf_counter() - start
-                self._record(nll, kl)
+                self._record(means)
                 totals, start = self._totals(), time.perf_counter()
+            self._call("on_epoch")
+        self._measure_result()
         self._call("on_end")
 
-    def evaluate(self) -> tuple[float, float]:
-        """Mean NLL and KL of the test part in nats, with the same noise each time, and the training's untouched."""
+    def evaluate(self, part: str = "test", model: nn.VAE | None = None) -> tuple[float, float]:
+        """Mean NLL and KL of a part in nats, with the same noise each time, and the training's untouched. `model`: by
+        default what is trained, or its averaged weights."""
+        model = self._evaluated if model is None else model
         generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe.seed_of(0, 0, 2))
-        totals = self._totals()
-        self.model.eval()
+        totals, count, was_training = self._totals(), len(getattr(self.dataset, part)), model.training
+        model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(self.dataset.test), self.recipe.batch_size):
-                n = min(self.recipe.batch_size, len(self.dataset.test) - start)
-                part = self._part(n)
-                rng_state = self._draw_rng_state(part, n, generator)
-                samples = self.dataset.test_part(slice(start + part.start, start + part.stop))
-                output = self.model(**samples, rng_state=rng_state)
-                self._count(totals, output.nll, output.kl)
-        self.model.train()
-        return self._means(totals)
+            for start in range(0, count, self.recipe.batch_size):
+                n = min(self.recipe.batch_size, count - start)
+                place = self._part(n)
+                rng_state = self._draw_rng_state(place, n, generator)
+                samples = self.dataset.samples(part, slice(start + place.start, start + place.stop))
+                output = model(**samples, rng_state=rng_state)
+                self._count(totals, output, place.stop - place.start)
+        model.train(was_training)
+        nll, kl, _ = self._means(totals)
+        return nll, kl
 
     def save(self, folder: Path) -> None:
         """The model, and all it takes to resume. Raises CheckpointError."""
@@ -138,8 +196,12 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         # In this order: it is the state that a full disk refuses first, and then the old model is there, too.
-        checkpoint.save_state(folder, self.model, self.optimizer, progress)
-        checkpoint.save_model(self.model, folder)
+        checkpoint.save_state(folder, self.model, self.optimizer, progress, self._copies)
+        checkpoint.save_model(self.result, folder, self._config)
+
+    def save_weights(self, folder: Path) -> None:
+        """The model as it would be evaluated now, without what it takes to resume. Raises CheckpointError."""
+        checkpoint.save_model(self._evaluated, folder, self._config)
 
     def resume(self, folder: Path) -> None:
         """Goes on where `save` was called last. Raises CheckpointError."""
@@ -149,7 +211,7 @@ class Trainer:
             self.seconds, self.history = float(progress["seconds"]), list(progress["history"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{folder / checkpoint.STATE}: holds no training state") from None
-        checkpoint.load_state(folder, self.model, self.optimizer)
+        checkpoint.load_state(folder, self.model, self.optimizer, self._copies)
         if self.accelerator.scaler is not None and progress.get("scaler"):
             self.accelerator.scaler.load_state_dict(progress["scaler"])
 
@@ -173,7 +235,8 @@ class Trainer:
         train = self.dataset.train
         pools = train.pools(order) if isinstance(train, SparseSamples) else None
         # Batch norm has no variance of one sample.
-        least = 2 * self.accelerator.num_processes if self.recipe.batch_norm else 1
+        parts = self.accelerator.num_processes * self.recipe.accumulate
+        least = 2 * parts if self.recipe.batch_norm else 1
         return data.batches(len(train), self.recipe.batch_size, order, pools, least)
 
     def _part(self, n: int) -> slice:
@@ -191,25 +254,56 @@ class Trainer:
     def _draw_rng_state(self, part: slice, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Of this part of a batch of n samples. All processes draw the same numbers."""
         rng_state = draw_rng_state(self.accelerator.device, generator)
-        return rng_state if self.accelerator.num_processes == 1 else state_of_part(rng_state, part.start, n)
+        return rng_state if part == slice(0, n) else state_of_part(rng_state, part.start, n)
 
     def _train_epoch(self, epoch: int, totals: Tensor) -> None:
         torch.manual_seed(self.recipe.seed_of(epoch, 0, 1))  # the latents' noise
-        world = self.accelerator.num_processes
         for indices in self._batches(epoch):
-            n = len(indices)
-            part = self._part(n)
-            output = self._wrapped(
-                **self._train_samples(indices[part]), rng_state=self._draw_rng_state(part, n)
-            )
-            # The mean over the whole batch, once DistributedDataParallel has averaged the processes' gradients.
-            loss = (output.nll + self.model.beta * output.kl).sum() * (world / n)
-            self.accelerator.backward(loss)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            self._count(totals, output.nll, output.kl)
+            self._train_step(indices, totals)
             self.steps += 1
             self._call("on_step")
+
+    def _train_step(self, indices: Tensor, totals: Tensor) -> None:
+        recipe = self.recipe
+        n, mine = len(indices), self._part(len(indices))
+        if recipe.lr_schedule != "constant" or recipe.lr_warmup:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr_of(recipe, self.steps, self._steps_per_epoch)
+        rng_state = draw_rng_state(self.accelerator.device, None)
+        parts = [mine] if recipe.accumulate == 1 else self._parts(mine)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(self._wrapped):
+                self._backward(indices, part, n, rng_state, totals)
+            for schedule in self._schedules:  # which count passes: all parts are of one step
+                schedule.step -= 1
+        self._backward(indices, parts[-1], n, rng_state, totals)
+        if recipe.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def _backward(self, indices: Tensor, part: slice, n: int, rng_state: Tensor, totals: Tensor) -> None:
+        """Adds the gradients of a part of a batch of n samples."""
+        count = part.stop - part.start
+        if count < n:
+            # A process without samples takes one, which counts nothing: all have the same gradients to share.
+            part = part if count else slice(0, 1)
+            rng_state = state_of_part(rng_state, part.start, n)
+        output = self._wrapped(**self._train_samples(indices[part]), rng_state=rng_state)
+        # The mean over the whole batch, once DistributedDataParallel has averaged the processes' gradients.
+        share = self.accelerator.num_processes * count / n
+        self.accelerator.backward(output.loss if share == 1 else output.loss * share)
+        if count:
+            self._count(totals, output, count)
+
+    def _parts(self, mine: slice) -> list[slice]:
+        """This process's samples of a batch in parts that are computed one after another."""
+        count, parts = mine.stop - mine.start, self.recipe.accumulate
+        ends = [mine.start + count * i // parts for i in range(parts + 1)]
+        found = [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
+        return found or [mine]
 
     def _make_model(self, dataset: data.Dataset) -> HubVAE:
         config = self.recipe.model_config(dataset.shape)
@@ -218,7 +312,8 @@ class Trainer:
                 config["columns"] = [column.to_dict() for column in dataset.columns]
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
-            return model.to(self.accelerator.device)
+            made: HubVAE = model.to(self.accelerator.device)
+            return made
         except (ValueError, TypeError) as error:
             raise TrainingError(str(error)) from None
         except (MemoryError, RuntimeError) as error:
@@ -232,9 +327,10 @@ class Trainer:
         """A batch that cannot be had at all is found now, and not after its shuffles were made."""
         if dataset.is_sparse:
             return
+        parts = self.accelerator.num_processes * self.recipe.accumulate
         try:
             torch.empty(
-                (math.ceil(self.recipe.batch_size / self.accelerator.num_processes), *dataset.shape),
+                (math.ceil(self.recipe.batch_size / parts), *dataset.shape),
                 device=self.accelerator.device,
             )
         except (MemoryError, RuntimeError) as error:
@@ -244,16 +340,51 @@ class Trainer:
                 f"{self.recipe.batch_size:,} samples do not fit in memory: a smaller --batch-size may help"
             ) from None
 
+    def _start_model(self) -> None:
+        try:
+            for part in self.dataset.dense_parts[:1]:
+                self.model.start(part)
+        except ValueError as error:
+            raise TrainingError(f"{self.dataset.name}: {error}") from None
+
+    def _check_objective(self) -> None:
+        """TrainingError where parts of a batch would not add up to its loss."""
+        objective = self.model.objective
+        world, parts = self.accelerator.num_processes, self.recipe.accumulate
+        if world * parts > 1 and not getattr(objective, "is_mean_of_samples", False):
+            what = f"{world} processes" if world > 1 else f"accumulate={parts}"
+            raise TrainingError(
+                f"expected an objective whose loss is the mean of a term of each sample (is_mean_of_samples = True) "
+                f"with {what}, but got {type(objective).__name__}: it takes the whole batch at once"
+            )
+
+    def _copy_model(self) -> None:
+        """Makes what keeps weights beside the trained ones. Before Accelerate changes the model's forward: a copy of
+        that would compute with the original's weights."""
+        if self.recipe.ema is not None:
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+            self.averaged.requires_grad_(False).eval()
+        if self.recipe.best:
+            self._best = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    @property
+    def _copies(self) -> dict[str, torch.nn.Module]:
+        copies = {"averaged": self.averaged, "best": self._best}
+        return {name: module for name, module in copies.items() if module is not None}
+
     def _check_finite(self, what: str, loss: float) -> None:
         if not math.isfinite(loss):
-            reason = divergence.explain(self.recipe, self.dataset)
+            reason = "a smaller learning rate may help"
+            if not self._is_given:
+                reason = divergence.explain(self.recipe, self.dataset)
             raise DivergenceError(f"the {what} is {loss} by epoch {self.epoch}: {reason}")
 
-    def _record(self, nll: float, kl: float) -> None:
-        loss = nll + self.recipe.beta * kl
+    def _record(self, means: tuple[float, float, float]) -> None:
+        nll, kl, loss = means
         self._check_finite("loss", loss)
-        test_nll, test_kl = self.evaluate()
-        self._check_finite("test loss", test_nll + test_kl)
+        part = self.monitor
+        held_out = self._measures(part, *self.evaluate(part))
+        self._check_finite(f"{part} loss", held_out[f"{part}_elbo"])
         row = {
             "epoch": self.epoch,
             "step": self.steps,
@@ -261,28 +392,41 @@ class Trainer:
             "train_loss": loss,
             "train_nll": nll,
             "train_kl": kl,
-            "test_nll": test_nll,
-            "test_kl": test_kl,
-            "test_elbo": -(test_nll + test_kl),
+            **held_out,
         }
         self.history.append(row)
+        if self._best is not None and self.best_row is row:
+            self._best.load_state_dict(self._evaluated.state_dict())
         self._call("on_evaluate")
+
+    def _measure_result(self) -> None:
+        """`test`: that of the evaluation which is kept, or of the test part where it was not looked at until now."""
+        if self.monitor == "valid":
+            self.test = self._measures("test", *self.evaluate("test", self.result))
+        elif self.history:
+            row = self.history[-1] if self._best is None else self.best_row
+            self.test = {name: value for name, value in row.items() if name.startswith("test_")}
+
+    @staticmethod
+    def _measures(part: str, nll: float, kl: float) -> Row:
+        return {f"{part}_nll": nll, f"{part}_kl": kl, f"{part}_elbo": -(nll + kl)}
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
     def _totals(self) -> Tensor:
-        return torch.zeros(3, device=self.accelerator.device)
+        return torch.zeros(4, device=self.accelerator.device)
 
     @staticmethod
-    def _count(totals: Tensor, nll: Tensor, kl: Tensor) -> None:
-        """Adds to (sum of NLLs, sum of KLs, samples) without waiting for the device."""
-        totals[0] += nll.detach().sum()
-        totals[1] += kl.detach().sum()
-        totals[2] += nll.shape[0]
+    def _count(totals: Tensor, output: nn.VAEOutput, n: int) -> None:
+        """Adds to (sums of NLL, KL and loss, samples) without waiting for the device."""
+        totals[0] += output.nll.detach().sum()
+        totals[1] += output.kl.detach().sum()
+        totals[2].add_(output.loss.detach(), alpha=n)
+        totals[3] += n
 
-    def _means(self, totals: Tensor) -> tuple[float, float]:
+    def _means(self, totals: Tensor) -> tuple[float, float, float]:
         summed: Any = self.accelerator.reduce(totals, reduction="sum")
-        nll, kl, n = summed.tolist()
-        return nll / n, kl / n
+        nll, kl, loss, n = summed.tolist()
+        return nll / n, kl / n, loss / n

@@ -28,6 +28,7 @@ class HubVAE(nn.VAE):
         dims: how many numbers a sample's size has, for "conv" and "resnet": 1 for signals, 2 for images.
         blocks: residual blocks at each size, for "resnet".
         word_dropout: tokens that a "gru" decoder does not read in training.
+        objective: a name in `vae_fast.nn.OBJECTIVES`.
         beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
         options: the likelihood's own, such as variance="learned" of "gaussian". None is its default.
     """
@@ -51,6 +52,7 @@ class HubVAE(nn.VAE):
         dims: int | None = None,
         blocks: int | None = None,
         word_dropout: float = 0.0,
+        objective: str = "elbo",
         **options: Any,
     ) -> None:
         options = {name: python_value(value) for name, value in options.items() if value is not None}
@@ -87,7 +89,9 @@ class HubVAE(nn.VAE):
         )
         hidden = check_sizes("hidden", nn.ARCHITECTURES[architecture] if hidden is None else hidden)
         bounds = check_clamp(clamp)
-        super().__init__(encoder, decoder, p_x, beta=beta, clamp=bounds, num_samples=num_samples)
+        super().__init__(
+            encoder, decoder, p_x, objective=objective, beta=beta, clamp=bounds, num_samples=num_samples
+        )
         self.config: dict[str, Any] = {
             "shape": list(shape),
             "architecture": architecture,
@@ -98,6 +102,7 @@ class HubVAE(nn.VAE):
             "clamp": bounds and list(bounds),
             "num_samples": self.num_samples,
             **extras,
+            **({"objective": objective} if objective != "elbo" else {}),
             **({"conditions": conditions} if conditions else {}),
             **({"columns": list(columns)} if columns else {}),
             **options,

@@ -16,10 +16,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import nn
 from . import checkpoint
 from .errors import CheckpointError
 from .inference import Detection
-from .model import HubVAE
 
 COLUMNS, _FEWEST = 12, 6  # of reconstructions; fewer are too narrow for their title
 _INCH = 100  # dots
@@ -44,16 +44,19 @@ def is_signal(shape: Sequence[int]) -> bool:
     return len(shape) in (1, 2) and 1 < math.prod(shape) == max(shape)
 
 
-def can_draw(model: HubVAE) -> bool:
-    if model.columns:  # a row of a table
+def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
+    """`shape`: a sample's; None: the model's own."""
+    shape = model.data_shape if shape is None else shape
+    if shape is None or isinstance(model.likelihood, nn.MixedColumns):  # a row of a table
         return False
-    is_drawn = image_shape(model.shape) is not None or is_signal(model.shape)
+    is_drawn = image_shape(shape) is not None or is_signal(shape)
     return model.likelihood.support in ("unit", "real") and is_drawn
 
 
-def noun(model: HubVAE) -> str:
+def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
-    return "image" if can_draw(model) and not is_signal(model.shape) else "sample"
+    shape = model.data_shape if shape is None else shape
+    return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 
 
 def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
@@ -135,7 +138,7 @@ def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size
 
 def save_samples(
     path: Path,
-    model: HubVAE,
+    model: nn.VAE,
     n: int = 64,
     *,
     condition: Tensor | None = None,
@@ -152,7 +155,7 @@ def save_samples(
 
 
 def save_reconstructions(
-    path: Path, model: HubVAE, x: Tensor, condition: Tensor | None = None, **options: Any
+    path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None, **options: Any
 ) -> None:
     """Rows of originals, below each its reconstruction, with the options of `nn.VAE.reconstruct`. The columns are
     filled up with nothing."""
@@ -170,13 +173,14 @@ def save_reconstructions(
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
-    """Training loss and test -ELBO over the epochs, in nats for each `noun`."""
+    """Training loss and -ELBO of the test or the validation part over the epochs, in nats for each `noun`."""
     figure = Figure(figsize=(7, 4), dpi=_INCH, layout="constrained")
     axes: Any = figure.subplots()
     epochs = [row["epoch"] for row in history]
+    part, name = ("valid", "validation") if "valid_elbo" in history[0] else ("test", "test")
     curves = {
         "training loss": [row["train_loss"] for row in history],
-        "test −ELBO": [-row["test_elbo"] for row in history],
+        f"{name} −ELBO": [-row[f"{part}_elbo"] for row in history],
     }
     for (label, values), style in zip(curves.items(), ("-", "--"), strict=True):
         axes.plot(

@@ -20,7 +20,6 @@ import vae_fast
 
 from .. import backends, nn
 from ..rng import draw_rng_state
-from .model import HubVAE
 
 MOST_NUMBERS = 1 << 24  # of x; the outputs of a fused head may not fit in memory
 Losses = tuple[Tensor, Tensor]  # z and the loss per sample
@@ -39,7 +38,7 @@ class Speed:
 
 
 def measure(
-    model: HubVAE, x: Tensor, condition: Tensor | None = None, *, seconds: float = 2.0, rounds: int = 50
+    model: nn.VAE, x: Tensor, condition: Tensor | None = None, *, seconds: float = 2.0, rounds: int = 50
 ) -> Speed:
     """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one). Sparse
     samples are measured dense, as the plain lines take them."""

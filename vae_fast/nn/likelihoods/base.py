@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from .. import first_batch
 from ..describe import Described
 
+# Samples that a start looks at, and the least probability or rate it takes from them: that of one in them all.
+LOOKED_AT = 10_000
+RARE = 1 / LOOKED_AT
+
 Params = tuple[Tensor, ...]
 Library = Tensor | float | None
 
@@ -65,6 +69,11 @@ class Likelihood(Described, nn.Module, ABC):
 
     def start(self, x: Tensor) -> None:
         """Sets the likelihood's own parameters to their optimum under a decoder that returns the mean of x."""
+
+    def output_of_mean(self, mean: Tensor) -> Tensor | None:
+        """The decoder's first parameter under which p(x | z) has this mean, up to what it cannot reach: probabilities
+        of 0 and 1, rates of 0. None where there is no closed form."""
+        return None
 
     def observe(self, x: Tensor, rng_state: Tensor) -> Tensor:
         """The x that encoder and likelihood get: a draw under `binarize`, else x itself."""
@@ -132,6 +141,11 @@ class Likelihood(Described, nn.Module, ABC):
         self, params: Params, generator: torch.Generator | None = None, library: Library = None
     ) -> Tensor:
         """A draw from p(x | z), of x's shape."""
+
+
+def spread_rows(x: Tensor) -> Tensor:
+    """At most LOOKED_AT samples of x, evenly spaced."""
+    return x[:: max(1, -(-len(x) // LOOKED_AT))]
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ...checks import number_of
 from ...likelihoods.csr import is_csr
 from ..sparse import row_sums
-from .base import Library, Likelihood, Params
+from .base import RARE, Library, Likelihood, Params
 
 LINKS = ("softmax", "exp", "softplus")
 
@@ -64,6 +64,19 @@ class Counts(Likelihood):
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return self.rate(params[0], library)
+
+    def output_of_mean(self, mean: Tensor) -> Tensor | None:
+        """Of the counts before any dropout."""
+        mean = mean.clamp_min(RARE)
+        if self.link == "softplus":
+            return mean + (-(-mean).expm1()).log()
+        return mean.log() if self.link == "exp" else centered_log(mean)
+
+
+def centered_log(mean: Tensor) -> Tensor:
+    """The logits of a softmax in proportion to the mean; of logits that add up to 0 none is far away."""
+    logits = mean.clamp_min(RARE).log()
+    return logits - logits.mean()
 
 
 def check_library(library: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...checks import check_sizes, number_of
 from .. import first_batch
-from .base import Library, Likelihood, Params
+from .base import Library, Likelihood, Params, spread_rows
 
 
 class DispersionLikelihood(Likelihood):
@@ -121,11 +121,14 @@ class LocationScale(DispersionLikelihood):
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return params[0]
 
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        return mean
+
 
 def deviations(x: Tensor) -> Tensor:
     """The deviations of x (uint8: 255ths) from its mean over the batch. Of a batch of more than 10,000 samples, at most
     10,000 are taken, evenly spaced. Exactly 0 where all samples are alike, although their mean may be rounded."""
-    values = x[:: max(1, -(-len(x) // 10_000))].float()
+    values = spread_rows(x).float()
     values = values / 255 if x.dtype == torch.uint8 else values
     return (values - values.mean(0)).where((values != values[:1]).any(0), 0)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import functional
 from ...checks import check_bool
 from ...rng import binarize as draw_bits
-from .base import Library, Likelihood, Params
+from .base import RARE, Library, Likelihood, Params
 
 
 class Bernoulli(Likelihood):
@@ -27,6 +27,9 @@ class Bernoulli(Likelihood):
 
     def extra_repr(self) -> str:
         return "binarize=True" if self.binarize else ""
+
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        return mean.logit(RARE)
 
     def observe(self, x: Tensor, rng_state: Tensor) -> Tensor:
         return draw_bits(x, rng_state) if self.binarize else x

@@ -44,6 +44,9 @@ class DiscretizedLogistic(DispersionLikelihood):
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_discretized_logistic_nll(hidden, weight, bias, x, self.own_log_dispersion())
 
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        return 2 * mean - 1
+
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """The mean of the logistic distribution cut at 0 and 1, in x's units. The levels' mean differs by rounding."""
         return unit(cut_logistic_mean(params[0], self.log_dispersion(params)))

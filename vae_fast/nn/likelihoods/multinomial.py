@@ -10,7 +10,7 @@ from ... import functional
 from ...likelihoods.csr import is_csr
 from ..sparse import row_sums
 from .base import Library, Likelihood, Params
-from .base_counts import as_numbers, check_library
+from .base_counts import as_numbers, centered_log, check_library
 
 
 class Multinomial(Likelihood):
@@ -51,6 +51,9 @@ class Multinomial(Likelihood):
     def mean(self, params: Params, library: Library = None) -> Tensor:
         """library softmax(logits): the probabilities where library is 1."""
         return params[0].softmax(-1) * self._draws(params, library).unsqueeze(-1)
+
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        return centered_log(mean)
 
     def sample(
         self, params: Params, generator: torch.Generator | None = None, library: Library = None

@@ -48,6 +48,9 @@ class NegativeBinomialMixture(NegativeBinomial):
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_negative_binomial_mixture_nll(hidden, weight, bias, x, self.own_theta(x))
 
+    def output_of_mean(self, mean: Tensor) -> None:
+        """Two components that start alike would stay so."""
+
     def mean(self, params: Params, library: Library = None) -> Tensor:
         mean_1, mean_2, logits = params
         share = torch.sigmoid(logits)

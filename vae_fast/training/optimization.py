@@ -1,0 +1,54 @@
+"""What moves the weights: the optimizer by its name, the learning rate of each step, the KL's warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import nn
+from ..checks import number_of
+from .config import OPTIMIZERS, Recipe
+from .errors import TrainingError
+
+_FUSED = ("adam", "adamw", "sgd")  # those of which torch has one kernel for a whole step
+
+
+def make_optimizer(
+    recipe: Recipe, parameters: Iterable[Tensor], device: torch.device
+) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": recipe.lr}
+    if recipe.weight_decay is not None:
+        options["weight_decay"] = recipe.weight_decay
+    if recipe.optimizer in _FUSED:
+        options["fused"] = device.type in ("cpu", "cuda")
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[recipe.optimizer])(
+        parameters, **options
+    )
+    return optimizer
+
+
+def lr_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, from the step's number alone: there is nothing of it to save."""
+    warmup, last = recipe.lr_warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.lr * min(1.0, (step + 1) / warmup)
+    way = (step - warmup) / max(1, last - warmup)
+    factor = {"cosine": (1 + math.cos(math.pi * way)) / 2, "linear": 1 - way}.get(recipe.lr_schedule, 1.0)
+    return recipe.lr * max(0.0, factor)
+
+
+def warm_up_kl(model: nn.VAE, epochs: float, steps_per_epoch: int) -> None:
+    """Has the KL's weight grow from 0 to what it is, over as many epochs. Raises TrainingError."""
+    name = type(model.objective).__name__
+    if not hasattr(model.objective, "beta"):
+        raise TrainingError(
+            f"expected kl_warmup to be 0 for the objective {name}, which has no weight of the KL"
+        )
+    end = None if isinstance(model.beta, nn.Schedule) else number_of(model.beta)
+    if end is None:
+        raise TrainingError("expected kl_warmup to be 0 for a model whose beta is a schedule already")
+    model.beta = nn.LinearSchedule(max(1, round(epochs * steps_per_epoch)), 0.0, float(end))
