@@ -450,6 +450,10 @@ def reconstruct(
     sample_z: Annotated[
         bool, typer.Option("--sample-z", help="At draws of q(z given x) instead of its means.")
     ] = False,
+    fill: Annotated[
+        bool,
+        typer.Option("--fill", help="Of a table: keep what is there, fill in what is missing."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -466,7 +470,8 @@ def reconstruct(
     """
     from .inference import run_reconstruct
 
-    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, sample=sample, sample_z=sample_z)
+    options = {"sample": sample, "sample_z": sample_z, "fill": fill}
+    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, **options)
 
 
 class ExportFormat(StrEnum):

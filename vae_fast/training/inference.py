@@ -69,6 +69,18 @@ def reconstruct(model: nn.VAE, samples: Iterable[Batch], **options: Any) -> Tens
     return torch.cat([model.reconstruct(**batch, **options) for batch in samples])
 
 
+def fill(
+    model: nn.VAE,
+    samples: Iterable[Batch],
+    *,
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`nn.impute` of all samples: their missing entries (NaN) filled in by means, or with `sample` by a draw."""
+    parts = [nn.impute(model, **b, draws=1 if sample else None, generator=generator) for b in samples]
+    return torch.cat([part[0] if sample else part for part in parts])
+
+
 def evaluate(
     model: nn.VAE, samples: Iterable[Batch], draws: int = 100, *, generator: torch.Generator | None = None
 ) -> nn.Evaluation:

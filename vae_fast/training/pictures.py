@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from .errors import CheckpointError
 from .inference import Detection
 from .model import HubVAE
 
-COLUMNS = 12  # of reconstructions
+COLUMNS, _FEWEST = 12, 6  # of reconstructions; fewer are too narrow for their title
 _INCH = 100  # dots
 _SMALLEST = 56  # dots across an image: smaller ones are enlarged
 _COLOURS = 20  # of a scatter's labels
+_CUT = 0.01  # the share of an image's values beyond 0 to 1 that are cut: few would make all the others grey
+_LETTERS = 14  # of a title, to an inch
 _CURVE = (60, 120)  # dots of a signal's tile: height, width
 
 
@@ -101,8 +104,11 @@ def save_grid(
     tops = [r * (height + gap) + (0 if gap_every is None else r // gap_every * 2 * gap) for r in range(rows)]
     corners = [(tops[i // columns], i % columns * (width + gap)) for i in range(len(samples))]
     size = (tops[-1] + height, columns * (width + gap) - gap)
-    border, header = 0.15, 0.4  # inches
-    w, h = size[1] / _INCH + 2 * border, size[0] / _INCH + border + header
+    border = 0.15  # inches
+    w = size[1] / _INCH + 2 * border
+    lines = textwrap.wrap(title, max(30, int(_LETTERS * size[1] / _INCH)))
+    header = 0.23 + 0.17 * len(lines)
+    h = size[0] / _INCH + border + header
     figure = Figure(figsize=(w, h), dpi=_INCH)
     box = (border / w, border / h, 1 - 2 * border / w, 1 - (border + header) / h)
     axes: Any = figure.add_axes(box)
@@ -111,7 +117,7 @@ def save_grid(
     else:
         _draw_images(axes, images, corners, size, "magma" if are_sounds else "gray")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title("\n".join(lines), fontsize=10, loc="left")
     _save(figure, path)
 
 
@@ -119,8 +125,10 @@ def _limits(samples: Tensor, is_image: bool) -> tuple[float, float]:
     """The values that are drawn as black and white, or at the bottom and the top."""
     known = samples[samples.isfinite()]
     lo, hi = (known.min().item(), known.max().item()) if len(known) else (0.0, 1.0)
-    if is_image and hi <= 1.5 and lo >= -1.5:  # a mean may overshoot
-        return (0.0, 1.0) if lo >= -0.5 else (-1.0, 1.0)
+    for low, high in ((0.0, 1.0), (-1.0, 1.0)) if is_image and len(known) else ():
+        is_far = (known < low - 0.5) | (known > high + 0.5)  # a mean may overshoot
+        if is_far.float().mean() < _CUT:
+            return low, high
     return (lo, hi) if lo < hi else (lo - 0.5, lo + 0.5)
 
 
@@ -177,14 +185,15 @@ def save_reconstructions(
     filled up with nothing. Returns the reconstructions."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
     reconstructed = model.reconstruct(x, condition=condition, **options)
-    pairs = zip(originals.split(COLUMNS), reconstructed.float().split(COLUMNS), strict=True)
+    columns = max(_FEWEST, min(COLUMNS, len(x)))
+    pairs = zip(originals.split(columns), reconstructed.float().split(columns), strict=True)
     rows = [
-        F.pad(part, (0, 0) * (x.ndim - 1) + (0, COLUMNS - len(part)), value=math.nan)
+        F.pad(part, (0, 0) * (x.ndim - 1) + (0, columns - len(part)), value=math.nan)
         for p in pairs
         for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat(rows), COLUMNS, title, gap_every=2, are_sounds=is_of_sounds(model))
+    save_grid(path, torch.cat(rows), columns, title, gap_every=2, are_sounds=is_of_sounds(model))
     return reconstructed
 
 
