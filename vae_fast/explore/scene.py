@@ -79,7 +79,7 @@ class Scene:
         if self.missing is None:
             self._look_at_data()
         first = 0 if self.model.conditions else None
-        some = self.model.sample_prior(64, condition=self._label(first), generator=_generator(0))
+        some = self.model.sample_prior(64, condition=first, generator=_generator(0))
         self._ends = pictures.limits(self.decode(some, first))
 
     def _look_at_data(self) -> None:
@@ -131,7 +131,7 @@ class Scene:
 
     def draw(self, seed: int, condition: int | None) -> Point:
         """The z of `vae-fast generate -n 1 --seed SEED`."""
-        z = self.model.sample_prior(1, condition=self._label(condition), generator=_generator(seed))
+        z = self.model.sample_prior(1, condition=condition, generator=_generator(seed))
         return Point(z, condition, f"a draw from the prior, seed {seed}")
 
     def sample(self, number: int) -> Point:
