@@ -83,12 +83,13 @@ integrations: $(LIBRARIES)/stamp
 	$(LIBRARIES)/bin/python -m pytest -q tests/integrations tests/test_distributions.py
 	$(LIBRARIES)/bin/python -m benchmarks.integrations $(if $(QUICK),--quick)
 
-# Upon the packages of .venv, which its own go before: minutes less than installing all of them again.
+# Upon the packages of .venv, before which its own go: minutes less than installing all of them again.
 EXPLORE := .venv-explore
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(EXPLORE)/stamp: tests/explore/requirements.txt $(VENV)/test.stamp
 	$(BIN)/python -m venv $(EXPLORE)
-	$(EXPLORE)/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/upon.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
-		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" \
+		> "$$($(EXPLORE)/bin/python $(PACKAGES))/upon.pth"
 	$(EXPLORE)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def run_explore(
     port = free_port() if port is None else check_free(port)
     run = Run(folder, source, cpu)
     page = application(Scene(run, labels))
+    logging.getLogger("asyncio").addFilter(_is_no_closed_page)
     print(f"{run.folder}: http://{LOOPBACK}:{port}/ (Ctrl-C ends it)", flush=True)
     panel.serve(
         page,
@@ -36,6 +38,12 @@ def run_explore(
         show=browser,
         verbose=False,
     )
+
+
+def _is_no_closed_page(record: logging.LogRecord) -> bool:
+    """False for what tornado logs when a page is closed while something is drawn for it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "WebSocketClosedError"
 
 
 def free_port() -> int:

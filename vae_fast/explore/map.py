@@ -27,6 +27,7 @@ class MapPlot:
             toolbar_location="above",
             background_fill_color=None,
             border_fill_color=None,
+            stylesheets=[":host(:focus), :host(:focus-visible) { outline: none; }"],
         )
         plot.toolbar.logo = None
         plot.grid.grid_line_color = "#eeeeee"

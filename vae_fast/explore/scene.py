@@ -75,6 +75,7 @@ class Scene:
         self.map: Map | None = None
         self.names: list[str] = []
         self._labels: np.ndarray | None = None
+        self._directions: dict[str, Tensor] = {}  # by label
         self.missing = run.missing_data()
         if self.missing is None:
             self._look_at_data()
@@ -174,8 +175,9 @@ class Scene:
 
     def towards(self, start: Point, label: str, strength: float) -> Tensor:
         """Raises DataError: all samples have the label, or none."""
-        direction = self.run.direction(label, self._labels_file)
-        return inference.steered(start.z, direction, strength, STEPS)[0]
+        if label not in self._directions:
+            self._directions[label] = self.run.direction(label, self._labels_file)
+        return inference.steered(start.z, self._directions[label], strength, STEPS)[0]
 
     # Samples
 

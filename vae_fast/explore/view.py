@@ -46,7 +46,9 @@ class View:
         files[name + scene.suffix] = lambda: b"" if self._samples is None else scene.file(self._samples)
         if with_z:
             files["z.npy"] = lambda: b"" if self.z is None else npy(self.z)
-        self.column = column(self._pane, pn.FlexBox(*(_download(file, made) for file, made in files.items())))
+        self.column = column(
+            self._pane, pn.FlexBox(*(_download(file, made) for file, made in files.items()), margin=(0, 5))
+        )
 
     def show(self, z: Tensor, samples: Tensor, title: str, caption: str, names: Sequence[str] = ()) -> None:
         """`names`: of several samples, for a table's columns."""
