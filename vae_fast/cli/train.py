@@ -87,7 +87,7 @@ def run_training(
         with _folder(accelerator, out, name, is_new=not (resume or overwrite)) as folder:
             before = None if resume else _written(folder)
             extra = {"backend": None if backend == "auto" else backend, "cpu": cpu or None}
-            kept = Checkpoints(folder, config=recipe_file.text(recipe, extra))
+            kept = Checkpoints(folder, config=extra)
             told = (progress, tracking.Tracking(folder), kept)
             trainer = Trainer(recipe, dataset, callbacks=told, accelerator=accelerator)
             if resume:

@@ -589,6 +589,12 @@ def batches(
     return _cut([order], batch_size, least)
 
 
+def count_batches(n: int, batch_size: int, least: int = 1) -> int:
+    """How many `batches` gives."""
+    full, rest = divmod(max(n, batch_size), batch_size)
+    return full + (rest > 0 and not (full and rest < least))
+
+
 def _cut(orders: Iterable[Tensor], batch_size: int, least: int) -> Iterator[Tensor]:
     rest = torch.empty(0, dtype=torch.int64)
     for order in orders:
