@@ -77,6 +77,7 @@ def run_training(
             _check_text(recipe, given)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
+        recipe = replace(recipe, stream=dataset.is_streamed)  # what was chosen is repeated, by its file too
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
         accelerator = make_accelerator(recipe, cpu)

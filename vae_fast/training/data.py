@@ -229,6 +229,12 @@ def _kind(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
+def select(x: Samples, indices: Tensor) -> Tensor:
+    """Samples by number, on their device. Those that do not lie there are found by numbers on the host: numbers that
+    came back from the device would have waited for all that it does."""
+    return x.index_select(0, indices.to(x.device) if isinstance(x, Tensor) else indices)
+
+
 def resolve(source: str) -> str:
     """A source that means the same from every folder."""
     return source if source == DIGITS else str(Path(source).expanduser().resolve())
@@ -289,7 +295,8 @@ def load(
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise DataError(f"{source}: does not fit in memory") from None
+        hint = ": --stream reads it by chunks" if stream is False else ""
+        raise DataError(f"{source}: does not fit in memory{hint}") from None
 
 
 def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
