@@ -267,6 +267,37 @@ def test_the_command(capsys: Capture) -> None:
     capsys.readouterr()
     assert cli.run(["generate", "run", "--condition", "d", "--out", "x.npy"]) == 1
     assert "expected --condition to be one of a, b, c, but got d" in capsys.readouterr().err
+    _check_copy_with_latents(capsys)
+
+
+def _check_copy_with_latents(capsys: Capture) -> None:
+    """All cells' latents, in the order of the file and of all its groups; the file itself is left as it is."""
+    with h5py.File("a.h5ad", "r+") as file:
+        file["obsm/X_pca"] = np.ones((CELLS, 2))
+        file["obsm/X_vae"] = np.ones((CELLS, 1))  # of an earlier run
+    before = Path("a.h5ad").read_bytes()
+    assert cli.run(["encode", "run", "--out", "with.h5ad", "--cpu"]) == 0
+    model, dataset = load_model("run"), data.load("a.h5ad", "donor")
+    assert isinstance(dataset.train, SparseSamples)
+    with h5py.File("with.h5ad") as file:
+        found, attributes = file["obsm/X_vae"][:], dict(file["obsm/X_vae"].attrs)
+        assert file["obsm/X_pca"].shape == (CELLS, 2) and "donor" in file["obs"] and "X" in file
+    assert attributes == {"encoding-type": "array", "encoding-version": "0.2.0"} and found.dtype == np.float32
+    x = torch.from_numpy(counts("float32"))
+    mu = model.encode(x, condition=torch.from_numpy(batches_of()))[0]
+    assert np.allclose(found, mu.detach().numpy(), atol=1e-5)
+    assert Path("a.h5ad").read_bytes() == before
+    np.save("x.npy", counts())
+    Path("link.h5ad").symlink_to("a.h5ad")
+    for arguments, message in (
+        (["--out", "a.h5ad"], "holds the data"),
+        (["--out", "link.h5ad"], "holds the data"),
+        (["--out", "z.h5ad", "--draws", "2"], "leave --draws out"),
+    ):
+        capsys.readouterr()
+        assert cli.run(["encode", "run", *arguments, "--cpu"]) == 1
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1
 
 
 def test_pictures_of_a_conditional_model(capsys: Capture) -> None:

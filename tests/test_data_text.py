@@ -168,8 +168,11 @@ def test_train_and_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "expected, as the model was trained on, lines of text",
         ),
         (["generate", str(run), "--out", "a.png"], "ends in .txt or .npy for this model"),
-        (["train", "--data", source, "--likelihood", "gaussian"], "take no --likelihood"),
-        (["train", "--data", source, "--architecture", "mlp"], "take --architecture gru, not mlp"),
+        (
+            ["train", "--data", source, "--likelihood", "gaussian"],
+            "--likelihood to be left out for lines of text",
+        ),
+        (["train", "--data", source, "--architecture", "mlp"], "where it is gru, but got mlp"),
         (["train", "--data", "digits", "--max-length", "3"], "--max-length is of lines of text"),
         (["train", "--data", "digits", "--word-dropout", "0.1"], "'gru' for word_dropout"),
     ):

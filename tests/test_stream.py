@@ -285,7 +285,9 @@ def test_a_resumed_run_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.run([*command, "resident", "--epochs", "3"]) == 0
     repeated = ["train", "--data", "x.npy", "--config", "whole/config.toml", "--out", "repeated"]
     assert cli.run(repeated) == 0
-    models = [(Path(run) / checkpoint.MODEL).read_bytes() for run in ("whole", "half", "repeated", "resident")]
+    models = [
+        (Path(run) / checkpoint.MODEL).read_bytes() for run in ("whole", "half", "repeated", "resident")
+    ]
     assert models[0] == models[1] == models[2] != models[3]
     recipes = [checkpoint.read_progress(Path(run))["recipe"]["stream"] for run in ("half", "resident")]
     assert recipes == [True, False]

@@ -47,6 +47,11 @@ class Link(StrEnum):
     softplus = "softplus"
 
 
+class Binarize(StrEnum):
+    dynamic = "dynamic"
+    static = "static"
+
+
 class MixedPrecision(StrEnum):
     no = "no"
     bf16 = "bf16"
@@ -105,8 +110,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; tables: "
-            ".csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images or of .wav; "
+            "tables: .csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
@@ -165,7 +170,10 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
-    architecture: Annotated[Architecture, typer.Option(help="The networks; of text gru.")] = Architecture.mlp,
+    architecture: Annotated[
+        Architecture,
+        typer.Option(help="Networks. [default: mlp, of text gru]", show_default=False),
+    ] = Architecture.mlp,
     hidden: Annotated[
         Any,
         typer.Option(
@@ -210,8 +218,11 @@ def train(
         int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. [default: 10]")
     ] = None,
     binarize: Annotated[
-        bool | None,
-        typer.Option("--binarize", help="Of bernoulli: grey values are drawn as 0 or 1 in every pass."),
+        Binarize | None,
+        typer.Option(
+            help="Of bernoulli: grey values are drawn as 0 or 1 anew in every pass, or once by the seed. "
+            "[default: they stay grey]"
+        ),
     ] = None,
     objective: Annotated[
         str,
@@ -249,11 +260,25 @@ def train(
             "zero_inflated_negative_binomial, or skip. May be given several times. [default: found out]",
         ),
     ] = None,
+    split_seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**64 - 1, help="Of the held-out fifth, where the data have no test part."),
+    ] = 0,
     max_length: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Characters of a line of text, longer ones are cut. [default: the longest, 256 at most]",
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of sounds, in Hz: others are resampled. [default: that of most files]"),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a sound: longer ones are cut, shorter ones filled up. [default: the longest, 5 at most]"
         ),
     ] = None,
     word_dropout: Annotated[
@@ -329,7 +354,8 @@ def train(
         "theta": theta,
         "link": None if link is None else link.value,
         "components": components,
-        "binarize": binarize,
+        "binarize": None if binarize is None else binarize.value,
+        "split_seed": split_seed,
         "objective": objective,
         "beta": beta,
         "kl_warmup": kl_warmup,
@@ -340,6 +366,8 @@ def train(
         "batch_key": batch_key,
         "columns": tuple(columns or ()),
         "max_length": max_length,
+        "sample_rate": sample_rate,
+        "seconds": seconds,
         "word_dropout": word_dropout,
         "stream": stream,
         "cuda_graph": cuda_graph,
@@ -383,9 +411,7 @@ def generate(
     temperature: Annotated[
         float,
         typer.Option(
-            min=0,
-            callback=finite,
-            help="Factor of the prior's noise; of text: of each character's draw.",
+            min=0, callback=finite, help="Factor of the prior's noise; of text: of each character's draw."
         ),
     ] = 1.0,
     sample: Annotated[
@@ -424,6 +450,10 @@ def reconstruct(
     sample_z: Annotated[
         bool, typer.Option("--sample-z", help="At draws of q(z given x) instead of its means.")
     ] = False,
+    fill: Annotated[
+        bool,
+        typer.Option("--fill", help="Of a table: keep what is there, fill in what is missing."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -440,7 +470,8 @@ def reconstruct(
     """
     from .inference import run_reconstruct
 
-    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, sample=sample, sample_z=sample_z)
+    options = {"sample": sample, "sample_z": sample_z, "fill": fill}
+    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, **options)
 
 
 class ExportFormat(StrEnum):

@@ -47,12 +47,13 @@ def run_training(
     """Trains by the options, of which `given` names those that the user wrote; the others are as `config` has them."""
     if resume and overwrite:
         raise TrainingError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    named = given
     if config is not None:
         if resume:
             raise TrainingError("--resume goes on by the run's own recipe: leave --config out")
         read = {name: v for name, v in recipe_file.read(config).items() if name not in given}
         backend, cpu = read.pop("backend", backend), read.pop("cpu", cpu)
-        options = {**options, **read}
+        options, named = {**options, **read}, given | read.keys()
     set_up_process()
     options = {**options, "data": data.resolve(options["data"])}
     name = data.name_of(options["data"])
@@ -74,9 +75,11 @@ def run_training(
                 f"{recipe.data}: a table takes no --likelihood: --columns NAME:KIND is of one column"
             )
         if dataset.vocabulary and not resume:
-            _check_text(recipe, given)
+            recipe = _of_text(recipe, named)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
+        if dataset.sound and not resume:
+            recipe = _of_sound(recipe, named)
         recipe = replace(recipe, stream=dataset.is_streamed)  # what was chosen is repeated, by its file too
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
@@ -86,7 +89,7 @@ def run_training(
             before = None if resume else _written(folder)
             extra = {"backend": None if backend == "auto" else backend, "cpu": cpu or None}
             kept = Checkpoints(folder, config=recipe_file.text(recipe, extra))
-            told = (progress, kept, tracking.Tracking(folder))
+            told = (progress, tracking.Tracking(folder), kept)
             trainer = Trainer(recipe, dataset, callbacks=told, accelerator=accelerator)
             if resume:
                 trainer.resume(folder)
@@ -150,6 +153,24 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
     return recipe
 
 
+def _of_text(recipe: Recipe, named: set[str]) -> Recipe:
+    found = recipe.of_text()
+    for name in ("likelihood", "architecture"):
+        if name in named and getattr(recipe, name) != (only := getattr(found, name)):
+            raise TrainingError(
+                f"{recipe.data}: expected --{name} to be left out for lines of text, where it is {only}, "
+                f"but got {getattr(recipe, name)}"
+            )
+    return found
+
+
+def _of_sound(recipe: Recipe, named: set[str]) -> Recipe:
+    """With what spectrograms take where the user has not said otherwise."""
+    if "likelihood" in named:
+        return recipe
+    return replace(recipe, likelihood="gaussian", variance=recipe.variance or "learned")
+
+
 def _free(recipe: Recipe) -> set[str]:
     """What may change when a run goes on."""
     free = {"epochs", "evaluate_every", "patience", "save_every", "track"}
@@ -158,15 +179,6 @@ def _free(recipe: Recipe) -> set[str]:
     if recipe.best or recipe.patience is not None:  # evaluations choose
         free.remove("evaluate_every")
     return free
-
-
-def _check_text(recipe: Recipe, given: set[str]) -> None:
-    if "likelihood" in given:
-        raise TrainingError(f"{recipe.data}: lines of text take no --likelihood: it is categorical")
-    if "architecture" in given and recipe.architecture != "gru":
-        raise TrainingError(
-            f"{recipe.data}: lines of text take --architecture gru, not {recipe.architecture}"
-        )
 
 
 def choose_backend(name: str) -> AbstractContextManager[Any]:
@@ -297,6 +309,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
         per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.dataset.shape)
         bits = f", {per_value:.3f} bits a value"
+    if trainer.dataset.vocabulary and isinstance(trainer.dataset.test, torch.Tensor):
+        bits = f", {text.bits(-row['test_elbo'], trainer.dataset.test):.3f} bits a character"
     if trainer.is_stopped:
         console.print(
             f"stopped       after epoch {trainer.epoch} of {trainer.recipe.epochs}: "
@@ -304,8 +318,6 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
         )
     if trainer.recipe.best:
         console.print(f"kept          epoch {trainer.best_row['epoch']}, the best")
-    if trainer.model.vocabulary and isinstance(trainer.dataset.test, torch.Tensor):
-        bits = f", {text.bits(-row['test_elbo'], trainer.dataset.test):.3f} bits a character"
     console.print(
         f"test ELBO     {row['test_elbo']:.2f} nats/{kind} "
         f"(NLL {row['test_nll']:.2f}, KL {row['test_kl']:.2f}{bits})"

@@ -20,9 +20,20 @@ from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
-from .inference import TEXT, check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
+from .inference import (
+    TEXT,
+    check_picture,
+    chosen,
+    is_picture,
+    labels_of,
+    load_data,
+    load_model,
+    save_array,
+    save_sounds,
+)
 
 PAIRS = 8  # rows of `interpolate`
+OBSM = "X_vae"  # the name of the latents in an .h5ad, as scanpy has X_pca and scvi-tools X_scVI
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
 
 
@@ -34,6 +45,7 @@ class Run:
         self.model: HubVAE = load_model(self.folder, cpu)
         self._source = source
         self._data: tuple[Dataset, str] | None = None
+        self._mu: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +57,23 @@ class Run:
             self._data = load_data(self.folder, self.model, self._source)
         return self._data[0]
 
+    @property
+    def source(self) -> Path:
+        """What the data were read from."""
+        assert self.dataset and self._data is not None
+        return Path(self._data[1])
+
+    def missing_data(self) -> str | None:
+        """Why the run's data are not there; None where they are. Raises CheckpointError, DataError for those of a
+        source that was named."""
+        try:
+            self.dataset  # noqa: B018, reads them
+        except (CheckpointError, DataError) as error:
+            if self._source is not None:
+                raise
+            return str(error)
+        return None
+
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
         assert self._data is not None
@@ -55,6 +84,23 @@ class Run:
         if found is None:
             raise DataError(f"{self.dataset.name}: {labels.NO_LABELS}")
         return found
+
+    def mu(self, part: str) -> Tensor:
+        """Of all samples of the part."""
+        if part not in self._mu:
+            self._mu[part] = inference.encode(self.model, inference.batches(self.dataset, part)).mu
+        return self._mu[part]
+
+    def direction(self, label: str, file: Path | None) -> Tensor:
+        """From the training samples without the label to those with it."""
+        # A file may hold the labels of the test part alone: then the direction is that part's.
+        part = "test" if labels.are_of_test_alone(self.dataset, file) else "train"
+        has_label = self.known_labels(part, file) == label
+        if has_label.all() or not has_label.any():
+            state = "every" if has_label.all() else "no"
+            raise DataError(f"{self.dataset.name}: {state} sample of the {part} part has the label {label}")
+        mu = self.mu(part)
+        return attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
@@ -74,7 +120,11 @@ class Run:
         if out.suffix.lower() == TEXT:
             outputs.save_lines(out, self.model, samples)
         elif is_picture(out):
-            pictures.save_grid(out, samples.flatten(0, 1), columns, title)
+            flat = samples.flatten(0, 1)
+            pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)
+            if self.model.sound:
+                names = [f"{r}-{c}" for r in outputs.numbered(rows) for c in outputs.numbered(columns)]
+                save_sounds(out, self.folder, self.model, flat, names)
         else:
             save_array(out, samples)
         print(out)
@@ -177,7 +227,10 @@ def run_encode(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy")
+    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy", ".h5ad")
+    if out.suffix.lower() == ".h5ad":
+        _encode_into(run, out, draws)
+        return
     known = run.labels(part, file)
     samples = inference.batches(run.dataset, part)
     found = inference.encode(run.model, samples, draws, generator=run.generator(seed))
@@ -201,6 +254,20 @@ def run_encode(
                 columns |= {f"z{k}_{d}": values.tolist() for d, values in enumerate(z.T)}
         _save_table(out, columns)
     print(out)
+
+
+def _encode_into(run: Run, out: Path, draws: int) -> None:
+    """mu of all cells, in the order of the file, in a copy of it."""
+    source = run.source
+    if source.suffix.lower() != ".h5ad":
+        raise DataError(f"{out}: a copy of an .h5ad has the latents in its obsm, but the data are {source}")
+    if draws:
+        raise TrainingError(f"{out}: holds the means of q(z | x): leave --draws out, or write .npz")
+    if out.exists() and out.samefile(source):
+        raise TrainingError(f"{out}: holds the data: give the copy with the latents another name")
+    mu = inference.encode(run.model, inference.batches(run.dataset, "all")).mu
+    outputs.copy_with_obsm(source, out, OBSM, mu.flatten(1).float().cpu().numpy())
+    print(f'{out}: obsm["{OBSM}"], {len(mu):,} x {mu[0].numel()}')
 
 
 def run_interpolate(
@@ -241,7 +308,7 @@ def run_traverse(
     else:
         z, of_sample = run.latents([sample])
     if dims is None:
-        dims = _used_dims(run, source)
+        dims = _used_dims(run)
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
@@ -262,14 +329,7 @@ def run_steer(
 ) -> None:
     run = Run(folder, source, cpu)
     out = run.grid_out(out, "steered")
-    # A file may hold the labels of the test part alone: then the direction is that part's.
-    part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
-    has_label = run.known_labels(part, file) == label
-    if has_label.all() or not has_label.any():
-        state = "every" if has_label.all() else "no"
-        raise DataError(f"{run.dataset.name}: {state} sample of the {part} part has the label {label}")
-    mu = inference.encode(run.model, inference.batches(run.dataset, part)).mu
-    direction = attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
+    direction = run.direction(label, file)
     others = np.flatnonzero(run.known_labels("test", file) != label)[:n].tolist()
     if not others:
         raise DataError(f"{run.dataset.name}: every test sample has the label {label}")
@@ -313,13 +373,10 @@ def run_embed(
         print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
 
 
-def _used_dims(run: Run, source: str | None) -> list[int]:
-    try:
-        return inference.used_dims(run.model, inference.batches(run.dataset))
-    except (CheckpointError, DataError):
-        if source is not None:
-            raise
-        return list(range(math.prod(run.model.latent_shape or ())))  # a model without its data
+def _used_dims(run: Run) -> list[int]:
+    if run.missing_data():
+        return list(range(math.prod(run.model.latent_shape or ())))
+    return inference.used_dims(run.model, inference.batches(run.dataset))
 
 
 def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:

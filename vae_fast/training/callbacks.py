@@ -90,7 +90,7 @@ class Checkpoints(Callback):
 
     config: what config.toml is to hold, beside them."""
 
-    def __init__(self, folder: Path, seconds: float = 5.0, config: str | None = None) -> None:
+    def __init__(self, folder: Path, seconds: float = 5.0, *, config: str | None = None) -> None:
         self._folder, self._seconds, self._config = Path(folder), seconds, config
         self._saved_at, self._saved_epoch = time.perf_counter(), -1
         self._started_at = 0
@@ -150,7 +150,7 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     pictures.save_curve(folder / "loss.png", trainer.history, noun(trainer))
     model, dataset, drawn = trainer.result, trainer.dataset, ["loss.png"]
     if isinstance(model, HubVAE) and model.vocabulary:
-        return [*_write_lines(trainer, model, folder), *drawn]
+        return [*_write_lines(model, trainer, folder), *drawn]
     if not pictures.can_draw(model, dataset.shape):
         return drawn
     was_training, n = model.training, 64
@@ -166,14 +166,13 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     return drawn
 
 
-def _write_lines(trainer: Trainer, model: HubVAE, folder: Path) -> list[str]:
-    """Of a model of text."""
+def _write_lines(model: HubVAE, trainer: Trainer, folder: Path) -> list[str]:
     was_training, n = model.training, 64
     model.eval()
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
-    outputs.save_lines(folder / "samples.txt", model, tokens)
     shown = trainer.dataset.test_part(slice(48))
+    outputs.save_lines(folder / "samples.txt", model, tokens)
     outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
     model.train(was_training)
     return ["samples.txt", "reconstructions.txt"]

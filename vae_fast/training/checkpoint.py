@@ -42,9 +42,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced, and its tables and texts."""
+    """Those of a model that is being replaced, and its tables, texts and sounds."""
     for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
+        remove_sounds(folder / Path(name).stem)
+
+
+def remove_sounds(folder: Path) -> None:
+    """The sounds that a command wrote beside a picture of its name, with their folder."""
+    if folder.is_dir():
+        for file in folder.glob("[0-9]*.wav"):
+            file.unlink()
+        with suppress(OSError):  # what else is there stays
+            folder.rmdir()
 
 
 def remove_epochs(folder: Path, after: int) -> None:

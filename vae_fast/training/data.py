@@ -1,8 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt), or a sparse matrix:
-.h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images or of sounds (.wav), a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt),
+or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..rng import binarize
 from . import matrices, memory, readers, tables, text, values
+from . import sound as sounds
 from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
 from .images import StoredImages
-from .parts import Parts, listed
+from .parts import FolderParts, Parts, listed
 from .stored import StoredArray
 from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
 from .values import Facts
@@ -32,10 +35,12 @@ from .values import Facts
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
 _FAR = 50.0  # the largest value that plain networks still learn well from: at 1000 the first loss is NaN
-_SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
+SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
 Samples = Tensor | SparseSamples | StreamedSamples | HostSamples
+Rows = tuple[np.ndarray, np.ndarray]  # of the training and of the test part
+Split = Callable[[int], Rows]
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Dataset:
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    rows: Rows | None = None  # of a set that was split: each part's in the file
     vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
-    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
+    sound: sounds.Sound | None = None  # of which the samples are spectrograms
 
     @classmethod
     def of(
@@ -87,7 +93,7 @@ class Dataset:
         return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
-        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+        """Of the name train, test, valid or all. Raises DataError where there is no such part.
 
         All are in the order of the file, or train, test, valid where these are files of their own.
         """
@@ -167,8 +173,9 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
-        if self.vocabulary:
-            raise DataError(f"{self.name}: lines of text cannot be read as {shape}")
+        if self.vocabulary or self.sound:
+            what = "lines of text" if self.vocabulary else f"spectrograms of {self.shape}"
+            raise DataError(f"{self.name}: {what} cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -188,6 +195,26 @@ class Dataset:
 
     def with_parts(self, parts: Mapping[str, Any], notes: Iterable[str]) -> Dataset:
         return replace(self, **parts, notes=tuple(notes))
+
+    def binarized(self, seed: int) -> Dataset:
+        """With every grey value drawn as 0 or 1, the same whenever the seed is. Raises DataError."""
+        if self.is_streamed:
+            raise DataError(
+                f"{self.name}: --binarize static draws the whole set, which is streamed: give dynamic"
+            )
+        if not self.dense or self.columns or self.vocabulary or self.sound:
+            raise DataError(f"{self.name}: expected images for --binarize static")
+        lo, hi = self.limits()
+        if not 0 <= lo <= hi <= 1:
+            raise DataError(
+                f"{self.name}: expected values from 0 to 1 (uint8: 255ths) for --binarize static, "
+                f"but got values from {_shown(lo)} to {_shown(hi)}"
+            )
+        drawn = {
+            name: part if part.dtype == torch.bool else binarize(part, torch.tensor([seed, number])).bool()
+            for number, (name, part) in enumerate(self.dense.items())
+        }
+        return self.with_parts(drawn, (*self.notes, "grey values were drawn once as 0 or 1, by the seed"))
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
@@ -251,8 +278,12 @@ def load(
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
     *,
+    split_seed: int = SPLIT_SEED,
     max_length: int | None = None,
     vocabulary: text.Vocabulary | None = None,
+    sample_rate: int | None = None,
+    seconds: float | None = None,
+    like: sounds.Sound | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
@@ -262,8 +293,11 @@ def load(
             An epoch shuffles the chunks, and the samples of 64 chunks at a time. None: where loading would not fit.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
+        split_seed: which samples are held out, where the source has no test part.
         max_length: characters of a line of text that are read; by default 256.
         vocabulary: of a model that was trained on text, as which this one is read.
+        sample_rate, seconds: of the clips of sounds; by default those of the files, 5 seconds at most.
+        like: what the spectrograms of a model that was trained on sounds are, as which these are made.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -275,28 +309,46 @@ def load(
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
     if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
+    is_other = source != DIGITS and matrix is None and not is_table
+    split = partial(split_rows, source, seed=split_seed)
     try:
-        lines = None if source == DIGITS or matrix is not None or is_table else text.find(path)
+        lines, clips = (text.find(path), sounds.find(path)) if is_other else (None, None)
+        trained_on = "expected, as the model was trained on,"
         if lines is None and (vocabulary or max_length is not None):
-            what = "--max-length is of" if vocabulary is None else "expected, as the model was trained on,"
+            what = trained_on if vocabulary else "--max-length is of"
             raise DataError(f"{source}: {what} lines of text: .txt")
-        kept = {"digits": source == DIGITS, "tables": is_table, "lines of text": lines is not None}
+        if clips is None and (like or sample_rate is not None or seconds is not None):
+            what = trained_on if like else "--sample-rate and --seconds are of"
+            raise DataError(f"{source}: {what} sounds: a folder of .wav")
+        kept = {
+            "digits": source == DIGITS,
+            "tables": is_table,
+            "lines of text": lines is not None,
+            "sounds": clips is not None,
+        }
         if stream and (kinds := [kind for kind, is_it in kept.items() if is_it]):
             raise DataError(f"{source}: {kinds[0]} are kept in memory: leave --stream out")
         if source == DIGITS:
-            return _digits()
-        if matrix is not None:
-            return _load_matrix(source, matrix, batch_key, stream)
-        if is_table:
-            return _load_table(source, path, columns, known)
-        if lines is not None:
-            return _load_text(source, text.read(lines), max_length, vocabulary)
-        return _of_parts(source, _stored_parts(path, stream) or readers.read(path))
+            dataset = _digits(split)
+        elif matrix is not None:
+            dataset = _load_matrix(source, matrix, batch_key, stream, split)
+        elif is_table:
+            dataset = _load_table(source, path, columns, known, split)
+        elif lines is not None:
+            dataset = _load_text(source, text.read(lines), max_length, vocabulary, split)
+        elif clips is not None:
+            dataset = _load_sounds(source, clips, sample_rate, seconds, like, split)
+        else:
+            dataset = _of_parts(source, _stored_parts(path, stream) or readers.read(path), split)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        hint = ": --stream reads it by chunks" if stream is False else ""
+        hint = ": --stream reads it by chunks" if stream is False and not is_table else ""
         raise DataError(f"{source}: does not fit in memory{hint}") from None
+    if split_seed and dataset.rows is None:
+        note = "the parts are the source's own: --split-seed changes nothing"
+        dataset = replace(dataset, notes=(*dataset.notes, note))
+    return dataset
 
 
 def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
@@ -325,13 +377,13 @@ def _bytes_to_load(array: StoredArray | StoredImages) -> int:
     return array.nbytes + 2 * math.prod(array.shape) * kept
 
 
-def _of_parts(source: str, parts: Parts) -> Dataset:
+def _of_parts(source: str, parts: Parts, split: Split) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
     labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = split_rows(source, len(found["train"]))
+        rows = split(len(found["train"]))
         of_part = dict(zip(("train", "test"), rows, strict=True))
         found = {name: _take(found["train"], part) for name, part in of_part.items()}
         labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
@@ -354,22 +406,53 @@ def _take(samples: Any, rows: np.ndarray) -> Any:
 
 
 def _load_text(
-    source: str, found: text.Lines, max_length: int | None, vocabulary: text.Vocabulary | None
+    source: str,
+    found: text.Lines,
+    max_length: int | None,
+    vocabulary: text.Vocabulary | None,
+    split: Split,
 ) -> Dataset:
-    parts = found.parts
+    parts, rows = found.parts, None
     if "test" not in parts:
         lines = parts["train"]
-        rows = dict(zip(("train", "test"), split_rows(source, len(lines)), strict=True))
-        parts = {name: [lines[i] for i in part] for name, part in rows.items()}
+        rows = split(len(lines))
+        parts = {"train": [lines[i] for i in rows[0]], "test": [lines[i] for i in rows[1]]}
     vocabulary = vocabulary or text.describe(parts["train"], max_length)
     encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
     notes = (*found.notes, *text.notes_of(vocabulary, parts))
-    return Dataset(name_of(source), **encoded, notes=notes, vocabulary=vocabulary)
+    return Dataset(name_of(source), **encoded, notes=notes, rows=rows, vocabulary=vocabulary)
 
 
-def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
+def _load_sounds(
+    source: str,
+    files: FolderParts,
+    rate: int | None,
+    seconds: float | None,
+    like: sounds.Sound | None,
+    split: Split,
+) -> Dataset:
+    if like is not None:
+        clips = sounds.read(files.paths, like.rate, like.samples, None)
+    else:
+        clips = sounds.read(files.paths, rate, None, seconds)
+    parts, labels, rows = clips.parts, files.labels or {}, None
+    if "test" not in parts:
+        rows = split(len(parts["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        parts = {name: parts["train"][torch.from_numpy(numbers)] for name, numbers in of_part.items()}
+        labels = {name: labels["train"][numbers] for name, numbers in of_part.items()} if labels else {}
+    like = like or sounds.describe(parts["train"], clips.rate)
+    x: dict[str, Any] = {name: like.encode(part) for name, part in parts.items()}
+    seen = f"spectrograms of {like.samples / like.rate:.3g} s at {like.rate:,} Hz"
+    notes = (seen, *files.notes, *clips.notes)
+    return Dataset(name_of(source), **x, notes=notes, labels=labels, rows=rows, sound=like)
+
+
+def _load_table(
+    source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column], split: Split
+) -> Dataset:
     frame, notes = tables.read(path)
-    rows = split_rows(source, len(frame))
+    rows = split(len(frame))
     columns, more = (tuple(known), ()) if known else tables.describe(path, frame, rows[0], asked)
     x = torch.from_numpy(tables.encode(path, frame, columns))
     train, test = (x[torch.from_numpy(part)] for part in rows)
@@ -378,7 +461,9 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
-def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool | None) -> Dataset:
+def _load_matrix(
+    source: str, path: Path, batch_key: str | None, stream: bool | None, split: Split
+) -> Dataset:
     more: tuple[str, ...] = ()
     if stream is None:
         size, free = matrices.size(path), memory.available()
@@ -389,7 +474,7 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool | 
     n = len(found.x)
     if found.labels is not None and len(found.labels) != n:
         raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
-    rows = split_rows(source, n)
+    rows = split(n)
     parts: list[Samples]
     notes = found.notes + more
     if isinstance(found.x, Csr):
@@ -521,22 +606,23 @@ def _cut(orders: Iterable[Tensor], batch_size: int, least: int) -> Iterator[Tens
     yield from [rest] if 0 < len(rest) - batch_size < least else rest.split(batch_size)
 
 
-def _digits() -> Dataset:
+def _digits(split: Split) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
     x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
-    rows = split_rows(DIGITS, len(x))
+    rows = split(len(x))
     train, test = (x[torch.from_numpy(part)] for part in rows)
     return Dataset(DIGITS, train, test, rows=rows)
 
 
-def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(source: str, n: int, seed: int = SPLIT_SEED) -> Rows:
+    """The numbers of the samples to train and to test with."""
     if n < 2:
         raise DataError(f"{source}: expected at least 2 samples (one to train, one to test), but got {n}")
-    order = np.random.default_rng(_SPLIT_SEED).permutation(n)
+    order = np.random.default_rng(seed).permutation(n)
     held_out = min(max(1, n // TEST_FRACTION), MOST_TEST)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 

@@ -15,8 +15,8 @@ import numpy as np
 from .errors import DataError
 from .parts import Parts, folder_parts, listed
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"}
-_SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"}
+SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm", ".tga"}
 
 # EXIF's orientation -> the transposition that turns the image upright. ImageOps.exif_transpose does the same, but
 # rewrites the EXIF block too, and fails on images whose other tags are damaged.
@@ -31,7 +31,7 @@ _AS_IT_IS = ("I", "F")  # modes whose numbers have no white
 
 def read_folder(folder: Path, files: list[Path], is_stored: bool = False) -> Parts | None:
     """All images of the folder, of its folders train, test and valid where it has them. None if it has no image."""
-    pictures = [path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not pictures:
         return None
     of_parts = folder_parts(folder, pictures)

@@ -78,6 +78,8 @@ class Trainer:
                 recipe = replace(recipe, likelihood="mixed_columns")
             if dataset.vocabulary:
                 recipe = recipe.of_text()
+        if recipe.static_seed is not None:
+            dataset = dataset.binarized(recipe.static_seed)
         # A resumed run reads, and so shuffles, as this one.
         self.recipe = recipe = replace(recipe, stream=dataset.is_streamed)
         self.accelerator = accelerator or make_accelerator(recipe)
@@ -337,6 +339,9 @@ class Trainer:
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
             if dataset.vocabulary:
                 config["vocabulary"] = dataset.vocabulary.to_dict()
+            if dataset.sound:  # the bands of a spectrogram are the channels of a signal
+                config["sound"] = dataset.sound.to_dict()
+                config["dims"] = 1 if self.recipe.architecture in ("conv", "resnet") else None
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             made: HubVAE = model.to(self.accelerator.device)
             return made
@@ -410,7 +415,7 @@ class Trainer:
         self._check_finite("loss", loss)
         part = self.monitor
         held_out = self._measures(part, *self.evaluate(part))
-        self._check_finite(f"{part} loss", held_out[f"{part}_elbo"])
+        self._check_finite(f"{part} loss", -held_out[f"{part}_elbo"])
         row = {
             "epoch": self.epoch,
             "step": self.steps,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
+from .sound import Sound
 from .tables import Column, groups
 from .text import Vocabulary
 
@@ -25,6 +26,7 @@ class HubVAE(nn.VAE):
         conditions: the names of the labels that encoder and decoder take as a condition.
         sparse: x may be rows of a torch.sparse_csr tensor: the MLP encoder begins with an `nn.SparseLinear`.
         vocabulary: of lines of text, as `text.Vocabulary.to_dict` gives it: the likelihood is `nn.Categorical`.
+        sound: what the samples are spectrograms of, as `sound.Sound.to_dict` gives it.
         columns: those of a table, as `tables.Column.to_dict` gives them: the likelihood is `nn.MixedColumns`, whose
             encoder_mask is an option.
         dims: how many numbers a sample's size has, for "conv" and "resnet": 1 for signals, 2 for images.
@@ -52,6 +54,7 @@ class HubVAE(nn.VAE):
         sparse: bool = False,
         columns: Sequence[dict[str, Any]] = (),
         vocabulary: dict[str, Any] | None = None,
+        sound: dict[str, Any] | None = None,
         dims: int | None = None,
         blocks: int | None = None,
         word_dropout: float = 0.0,
@@ -112,10 +115,12 @@ class HubVAE(nn.VAE):
             **({"conditions": conditions} if conditions else {}),
             **({"columns": list(columns)} if columns else {}),
             **({"vocabulary": vocabulary} if vocabulary else {}),
+            **({"sound": sound} if sound else {}),
             **options,
         }
         self.conditions = tuple(conditions or ())
         self.columns, self.vocabulary = described, symbols
+        self.sound = None if sound is None else Sound.of(sound)
         self.shape = shape
 
     def arguments(self) -> dict[str, Any]:
