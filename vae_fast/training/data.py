@@ -1,4 +1,4 @@
-"""Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
+"""Data sets: arrays of samples in their own dtype (uint8 stays uint8, meaning 255ths), in memory or read by chunks.
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
 images or of sounds (.wav), a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt),
