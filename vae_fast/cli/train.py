@@ -80,6 +80,7 @@ def run_training(
             dataset = dataset.reshaped(recipe.shape)
         if dataset.sound and not resume:
             recipe = _of_sound(recipe, named)
+        recipe = replace(recipe, stream=dataset.is_streamed)  # what was chosen is repeated, by its file too
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
         accelerator = make_accelerator(recipe, cpu)
