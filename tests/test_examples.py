@@ -54,7 +54,7 @@ def test_resume(name: str, tmp_path: Path) -> None:
 def test_examples_are_short() -> None:
     """One screen each."""
     examples = list(FOLDER.glob("*.py"))
-    assert len(examples) == 12
+    assert len(examples) == 13
     for path in examples:
         assert len(path.read_text().splitlines()) < 60
 
@@ -71,6 +71,17 @@ def test_recommender() -> None:
     assert found["NDCG@4"] == pytest.approx(sum(ndcg) / 2)
     vae, popular = example.train(60, 1000, 200)
     assert all(vae[name] > 1.2 * popular[name] for name in vae)
+
+
+def test_single_cell() -> None:
+    """A model that is told the batch leaves it out of z; one that is not groups the cells by it."""
+    example = load(FOLDER / "single_cell.py")
+    counts, kind, batch = example.simulate(1000, 150)
+    told, not_told = (
+        example.clusters(example.train(counts, batch, is_told, 300), kind, batch) for is_told in (True, False)
+    )
+    assert told[0] > 0.7 and abs(told[1]) < 0.05
+    assert not_told[1] > 0.4 and not_told[0] < 0.4
 
 
 def test_mixed_table() -> None:

@@ -315,6 +315,17 @@ def test_what_can_be_drawn(shape: tuple[int, ...], drawn: tuple[int, ...] | None
     assert pictures.image_shape(shape) == drawn
 
 
+def test_few_values_far_away_do_not_make_the_others_grey(tmp_path: Path) -> None:
+    samples = torch.rand(4, 20, 20, generator=torch.Generator().manual_seed(0))
+    samples[0, 0, :8] = torch.tensor([-3.0, 9.0]).repeat(4)  # half a percent
+    pictures.save_grid(tmp_path / "a.png", samples, 2, "samples")
+    pictures.save_grid(tmp_path / "b.png", samples.clamp(0, 1), 2, "samples")
+    pictures.save_grid(tmp_path / "c.png", samples.repeat_interleave(2, 2) * 9, 2, "samples")
+    shown = [image(tmp_path / f"{name}.png") for name in "abc"]
+    assert (shown[0] == shown[1]).all()
+    assert shown[2][:40, :200].min() < 0.5  # a title that says what is white
+
+
 def test_pictures_of_a_model(tmp_path: Path) -> None:
     model = HubVAE((6, 6), hidden=(8,), latent=2)
     pictures.save_samples(tmp_path / "a.png", model, 7)

@@ -290,10 +290,16 @@ def train(
         ),
     ] = None,
     stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Read the data by chunks in the background. [default: where they do not fit in memory]",
+        ),
+    ] = None,
+    cuda_graph: Annotated[
         bool,
         typer.Option(
-            "--stream",
-            help="Read sparse counts by chunks in the background, where they do not fit in memory.",
+            "--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."
         ),
     ] = False,
     mixed_precision: Annotated[
@@ -364,6 +370,7 @@ def train(
         "seconds": seconds,
         "word_dropout": word_dropout,
         "stream": stream,
+        "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
         "patience": patience,
@@ -443,6 +450,10 @@ def reconstruct(
     sample_z: Annotated[
         bool, typer.Option("--sample-z", help="At draws of q(z given x) instead of its means.")
     ] = False,
+    fill: Annotated[
+        bool,
+        typer.Option("--fill", help="Of a table: keep what is there, fill in what is missing."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -459,7 +470,8 @@ def reconstruct(
     """
     from .inference import run_reconstruct
 
-    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, sample=sample, sample_z=sample_z)
+    options = {"sample": sample, "sample_z": sample_z, "fill": fill}
+    run_reconstruct(folder, data, part.value, n, only, out, seed, cpu, **options)
 
 
 class ExportFormat(StrEnum):

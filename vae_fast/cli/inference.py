@@ -83,6 +83,7 @@ def run_reconstruct(
     *,
     sample: bool,
     sample_z: bool,
+    fill: bool,
 ) -> None:
     if n is not None and only is not None:
         raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
@@ -90,6 +91,8 @@ def run_reconstruct(
     _check_out(out)
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
+    if fill and (not model.columns or sample_z):
+        raise TrainingError("--fill is of tables, and takes no --sample-z")
     dataset, _ = load_data(folder, model, source)
     total = dataset.count(part)
     if n is not None and total < n:
@@ -113,7 +116,11 @@ def run_reconstruct(
             names = [f"{i}-{what}" for what in ("original", "reconstruction") for i in numbers]
             save_sounds(out, folder, model, torch.cat([batch["x"], reconstructed]), names)
     else:
-        x = inference.reconstruct(model, inference.batches(dataset, part, indices), **options)
+        samples = inference.batches(dataset, part, indices)
+        if fill:
+            x = inference.fill(model, samples, sample=sample, generator=generator)
+        else:
+            x = inference.reconstruct(model, samples, **options)
         if model.columns:
             _save_table(out, model, x)
         elif out.suffix.lower() == TEXT:
@@ -146,7 +153,7 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     dataset = data.load(
         source,
         batch_key,
-        bool(recipe.get("stream")),
+        recipe.get("stream") or None,
         split_seed=int(recipe.get("split_seed", data.SPLIT_SEED)),
         known=model.columns,
         vocabulary=model.vocabulary,

@@ -45,6 +45,7 @@ class Run:
         self.model: HubVAE = load_model(self.folder, cpu)
         self._source = source
         self._data: tuple[Dataset, str] | None = None
+        self._mu: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +63,17 @@ class Run:
         assert self.dataset and self._data is not None
         return Path(self._data[1])
 
+    def missing_data(self) -> str | None:
+        """Why the run's data are not there; None where they are. Raises CheckpointError, DataError for those of a
+        source that was named."""
+        try:
+            self.dataset  # noqa: B018, reads them
+        except (CheckpointError, DataError) as error:
+            if self._source is not None:
+                raise
+            return str(error)
+        return None
+
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
         assert self._data is not None
@@ -72,6 +84,23 @@ class Run:
         if found is None:
             raise DataError(f"{self.dataset.name}: {labels.NO_LABELS}")
         return found
+
+    def mu(self, part: str) -> Tensor:
+        """Of all samples of the part."""
+        if part not in self._mu:
+            self._mu[part] = inference.encode(self.model, inference.batches(self.dataset, part)).mu
+        return self._mu[part]
+
+    def direction(self, label: str, file: Path | None) -> Tensor:
+        """From the training samples without the label to those with it."""
+        # A file may hold the labels of the test part alone: then the direction is that part's.
+        part = "test" if labels.are_of_test_alone(self.dataset, file) else "train"
+        has_label = self.known_labels(part, file) == label
+        if has_label.all() or not has_label.any():
+            state = "every" if has_label.all() else "no"
+            raise DataError(f"{self.dataset.name}: {state} sample of the {part} part has the label {label}")
+        mu = self.mu(part)
+        return attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
@@ -279,7 +308,7 @@ def run_traverse(
     else:
         z, of_sample = run.latents([sample])
     if dims is None:
-        dims = _used_dims(run, source)
+        dims = _used_dims(run)
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
@@ -300,14 +329,7 @@ def run_steer(
 ) -> None:
     run = Run(folder, source, cpu)
     out = run.grid_out(out, "steered")
-    # A file may hold the labels of the test part alone: then the direction is that part's.
-    part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
-    has_label = run.known_labels(part, file) == label
-    if has_label.all() or not has_label.any():
-        state = "every" if has_label.all() else "no"
-        raise DataError(f"{run.dataset.name}: {state} sample of the {part} part has the label {label}")
-    mu = inference.encode(run.model, inference.batches(run.dataset, part)).mu
-    direction = attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
+    direction = run.direction(label, file)
     others = np.flatnonzero(run.known_labels("test", file) != label)[:n].tolist()
     if not others:
         raise DataError(f"{run.dataset.name}: every test sample has the label {label}")
@@ -351,13 +373,10 @@ def run_embed(
         print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
 
 
-def _used_dims(run: Run, source: str | None) -> list[int]:
-    try:
-        return inference.used_dims(run.model, inference.batches(run.dataset))
-    except (CheckpointError, DataError):
-        if source is not None:
-            raise
-        return list(range(math.prod(run.model.latent_shape or ())))  # a model without its data
+def _used_dims(run: Run) -> list[int]:
+    if run.missing_data():
+        return list(range(math.prod(run.model.latent_shape or ())))
+    return inference.used_dims(run.model, inference.batches(run.dataset))
 
 
 def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:

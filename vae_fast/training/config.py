@@ -64,7 +64,7 @@ class Recipe:
     batch_norm: bool = False
     dropout: float = 0.0
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
-    stream: bool = False
+    stream: bool | None = None  # read the data by chunks; None: where they do not fit in memory
     split_seed: int = 0  # of the held-out part, where the data have none
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
     max_length: int | None = None  # of a line of text
@@ -72,6 +72,7 @@ class Recipe:
     seconds: float | None = None
     word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
+    cuda_graph: bool = False  # each step of a whole batch is replayed from a recorded one
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
     patience: int | None = None  # evaluations without a better ELBO that end the run
     best: bool = False  # the weights that are kept are those of the best evaluation

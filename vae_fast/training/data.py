@@ -22,20 +22,23 @@ import torch
 from torch import Tensor
 
 from ..rng import binarize
-from . import matrices, readers, tables, text
+from . import matrices, memory, readers, tables, text, values
 from . import sound as sounds
-from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
+from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
+from .images import StoredImages
 from .parts import FolderParts, Parts, listed
+from .stored import StoredArray
+from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
+from .values import Facts
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
 _FAR = 50.0  # the largest value that plain networks still learn well from: at 1000 the first loss is NaN
-_EXACT = 1 << 24  # float32 has all whole numbers up to here
 SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
-Samples = Tensor | SparseSamples
+Samples = Tensor | SparseSamples | StreamedSamples | HostSamples
 Rows = tuple[np.ndarray, np.ndarray]  # of the training and of the test part
 Split = Callable[[int], Rows]
 
@@ -104,10 +107,16 @@ class Dataset:
     def _all(self) -> Samples:
         if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
             return replace(self.train, numbers=np.arange(self.count("all")))
+        if isinstance(self.train, StreamedSamples):
+            if self.rows is None:
+                raise DataError(f"{self.name}: the parts are read from files of their own: take one of them")
+            return self.train.whole()
         kinds = {part.dtype for part in self.dense_parts}
         if len(kinds) > 1:
             raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
-        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+        parts = self.dense_parts
+        x = torch.cat(parts)[torch.from_numpy(self.order).to(parts[0].device)]
+        return replace(self.train, x=x) if isinstance(self.train, HostSamples) else x
 
     @property
     def order(self) -> np.ndarray:
@@ -135,14 +144,21 @@ class Dataset:
         return isinstance(self.train, SparseSamples)
 
     @property
-    def dense_parts(self) -> list[Tensor]:
-        """Train, test and, where there is one, valid; none where they are sparse."""
+    def is_streamed(self) -> bool:
+        source = self.train.csr if isinstance(self.train, SparseSamples) else self.train
+        return isinstance(source, (ChunkedCsr, StreamedSamples))
+
+    @property
+    def dense_parts(self) -> list[Any]:
+        """Train, test and, where there is one, valid; none where they are sparse. Tensors, or StreamedSamples, of
+        which a slice is one."""
         return list(self.dense.values())
 
     @property
-    def dense(self) -> dict[str, Tensor]:
+    def dense(self) -> dict[str, Any]:
         """`dense_parts` by their names."""
-        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
+        dense = {name: p.x if isinstance(p, HostSamples) else p for name, p in self.parts.items()}
+        return {name: p for name, p in dense.items() if isinstance(p, (Tensor, StreamedSamples))}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -182,6 +198,10 @@ class Dataset:
 
     def binarized(self, seed: int) -> Dataset:
         """With every grey value drawn as 0 or 1, the same whenever the seed is. Raises DataError."""
+        if self.is_streamed:
+            raise DataError(
+                f"{self.name}: --binarize static draws the whole set, which is streamed: give dynamic"
+            )
         if not self.dense or self.columns or self.vocabulary or self.sound:
             raise DataError(f"{self.name}: expected images for --binarize static")
         lo, hi = self.limits()
@@ -198,25 +218,15 @@ class Dataset:
 
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.lo, self.train.facts.hi
-        ends = [
-            torch.stack(torch.aminmax(part)).tolist() if part.is_floating_point() else (0.0, 1.0)
-            for part in self.dense_parts
-        ]
+        ends = [values.limits(part) for part in self.dense_parts or [self.train]]
         return min(lo for lo, _ in ends), max(hi for _, hi in ends)
 
     def is_between_levels(self) -> bool:
         """Whether it has values that are no 255ths, by more than float16 rounds them."""
-        levels = [part * 255 for part in self.dense_parts if part.is_floating_point()]
-        return any(bool(((part - part.round()).abs() > 0.2).any()) for part in levels)
+        return any(map(values.is_between_levels, self.dense_parts))
 
     def has_fractions(self) -> bool:
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.has_fractions
-        return any(
-            part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
-        )
+        return any(map(values.has_fractions, self.dense_parts or [self.train]))
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
@@ -228,8 +238,17 @@ class Dataset:
         return {"x": x[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
+        """On the device, where dense samples fit there; else batches are sent to it."""
+        size = sum(part.nbytes for part in self.dense_parts if isinstance(part, Tensor))
+        is_resident = memory.fits_on(device, size)
+
+        def move(name: str, part: Any) -> Any:
+            if isinstance(part, Tensor) and name in self.parts and not is_resident:
+                return HostSamples(device, part)
+            return part.to(device)
+
         names = ("train", "test", "valid", "train_labels", "test_labels", "valid_labels")
-        parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        parts = {name: move(name, part) for name in names if (part := getattr(self, name)) is not None}
         return replace(self, **parts)
 
 
@@ -249,7 +268,7 @@ def name_of(source: str) -> str:
 def load(
     source: str,
     batch_key: str | None = None,
-    stream: bool = False,
+    stream: bool | None = None,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
     *,
@@ -264,8 +283,8 @@ def load(
 
     Args:
         batch_key: the column of an .h5ad's obs that has the labels of the condition.
-        stream: read a sparse matrix by chunks, ahead of training and in the background, instead of keeping it in
-            memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
+        stream: read the samples by chunks, ahead of training and in the background, instead of keeping them in memory.
+            An epoch shuffles the chunks, and the samples of 64 chunks at a time. None: where loading would not fit.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
         split_seed: which samples are held out, where the source has no test part.
@@ -282,8 +301,6 @@ def load(
     if (columns or known) and not is_table:
         what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
-    if stream and matrix is None:
-        raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
     if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     is_other = source != DIGITS and matrix is None and not is_table
@@ -297,6 +314,14 @@ def load(
         if clips is None and (like or sample_rate is not None or seconds is not None):
             what = trained_on if like else "--sample-rate and --seconds are of"
             raise DataError(f"{source}: {what} sounds: a folder of .wav")
+        kept = {
+            "digits": source == DIGITS,
+            "tables": is_table,
+            "lines of text": lines is not None,
+            "sounds": clips is not None,
+        }
+        if stream and (kinds := [kind for kind, is_it in kept.items() if is_it]):
+            raise DataError(f"{source}: {kinds[0]} are kept in memory: leave --stream out")
         if source == DIGITS:
             dataset = _digits(split)
         elif matrix is not None:
@@ -308,7 +333,7 @@ def load(
         elif clips is not None:
             dataset = _load_sounds(source, clips, sample_rate, seconds, like, split)
         else:
-            dataset = _of_parts(source, readers.read(path), split)
+            dataset = _of_parts(source, _stored_parts(path, stream) or readers.read(path), split)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
@@ -319,6 +344,32 @@ def load(
     return dataset
 
 
+def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
+    """The parts as they lie in their files, where they are streamed: as asked, or where they do not fit in memory."""
+    if stream is False:
+        return None
+    try:
+        parts = readers.read(path, is_stored=True)
+    except DataError:
+        if stream:
+            raise
+        return None  # it may be loaded; if not, that says why
+    if not stream:
+        arrays = (parts.train, parts.test, parts.valid)
+        needed, free = sum(_bytes_to_load(a) for a in arrays if a is not None), memory.available()
+        if needed <= free:
+            return None
+        note = f"streamed: to load it takes {needed / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free"
+        parts = parts._replace(notes=(*parts.notes, note))
+    return parts
+
+
+def _bytes_to_load(array: StoredArray | StoredImages) -> int:
+    """The most that the file's array, the one that training reads, and a copy of it (a split, a check) take."""
+    kept = array.dtype.itemsize if array.dtype in (np.uint8, np.bool_) else 4
+    return array.nbytes + 2 * math.prod(array.shape) * kept
+
+
 def _of_parts(source: str, parts: Parts, split: Split) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
@@ -327,7 +378,7 @@ def _of_parts(source: str, parts: Parts, split: Split) -> Dataset:
     if "test" not in found:
         rows = split(len(found["train"]))
         of_part = dict(zip(("train", "test"), rows, strict=True))
-        found = {name: found["train"][part] for name, part in of_part.items()}
+        found = {name: _take(found["train"], part) for name, part in of_part.items()}
         labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
@@ -336,9 +387,15 @@ def _of_parts(source: str, parts: Parts, split: Split) -> Dataset:
                 f"{source}: expected {name} samples to have shape {shape} like train samples, "
                 f"but got {array.shape[1:]}"
             )
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
+    samples: dict[str, Any] = {
+        name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in found.items()
+    }
     notes_of_all = (*parts.notes, *notes)
-    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
+    return _explained(Dataset(name_of(source), **samples, notes=notes_of_all, labels=labels, rows=rows))
+
+
+def _take(samples: Any, rows: np.ndarray) -> Any:
+    return samples.of(rows) if isinstance(samples, StreamedSamples) else samples[rows]
 
 
 def _load_text(
@@ -397,14 +454,22 @@ def _load_table(
     return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
-def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool, split: Split) -> Dataset:
+def _load_matrix(
+    source: str, path: Path, batch_key: str | None, stream: bool | None, split: Split
+) -> Dataset:
+    more: tuple[str, ...] = ()
+    if stream is None:
+        size, free = matrices.size(path), memory.available()
+        stream = size > free
+        if stream:
+            more = (f"streamed: it takes {size / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free",)
     found = matrices.read(path, batch_key, in_memory=not stream)
     n = len(found.x)
     if found.labels is not None and len(found.labels) != n:
         raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
     rows = split(n)
     parts: list[Samples]
-    notes = found.notes
+    notes = found.notes + more
     if isinstance(found.x, Csr):
         csr, facts, changes = _checked_csr(source, found.x, stream)
         notes += changes
@@ -414,7 +479,8 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool, s
     else:
         array, changes_of_array = _checked(source, found.x)
         notes += tuple(changes_of_array)
-        parts = [torch.from_numpy(array[part]) for part in rows]
+        taken = [_take(array, part) for part in rows]
+        parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in taken]
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
@@ -502,7 +568,7 @@ def batches(
     n: int,
     batch_size: int,
     generator: torch.Generator | None,
-    pools: Sequence[Tensor] | None = None,
+    pools: Iterable[Tensor] | None = None,
     least: int = 1,
 ) -> Iterator[Tensor]:
     """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
@@ -511,17 +577,26 @@ def batches(
     groups of indices, they are shuffled within each. A last batch of fewer than `least` joins the one before it.
     """
     if pools is not None:
-        order = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
-    elif generator is None:
+        return _cut(
+            (pool[torch.randperm(len(pool), generator=generator)] for pool in pools), batch_size, least
+        )
+    if generator is None:
         order = torch.arange(n)
     else:
         rounds = math.ceil(batch_size / n)
         order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
         order = order[: max(n, batch_size)]
-    split = list(order.split(batch_size))
-    if len(split) > 1 and len(split[-1]) < least:
-        split[-2:] = [torch.cat(split[-2:])]
-    return iter(split)
+    return _cut([order], batch_size, least)
+
+
+def _cut(orders: Iterable[Tensor], batch_size: int, least: int) -> Iterator[Tensor]:
+    rest = torch.empty(0, dtype=torch.int64)
+    for order in orders:
+        rest = torch.cat([rest, order])
+        while len(rest) >= 2 * batch_size:  # the last two stay: they may be joined
+            yield rest[:batch_size]
+            rest = rest[batch_size:]
+    yield from [rest] if 0 < len(rest) - batch_size < least else rest.split(batch_size)
 
 
 def _digits(split: Split) -> Dataset:
@@ -545,33 +620,58 @@ def split_rows(source: str, n: int, seed: int = SPLIT_SEED) -> Rows:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed."""
+def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
+    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed. Of a
+    StoredArray or StoredImages their StreamedSamples."""
     if array.ndim < 2:
         raise DataError(
             f"{source}: expected shape (samples, features) or (samples, ...), but got {array.shape}"
         )
-    if array.size == 0:
+    if math.prod(array.shape) == 0:
         raise DataError(f"{source}: is empty, its shape is {array.shape}")
     if array.dtype.kind not in "buif":
         raise DataError(f"{source}: expected numbers, but got {array.dtype}")
     notes = []
-    if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
-        array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy
+    is_channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
+    if is_channels_last:  # as images often are in numpy
         notes.append("the channels, last in the file, are read first")
-    if array.dtype not in (np.uint8, np.bool_):
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds NaN or infinite values")
-        if array.dtype.kind in "iu" and max(-int(array.min()), int(array.max())) > _EXACT:
-            notes.append(f"whole numbers above {_EXACT:,} are rounded to float32")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds values beyond float32")
-    return np.ascontiguousarray(array), notes
+    if isinstance(array, (StoredArray, StoredImages)):
+        array, more = _streamed(source, array, is_channels_last)
+        notes += more
+        is_rounded = array.facts.is_rounded
+    else:
+        if is_channels_last:
+            array = np.moveaxis(array, -1, 1)
+        is_rounded = False
+        if array.dtype not in (np.uint8, np.bool_):
+            array, is_rounded = values.as_float32(source, array)
+        array = np.ascontiguousarray(array)
+    if is_rounded:
+        notes.append(f"whole numbers above {values.EXACT:,} are rounded to float32")
+    return array, notes
 
 
-def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
+def _streamed(
+    source: str, array: StoredArray | StoredImages, is_channels_last: bool
+) -> tuple[StreamedSamples, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    if isinstance(array, StoredImages):
+        images, notes = array.rows()
+        as_stored = reader = RowReader(images)
+    else:
+        as_stored = RowReader(StoredRows(array, array.dtype, array.shape))
+        n, *sizes = array.shape
+        shape = (n, sizes[-1], *sizes[:-1]) if is_channels_last else array.shape
+        dtype = array.dtype if array.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
+        reader = RowReader(StoredRows(array, dtype, shape, is_channels_last))
+    facts = values.facts_of(source, as_stored.chunks())
+    return StreamedSamples(torch.device("cpu"), reader, np.arange(reader.rows.shape[0]), facts), notes
+
+
+def _unpacked(name: str, part: Any, size: int) -> Any:
     """numpy.packbits undone: `size` bits of each sample's bytes."""
+    if isinstance(part, StreamedSamples):
+        return part.unpacked(name, size)
     bits = np.unpackbits(part.cpu().numpy(), axis=1)
     if bits[:, size:].any():
         raise DataError(
@@ -584,7 +684,7 @@ def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
     parts, notes = dataset.dense, dataset.notes
-    top = max((int(part.max()) for part in parts.values() if part.dtype == torch.uint8), default=None)
+    top = max((values.top(part) for part in parts.values() if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
         parts = {name: part.bool() if part.dtype == torch.uint8 else part for name, part in parts.items()}
     elif top is not None and top < 128:

@@ -69,6 +69,18 @@ def reconstruct(model: nn.VAE, samples: Iterable[Batch], **options: Any) -> Tens
     return torch.cat([model.reconstruct(**batch, **options) for batch in samples])
 
 
+def fill(
+    model: nn.VAE,
+    samples: Iterable[Batch],
+    *,
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`nn.impute` of all samples: their missing entries (NaN) filled in by means, or with `sample` by a draw."""
+    parts = [nn.impute(model, **b, draws=1 if sample else None, generator=generator) for b in samples]
+    return torch.cat([part[0] if sample else part for part in parts])
+
+
 def evaluate(
     model: nn.VAE, samples: Iterable[Batch], draws: int = 100, *, generator: torch.Generator | None = None
 ) -> nn.Evaluation:
@@ -159,7 +171,11 @@ def traversal(
 
 def used_dims(model: nn.VAE, samples: Iterable[Batch]) -> list[int]:
     """The latent dimensions whose mu varies over the samples (`nn.active_units`); all where none does."""
-    mu = encode(model, samples).mu
+    return dims_in_use(encode(model, samples).mu)
+
+
+def dims_in_use(mu: Tensor) -> list[int]:
+    """`used_dims` of samples that are encoded, mu (samples, ...)."""
     active = nn.active_units(mu).flatten().nonzero()[:, 0].tolist() if len(mu) > 1 else []
     return active or list(range(mu[0].numel()))
 
