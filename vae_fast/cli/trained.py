@@ -281,7 +281,8 @@ def run_interpolate(
 ) -> None:
     run = Run(folder, source, cpu)
     out = run.grid_out(out, "interpolation")
-    pairs = between or [(2 * i, 2 * i + 1) for i in range(min(PAIRS, len(run.dataset.test) // 2))]
+    shown = range(len(run.dataset.test))[run.dataset.shown(2 * PAIRS)]
+    pairs = between or list(zip(shown[::2], shown[1::2], strict=False))
     start, condition = run.latents([i for i, _ in pairs])
     end, _ = run.latents([j for _, j in pairs])
     z = inference.interpolation(start, end, steps, spherical=spherical)

@@ -127,6 +127,11 @@ class Dataset:
         """The number of samples of "train", "test", "valid" or "all"."""
         return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
 
+    def shown(self, n: int, part: str = "test") -> slice:
+        """The first n samples of the part; of class folders, which come one after the other, some of each."""
+        step = max(1, self.count(part) // n) if self.labels else 1
+        return slice(0, n * step, step)
+
     def labels_of_condition(self, part: str) -> Tensor | None:
         if part == "all" and self.train_labels is not None and self.test_labels is not None:
             labels = torch.cat([self.train_labels, self.test_labels])
