@@ -46,6 +46,7 @@ class Run:
         self._source = source
         self._data: tuple[Dataset, str] | None = None
         self._mu: dict[str, Tensor] = {}
+        self._labels: dict[tuple[str, Path | None], np.ndarray | None] = {}
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +78,9 @@ class Run:
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
         assert self._data is not None
-        return labels.find(dataset, self._data[1], part, file)
+        if (part, file) not in self._labels:
+            self._labels[part, file] = labels.find(dataset, self._data[1], part, file)
+        return self._labels[part, file]
 
     def known_labels(self, part: str, file: Path | None) -> np.ndarray:
         found = self.labels(part, file)
