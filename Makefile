@@ -7,6 +7,7 @@
 #   make bench    measure against eager PyTorch, torch.compile and JAX
 #   make integrations          scvi-tools, diffusers, pythae and Pyro: numbers, time and memory with and without
 #                              (QUICK=1: numbers alone), in .venv-integrations
+#   make explore  the page of vae-fast explore in headless Chromium, in .venv-explore
 #   make lint     ruff and mypy
 #   make clean    remove what was built (make distclean: and .venv)
 #
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test check bench integrations lint format clean distclean
+.PHONY: help build train test check bench integrations explore lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -82,6 +83,20 @@ integrations: $(LIBRARIES)/stamp
 	$(LIBRARIES)/bin/python -m pytest -q tests/integrations tests/test_distributions.py
 	$(LIBRARIES)/bin/python -m benchmarks.integrations $(if $(QUICK),--quick)
 
+# Upon the packages of .venv, before which its own go: minutes less than installing all of them again.
+EXPLORE := .venv-explore
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(EXPLORE)/stamp: tests/explore/requirements.txt $(VENV)/test.stamp
+	$(BIN)/python -m venv $(EXPLORE)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" \
+		> "$$($(EXPLORE)/bin/python $(PACKAGES))/upon.pth"
+	$(EXPLORE)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
+explore: export OMP_WAIT_POLICY = passive
+explore: $(EXPLORE)/stamp
+	$(EXPLORE)/bin/python -m pytest -q tests/explore
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,8 +107,8 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/*.stamp $(LIBRARIES)/*stamp
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/*.stamp $(LIBRARIES)/*stamp $(EXPLORE)/stamp
 	find vae_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LIBRARIES)
+	rm -rf $(VENV) $(LIBRARIES) $(EXPLORE)

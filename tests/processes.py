@@ -28,7 +28,7 @@ WORLDS = (1, 2, 4)
 BATCH, FEATURES = 12, 30
 TRAIN = ["train", "--data", "tiny.npy", "--batch-size", "10", "--hidden", "12", "--latent", "3", "--cpu"]
 # Batches of 10 of 32 samples: 2 or 3 for each of four processes, and a last one of 2, of which two have none.
-TRAIN += ["--binarize", "--num-samples", "2"]
+TRAIN += ["--binarize", "dynamic", "--num-samples", "2"]
 
 
 def run_world(size: int, work: Callable[..., Any], *args: Any) -> list[int | None]:
@@ -159,7 +159,7 @@ def train(rank: int, size: int, epochs: int, *arguments: str) -> None:
     from vae_fast.cli import train as command
     from vae_fast.training.callbacks import Checkpoints
 
-    command.Checkpoints = lambda folder: Checkpoints(folder, seconds=0)  # type: ignore[assignment]
+    command.Checkpoints = lambda folder, **options: Checkpoints(folder, seconds=0, **options)  # type: ignore[assignment]
     command._draw = lambda *_: []  # type: ignore[assignment]
     command._print_end = lambda *_: None  # type: ignore[assignment]
     sys.exit(cli.run([*TRAIN, "--epochs", str(epochs), *arguments]))

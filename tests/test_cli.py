@@ -167,7 +167,7 @@ def test_counts(tmp_path: Path, capsys: Capture, likelihood: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["bernoulli", "--binarize"],
+        ["bernoulli", "--binarize", "dynamic"],
         ["laplace", "--scale", "feature"],
         ["discretized_logistic", "--scale", "decoder"],
         ["discretized_logistic_mixture", "--components", "2", "--architecture", "conv", "--hidden", "4"],
@@ -261,7 +261,11 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "bounds": (_train("--clamp", "1"), "two numbers", 2),
     "variance": (_train("--variance", "big"), "big", 2),
     "scale": (_train("--likelihood", "laplace", "--scale", "big"), "big", 2),
-    "binarize of gaussian": (_train("--likelihood", "gaussian", "--binarize"), "does not take binarize", 1),
+    "binarize of gaussian": (
+        _train("--likelihood", "gaussian", "--binarize", "static"),
+        "does not take binarize",
+        1,
+    ),
     "link": (_train("--likelihood", "poisson", "--link", "log"), "log", 2),
     "negative counts": (
         _negative,

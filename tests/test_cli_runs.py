@@ -31,7 +31,7 @@ from vae_fast.training.checkpoint import PICTURES
 
 Capture = pytest.CaptureFixture[str]
 TRAIN = ["train", "--data", "tiny.npy", *QUICK]
-WRITTEN = {"config.json", "loss.png", "metrics.csv", "model.safetensors"}
+WRITTEN = {"config.json", "config.toml", "loss.png", "metrics.csv", "model.safetensors"}
 WRITTEN |= {"reconstructions.png", "samples.png", "training.safetensors"}
 
 

@@ -19,7 +19,18 @@ from accelerate.state import AcceleratorState, GradientState
 
 from vae_fast import cli
 from vae_fast.cli import train as train_command
-from vae_fast.training import DataError, Dataset, HubVAE, Recipe, Trainer, load, pictures
+from vae_fast.training import (
+    DataError,
+    Dataset,
+    HubVAE,
+    Recipe,
+    Trainer,
+    labels,
+    load,
+    load_model,
+    pictures,
+    tables,
+)
 
 Capture = pytest.CaptureFixture[str]
 RNG = np.random.default_rng(0)
@@ -267,3 +278,57 @@ def test_the_start_says_how_data_were_read(tmp_path: Path, capsys: Capture) -> N
     model = ["reconstruct", str(tmp_path / "images"), "-n", "3", "--out", str(tmp_path / "r.npy")]
     assert cli.run(model) == 0
     assert np.load(tmp_path / "r.npy").shape == (3, 8, 8)
+
+
+def test_static_binarization(tmp_path: Path, capsys: Capture) -> None:
+    """Each grey value is drawn once: by the seed, the same for training and for every command after it."""
+    grey = (RNG.random((400, 6, 5)) * 255).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", train=grey, test=grey[:300])
+    data, other = load(str(tmp_path / "a.npz")), load(str(tmp_path / "a.npz"))
+    bits = data.binarized(1)
+    assert bits.train.dtype == torch.bool and torch.equal(bits.train, other.binarized(1).train)
+    assert not torch.equal(bits.train, data.binarized(2).train)
+    assert not torch.equal(bits.train[:300], bits.test)  # each part has draws of its own
+    error = np.abs(bits.train.numpy().mean(0) - grey.mean(0) / 255).mean()
+    assert error < 2 * (1 / 6 / 400) ** 0.5  # the mean of p (1 - p) over p is 1/6
+    run = str(tmp_path / "run")
+    train = ["train", "--data", str(tmp_path / "a.npz"), "--epochs", "1", "--hidden", "8", "--latent", "2"]
+    assert cli.run([*train, "--binarize", "static", "--seed", "3", "--out", run, "--cpu"]) == 0
+    seed = Recipe(binarize="static", seed=3).static_seed
+    assert seed is not None
+    drawn = data.binarized(seed).test
+    assert "drawn once as 0 or 1" in capsys.readouterr().out
+    assert cli.run(["encode", run, "--out", str(tmp_path / "mu.npy"), "--cpu"]) == 0
+    mu = load_model(run).encode(drawn)[0].detach().numpy()
+    assert np.allclose(np.load(tmp_path / "mu.npy"), mu, atol=1e-5)
+    assert cli.run(["encode", run, "--data", train[2], "--out", str(tmp_path / "b.npy"), "--cpu"]) == 0
+    assert (tmp_path / "mu.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    for wrong, message in (
+        (replace(data, train=data.train.float()), "expected values from 0 to 1"),
+        (replace(data, columns=(tables.Column("a", "gaussian"),)), "expected images"),
+    ):
+        with pytest.raises(DataError, match=message):
+            wrong.binarized(0)
+    assert Recipe.from_dict({"binarize": True}).binarize == "dynamic"  # of a run before there was "static"
+    assert Recipe.from_dict({"binarize": False}).binarize is None
+    assert Recipe(binarize="dynamic").model_config((5,))["binarize"] is True
+    assert Recipe(binarize="static").model_config((5,))["binarize"] is None
+
+
+def test_split_seed(tmp_path: Path) -> None:
+    """Which samples are held out, and their labels with them; a source with parts of its own says so."""
+    x = np.arange(100, dtype=np.float32).reshape(50, 2) / 100
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(50))
+    source = str(tmp_path / "a.npz")
+    sets = {seed: load(source, split_seed=seed) for seed in (0, 1)}
+    assert torch.equal(sets[0].test, load(source).test) and not torch.equal(sets[0].test, sets[1].test)
+    for data in sets.values():
+        for part in ("train", "test"):
+            found = labels.find(data, source, part)
+            assert found is not None
+            assert found.astype(int).tolist() == (data.part(part)[:, 0] * 50).round().int().tolist()
+    np.savez(tmp_path / "b.npz", train=x, test=x)
+    assert load(str(tmp_path / "b.npz"), split_seed=1).notes[-1].endswith("--split-seed changes nothing")
+    np.save(tmp_path / "y.npy", np.arange(100))
+    found = labels.find(load(str(tmp_path / "b.npz")), str(tmp_path / "b.npz"), "test", tmp_path / "y.npy")
+    assert found is not None and found.tolist() == [str(i) for i in range(50, 100)]

@@ -552,6 +552,28 @@ def test_graph_with_a_generator(backend: str) -> None:
 
 
 @needs_gpu
+@pytest.mark.no_poison
+def test_graphed_steps_of_a_run_are_plain_steps(backend: str) -> None:
+    """Of `vae-fast train --cuda-graph`, bit for bit. The last batch of an epoch is smaller, and runs as it is."""
+    pytest.importorskip("accelerate")
+    from vae_fast.training import Recipe, Trainer, data
+
+    x = torch.randint(0, 256, (1000, 784), dtype=torch.uint8)
+    dataset = data.Dataset("x", x[:900], x[900:])
+    found = []
+    for cuda_graph in (False, True):
+        recipe = Recipe(
+            batch_size=128, hidden=(64,), latent=8, epochs=2, clip_grad=1.0, ema=0.9, cuda_graph=cuda_graph
+        )
+        trainer = Trainer(recipe, dataset)
+        trainer.fit()
+        found.append((trainer.history[-1], trainer.model.state_dict()))
+    (plain, weights), (graphed, weights_of_graph) = found
+    assert {**plain, "seconds": 0} == {**graphed, "seconds": 0}
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), weights_of_graph.values(), strict=True))
+
+
+@needs_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
 def test_second_device(backend: str) -> None:
     """Tensors of another device than the current one are served there, and the current one stays."""

@@ -13,6 +13,7 @@ _EXTRA = {
     "huggingface_hub",
     "matplotlib",
     "numpy",
+    "psutil",
     "rich",
     "safetensors",
     "sklearn",

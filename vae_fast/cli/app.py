@@ -26,6 +26,7 @@ class Architecture(StrEnum):
     mlp = "mlp"
     conv = "conv"
     resnet = "resnet"
+    gru = "gru"
 
 
 # Those that a model of images or counts has: classes take a decoder of their own.
@@ -44,6 +45,11 @@ class Link(StrEnum):
     softmax = "softmax"
     exp = "exp"
     softplus = "softplus"
+
+
+class Binarize(StrEnum):
+    dynamic = "dynamic"
+    static = "static"
 
 
 class MixedPrecision(StrEnum):
@@ -104,8 +110,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images; tables: "
-            ".csv, .tsv, .parquet; sparse counts: "
+            help="digits (in scikit-learn), IDX (.gz), MNIST's folder, .npy, .npz, a folder of images or of .wav; "
+            "tables: .csv, .tsv, .parquet; lines of text: .txt, a folder of train.txt and test.txt; sparse counts: "
             ".h5ad, .npz of SciPy's, .mtx."
         ),
     ] = "digits",
@@ -164,11 +170,16 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
-    architecture: Annotated[Architecture, typer.Option(help="The networks.")] = Architecture.mlp,
+    architecture: Annotated[
+        Architecture,
+        typer.Option(help="Networks. [default: mlp, of text gru]", show_default=False),
+    ] = Architecture.mlp,
     hidden: Annotated[
         Any,
         typer.Option(
-            parser=_sizes, metavar="N,...", help="Widths from x to z, or channels. [default: 400; 32,64]"
+            parser=_sizes,
+            metavar="N,...",
+            help="Widths from x to z, or channels. [default: 400; 32,64; gru: 256]",
         ),
     ] = None,
     latent: Annotated[int, typer.Option(min=1, help="Size of z.")] = 20,
@@ -207,8 +218,11 @@ def train(
         int | None, typer.Option(min=1, help="Of discretized_logistic_mixture. [default: 10]")
     ] = None,
     binarize: Annotated[
-        bool | None,
-        typer.Option("--binarize", help="Of bernoulli: grey values are drawn as 0 or 1 in every pass."),
+        Binarize | None,
+        typer.Option(
+            help="Of bernoulli: grey values are drawn as 0 or 1 anew in every pass, or once by the seed. "
+            "[default: they stay grey]"
+        ),
     ] = None,
     objective: Annotated[
         str,
@@ -246,11 +260,46 @@ def train(
             "zero_inflated_negative_binomial, or skip. May be given several times. [default: found out]",
         ),
     ] = None,
+    split_seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**64 - 1, help="Of the held-out fifth, where the data have no test part."),
+    ] = 0,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Characters of a line of text, longer ones are cut. [default: the longest, 256 at most]",
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of sounds, in Hz: others are resampled. [default: that of most files]"),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a sound: longer ones are cut, shorter ones filled up. [default: the longest, 5 at most]"
+        ),
+    ] = None,
+    word_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of text: characters that the decoder does not read in training. [default: 0.3]",
+        ),
+    ] = None,
     stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Read the data by chunks in the background. [default: where they do not fit in memory]",
+        ),
+    ] = None,
+    cuda_graph: Annotated[
         bool,
         typer.Option(
-            "--stream",
-            help="Read sparse counts by chunks in the background, where they do not fit in memory.",
+            "--cuda-graph", help="Record a training step and replay it, on a GPU: for small models."
         ),
     ] = False,
     mixed_precision: Annotated[
@@ -305,7 +354,8 @@ def train(
         "theta": theta,
         "link": None if link is None else link.value,
         "components": components,
-        "binarize": binarize,
+        "binarize": None if binarize is None else binarize.value,
+        "split_seed": split_seed,
         "objective": objective,
         "beta": beta,
         "kl_warmup": kl_warmup,
@@ -315,7 +365,12 @@ def train(
         "dropout": dropout,
         "batch_key": batch_key,
         "columns": tuple(columns or ()),
+        "max_length": max_length,
+        "sample_rate": sample_rate,
+        "seconds": seconds,
+        "word_dropout": word_dropout,
         "stream": stream,
+        "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,
         "patience": patience,
@@ -342,7 +397,8 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv. [default: generated.png or .csv in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv, of text a .txt. "
+            "[default: generated.png, .csv or .txt in the folder]"
         ),
     ] = None,
     condition: Annotated[
@@ -353,7 +409,10 @@ def generate(
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Factor of the prior's noise.")
+        float,
+        typer.Option(
+            min=0, callback=finite, help="Factor of the prior's noise; of text: of each character's draw."
+        ),
     ] = 1.0,
     sample: Annotated[
         bool, typer.Option("--sample", help="Draws of p(x given z) instead of its means.")
@@ -363,7 +422,7 @@ def generate(
 ) -> None:
     """Draw new samples from a trained model.
 
-    They are the means of p(x given z), of a table draws of it, z from the prior.
+    They are the means of p(x given z), of a table or of text draws of it, z from the prior.
     """
     from .inference import run_generate
 
@@ -398,8 +457,8 @@ def reconstruct(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv. "
-            "[default: reconstructed.png or .csv in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv, of text a .txt of originals and "
+            "reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
         ),
     ] = None,
     seed: Seed = 0,

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training import checkpoint, data, inference, pictures, tables
+from ..nn import Bernoulli
+from ..training import checkpoint, data, inference, outputs, pictures, tables
+from ..training.config import Recipe
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
-SUFFIXES, TABLE = (".png", ".npy"), ".csv"  # of what is written
+SUFFIXES, TABLE, TEXT = (".png", ".npy"), ".csv", ".txt"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -37,10 +39,21 @@ def run_generate(
     out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
-    options |= {"temperature": temperature, "sample": sample or bool(model.columns)}
+    options |= {"temperature": temperature}
+    if model.vocabulary:
+        tokens = model.generate_tokens(n, **options)
+        if out.suffix.lower() == TEXT:
+            outputs.save_lines(out, model, tokens)
+        else:
+            save_array(out, tokens)
+        print(out)
+        return
+    options |= {"sample": sample or bool(model.columns)}
     if is_picture(out):
         check_picture(model, n)
-        pictures.save_samples(out, model, n, **options)
+        samples = pictures.save_samples(out, model, n, **options)
+        if model.sound:
+            save_sounds(out, folder, model, samples, outputs.numbered(n))
     elif model.columns:
         _save_table(out, model, model.generate(n, **options))
     else:
@@ -97,7 +110,11 @@ def run_reconstruct(
         option = "-n" if only is None else "--only"
         check_picture(model, len(indices), tiles=2, columns=pictures.COLUMNS, option=option)
         [batch] = inference.batches(dataset, part, indices, batch_size=len(indices))
-        pictures.save_reconstructions(out, model, **batch, **options)
+        reconstructed = pictures.save_reconstructions(out, model, **batch, **options)
+        if model.sound:
+            numbers = outputs.numbered(len(indices))
+            names = [f"{i}-{what}" for what in ("original", "reconstruction") for i in numbers]
+            save_sounds(out, folder, model, torch.cat([batch["x"], reconstructed]), names)
     else:
         samples = inference.batches(dataset, part, indices)
         if fill:
@@ -106,6 +123,9 @@ def run_reconstruct(
             x = inference.reconstruct(model, samples, **options)
         if model.columns:
             _save_table(out, model, x)
+        elif out.suffix.lower() == TEXT:
+            originals = torch.cat([batch["x"] for batch in inference.batches(dataset, part, indices)])
+            outputs.save_pairs(out, model, originals, x)
         else:
             save_array(out, x)
     print(out)
@@ -124,14 +144,29 @@ def chosen(dataset: data.Dataset, part: str, indices: list[int]) -> Tensor:
 def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dataset, str]:
     """The data of `source`, or of the run, on the model's device and with its labels of the condition; and their
     source."""
-    recipe = _recipe(folder) if source is None or model.conditions else {}
+    is_asked = source is None or model.conditions
+    # The state is read for other data, too, where there is one: they are drawn as the run's.
+    is_known = (folder / checkpoint.STATE).exists() and isinstance(model.likelihood, Bernoulli)
+    recipe = _recipe(folder) if is_asked or is_known else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
-    dataset = data.load(source, batch_key, bool(recipe.get("stream")), known=model.columns)
-    if dataset.columns and not model.columns:
-        raise DataError(f"{source}: is a table, the model was trained on samples of shape {model.shape}")
+    dataset = data.load(
+        source,
+        batch_key,
+        recipe.get("stream") or None,
+        split_seed=int(recipe.get("split_seed", data.SPLIT_SEED)),
+        known=model.columns,
+        vocabulary=model.vocabulary,
+        like=model.sound,
+    )
+    kinds = {"a table": dataset.columns, "text": dataset.vocabulary, "of sounds": dataset.sound}
+    kind = next((kind for kind, found in kinds.items() if found), None)
+    if kind and not (model.columns or model.vocabulary or model.sound):
+        raise DataError(f"{source}: is {kind}, the model was trained on samples of shape {model.shape}")
     if dataset.shape != model.shape:
         dataset = dataset.reshaped(model.shape)
+    if (static_seed := Recipe.from_dict(recipe).static_seed) is not None:
+        dataset = dataset.binarized(static_seed)
     if unknown := [name for name in dataset.conditions if name not in model.conditions]:
         raise DataError(f"{dataset.name}: the model was trained without {listed(unknown)} of {batch_key}")
     if dataset.conditions:
@@ -156,19 +191,29 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 def _check_out(out: Path | None) -> None:
     """Before the model is loaded."""
-    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE):
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE, TEXT):
         raise TrainingError(
-            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table), but got {out}"
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text), "
+            f"but got {out}"
         )
 
 
 def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
-    suffixes = (TABLE,) if model.columns else SUFFIXES
+    suffixes = outputs.suffixes(model)
     if out is not None and out.suffix.lower() not in suffixes:
         raise TrainingError(
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"
         )
     return out or default.with_suffix(suffixes[0])
+
+
+def save_sounds(picture: Path, folder: Path, model: HubVAE, samples: Tensor, names: list[str]) -> None:
+    """In a folder of the picture's name beside it: in the run's own those of an earlier call go."""
+    sounds = picture.with_suffix("")
+    if picture.parent == folder:
+        checkpoint.remove_sounds(sounds)
+    outputs.save_sounds(sounds, model, samples, names)
+    print(f"{sounds}/: {len(names)} sounds")
 
 
 def is_picture(out: Path) -> bool:

@@ -21,7 +21,7 @@ import vae_fast
 
 from .. import backends
 from ..nn import DiscretizedLogistic, DiscretizedLogisticMixture
-from ..training import callbacks, checkpoint, data, recipe_file, speedup, tracking
+from ..training import callbacks, checkpoint, data, recipe_file, speedup, text, tracking
 from ..training.callbacks import Checkpoints, ProgressBar
 from ..training.config import Recipe
 from ..training.errors import TrainingError, is_lost_process
@@ -47,12 +47,13 @@ def run_training(
     """Trains by the options, of which `given` names those that the user wrote; the others are as `config` has them."""
     if resume and overwrite:
         raise TrainingError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    named = given
     if config is not None:
         if resume:
             raise TrainingError("--resume goes on by the run's own recipe: leave --config out")
         read = {name: v for name, v in recipe_file.read(config).items() if name not in given}
         backend, cpu = read.pop("backend", backend), read.pop("cpu", cpu)
-        options = {**options, **read}
+        options, named = {**options, **read}, given | read.keys()
     set_up_process()
     options = {**options, "data": data.resolve(options["data"])}
     name = data.name_of(options["data"])
@@ -68,13 +69,17 @@ def run_training(
                 runs.check_free(out)  # before the data are read, which may take a while
             recipe = _of_file(config, options)
         tracking.check_installed(recipe.track)
-        dataset = data.load(recipe.data, recipe.batch_key, recipe.stream, recipe.columns)
+        dataset = data.load(recipe.data, **recipe.reading())
         if dataset.columns and not resume and "likelihood" in given:
             raise TrainingError(
                 f"{recipe.data}: a table takes no --likelihood: --columns NAME:KIND is of one column"
             )
+        if dataset.vocabulary and not resume:
+            recipe = _of_text(recipe, named)
         if recipe.shape is not None:
             dataset = dataset.reshaped(recipe.shape)
+        if dataset.sound and not resume:
+            recipe = _of_sound(recipe, named)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
         accelerator = make_accelerator(recipe, cpu)
@@ -83,7 +88,7 @@ def run_training(
             before = None if resume else _written(folder)
             extra = {"backend": None if backend == "auto" else backend, "cpu": cpu or None}
             kept = Checkpoints(folder, config=recipe_file.text(recipe, extra))
-            told = (progress, kept, tracking.Tracking(folder))
+            told = (progress, tracking.Tracking(folder), kept)
             trainer = Trainer(recipe, dataset, callbacks=told, accelerator=accelerator)
             if resume:
                 trainer.resume(folder)
@@ -145,6 +150,24 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
             f"but got {recipe.epochs}"
         )
     return recipe
+
+
+def _of_text(recipe: Recipe, named: set[str]) -> Recipe:
+    found = recipe.of_text()
+    for name in ("likelihood", "architecture"):
+        if name in named and getattr(recipe, name) != (only := getattr(found, name)):
+            raise TrainingError(
+                f"{recipe.data}: expected --{name} to be left out for lines of text, where it is {only}, "
+                f"but got {getattr(recipe, name)}"
+            )
+    return found
+
+
+def _of_sound(recipe: Recipe, named: set[str]) -> Recipe:
+    """With what spectrograms take where the user has not said otherwise."""
+    if "likelihood" in named:
+        return recipe
+    return replace(recipe, likelihood="gaussian", variance=recipe.variance or "learned")
 
 
 def _free(recipe: Recipe) -> set[str]:
@@ -285,6 +308,8 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
     if isinstance(likelihood, (DiscretizedLogistic, DiscretizedLogisticMixture)):  # as papers on images count
         per_value = -row["test_elbo"] / math.log(2) / math.prod(trainer.dataset.shape)
         bits = f", {per_value:.3f} bits a value"
+    if trainer.dataset.vocabulary and isinstance(trainer.dataset.test, torch.Tensor):
+        bits = f", {text.bits(-row['test_elbo'], trainer.dataset.test):.3f} bits a character"
     if trainer.is_stopped:
         console.print(
             f"stopped       after epoch {trainer.epoch} of {trainer.recipe.epochs}: "

@@ -15,14 +15,25 @@ import torch
 from torch import Tensor
 
 from ..nn import attribute_direction
-from ..training import checkpoint, inference, labels, pictures
+from ..training import checkpoint, inference, labels, outputs, pictures, text
 from ..training.data import Dataset
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
 from . import runs
-from .inference import check_picture, chosen, is_picture, labels_of, load_data, load_model, save_array
+from .inference import (
+    TEXT,
+    check_picture,
+    chosen,
+    is_picture,
+    labels_of,
+    load_data,
+    load_model,
+    save_array,
+    save_sounds,
+)
 
 PAIRS = 8  # rows of `interpolate`
+OBSM = "X_vae"  # the name of the latents in an .h5ad, as scanpy has X_pca and scvi-tools X_scVI
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
 
 
@@ -34,6 +45,7 @@ class Run:
         self.model: HubVAE = load_model(self.folder, cpu)
         self._source = source
         self._data: tuple[Dataset, str] | None = None
+        self._mu: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +57,23 @@ class Run:
             self._data = load_data(self.folder, self.model, self._source)
         return self._data[0]
 
+    @property
+    def source(self) -> Path:
+        """What the data were read from."""
+        assert self.dataset and self._data is not None
+        return Path(self._data[1])
+
+    def missing_data(self) -> str | None:
+        """Why the run's data are not there; None where they are. Raises CheckpointError, DataError for those of a
+        source that was named."""
+        try:
+            self.dataset  # noqa: B018, reads them
+        except (CheckpointError, DataError) as error:
+            if self._source is not None:
+                raise
+            return str(error)
+        return None
+
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
         assert self._data is not None
@@ -55,6 +84,23 @@ class Run:
         if found is None:
             raise DataError(f"{self.dataset.name}: {labels.NO_LABELS}")
         return found
+
+    def mu(self, part: str) -> Tensor:
+        """Of all samples of the part."""
+        if part not in self._mu:
+            self._mu[part] = inference.encode(self.model, inference.batches(self.dataset, part)).mu
+        return self._mu[part]
+
+    def direction(self, label: str, file: Path | None) -> Tensor:
+        """From the training samples without the label to those with it."""
+        # A file may hold the labels of the test part alone: then the direction is that part's.
+        part = "test" if labels.are_of_test_alone(self.dataset, file) else "train"
+        has_label = self.known_labels(part, file) == label
+        if has_label.all() or not has_label.any():
+            state = "every" if has_label.all() else "no"
+            raise DataError(f"{self.dataset.name}: {state} sample of the {part} part has the label {label}")
+        mu = self.mu(part)
+        return attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
@@ -71,11 +117,22 @@ class Run:
         if is_picture(out):
             check_picture(self.model, rows * columns, columns=columns, option="rows times columns")
         samples = inference.decode_grid(self.model, z, condition)
-        if is_picture(out):
-            pictures.save_grid(out, samples.flatten(0, 1), columns, title)
+        if out.suffix.lower() == TEXT:
+            outputs.save_lines(out, self.model, samples)
+        elif is_picture(out):
+            flat = samples.flatten(0, 1)
+            pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)
+            if self.model.sound:
+                names = [f"{r}-{c}" for r in outputs.numbered(rows) for c in outputs.numbered(columns)]
+                save_sounds(out, self.folder, self.model, flat, names)
         else:
             save_array(out, samples)
         print(out)
+
+    def grid_out(self, given: Path | None, name: str) -> Path:
+        """The file of decoded samples to write."""
+        suffixes = outputs.suffixes(self.model)
+        return self.out(given, f"{name}{suffixes[0]}", *suffixes)
 
     def out(self, given: Path | None, name: str, *suffixes: str) -> Path:
         """The file to write: `given`, which must end in one of the suffixes, or `name` in the folder."""
@@ -96,14 +153,17 @@ def run_evaluate(
     except ValueError as error:
         raise DataError(f"{run.dataset.name}: {error}") from None
     kl = None if found.kl_per_dimension is None else found.kl_per_dimension.flatten().tolist()
+    x = run.dataset.part(part)
+    bits = text.bits(found.nll, x) if run.model.vocabulary and isinstance(x, Tensor) else None
     if as_json:
-        print(json.dumps({**found._asdict(), "kl_per_dimension": kl, "draws": draws}, indent=2))
+        values = {**found._asdict(), "kl_per_dimension": kl, "draws": draws}
+        print(json.dumps(values if bits is None else {**values, "bits_per_character": bits}, indent=2))
         return
-    noun = pictures.noun(run.model)
+    noun, of_bits = pictures.noun(run.model), "" if bits is None else f", {bits:.3f} bits a character"
     rows = [
         ("data", f"{run.dataset.name}, {found.samples:,} {part} {noun}s, {draws:,} draws of z for each"),
         ("ELBO", f"{found.elbo:.2f} nats/{noun}"),
-        ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound"),
+        ("-log p(x)", f"{found.nll:.2f}, by importance sampling: an upper bound{of_bits}"),
         ("distortion", f"{found.distortion:.2f}, -log p(x | z)"),
         ("rate", f"{found.rate:.2f}, KL of q(z | x) from p(z)"),
         (
@@ -112,10 +172,10 @@ def run_evaluate(
         ),
     ]
     for start in range(0, len(kl or ()), 5):
-        values = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
-        rows.append(("" if start else "KL of each", values))
-    for name, text in rows:
-        print(f"{name:<13} {text}")
+        shown = "  ".join(f"{d:>3}: {v:6.3f}" for d, v in enumerate((kl or [])[start : start + 5], start))
+        rows.append(("" if start else "KL of each", shown))
+    for name, value in rows:
+        print(f"{name:<13} {value}")
 
 
 def run_score(
@@ -167,7 +227,10 @@ def run_encode(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy")
+    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy", ".h5ad")
+    if out.suffix.lower() == ".h5ad":
+        _encode_into(run, out, draws)
+        return
     known = run.labels(part, file)
     samples = inference.batches(run.dataset, part)
     found = inference.encode(run.model, samples, draws, generator=run.generator(seed))
@@ -193,6 +256,20 @@ def run_encode(
     print(out)
 
 
+def _encode_into(run: Run, out: Path, draws: int) -> None:
+    """mu of all cells, in the order of the file, in a copy of it."""
+    source = run.source
+    if source.suffix.lower() != ".h5ad":
+        raise DataError(f"{out}: a copy of an .h5ad has the latents in its obsm, but the data are {source}")
+    if draws:
+        raise TrainingError(f"{out}: holds the means of q(z | x): leave --draws out, or write .npz")
+    if out.exists() and out.samefile(source):
+        raise TrainingError(f"{out}: holds the data: give the copy with the latents another name")
+    mu = inference.encode(run.model, inference.batches(run.dataset, "all")).mu
+    outputs.copy_with_obsm(source, out, OBSM, mu.flatten(1).float().cpu().numpy())
+    print(f'{out}: obsm["{OBSM}"], {len(mu):,} x {mu[0].numel()}')
+
+
 def run_interpolate(
     folder: Path | None,
     source: str | None,
@@ -203,7 +280,7 @@ def run_interpolate(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "interpolation.png", ".png", ".npy")
+    out = run.grid_out(out, "interpolation")
     pairs = between or [(2 * i, 2 * i + 1) for i in range(min(PAIRS, len(run.dataset.test) // 2))]
     start, condition = run.latents([i for i, _ in pairs])
     end, _ = run.latents([j for _, j in pairs])
@@ -224,14 +301,14 @@ def run_traverse(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "traversal.png", ".png", ".npy")
+    out = run.grid_out(out, "traversal")
     if sample is None:
         z = torch.zeros(1, *(run.model.latent_shape or ()), device=run.device)
         of_sample = None
     else:
         z, of_sample = run.latents([sample])
     if dims is None:
-        dims = _used_dims(run, source)
+        dims = _used_dims(run)
     grid = inference.traversal(z, dims, (-span, span), steps)
     chosen = of_sample if condition is None and of_sample is not None else _first(run.model, condition, 1)
     labels_of_rows = None if chosen is None else chosen.expand(len(grid))
@@ -251,15 +328,8 @@ def run_steer(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "steered.png", ".png", ".npy")
-    # A file may hold the labels of the test part alone: then the direction is that part's.
-    part = "test" if labels.are_of_test_alone(run.dataset, file) else "train"
-    has_label = run.known_labels(part, file) == label
-    if has_label.all() or not has_label.any():
-        state = "every" if has_label.all() else "no"
-        raise DataError(f"{run.dataset.name}: {state} sample of the {part} part has the label {label}")
-    mu = inference.encode(run.model, inference.batches(run.dataset, part)).mu
-    direction = attribute_direction(mu, torch.from_numpy(has_label).to(mu.device))
+    out = run.grid_out(out, "steered")
+    direction = run.direction(label, file)
     others = np.flatnonzero(run.known_labels("test", file) != label)[:n].tolist()
     if not others:
         raise DataError(f"{run.dataset.name}: every test sample has the label {label}")
@@ -270,7 +340,7 @@ def run_steer(
 
 def run_manifold(folder: Path | None, n: int, condition: str | None, out: Path | None, cpu: bool) -> None:
     run = Run(folder, None, cpu)
-    out = run.out(out, "manifold.png", ".png", ".npy")
+    out = run.grid_out(out, "manifold")
     z = inference.manifold(run.model, n)
     title = f"{n} x {n} latents at the prior's quantiles: the first grows to the right, the second upwards"
     run.save_grid(out, z, _first(run.model, condition, n), title)
@@ -303,13 +373,10 @@ def run_embed(
         print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
 
 
-def _used_dims(run: Run, source: str | None) -> list[int]:
-    try:
-        return inference.used_dims(run.model, inference.batches(run.dataset))
-    except (CheckpointError, DataError):
-        if source is not None:
-            raise
-        return list(range(math.prod(run.model.latent_shape or ())))  # a model without its data
+def _used_dims(run: Run) -> list[int]:
+    if run.missing_data():
+        return list(range(math.prod(run.model.latent_shape or ())))
+    return inference.used_dims(run.model, inference.batches(run.dataset))
 
 
 def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
@@ -319,8 +386,8 @@ def _first(model: HubVAE, condition: str | None, n: int) -> Tensor | None:
 
 
 def _save_table(path: Path, columns: dict[str, Any]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    checkpoint.replace_bytes(path, text.getvalue().encode())
+    checkpoint.replace_bytes(path, file.getvalue().encode())

@@ -110,8 +110,8 @@ def encode(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=".npz (mu, logvar, draws z, labels), .csv (the same without logvar), or .npy: mu, or with --draws z. "
-            "[default: latents.npz in the folder]"
+            help=".npz (mu, logvar, draws z, labels), .csv (the same without logvar), .npy: mu, or with --draws z; "
+            "or .h5ad: the data with mu of all cells in obsm as X_vae. [default: latents.npz in the folder]"
         ),
     ] = None,
     seed: Seed = 0,
@@ -238,4 +238,23 @@ def embed(
     run_embed(folder, data, part.value, method.value, labels, out, seed, cpu)
 
 
-COMMANDS = (evaluate, score, encode, interpolate, traverse, steer, manifold, embed)
+def explore(
+    folder: Folder = None,
+    data: Data = None,
+    labels: Labels = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="[default: 5006, or the next that is free]")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address alone.")] = False,
+    cpu: CPU = False,
+) -> None:
+    """Open a local page to steer a trained model by.
+
+    Sliders for the latents, the map of the test samples, ways between two, towards a label. Only this machine sees it.
+    """
+    from .explore import run_explore
+
+    run_explore(folder, data, labels, port, not no_browser, cpu)
+
+
+COMMANDS = (evaluate, score, encode, interpolate, traverse, steer, manifold, embed, explore)

@@ -128,6 +128,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     from safetensors.torch import save
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    known: set[int] = set()
+    for name, t in tensors.items():  # tied weights, which safetensors refuses: each name gets its own
+        place = t.untyped_storage().data_ptr()
+        tensors[name] = t.clone() if place in known else t
+        known.add(place)
     # save_file has a temporary file of its own, with a name that nobody could clean up after a kill.
     replace_bytes(path, save(tensors, metadata))
 

@@ -274,10 +274,22 @@ class VAE(Pretrained, WithFusedHead):
     ) -> Tensor:
         """The means of p(x | z) at `n` draws z ~ p(z), whose noise is made on the generator's device and multiplied by
         `temperature` (of a mixture prior, within its components); with `sample`, a draw of p(x | z) at each."""
+        z = self.sample_prior(n, condition=condition, generator=generator, temperature=temperature)
+        return self.decode(z, condition=condition, library=library, sample=sample, generator=generator)
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        n: int,
+        *,
+        condition: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """`n` draws z ~ p(z), (n, *latent_shape): those that `generate` decodes."""
         if self.latent_shape is None:
             raise ValueError("latent_shape is not known: give it to VAE, or to the encoder as an attribute")
-        z = self._sample_prior(n, self.latent_shape, condition, generator, temperature)
-        return self.decode(z, condition=condition, library=library, sample=sample, generator=generator)
+        return self._sample_prior(n, self.latent_shape, condition, generator, temperature)
 
     def _sample_prior(
         self,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..nn import VAE
-from . import checkpoint, pictures
+from . import checkpoint, outputs, pictures
 from .model import HubVAE
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Checkpoints(Callback):
 
     config: what config.toml is to hold, beside them."""
 
-    def __init__(self, folder: Path, seconds: float = 5.0, config: str | None = None) -> None:
+    def __init__(self, folder: Path, seconds: float = 5.0, *, config: str | None = None) -> None:
         self._folder, self._seconds, self._config = Path(folder), seconds, config
         self._saved_at, self._saved_epoch = time.perf_counter(), -1
         self._started_at = 0
@@ -149,6 +149,8 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures.save_curve(folder / "loss.png", trainer.history, noun(trainer))
     model, dataset, drawn = trainer.result, trainer.dataset, ["loss.png"]
+    if isinstance(model, HubVAE) and model.vocabulary:
+        return [*_write_lines(model, trainer, folder), *drawn]
     if not pictures.can_draw(model, dataset.shape):
         return drawn
     was_training, n = model.training, 64
@@ -162,6 +164,18 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
     drawn.insert(-1, "reconstructions.png")
     model.train(was_training)
     return drawn
+
+
+def _write_lines(model: HubVAE, trainer: Trainer, folder: Path) -> list[str]:
+    was_training, n = model.training, 64
+    model.eval()
+    generator = torch.Generator().manual_seed(trainer.recipe.seed)
+    tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
+    shown = trainer.dataset.test_part(slice(48))
+    outputs.save_lines(folder / "samples.txt", model, tokens)
+    outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
+    model.train(was_training)
+    return ["samples.txt", "reconstructions.txt"]
 
 
 def noun(trainer: Trainer) -> str:

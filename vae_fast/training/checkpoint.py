@@ -30,7 +30,9 @@ PICTURES = (
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
 TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
-FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *PICTURES, *TABLES)
+TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
+OUTPUTS = (*PICTURES, *TABLES, *TEXTS)
+FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *OUTPUTS)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -40,9 +42,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of a model that is being replaced, and its tables."""
-    for name in (*PICTURES, *TABLES):
+    """Those of a model that is being replaced, and its tables, texts and sounds."""
+    for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
+        remove_sounds(folder / Path(name).stem)
+
+
+def remove_sounds(folder: Path) -> None:
+    """The sounds that a command wrote beside a picture of its name, with their folder."""
+    if folder.is_dir():
+        for file in folder.glob("[0-9]*.wav"):
+            file.unlink()
+        with suppress(OSError):  # what else is there stays
+            folder.rmdir()
 
 
 def remove_epochs(folder: Path, after: int) -> None:

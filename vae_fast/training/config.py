@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .errors import CheckpointError, TrainingError
 MOST = 2**31 - 1  # of anything that is counted
 LARGEST = 1e38  # near float32's largest number
 MOST_SKIPPED = 100  # epochs without an evaluation, and so without a checkpoint, unless evaluate_every says so
+WORD_DROPOUT = 0.3  # of text: without it the decoder learns to do without z
 # The command's names of torch.optim's classes, and of the ways of the learning rate.
 OPTIMIZERS = {
     "adam": "Adam",
@@ -27,7 +28,7 @@ LR_SCHEDULES = ("constant", "cosine", "linear")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
 _OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
-MODEL = (*_OF_ALL, "batch_norm", "dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
+MODEL = (*_OF_ALL, "batch_norm", "dropout", "word_dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Recipe:
     theta: float | str | None = None
     link: str | None = None
     components: int | None = None
-    binarize: bool | None = None
+    binarize: str | None = None  # "dynamic": drawn anew in every pass; "static": once, by the seed
     objective: str = "elbo"
     beta: float = 1.0
     kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
@@ -63,9 +64,15 @@ class Recipe:
     batch_norm: bool = False
     dropout: float = 0.0
     batch_key: str | None = None  # the column of an .h5ad's obs that is the condition
-    stream: bool = False
+    stream: bool | None = None  # read the data by chunks; None: where they do not fit in memory
+    split_seed: int = 0  # of the held-out part, where the data have none
     columns: tuple[str, ...] = ()  # NAME:KIND of a table's columns
+    max_length: int | None = None  # of a line of text
+    sample_rate: int | None = None  # of sounds
+    seconds: float | None = None
+    word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
+    cuda_graph: bool = False  # each step of a whole batch is replayed from a recorded one
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
     patience: int | None = None  # evaluations without a better ELBO that end the run
     best: bool = False  # the weights that are kept are those of the best evaluation
@@ -74,7 +81,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "accumulate", "latent", "components", "num_samples")
-        for name in (*counts, "evaluate_every", "patience", "save_every"):
+        more = ("evaluate_every", "patience", "save_every", "max_length", "sample_rate")
+        for name in (*counts, *more):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
                 raise TrainingError(f"expected {name} to be from 1 to {MOST}, but got {value}")
@@ -93,6 +101,12 @@ class Recipe:
         self._check_training()
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"expected dropout to be a number from 0 to below 1, but got {self.dropout}")
+        if self.word_dropout is not None and not 0 <= self.word_dropout <= 1:
+            raise TrainingError(
+                f"expected word_dropout to be a number from 0 to 1, but got {self.word_dropout}"
+            )
+        if self.seconds is not None and not 0 < self.seconds <= MOST:
+            raise TrainingError(f"expected seconds to be a number above 0, but got {self.seconds}")
         if not 0 <= self.beta <= LARGEST:
             raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
         for name in ("variance", "scale", "theta"):
@@ -103,8 +117,15 @@ class Recipe:
                 )
         if self.clamp is not None and not self.clamp[0] <= self.clamp[1]:
             raise TrainingError(f"expected clamp to have lo <= hi, but got {self.clamp}")
-        if not 0 <= self.seed < 2**64:
-            raise TrainingError(f"expected seed to be from 0 to 2**64 - 1, but got {self.seed}")
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**64:
+                raise TrainingError(
+                    f"expected {name} to be from 0 to 2**64 - 1, but got {getattr(self, name)}"
+                )
+        if self.binarize not in (None, "dynamic", "static"):
+            raise TrainingError(f"expected binarize to be dynamic or static, but got {self.binarize}")
+        if self.binarize and self.likelihood != "bernoulli":
+            raise TrainingError(f"the likelihood {self.likelihood} does not take binarize: bernoulli does")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise TrainingError(
                 f"expected mixed_precision to be no, bf16 or fp16, but got {self.mixed_precision}"
@@ -154,7 +175,9 @@ class Recipe:
 
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
-        return {"shape": shape, **{name: getattr(self, name) for name in MODEL}}
+        config = {name: getattr(self, name) for name in MODEL}
+        is_dynamic = True if self.binarize == "dynamic" else None
+        return {"shape": shape, **config, "word_dropout": self.word_dropout or 0.0, "binarize": is_dynamic}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""
@@ -163,6 +186,21 @@ class Recipe:
             raise TrainingError(
                 f"expected {name} to be left out where a model is given, but got {getattr(self, name)!r}"
             )
+
+    def of_text(self) -> Recipe:
+        """For lines of text, which have one likelihood and one architecture."""
+        dropout = WORD_DROPOUT if self.word_dropout is None else self.word_dropout
+        return replace(self, architecture="gru", likelihood="categorical", word_dropout=dropout)
+
+    def reading(self) -> dict[str, Any]:
+        """The options of `data.load`."""
+        names = ("batch_key", "stream", "columns", "split_seed", "max_length", "sample_rate", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def static_seed(self) -> int | None:
+        """Of the bits that grey values are drawn as once and for all; None where they are not."""
+        return self.seed_of(0, 0, 3) if self.binarize == "static" else None
 
     def seed_of(self, *path: int) -> int:
         """A seed of its own for a part of the run, (epoch, rank) say: so that resuming needs no generator's state."""
@@ -183,6 +221,10 @@ class Recipe:
             known_values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
             }
+            if isinstance(
+                is_dynamic := known_values.get("binarize"), bool
+            ):  # of a run before there was "static"
+                known_values["binarize"] = "dynamic" if is_dynamic else None
             return cls(**known_values)
         except (TypeError, AttributeError, TrainingError) as error:
             raise CheckpointError(f"the saved recipe cannot be read ({error})") from None

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DataError
+from .stream import CHUNK_ROWS, PoolReader, shuffle_pools
+from .values import Facts
 
-CHUNK_ROWS = 256  # neighbours in the file that are read at once
-POOL_CHUNKS = (
-    64  # chunks from all over the file whose rows are shuffled together, while the next pool is read
-)
 # PyTorch says at the first such tensor that it may change what it offers of them.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 _KEPT = ("uint8", "uint16", "int32", "float32")  # dtypes of values that stay
-
-
-class Facts(NamedTuple):
-    """What the values are, those that are left out (0) included."""
-
-    lo: float
-    hi: float
-    has_fractions: bool
 
 
 class Csr:
@@ -106,47 +95,39 @@ class UnsortedError(DataError):
 
 
 class ChunkedCsr(Csr):
-    """A Csr of a file whose chunks are kept only while an epoch is at them. `plan` says in which order."""
+    """A Csr of a file, of which the pools that an epoch is at are in memory. Other rows are read when asked for."""
 
     def __init__(self, csr: Csr) -> None:
         super().__init__(csr.indptr, csr.indices, csr.values, csr.features)
-        self._chunks: dict[int, Future[Csr]] = {}
-        self._pools: list[list[int]] = []
-        self._pool_of: dict[int, int] = {}
-        self._reader = ThreadPoolExecutor(1, "vae-fast-reader")
-
-    def plan(self, pools: list[list[int]]) -> None:
-        """The next rows to be asked for are of these chunks, pool after pool."""
-        self._pools, self._chunks = pools, {}
-        self._pool_of = {chunk: i for i, pool in enumerate(pools) for chunk in pool}
+        self.reader = PoolReader(self._read)
 
     def rows(self, rows: np.ndarray) -> Tensor:
-        chunk_of = (rows // CHUNK_ROWS).tolist()
-        self._read_ahead(set(chunk_of))
-        starts = (rows % CHUNK_ROWS).tolist()
-        places = []
-        for number, row in zip(chunk_of, starts, strict=True):
-            chunk = self._chunks[number].result()
-            places.append((chunk, int(chunk.indptr[row]), int(chunk.indptr[row + 1])))
-        return self._tensor(places)
+        chunk_of = rows // CHUNK_ROWS
+        parts = self.reader.parts(chunk_of)
+        if parts is None:
+            chunks = np.unique(chunk_of)
+            return self._tensor(_places(self._read(chunks), chunks, rows))
+        return self._tensor(
+            [
+                place
+                for pool, start, end in parts
+                for place in _places(self.reader.pool(pool), self.reader.chunks(pool), rows[start:end])
+            ]
+        )
 
-    def _read_ahead(self, needed: set[int]) -> None:
-        pools = [self._pool_of[chunk] for chunk in needed if chunk in self._pool_of]
-        kept = set(needed)
-        if pools:
-            for pool in self._pools[min(pools) : max(pools) + 2]:
-                kept.update(pool)
-        for chunk in self._chunks.keys() - kept:
-            del self._chunks[chunk]
-        for chunk in sorted(
-            kept - self._chunks.keys(), key=lambda c: (c not in needed, self._pool_of.get(c, 0), c)
-        ):
-            self._chunks[chunk] = self._reader.submit(self._read, chunk)
+    def _read(self, chunks: np.ndarray, slot: int = 0) -> Csr:
+        """The rows of chunks in ascending order."""
+        ptrs = [self.indptr[start : start + CHUNK_ROWS + 1] for start in (chunks * CHUNK_ROWS).tolist()]
+        indptr = np.concatenate([[0], *map(np.diff, ptrs)]).cumsum()
+        parts = [slice(int(ptr[0]), int(ptr[-1])) for ptr in ptrs]
+        indices = np.concatenate([self.indices[part] for part in parts] or [np.empty(0, np.int32)])
+        values = np.concatenate([self.values[part] for part in parts] or [np.empty(0, self.dtype)])
+        return Csr(indptr, indices, values, self.features)
 
-    def _read(self, chunk: int) -> Csr:
-        ptr = self.indptr[chunk * CHUNK_ROWS : (chunk + 1) * CHUNK_ROWS + 1]
-        part = slice(int(ptr[0]), int(ptr[-1]))
-        return Csr(ptr - ptr[0], np.asarray(self.indices[part]), np.asarray(self.values[part]), self.features)
+
+def _places(pool: Csr, chunks: np.ndarray, rows: np.ndarray) -> list[tuple[Csr, int, int]]:
+    local = np.searchsorted(chunks, rows // CHUNK_ROWS) * CHUNK_ROWS + rows % CHUNK_ROWS
+    return [(pool, start, end) for start, end in pool._ends(local)]
 
 
 @dataclass(frozen=True)
@@ -175,17 +156,11 @@ class SparseSamples:
         """The rows stay where they are: batches go to the device."""
         return replace(self, device=device)
 
-    def pools(self, generator: torch.Generator | None) -> list[Tensor] | None:
+    def pools(self, generator: torch.Generator | None) -> Iterator[Tensor] | None:
         """The samples in groups that are in memory together, shuffled; None where all are."""
         if not isinstance(self.csr, ChunkedCsr):
             return None
-        chunk_of = torch.from_numpy(self.numbers // CHUNK_ROWS)
-        chunks = torch.unique(chunk_of)
-        if generator is not None:
-            chunks = chunks[torch.randperm(len(chunks), generator=generator)]
-        pools = chunks.split(POOL_CHUNKS)
-        self.csr.plan([pool.tolist() for pool in pools])
-        return [torch.isin(chunk_of, pool).nonzero()[:, 0] for pool in pools]
+        return shuffle_pools(self.numbers, CHUNK_ROWS, generator, self.csr.reader)
 
 
 def take(csr: Csr, numbers: np.ndarray) -> Csr:

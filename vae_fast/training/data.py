@@ -1,7 +1,8 @@
 """Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
-images, a table (.csv, .tsv, .parquet), or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
+images or of sounds (.wav), a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt),
+or a sparse matrix: .h5ad, SciPy's .npz, .mtx (.gz too) or the folder of one.
 Batches are gathered by index in one go: no workers, no copies of single samples. A matrix stays sparse: its batches are
 torch.sparse_csr tensors.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import matrices, readers, tables
-from .csr import ChunkedCsr, Csr, Facts, SparseSamples, UnsortedError, take
+from ..rng import binarize
+from . import matrices, memory, readers, tables, text, values
+from . import sound as sounds
+from .csr import ChunkedCsr, Csr, SparseSamples, UnsortedError, take
 from .errors import DataError
-from .parts import Parts, listed
+from .images import StoredImages
+from .parts import FolderParts, Parts, listed
+from .stored import StoredArray
+from .stream import HostSamples, RowReader, StoredRows, StreamedSamples
+from .values import Facts
 
 DIGITS = "digits"  # the set that needs no download
 TEST_FRACTION, MOST_TEST = 5, 10_000  # a set without a test part gives a fifth, but no more than this
 _FAR = 50.0  # the largest value that plain networks still learn well from: at 1000 the first loss is NaN
-_EXACT = 1 << 24  # float32 has all whole numbers up to here
-_SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
+SPLIT_SEED = 0  # the split belongs to the data: the same whatever the run's seed
 
 
-Samples = Tensor | SparseSamples
+Samples = Tensor | SparseSamples | StreamedSamples | HostSamples
+Rows = tuple[np.ndarray, np.ndarray]  # of the training and of the test part
+Split = Callable[[int], Rows]
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,10 @@ class Dataset:
     columns: tuple[tables.Column, ...] = ()  # of a table: float32, NaN where an entry is missing
     valid: Tensor | None = None  # where the source has a validation part beside its test part
     valid_labels: Tensor | None = None
-    labels: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # of the parts' samples: they train nothing
-    rows: tuple[np.ndarray, np.ndarray] | None = None  # of a set that was split: each part's in the file
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by part: they train nothing
+    rows: Rows | None = None  # of a set that was split: each part's in the file
+    vocabulary: text.Vocabulary | None = None  # of lines of text: class numbers, text.PADDING after the end
+    sound: sounds.Sound | None = None  # of which the samples are spectrograms
 
     @classmethod
     def of(
@@ -84,7 +93,7 @@ class Dataset:
         return cls(name, train, test, (), train_labels, test_labels, valid=valid, valid_labels=valid_labels)
 
     def part(self, name: str) -> Samples:
-        """ "train", "test", "valid" or "all". Raises DataError where there is no such part.
+        """Of the name train, test, valid or all. Raises DataError where there is no such part.
 
         All are in the order of the file, or train, test, valid where these are files of their own.
         """
@@ -98,10 +107,16 @@ class Dataset:
     def _all(self) -> Samples:
         if isinstance(self.train, SparseSamples):  # one matrix, whose rows the parts are
             return replace(self.train, numbers=np.arange(self.count("all")))
+        if isinstance(self.train, StreamedSamples):
+            if self.rows is None:
+                raise DataError(f"{self.name}: the parts are read from files of their own: take one of them")
+            return self.train.whole()
         kinds = {part.dtype for part in self.dense_parts}
         if len(kinds) > 1:
             raise DataError(f"{self.name}: the parts are of {listed(map(str, kinds))}: take one of them")
-        return torch.cat(self.dense_parts)[torch.from_numpy(self.order).to(self.train.device)]
+        parts = self.dense_parts
+        x = torch.cat(parts)[torch.from_numpy(self.order).to(parts[0].device)]
+        return replace(self.train, x=x) if isinstance(self.train, HostSamples) else x
 
     @property
     def order(self) -> np.ndarray:
@@ -129,14 +144,21 @@ class Dataset:
         return isinstance(self.train, SparseSamples)
 
     @property
-    def dense_parts(self) -> list[Tensor]:
-        """Train, test and, where there is one, valid; none where they are sparse."""
+    def is_streamed(self) -> bool:
+        source = self.train.csr if isinstance(self.train, SparseSamples) else self.train
+        return isinstance(source, (ChunkedCsr, StreamedSamples))
+
+    @property
+    def dense_parts(self) -> list[Any]:
+        """Train, test and, where there is one, valid; none where they are sparse. Tensors, or StreamedSamples, of
+        which a slice is one."""
         return list(self.dense.values())
 
     @property
-    def dense(self) -> dict[str, Tensor]:
+    def dense(self) -> dict[str, Any]:
         """`dense_parts` by their names."""
-        return {name: part for name, part in self.parts.items() if isinstance(part, Tensor)}
+        dense = {name: p.x if isinstance(p, HostSamples) else p for name, p in self.parts.items()}
+        return {name: p for name, p in dense.items() if isinstance(p, (Tensor, StreamedSamples))}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +173,9 @@ class Dataset:
         """
         if self.columns:
             raise DataError(f"{self.name}: the rows of a table cannot be read as {shape}")
+        if self.vocabulary or self.sound:
+            what = "lines of text" if self.vocabulary else f"spectrograms of {self.shape}"
+            raise DataError(f"{self.name}: {what} cannot be read as {shape}")
         if self.is_sparse:
             raise DataError(f"{self.name}: sparse samples of {self.shape} cannot be read as {shape}")
         size, width = math.prod(shape), math.prod(self.shape)
@@ -171,27 +196,37 @@ class Dataset:
     def with_parts(self, parts: Mapping[str, Any], notes: Iterable[str]) -> Dataset:
         return replace(self, **parts, notes=tuple(notes))
 
+    def binarized(self, seed: int) -> Dataset:
+        """With every grey value drawn as 0 or 1, the same whenever the seed is. Raises DataError."""
+        if self.is_streamed:
+            raise DataError(
+                f"{self.name}: --binarize static draws the whole set, which is streamed: give dynamic"
+            )
+        if not self.dense or self.columns or self.vocabulary or self.sound:
+            raise DataError(f"{self.name}: expected images for --binarize static")
+        lo, hi = self.limits()
+        if not 0 <= lo <= hi <= 1:
+            raise DataError(
+                f"{self.name}: expected values from 0 to 1 (uint8: 255ths) for --binarize static, "
+                f"but got values from {_shown(lo)} to {_shown(hi)}"
+            )
+        drawn = {
+            name: part if part.dtype == torch.bool else binarize(part, torch.tensor([seed, number])).bool()
+            for number, (name, part) in enumerate(self.dense.items())
+        }
+        return self.with_parts(drawn, (*self.notes, "grey values were drawn once as 0 or 1, by the seed"))
+
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest value, uint8 as 255ths."""
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.lo, self.train.facts.hi
-        ends = [
-            torch.stack(torch.aminmax(part)).tolist() if part.is_floating_point() else (0.0, 1.0)
-            for part in self.dense_parts
-        ]
+        ends = [values.limits(part) for part in self.dense_parts or [self.train]]
         return min(lo for lo, _ in ends), max(hi for _, hi in ends)
 
     def is_between_levels(self) -> bool:
         """Whether it has values that are no 255ths, by more than float16 rounds them."""
-        levels = [part * 255 for part in self.dense_parts if part.is_floating_point()]
-        return any(bool(((part - part.round()).abs() > 0.2).any()) for part in levels)
+        return any(map(values.is_between_levels, self.dense_parts))
 
     def has_fractions(self) -> bool:
-        if isinstance(self.train, SparseSamples):
-            return self.train.facts.has_fractions
-        return any(
-            part.is_floating_point() and bool((part != part.round()).any()) for part in self.dense_parts
-        )
+        return any(map(values.has_fractions, self.dense_parts or [self.train]))
 
     def test_part(self, part: slice) -> dict[str, Any]:
         """x and, where there is one, the condition of these test samples: a model's arguments."""
@@ -203,8 +238,17 @@ class Dataset:
         return {"x": x[part]} | ({} if labels is None else {"condition": labels[part]})
 
     def to(self, device: torch.device) -> Dataset:
+        """On the device, where dense samples fit there; else batches are sent to it."""
+        size = sum(part.nbytes for part in self.dense_parts if isinstance(part, Tensor))
+        is_resident = memory.fits_on(device, size)
+
+        def move(name: str, part: Any) -> Any:
+            if isinstance(part, Tensor) and name in self.parts and not is_resident:
+                return HostSamples(device, part)
+            return part.to(device)
+
         names = ("train", "test", "valid", "train_labels", "test_labels", "valid_labels")
-        parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        parts = {name: move(name, part) for name in names if (part := getattr(self, name)) is not None}
         return replace(self, **parts)
 
 
@@ -224,18 +268,30 @@ def name_of(source: str) -> str:
 def load(
     source: str,
     batch_key: str | None = None,
-    stream: bool = False,
+    stream: bool | None = None,
     columns: Sequence[str] = (),
     known: Sequence[tables.Column] = (),
+    *,
+    split_seed: int = SPLIT_SEED,
+    max_length: int | None = None,
+    vocabulary: text.Vocabulary | None = None,
+    sample_rate: int | None = None,
+    seconds: float | None = None,
+    like: sounds.Sound | None = None,
 ) -> Dataset:
     """The data set `source` names, split in train and test. Raises DataError.
 
     Args:
         batch_key: the column of an .h5ad's obs that has the labels of the condition.
-        stream: read a sparse matrix by chunks, ahead of training and in the background, instead of keeping it in
-            memory. An epoch shuffles the chunks, and the samples of some 16,000 at a time.
+        stream: read the samples by chunks, ahead of training and in the background, instead of keeping them in memory.
+            An epoch shuffles the chunks, and the samples of 64 chunks at a time. None: where loading would not fit.
         columns: "NAME:KIND" for each column of a table whose kind is not to be found out: see docs/training.md.
         known: the columns of a model that was trained on a table, as which this one is read.
+        split_seed: which samples are held out, where the source has no test part.
+        max_length: characters of a line of text that are read; by default 256.
+        vocabulary: of a model that was trained on text, as which this one is read.
+        sample_rate, seconds: of the clips of sounds; by default those of the files, 5 seconds at most.
+        like: what the spectrograms of a model that was trained on sounds are, as which these are made.
     """
     path = Path(source).expanduser()
     matrix = None if source == DIGITS or not path.exists() else matrices.find(path)
@@ -245,34 +301,84 @@ def load(
     if (columns or known) and not is_table:
         what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
         raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
-    if stream and matrix is None:
-        raise DataError(f"{source}: --stream reads sparse matrices: .h5ad, .npz of SciPy's, .mtx")
-    if source == DIGITS:
-        return _digits()
-    if not path.exists():
+    if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
+    is_other = source != DIGITS and matrix is None and not is_table
+    split = partial(split_rows, source, seed=split_seed)
     try:
-        if matrix is not None:
-            return _load_matrix(source, matrix, batch_key, stream)
-        if is_table:
-            return _load_table(source, path, columns, known)
-        parts = readers.read(path)
+        lines, clips = (text.find(path), sounds.find(path)) if is_other else (None, None)
+        trained_on = "expected, as the model was trained on,"
+        if lines is None and (vocabulary or max_length is not None):
+            what = trained_on if vocabulary else "--max-length is of"
+            raise DataError(f"{source}: {what} lines of text: .txt")
+        if clips is None and (like or sample_rate is not None or seconds is not None):
+            what = trained_on if like else "--sample-rate and --seconds are of"
+            raise DataError(f"{source}: {what} sounds: a folder of .wav")
+        kept = {
+            "digits": source == DIGITS,
+            "tables": is_table,
+            "lines of text": lines is not None,
+            "sounds": clips is not None,
+        }
+        if stream and (kinds := [kind for kind, is_it in kept.items() if is_it]):
+            raise DataError(f"{source}: {kinds[0]} are kept in memory: leave --stream out")
+        if source == DIGITS:
+            dataset = _digits(split)
+        elif matrix is not None:
+            dataset = _load_matrix(source, matrix, batch_key, stream, split)
+        elif is_table:
+            dataset = _load_table(source, path, columns, known, split)
+        elif lines is not None:
+            dataset = _load_text(source, text.read(lines), max_length, vocabulary, split)
+        elif clips is not None:
+            dataset = _load_sounds(source, clips, sample_rate, seconds, like, split)
+        else:
+            dataset = _of_parts(source, _stored_parts(path, stream) or readers.read(path), split)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DataError(f"{source}: does not fit in memory") from None
-    return _of_parts(source, parts)
+    if split_seed and dataset.rows is None:
+        note = "the parts are the source's own: --split-seed changes nothing"
+        dataset = replace(dataset, notes=(*dataset.notes, note))
+    return dataset
 
 
-def _of_parts(source: str, parts: Parts) -> Dataset:
+def _stored_parts(path: Path, stream: bool | None) -> Parts | None:
+    """The parts as they lie in their files, where they are streamed: as asked, or where they do not fit in memory."""
+    if stream is False:
+        return None
+    try:
+        parts = readers.read(path, is_stored=True)
+    except DataError:
+        if stream:
+            raise
+        return None  # it may be loaded; if not, that says why
+    if not stream:
+        arrays = (parts.train, parts.test, parts.valid)
+        needed, free = sum(_bytes_to_load(a) for a in arrays if a is not None), memory.available()
+        if needed <= free:
+            return None
+        note = f"streamed: to load it takes {needed / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free"
+        parts = parts._replace(notes=(*parts.notes, note))
+    return parts
+
+
+def _bytes_to_load(array: StoredArray | StoredImages) -> int:
+    """The most that the file's array, the one that training reads, and a copy of it (a split, a check) take."""
+    kept = array.dtype.itemsize if array.dtype in (np.uint8, np.bool_) else 4
+    return array.nbytes + 2 * math.prod(array.shape) * kept
+
+
+def _of_parts(source: str, parts: Parts, split: Split) -> Dataset:
     arrays = {"train": parts.train, "test": parts.test, "valid": parts.valid}
     checked = {name: _checked(source, array) for name, array in arrays.items() if array is not None}
     found, notes = {name: array for name, (array, _) in checked.items()}, checked["train"][1]
     labels, rows = parts.labels or {}, None
     if "test" not in found:
-        rows = split_rows(source, len(found["train"]))
+        rows = split(len(found["train"]))
         of_part = dict(zip(("train", "test"), rows, strict=True))
-        found = {name: found["train"][part] for name, part in of_part.items()}
+        found = {name: _take(found["train"], part) for name, part in of_part.items()}
         labels = {name: labels["train"][part] for name, part in of_part.items()} if labels else {}
     shape = found["train"].shape[1:]
     for name, array in found.items():
@@ -281,14 +387,65 @@ def _of_parts(source: str, parts: Parts) -> Dataset:
                 f"{source}: expected {name} samples to have shape {shape} like train samples, "
                 f"but got {array.shape[1:]}"
             )
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in found.items()}
+    samples: dict[str, Any] = {
+        name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in found.items()
+    }
     notes_of_all = (*parts.notes, *notes)
-    return _explained(Dataset(name_of(source), **tensors, notes=notes_of_all, labels=labels, rows=rows))
+    return _explained(Dataset(name_of(source), **samples, notes=notes_of_all, labels=labels, rows=rows))
 
 
-def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column]) -> Dataset:
+def _take(samples: Any, rows: np.ndarray) -> Any:
+    return samples.of(rows) if isinstance(samples, StreamedSamples) else samples[rows]
+
+
+def _load_text(
+    source: str,
+    found: text.Lines,
+    max_length: int | None,
+    vocabulary: text.Vocabulary | None,
+    split: Split,
+) -> Dataset:
+    parts, rows = found.parts, None
+    if "test" not in parts:
+        lines = parts["train"]
+        rows = split(len(lines))
+        parts = {"train": [lines[i] for i in rows[0]], "test": [lines[i] for i in rows[1]]}
+    vocabulary = vocabulary or text.describe(parts["train"], max_length)
+    encoded: dict[str, Any] = {name: vocabulary.encode(part) for name, part in parts.items()}
+    notes = (*found.notes, *text.notes_of(vocabulary, parts))
+    return Dataset(name_of(source), **encoded, notes=notes, rows=rows, vocabulary=vocabulary)
+
+
+def _load_sounds(
+    source: str,
+    files: FolderParts,
+    rate: int | None,
+    seconds: float | None,
+    like: sounds.Sound | None,
+    split: Split,
+) -> Dataset:
+    if like is not None:
+        clips = sounds.read(files.paths, like.rate, like.samples, None)
+    else:
+        clips = sounds.read(files.paths, rate, None, seconds)
+    parts, labels, rows = clips.parts, files.labels or {}, None
+    if "test" not in parts:
+        rows = split(len(parts["train"]))
+        of_part = dict(zip(("train", "test"), rows, strict=True))
+        parts = {name: parts["train"][torch.from_numpy(numbers)] for name, numbers in of_part.items()}
+        labels = {name: labels["train"][numbers] for name, numbers in of_part.items()} if labels else {}
+    like = like or sounds.describe(parts["train"], clips.rate)
+    x: dict[str, Any] = {name: like.encode(part) for name, part in parts.items()}
+    seen = f"spectrograms of {like.samples / like.rate:.3g} s at {like.rate:,} Hz"
+    notes = (seen, *files.notes, *clips.notes)
+    return Dataset(name_of(source), **x, notes=notes, labels=labels, rows=rows, sound=like)
+
+
+def _load_table(
+    source: str, path: Path, asked: Sequence[str], known: Sequence[tables.Column], split: Split
+) -> Dataset:
     frame, notes = tables.read(path)
-    rows = split_rows(source, len(frame))
+    rows = split(len(frame))
     columns, more = (tuple(known), ()) if known else tables.describe(path, frame, rows[0], asked)
     x = torch.from_numpy(tables.encode(path, frame, columns))
     train, test = (x[torch.from_numpy(part)] for part in rows)
@@ -297,14 +454,22 @@ def _load_table(source: str, path: Path, asked: Sequence[str], known: Sequence[t
     return Dataset(name_of(source), train, test, (*notes, *more), columns=columns, rows=rows)
 
 
-def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -> Dataset:
+def _load_matrix(
+    source: str, path: Path, batch_key: str | None, stream: bool | None, split: Split
+) -> Dataset:
+    more: tuple[str, ...] = ()
+    if stream is None:
+        size, free = matrices.size(path), memory.available()
+        stream = size > free
+        if stream:
+            more = (f"streamed: it takes {size / 1e6:,.0f} MB, of memory {free / 1e6:,.0f} MB are free",)
     found = matrices.read(path, batch_key, in_memory=not stream)
     n = len(found.x)
     if found.labels is not None and len(found.labels) != n:
         raise DataError(f"{source}: has {n} samples, and {len(found.labels)} values of {batch_key}")
-    rows = split_rows(source, n)
+    rows = split(n)
     parts: list[Samples]
-    notes = found.notes
+    notes = found.notes + more
     if isinstance(found.x, Csr):
         csr, facts, changes = _checked_csr(source, found.x, stream)
         notes += changes
@@ -314,7 +479,8 @@ def _load_matrix(source: str, path: Path, batch_key: str | None, stream: bool) -
     else:
         array, changes_of_array = _checked(source, found.x)
         notes += tuple(changes_of_array)
-        parts = [torch.from_numpy(array[part]) for part in rows]
+        taken = [_take(array, part) for part in rows]
+        parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in taken]
     labels: list[Tensor | None] = [None, None]
     if found.labels is not None:
         labels = [torch.from_numpy(found.labels[part]) for part in rows]
@@ -402,7 +568,7 @@ def batches(
     n: int,
     batch_size: int,
     generator: torch.Generator | None,
-    pools: Sequence[Tensor] | None = None,
+    pools: Iterable[Tensor] | None = None,
     least: int = 1,
 ) -> Iterator[Tensor]:
     """The indices of an epoch's batches: shuffled by the generator (None: in order), each sample once.
@@ -411,66 +577,101 @@ def batches(
     groups of indices, they are shuffled within each. A last batch of fewer than `least` joins the one before it.
     """
     if pools is not None:
-        order = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
-    elif generator is None:
+        return _cut(
+            (pool[torch.randperm(len(pool), generator=generator)] for pool in pools), batch_size, least
+        )
+    if generator is None:
         order = torch.arange(n)
     else:
         rounds = math.ceil(batch_size / n)
         order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
         order = order[: max(n, batch_size)]
-    split = list(order.split(batch_size))
-    if len(split) > 1 and len(split[-1]) < least:
-        split[-2:] = [torch.cat(split[-2:])]
-    return iter(split)
+    return _cut([order], batch_size, least)
 
 
-def _digits() -> Dataset:
+def _cut(orders: Iterable[Tensor], batch_size: int, least: int) -> Iterator[Tensor]:
+    rest = torch.empty(0, dtype=torch.int64)
+    for order in orders:
+        rest = torch.cat([rest, order])
+        while len(rest) >= 2 * batch_size:  # the last two stay: they may be joined
+            yield rest[:batch_size]
+            rest = rest[batch_size:]
+    yield from [rest] if 0 < len(rest) - batch_size < least else rest.split(batch_size)
+
+
+def _digits(split: Split) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError(f"{DIGITS} come with scikit-learn: pip install scikit-learn") from None
     images = load_digits().images  # 8x8, sixteenths
     x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8))
-    rows = split_rows(DIGITS, len(x))
+    rows = split(len(x))
     train, test = (x[torch.from_numpy(part)] for part in rows)
     return Dataset(DIGITS, train, test, rows=rows)
 
 
-def split_rows(source: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(source: str, n: int, seed: int = SPLIT_SEED) -> Rows:
+    """The numbers of the samples to train and to test with."""
     if n < 2:
         raise DataError(f"{source}: expected at least 2 samples (one to train, one to test), but got {n}")
-    order = np.random.default_rng(_SPLIT_SEED).permutation(n)
+    order = np.random.default_rng(seed).permutation(n)
     held_out = min(max(1, n // TEST_FRACTION), MOST_TEST)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _checked(source: str, array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed."""
+def _checked(source: str, array: Any) -> tuple[Any, list[str]]:
+    """An array of samples in a dtype that the ops read, once it is found to be one, and what was changed. Of a
+    StoredArray or StoredImages their StreamedSamples."""
     if array.ndim < 2:
         raise DataError(
             f"{source}: expected shape (samples, features) or (samples, ...), but got {array.shape}"
         )
-    if array.size == 0:
+    if math.prod(array.shape) == 0:
         raise DataError(f"{source}: is empty, its shape is {array.shape}")
     if array.dtype.kind not in "buif":
         raise DataError(f"{source}: expected numbers, but got {array.dtype}")
     notes = []
-    if array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
-        array = array.transpose(0, 3, 1, 2)  # channels last, as images often are in numpy
+    is_channels_last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
+    if is_channels_last:  # as images often are in numpy
         notes.append("the channels, last in the file, are read first")
-    if array.dtype not in (np.uint8, np.bool_):
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds NaN or infinite values")
-        if array.dtype.kind in "iu" and max(-int(array.min()), int(array.max())) > _EXACT:
-            notes.append(f"whole numbers above {_EXACT:,} are rounded to float32")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError(f"{source}: holds values beyond float32")
-    return np.ascontiguousarray(array), notes
+    if isinstance(array, (StoredArray, StoredImages)):
+        array, more = _streamed(source, array, is_channels_last)
+        notes += more
+        is_rounded = array.facts.is_rounded
+    else:
+        if is_channels_last:
+            array = np.moveaxis(array, -1, 1)
+        is_rounded = False
+        if array.dtype not in (np.uint8, np.bool_):
+            array, is_rounded = values.as_float32(source, array)
+        array = np.ascontiguousarray(array)
+    if is_rounded:
+        notes.append(f"whole numbers above {values.EXACT:,} are rounded to float32")
+    return array, notes
 
 
-def _unpacked(name: str, part: Tensor, size: int) -> Tensor:
+def _streamed(
+    source: str, array: StoredArray | StoredImages, is_channels_last: bool
+) -> tuple[StreamedSamples, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    if isinstance(array, StoredImages):
+        images, notes = array.rows()
+        as_stored = reader = RowReader(images)
+    else:
+        as_stored = RowReader(StoredRows(array, array.dtype, array.shape))
+        n, *sizes = array.shape
+        shape = (n, sizes[-1], *sizes[:-1]) if is_channels_last else array.shape
+        dtype = array.dtype if array.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
+        reader = RowReader(StoredRows(array, dtype, shape, is_channels_last))
+    facts = values.facts_of(source, as_stored.chunks())
+    return StreamedSamples(torch.device("cpu"), reader, np.arange(reader.rows.shape[0]), facts), notes
+
+
+def _unpacked(name: str, part: Any, size: int) -> Any:
     """numpy.packbits undone: `size` bits of each sample's bytes."""
+    if isinstance(part, StreamedSamples):
+        return part.unpacked(name, size)
     bits = np.unpackbits(part.cpu().numpy(), axis=1)
     if bits[:, size:].any():
         raise DataError(
@@ -483,7 +684,7 @@ def _explained(dataset: Dataset) -> Dataset:
     """With uint8 of 0 and 1 alone as bits (as 255ths they would be nearly black), and with what uint8 and flat samples
     are taken for."""
     parts, notes = dataset.dense, dataset.notes
-    top = max((int(part.max()) for part in parts.values() if part.dtype == torch.uint8), default=None)
+    top = max((values.top(part) for part in parts.values() if part.dtype == torch.uint8), default=None)
     if top is not None and top <= 1:
         parts = {name: part.bool() if part.dtype == torch.uint8 else part for name, part in parts.items()}
     elif top is not None and top < 128:

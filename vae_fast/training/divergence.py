@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from .. import nn
 from ..nn.likelihoods.base_dispersion import LocationScale
@@ -25,8 +26,8 @@ def explain(recipe: Recipe, dataset: Dataset) -> str:
     """What is likely to be the cause and what helps against it, in one line."""
     if dataset.columns:
         return _explain_table(dataset)
-    parts = [part for part in dataset.dense_parts if part.is_floating_point()]
-    if not all(torch.isfinite(part).all() for part in parts):
+    parts = [part for part in dataset.dense_parts if part.is_floating_point() and isinstance(part, Tensor)]
+    if not all(torch.isfinite(part).all() for part in parts):  # of streamed ones all were looked at
         return "the data hold NaN or infinite values, leave those samples out"
     likelihood = nn.LIKELIHOODS[recipe.likelihood]
     support, spread, option = likelihood.support, None, ""
@@ -70,6 +71,10 @@ def _explain_table(dataset: Dataset) -> str:
 
 def _alike(dataset: Dataset) -> int:
     """How many values of a sample are the same in all training samples, or nearly."""
-    x = dataset.dense_parts[0].flatten(1)
-    lo, hi = x.amin(0).float(), x.amax(0).float()
+    x = dataset.dense_parts[0]
+    ends = [torch.stack(torch.aminmax(x[i : i + 4096].flatten(1), dim=0)) for i in range(0, len(x), 4096)]
+    lo, hi = (
+        torch.stack([a for a, _ in ends]).amin(0).float(),
+        torch.stack([b for _, b in ends]).amax(0).float(),
+    )
     return int(((hi - lo) <= ALIKE * torch.maximum(lo.abs(), hi.abs()).clamp_min(1)).sum())

@@ -171,7 +171,11 @@ def traversal(
 
 def used_dims(model: nn.VAE, samples: Iterable[Batch]) -> list[int]:
     """The latent dimensions whose mu varies over the samples (`nn.active_units`); all where none does."""
-    mu = encode(model, samples).mu
+    return dims_in_use(encode(model, samples).mu)
+
+
+def dims_in_use(mu: Tensor) -> list[int]:
+    """`used_dims` of samples that are encoded, mu (samples, ...)."""
     active = nn.active_units(mu).flatten().nonzero()[:, 0].tolist() if len(mu) > 1 else []
     return active or list(range(mu[0].numel()))
 

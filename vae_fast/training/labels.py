@@ -30,10 +30,10 @@ def find(
     if file is not None:
         column = None if source == data.DIGITS or Path(file).is_file() else _column(Path(source), str(file))
         if column is not None:
-            return _part(source, column, part)
+            return _part(dataset, column, part)
         labels = read(Path(file))
-        if len(labels) == total != n and dataset.valid is None:
-            return _part(source, labels, part)
+        if len(labels) == total != n:
+            return _part(dataset, labels, part)
         if len(labels) != n:
             those = f"{n} labels, those of the {part} part, or " if n != total else ""
             raise DataError(
@@ -48,7 +48,7 @@ def find(
         return None if numbers is None else np.array(dataset.conditions)[numbers.cpu().numpy()]
     if dataset.labels:
         return dataset.labels.get(part)
-    labels_or_none = _beside(source, part)
+    labels_or_none = _beside(dataset, source, part)
     return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
 
 
@@ -66,22 +66,25 @@ def are_of_test_alone(dataset: Dataset, file: Path | str | None) -> bool:
     return file is not None and Path(file).is_file() and len(read(Path(file))) == len(dataset.test)
 
 
-def _part(source: str, labels: np.ndarray, part: str) -> np.ndarray:
+def _part(dataset: Dataset, labels: np.ndarray, part: str) -> np.ndarray:
+    """Of the labels of all samples, as they stand in the file, those of the part."""
     if part == "all":
         return labels
-    train, test = data.split_rows(source, len(labels))
-    return labels[train if part == "train" else test]
+    if dataset.rows is not None:
+        return labels[dataset.rows[part == "test"]] if len(labels) == dataset.count("all") else labels
+    stops = np.cumsum([len(samples) for samples in dataset.parts.values()])
+    return dict(zip(dataset.parts, np.split(labels, stops[:-1]), strict=True))[part]
 
 
-def _beside(source: str, part: str) -> np.ndarray | None:
+def _beside(dataset: Dataset, source: str, part: str) -> np.ndarray | None:
     """The labels that come with the source."""
     if source == data.DIGITS:
         from sklearn.datasets import load_digits
 
-        return _part(source, load_digits().target.astype(str), part)
+        return _part(dataset, load_digits().target.astype(str), part)
     path = Path(source)
     if path.suffix.lower() == ".npz":
-        return _in_npz(path, part)
+        return _in_npz(dataset, path, part)
     files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
     wanted = {"train": "train", "test": "t10k|test", "valid": "val"}[part]
     for file in sorted(files):
@@ -90,13 +93,13 @@ def _beside(source: str, part: str) -> np.ndarray | None:
     return None
 
 
-def _in_npz(path: Path, part: str) -> np.ndarray | None:
+def _in_npz(dataset: Dataset, path: Path, part: str) -> np.ndarray | None:
     """y_train and y_test, or y of samples that are split."""
     with readers.numpy_errors(path), np.load(path, allow_pickle=False) as archive:
         found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers.LABELS}
         if part in found:
             return archive[found[part]].astype(str)
-        return _part(str(path), archive[found[""]].astype(str), part) if "" in found else None
+        return _part(dataset, archive[found[""]].astype(str), part) if "" in found else None
 
 
 def read(file: Path) -> np.ndarray:

@@ -18,12 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import nn
 from ..backends.reference.rng import draw_rng_state, state_of_part
-from . import checkpoint, data, divergence
+from . import checkpoint, data, divergence, graph
 from .config import Recipe
-from .csr import SparseSamples
 from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
 from .model import HubVAE
-from .optimization import lr_of, make_optimizer, warm_up_kl
+from .optimization import lr_of, make_optimizer, set_lr, warm_up_kl
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -77,7 +76,12 @@ class Trainer:
                 dataset = dataset.reshaped((1, *dataset.shape))  # grey images are of one channel
             if dataset.columns:
                 recipe = replace(recipe, likelihood="mixed_columns")
-        self.recipe = recipe
+            if dataset.vocabulary:
+                recipe = recipe.of_text()
+        if recipe.static_seed is not None:
+            dataset = dataset.binarized(recipe.static_seed)
+        # A resumed run reads, and so shuffles, as this one.
+        self.recipe = recipe = replace(recipe, stream=dataset.is_streamed)
         self.accelerator = accelerator or make_accelerator(recipe)
         device = self.accelerator.device
         self.dataset = dataset.to(device)
@@ -107,6 +111,10 @@ class Trainer:
         self.optimizer = make_optimizer(recipe, self.model.parameters(), device)
         self._wrapped: Any
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._graph: graph.StepGraph | None = None
+        if recipe.cuda_graph:
+            graph.check(recipe, device, self.accelerator.num_processes, dataset.is_sparse)
+            self._graph = graph.StepGraph(self._step, device)
         self.callbacks = tuple(callbacks)
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
         self.history: list[Row] = []
@@ -233,7 +241,7 @@ class Trainer:
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
         train = self.dataset.train
-        pools = train.pools(order) if isinstance(train, SparseSamples) else None
+        pools = None if isinstance(train, Tensor) else train.pools(order)
         # Batch norm has no variance of one sample.
         parts = self.accelerator.num_processes * self.recipe.accumulate
         least = 2 * parts if self.recipe.batch_norm else 1
@@ -267,9 +275,26 @@ class Trainer:
         recipe = self.recipe
         n, mine = len(indices), self._part(len(indices))
         if recipe.lr_schedule != "constant" or recipe.lr_warmup:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr_of(recipe, self.steps, self._steps_per_epoch)
+            set_lr(self.optimizer, lr_of(recipe, self.steps, self._steps_per_epoch))
         rng_state = draw_rng_state(self.accelerator.device, None)
+        if self._graph is not None and n == recipe.batch_size:
+            totals += self._graph(self._train_samples(indices), rng_state)
+        else:
+            self._accumulate(indices, mine, rng_state, totals)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def _step(self, samples: dict[str, Any], rng_state: Tensor) -> Tensor:
+        """A whole batch of one process: what a graph holds."""
+        output = self._wrapped(**samples, rng_state=rng_state)
+        self.accelerator.backward(output.loss)
+        self._update()
+        counts = self._totals()
+        self._count(counts, output, len(samples["x"]))
+        return counts
+
+    def _accumulate(self, indices: Tensor, mine: slice, rng_state: Tensor, totals: Tensor) -> None:
+        n, recipe = len(indices), self.recipe
         parts = [mine] if recipe.accumulate == 1 else self._parts(mine)
         for part in parts[:-1]:
             with self.accelerator.no_sync(self._wrapped):
@@ -277,12 +302,13 @@ class Trainer:
             for schedule in self._schedules:  # which count passes: all parts are of one step
                 schedule.step -= 1
         self._backward(indices, parts[-1], n, rng_state, totals)
-        if recipe.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self._update()
+
+    def _update(self) -> None:
+        if self.recipe.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
 
     def _backward(self, indices: Tensor, part: slice, n: int, rng_state: Tensor, totals: Tensor) -> None:
         """Adds the gradients of a part of a batch of n samples."""
@@ -311,6 +337,11 @@ class Trainer:
             if dataset.columns:
                 config["columns"] = [column.to_dict() for column in dataset.columns]
                 config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
+            if dataset.vocabulary:
+                config["vocabulary"] = dataset.vocabulary.to_dict()
+            if dataset.sound:  # the bands of a spectrogram are the channels of a signal
+                config["sound"] = dataset.sound.to_dict()
+                config["dims"] = 1 if self.recipe.architecture in ("conv", "resnet") else None
             model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
             made: HubVAE = model.to(self.accelerator.device)
             return made
@@ -384,7 +415,7 @@ class Trainer:
         self._check_finite("loss", loss)
         part = self.monitor
         held_out = self._measures(part, *self.evaluate(part))
-        self._check_finite(f"{part} loss", held_out[f"{part}_elbo"])
+        self._check_finite(f"{part} loss", -held_out[f"{part}_elbo"])
         row = {
             "epoch": self.epoch,
             "step": self.steps,

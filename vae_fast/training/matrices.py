@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from . import stored
 from .csr import Csr
 from .errors import DataError
 from .parts import listed
+from .stored import NotStreamableError, StoredArray
 
 
 @dataclass(frozen=True)
 class Matrix:
-    x: Csr | np.ndarray  # an array where the file has a dense one
+    x: Csr | np.ndarray | StoredArray  # an array where the file has a dense one
     labels: np.ndarray | None = None  # of the samples: numbers of `names`
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ def _read_h5ad(path: Path, batch_key: str | None, in_memory: bool) -> Matrix:
         raise DataError(f"{path}: holds no X")
     labels, names = (None, ()) if batch_key is None else _column(path, file, batch_key)
     if not isinstance(x, h5py.Group):
-        return Matrix(x[:], labels, names)
+        return Matrix(x[:] if in_memory else _stored(path, x), labels, names)
     kind = _text(x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", "")))
     rows, features = x.attrs["shape"] if "shape" in x.attrs else x.attrs["h5sparse_shape"]
     notes: tuple[str, ...] = ()
@@ -91,6 +93,30 @@ def _array(path: Path, dataset: Any, in_memory: bool) -> Any:
     if offset is not None and len(dataset):
         return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
     return dataset[:] if in_memory else dataset
+
+
+def _stored(path: Path, dataset: Any) -> StoredArray:
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.ndim < 2:
+        raise NotStreamableError(f"{path}: X is dense, and in chunks or compressed")
+    return StoredArray(path, offset, dataset.dtype, dataset.shape)
+
+
+def size(path: Path) -> int:
+    """The bytes that stay in memory or are mapped, of a file of which they can be streamed; else 0."""
+    with _errors_of(path):
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                entries = [archive.getinfo(name) for name in ("indices.npy", "data.npy")]
+            return sum(e.file_size for e in entries if e.compress_type == zipfile.ZIP_STORED)
+        if path.suffix.lower() != ".h5ad":
+            return 0
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            x = file["X"]
+            arrays = [x["indices"], x["data"]] if isinstance(x, h5py.Group) else [x]
+            return sum(array.nbytes for array in arrays)
 
 
 def labels_of(path: Path, key: str) -> np.ndarray:
@@ -139,19 +165,11 @@ def _read_npz(path: Path) -> Matrix:
 
 def _mapped(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
     """An array of an .npz: the file's pages where it is not compressed, else in memory."""
-    with zipfile.ZipFile(path) as archive, archive.open(entry) as member:
-        version = np.lib.format.read_magic(member)
-        reader = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = reader(member)
-        header = member.tell()
-        if entry.compress_type != zipfile.ZIP_STORED or 0 in shape:
-            return np.frombuffer(member.read(), dtype)
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)  # of the lengths of name and extra field in the local header
-        lengths = np.frombuffer(file.read(4), "<u2")
-    return np.memmap(path, dtype, "r", entry.header_offset + 30 + int(lengths.sum()) + header, shape)
+    if entry.compress_type == zipfile.ZIP_STORED:
+        array = stored.npz_member(path, entry)
+        return array.mapped() if array.nbytes else np.empty(array.shape, array.dtype)
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[entry.filename]
 
 
 def _read_mtx(path: Path) -> Matrix:

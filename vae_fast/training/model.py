@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import nn
 from ..checks import check_clamp, check_int, check_sizes, python_value
+from .sound import Sound
 from .tables import Column, groups
+from .text import Vocabulary
 
 
 class HubVAE(nn.VAE):
@@ -23,6 +25,8 @@ class HubVAE(nn.VAE):
         batch_norm, dropout: of the MLPs' hidden layers (dropout: of the encoder's alone), as in scvi-tools.
         conditions: the names of the labels that encoder and decoder take as a condition.
         sparse: x may be rows of a torch.sparse_csr tensor: the MLP encoder begins with an `nn.SparseLinear`.
+        vocabulary: of lines of text, as `text.Vocabulary.to_dict` gives it: the likelihood is `nn.Categorical`.
+        sound: what the samples are spectrograms of, as `sound.Sound.to_dict` gives it.
         columns: those of a table, as `tables.Column.to_dict` gives them: the likelihood is `nn.MixedColumns`, whose
             encoder_mask is an option.
         dims: how many numbers a sample's size has, for "conv" and "resnet": 1 for signals, 2 for images.
@@ -49,6 +53,8 @@ class HubVAE(nn.VAE):
         conditions: Sequence[str] | None = None,
         sparse: bool = False,
         columns: Sequence[dict[str, Any]] = (),
+        vocabulary: dict[str, Any] | None = None,
+        sound: dict[str, Any] | None = None,
         dims: int | None = None,
         blocks: int | None = None,
         word_dropout: float = 0.0,
@@ -57,6 +63,7 @@ class HubVAE(nn.VAE):
     ) -> None:
         options = {name: python_value(value) for name, value in options.items() if value is not None}
         described = tuple(map(Column.of, columns))
+        symbols = None if vocabulary is None else Vocabulary.of(vocabulary)
         if columns:
             if architecture != "mlp":
                 raise ValueError(f"expected architecture to be 'mlp' for a table, but got {architecture!r}")
@@ -66,6 +73,8 @@ class HubVAE(nn.VAE):
                 )
             likelihood = "mixed_columns"
             p_x: nn.Likelihood = nn.MixedColumns(groups(described), **options)
+        elif symbols is not None:
+            likelihood, p_x = "categorical", nn.Categorical(symbols.classes)
         else:
             p_x = nn.likelihoods.make_likelihood(likelihood, **options)
         extras: dict[str, Any] = {
@@ -105,10 +114,13 @@ class HubVAE(nn.VAE):
             **({"objective": objective} if objective != "elbo" else {}),
             **({"conditions": conditions} if conditions else {}),
             **({"columns": list(columns)} if columns else {}),
+            **({"vocabulary": vocabulary} if vocabulary else {}),
+            **({"sound": sound} if sound else {}),
             **options,
         }
         self.conditions = tuple(conditions or ())
-        self.columns = described
+        self.columns, self.vocabulary = described, symbols
+        self.sound = None if sound is None else Sound.of(sound)
         self.shape = shape
 
     def arguments(self) -> dict[str, Any]:
@@ -119,6 +131,22 @@ class HubVAE(nn.VAE):
         if omit:
             raise ValueError(f"expected omit to be empty for a HubVAE, but got {', '.join(omit)}")
         return self.config
+
+    @torch.no_grad()
+    def generate_tokens(
+        self,
+        n: int,
+        *,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Of a model of text: draws of p(x | z), (n, length), at z from the prior. `temperature` divides the
+        logits; at 0 they are the most likely tokens."""
+        z = self._sample_prior(n, self.latent_shape or (), condition, generator, 1.0)
+        decoder = cast(nn.GRUDecoder, self.decoder)
+        on_device = nn.inputs.on_device(generator, z.device)
+        return decoder.generate(z, condition, temperature=temperature, generator=on_device)
 
     def each_condition(self, n: int) -> Tensor | None:
         """The labels of n samples, each in turn; None where the model takes none."""

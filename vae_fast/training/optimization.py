@@ -25,6 +25,13 @@ def make_optimizer(
         options["weight_decay"] = recipe.weight_decay
     if recipe.optimizer in _FUSED:
         options["fused"] = device.type in ("cpu", "cuda")
+    if recipe.cuda_graph and device.type == "cuda":
+        if recipe.optimizer != "sgd":  # which has no state that steps on the host
+            options["capturable"] = True
+        if (
+            recipe.lr_schedule != "constant" or recipe.lr_warmup
+        ):  # a number would be that of the recorded step
+            options["lr"] = torch.tensor(recipe.lr, device=device)
     optimizer: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[recipe.optimizer])(
         parameters, **options
     )
@@ -39,6 +46,14 @@ def lr_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     way = (step - warmup) / max(1, last - warmup)
     factor = {"cosine": (1 + math.cos(math.pi * way)) / 2, "linear": 1 - way}.get(recipe.lr_schedule, 1.0)
     return recipe.lr * max(0.0, factor)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # of a recorded step
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def warm_up_kl(model: nn.VAE, epochs: float, steps_per_epoch: int) -> None:

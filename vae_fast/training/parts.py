@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,10 +14,10 @@ Source = TypeVar("Source")
 
 
 class Parts(NamedTuple):
-    train: np.ndarray
-    test: np.ndarray | None = None  # None where the source has no such part
+    train: Any  # an array, or the StoredArray of one that is streamed
+    test: Any = None  # None where the source has no such part
     notes: tuple[str, ...] = ()  # what was dropped, changed or not used: short sentences for the user
-    valid: np.ndarray | None = None  # only beside a test part: alone it is the test part
+    valid: Any = None  # only beside a test part: alone it is the test part
     labels: Mapping[str, np.ndarray] | None = None  # of each part's samples, as text
 
 

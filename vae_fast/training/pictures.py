@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections import Counter
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from .. import nn
 from . import checkpoint
 from .errors import CheckpointError
 from .inference import Detection
+from .model import HubVAE
 
 COLUMNS, _FEWEST = 12, 6  # of reconstructions; fewer are too narrow for their title
 _INCH = 100  # dots
@@ -44,6 +47,10 @@ def is_signal(shape: Sequence[int]) -> bool:
     return len(shape) in (1, 2) and 1 < math.prod(shape) == max(shape)
 
 
+def is_of_sounds(model: nn.VAE) -> bool:
+    return isinstance(model, HubVAE) and model.sound is not None
+
+
 def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
     """`shape`: a sample's; None: the model's own."""
     shape = model.data_shape if shape is None else shape
@@ -55,29 +62,62 @@ def can_draw(model: nn.VAE, shape: Sequence[int] | None = None) -> bool:
 
 def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
     """What a sample is called."""
+    if isinstance(model, HubVAE) and (model.vocabulary or model.sound):
+        return "line" if model.vocabulary else "sound"
     shape = model.data_shape if shape is None else shape
     return "image" if shape is not None and can_draw(model, shape) and not is_signal(shape) else "sample"
 
 
-def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: int | None = None) -> None:
+def save_grid(
+    path: Path,
+    samples: Tensor,
+    columns: int,
+    title: str,
+    gap_every: int | None = None,
+    *,
+    are_sounds: bool = False,
+) -> None:
+    """What `draw_grid` draws."""
+    _save(draw_grid(samples, columns, title, gap_every, are_sounds=are_sounds), path)
+
+
+def draw_grid(
+    samples: Tensor,
+    columns: int,
+    title: str,
+    gap_every: int | None = None,
+    *,
+    across: int = _SMALLEST,
+    ends: tuple[float, float] | None = None,
+    are_sounds: bool = False,
+) -> Figure:
     """Samples (n, *shape) in rows of `columns`, as images or curves; a wider gap after every `gap_every` rows.
 
     Black is 0 and white 1, unless values are far from there: then they are the smallest and the largest value, which
-    the title tells, as it does the range of the curves. A sample of NaN is an empty tile.
+    the title tells, as it does the range of the curves. A sample of NaN is an empty tile. Sounds are spectrograms, with
+    the low frequencies at the bottom and time to the right.
+
+    Args:
+        across: images of fewer dots are enlarged, and curves as much as those of 56 dots.
+        ends: the values that are black and white. [default: `limits` of the samples]
     """
+    if are_sounds:
+        samples = samples.flip(-2)
     shape = image_shape(samples.shape[1:])
     if shape is None and not is_signal(samples.shape[1:]):
         raise CheckpointError(f"samples of shape {tuple(samples.shape[1:])} are no images")
     samples = samples.detach().float().cpu()
-    lo, hi = _limits(samples, is_image=shape is not None)
+    lo, hi = ends or limits(samples, are_sounds)
     samples = (samples - lo) / (hi - lo)
     if shape is None:
         curves = samples.flatten(1)
-        height, width = _CURVE
+        height, width = (side * across // _SMALLEST for side in _CURVE)
     else:
-        images = _enlarged(samples.reshape(-1, *shape).nan_to_num(1).clamp(0, 1))
+        images = _enlarged(samples.reshape(-1, *shape).nan_to_num(1).clamp(0, 1), across)
         height, width = images.shape[-2:]
-    if (lo, hi) != (0, 1):
+    if are_sounds:
+        title += ", low frequencies at the bottom"
+    elif (lo, hi) != (0, 1):
         title += f", {'black' if shape else 'bottom'} is {lo:.3g}, {'white' if shape else 'top'} {hi:.3g}"
     rows = -(-len(samples) // columns)
     gap = max(2, height // 14)
@@ -93,16 +133,17 @@ def save_grid(path: Path, samples: Tensor, columns: int, title: str, gap_every: 
     box = (border / w, border / h, 1 - 2 * border / w, 1 - (border + header) / h)
     axes: Any = figure.add_axes(box)
     if shape is None:
-        _draw_curves(axes, curves, corners, size)
+        _draw_curves(axes, curves, corners, size, (height, width))
     else:
-        _draw_images(axes, images, corners, size)
+        _draw_images(axes, images, corners, size, "magma" if are_sounds else "gray")
     axes.set_axis_off()
     axes.set_title("\n".join(lines), fontsize=10, loc="left")
-    _save(figure, path)
+    return figure
 
 
-def _limits(samples: Tensor, is_image: bool) -> tuple[float, float]:
+def limits(samples: Tensor, are_sounds: bool = False) -> tuple[float, float]:
     """The values that are drawn as black and white, or at the bottom and the top."""
+    is_image = image_shape(samples.shape[1:]) is not None and not are_sounds
     known = samples[samples.isfinite()]
     lo, hi = (known.min().item(), known.max().item()) if len(known) else (0.0, 1.0)
     for low, high in ((0.0, 1.0), (-1.0, 1.0)) if is_image and len(known) else ():
@@ -112,17 +153,22 @@ def _limits(samples: Tensor, is_image: bool) -> tuple[float, float]:
     return (lo, hi) if lo < hi else (lo - 0.5, lo + 0.5)
 
 
-def _draw_images(axes: Any, images: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    canvas = torch.ones((*images.shape[1:-2], *size))
+def _draw_images(
+    axes: Any, images: Tensor, corners: list[tuple[int, int]], size: tuple[int, int], colours: str
+) -> None:
+    between = 1.0 if colours == "gray" else math.nan  # NaN is not drawn
+    canvas = torch.full((*images.shape[1:-2], *size), between)
     height, width = images.shape[-2:]
     for image, (top, left) in zip(images, corners, strict=True):
         canvas[..., top : top + height, left : left + width] = image
     pixels = canvas.movedim(0, -1) if canvas.ndim == 3 else canvas
-    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.imshow(pixels.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
 
 
-def _draw_curves(axes: Any, curves: Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    height, width = _CURVE
+def _draw_curves(
+    axes: Any, curves: Tensor, corners: list[tuple[int, int]], size: tuple[int, int], tile: tuple[int, int]
+) -> None:
+    height, width = tile
     if curves.shape[1] > 8 * width:  # more than can be seen: the lowest and the highest value of each stretch
         ends = [sign * F.adaptive_max_pool1d(sign * curves, width) for sign in (-1, 1)]
         curves = torch.stack(ends, 2).flatten(1)
@@ -145,20 +191,21 @@ def save_samples(
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
     sample: bool = False,
-) -> None:
-    """The means of p(x | z) at n draws of z from the prior; with `sample`, a draw of p(x | z) at each."""
+) -> Tensor:
+    """The means of p(x | z) at n draws of z from the prior; with `sample`, a draw of p(x | z) at each. Returns them."""
     samples = model.generate(
         n, condition=condition, generator=generator, temperature=temperature, sample=sample
     )
     title = f"{n} sample{'s' * (n != 1)}{'' if temperature == 1 else f', temperature {temperature:g}'}"
-    save_grid(path, samples, round(n**0.5), title)
+    save_grid(path, samples, round(n**0.5), title, are_sounds=is_of_sounds(model))
+    return samples
 
 
 def save_reconstructions(
     path: Path, model: nn.VAE, x: Tensor, condition: Tensor | None = None, **options: Any
-) -> None:
+) -> Tensor:
     """Rows of originals, below each its reconstruction, with the options of `nn.VAE.reconstruct`. The columns are
-    filled up with nothing."""
+    filled up with nothing. Returns the reconstructions."""
     originals = x / 255 if x.dtype == torch.uint8 else x.float()
     reconstructed = model.reconstruct(x, condition=condition, **options)
     columns = max(_FEWEST, min(COLUMNS, len(x)))
@@ -169,7 +216,8 @@ def save_reconstructions(
         for part in p
     ]
     title = "originals, and below each its reconstruction"
-    save_grid(path, torch.cat(rows), columns, title, gap_every=2)
+    save_grid(path, torch.cat(rows), columns, title, gap_every=2, are_sounds=is_of_sounds(model))
+    return reconstructed
 
 
 def save_curve(path: Path, history: list[dict[str, float]], noun: str = "sample") -> None:
@@ -203,19 +251,7 @@ def save_scatter(path: Path, points: Tensor, title: str, labels: Sequence[str] |
     figure = Figure(figsize=(8, 7), dpi=_INCH, layout="constrained")
     axes: Any = figure.subplots()
     size = max(1.0, min(20.0, 40_000 / max(1, len(points))))
-    groups = [""] * len(points) if labels is None else [str(label) for label in labels]
-    counted = Counter(groups).most_common()
-    shown = sorted((name for name, _ in counted[:_COLOURS]), key=_natural)
-    palette = colormaps["tab10" if len(shown) <= 10 else "tab20"]
-    rest = [i for i, name in enumerate(groups) if name not in set(shown)]
-    parts: list[tuple[str, list[int], Any]] = (
-        [(f"{len(counted) - len(shown)} more", rest, "0.8")] if rest else []
-    )
-    parts += [
-        (name, [i for i, other in enumerate(groups) if other == name], palette(place))
-        for place, name in enumerate(shown)
-    ]
-    for name, members, colour in parts:
+    for name, members, colour in coloured([""] * len(points) if labels is None else labels):
         x, y = points[members].float().cpu().numpy().T
         axes.scatter(x, y, s=size, color=colour, linewidths=0, alpha=0.7, label=name)
     if labels is not None:
@@ -249,7 +285,21 @@ def save_roc(path: Path, scores: Tensor, is_anomaly: Tensor, detection: Detectio
     _save(figure, path)
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
+def coloured(labels: Sequence[str]) -> list[tuple[str, list[int], str]]:
+    """Each label with its samples' places and its colour; the 20 most frequent ones, and first the others, in grey."""
+    groups: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        groups.setdefault(str(label), []).append(place)
+    shown = [name for name, _ in Counter({name: len(m) for name, m in groups.items()}).most_common(_COLOURS)]
+    rest = sorted(place for name in groups.keys() - set(shown) for place in groups[name])
+    palette = colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    found = [(f"{len(groups) - len(shown)} more", rest, "#cccccc")] if rest else []
+    for place, name in enumerate(sorted(shown, key=natural)):
+        found.append((name, groups[name], to_hex(palette(place))))
+    return found
+
+
+def natural(text: str) -> tuple[bool, float, str]:
     """Numbers before names, and by their size."""
     try:
         return False, float(text), text
@@ -257,14 +307,20 @@ def _natural(text: str) -> tuple[bool, float, str]:
         return True, 0.0, text
 
 
-def _enlarged(images: Tensor) -> Tensor:
+def _enlarged(images: Tensor, across: int) -> Tensor:
     """By a whole factor, with soft edges: 8x8 pixels are hard to read as squares."""
-    factor = -(-_SMALLEST // max(images.shape[-2:]))
+    factor = -(-across // max(images.shape[-2:]))
     if factor == 1:
         return images
     stack = images if images.ndim == 4 else images.unsqueeze(1)
     large = F.interpolate(stack, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
     return large if images.ndim == 4 else large.squeeze(1)
+
+
+def png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -7,36 +7,40 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import idx, images
+from . import idx, images, stored
 from .errors import DataError
 from .parts import Parts, held_out_parts, listed, part_of, visible_files
+from .stored import StoredArray
 
 # What remains of an array's name without its part: x_train, test_images, data, y_test, ...
 _SAMPLES = {"x", "data", "set", "image", "images", "img", "imgs", "inputs", "features", "samples"}
 LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
 
 
-def read(path: Path) -> Parts:
+def read(path: Path, is_stored: bool = False) -> Parts:
+    """The parts: arrays or, if `is_stored`, what reads pieces of them from their files. Raises NotStreamableError where
+    that cannot be."""
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, is_stored)
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _read_npz(path)
+        return _read_npz(path, is_stored)
     if suffix == ".npy":
-        return Parts(_load_numpy(path))
+        return Parts(_stored_numpy(path) if is_stored else _load_numpy(path))
     if "idx" in path.name.lower() or suffix == ".gz":
-        return idx.read_file(path)
+        return idx.read_file(path, is_stored)
     raise DataError(
-        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet or a folder"
+        f"{path}: is not IDX (its name holds idx), .npy, .npz, .h5ad, .mtx, .csv, .tsv, .parquet, .txt or a folder"
     )
 
 
-def _read_folder(folder: Path) -> Parts:
+def _read_folder(folder: Path, is_stored: bool) -> Parts:
     files = visible_files(folder)
-    parts = idx.read_folder(folder, files) or images.read_folder(folder, files)
+    parts = idx.read_folder(folder, files, is_stored) or images.read_folder(folder, files, is_stored)
     if parts is None:
         found = f" ({listed(path.name for path in files)})" if files else ""
         raise DataError(f"{folder}: holds no images and no train-images-idx3-ubyte{found}")
@@ -51,7 +55,12 @@ def _load_numpy(path: Path) -> np.ndarray:
         return array
 
 
-def _read_npz(path: Path) -> Parts:
+def _stored_numpy(path: Path) -> StoredArray:
+    with numpy_errors(path):
+        return stored.npy(path)
+
+
+def _read_npz(path: Path, is_stored: bool) -> Parts:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: is not a .npz file, or truncated")
     with numpy_errors(path), np.load(path, allow_pickle=False) as archive:
@@ -70,7 +79,11 @@ def _read_npz(path: Path) -> Parts:
         unused = [name for name in names if name not in (train, *chosen.values())]
         if unused:
             notes += (f"not used: {listed(unused, most=9)}",)
-        return Parts(archive[train], notes=notes, **{part: archive[name] for part, name in chosen.items()})
+        load: Any = archive.__getitem__
+        if is_stored:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.zip.infolist()}
+            load = lambda name: stored.npz_member(path, entries[name])  # noqa: E731
+        return Parts(load(train), notes=notes, **{part: load(name) for part, name in chosen.items()})
 
 
 def _choose(names: list[str]) -> tuple[str | None, dict[str, str]]:

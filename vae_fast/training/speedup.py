@@ -19,6 +19,7 @@ from torch import Tensor
 import vae_fast
 
 from .. import backends, nn
+from ..nn.condition import call
 from ..rng import draw_rng_state
 
 MOST_NUMBERS = 1 << 24  # of x; the outputs of a fused head may not fit in memory
@@ -42,7 +43,8 @@ def measure(
 ) -> Speed:
     """Times the ops around the networks, on the networks' outputs for the batch x (or a part of a large one). Sparse
     samples are measured dense, as the plain lines take them."""
-    most = max(1, MOST_NUMBERS // math.prod(x.shape[1:]))
+    classes = (getattr(model.likelihood, "classes", None) or 1) if model.likelihood.over_classes else 1
+    most = max(1, MOST_NUMBERS // (math.prod(x.shape[1:]) * classes))
     if x.layout is torch.sparse_csr:
         x = _dense(x)
     x = x[:most]
@@ -54,7 +56,8 @@ def measure(
         target = x if isinstance(likelihood, nn.MixedColumns) else likelihood.encoder_input(x)
         given = () if condition is None else (condition,)
         moments = model.encoder(likelihood.encoder_input(x), *given)
-        params = likelihood.split(model.decoder(moments.chunk(2, dim=1)[0], *given))
+        decoded = call(model.decoder, moments.chunk(2, dim=1)[0], condition, target)
+        params = likelihood.split(decoded)
     moments, *leaves = (t.detach().clone().requires_grad_() for t in (moments, *params))
     learned = list(likelihood.parameters())
     grad_z = torch.ones_like(moments.chunk(2, dim=1)[0])  # what a decoder would send back
