@@ -25,10 +25,11 @@ def data(tmp_path: Path) -> Path:
         images = rng.integers(0, 60, (n, 28, 28), np.uint8)
         for image, label in zip(images, labels, strict=True):
             image[2 * label : 2 * label + 8, 10:18] = 250
-        for name, skip, array in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             path = tmp_path / f"mnist/{part}-{name}-ubyte.gz"
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(gzip.compress(bytes(skip) + array.tobytes()))
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            path.write_bytes(gzip.compress(header + array.tobytes()))
     bits = {part: np.packbits(rng.random((150, 784)) < 0.2, axis=1) for part in ("train", "valid", "test")}
     for name, arrays in (
         ("binarized_mnist/binarized_mnist_bits", bits),
@@ -123,3 +124,10 @@ def test_mutual_information_gap(run: Any) -> None:
 
 def test_bound(run: Any) -> None:
     assert run("bound", images=20, draws=20) > 0
+
+
+def test_default_recipe(run: Any) -> None:
+    found = run("default_recipe", **{"epochs": 2, "plain-epochs": 2})
+    for elbo, seconds in found.values():
+        assert -784 * np.log(2) < elbo < -50
+        assert seconds > 0

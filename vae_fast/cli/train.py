@@ -32,8 +32,8 @@ from . import runs
 DEFAULTS = {"epochs": 20, "batch_size": 1024}
 DIGITS = {"epochs": 600, "batch_size": 4096}  # 1438 images: a batch takes each about three times
 # Of Adam, at the batch size beside it. MNIST's test ELBO after 20 epochs of 1024: 1e-3 -108.9; from the mean image on
-# 2e-3 -105.1, 3e-3 -104.3, 4e-3 -104.1, 3e-3 with a margin; falling to 0 as a cosine is worse (-108.9 for -106.3 without
-# the mean image, 2026-11-30): a run of 20 epochs needs its last steps.
+# 2e-3 -105.1, 3e-3 -104.3, 4e-3 -104.1: 3e-3 keeps a margin. Falling to 0 as a cosine is worse, -108.9 for -106.3
+# without the mean image (2026-11-30): 20 epochs need their last steps.
 LR, LR_BATCH = 3e-3, 1024
 
 
