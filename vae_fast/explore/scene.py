@@ -197,8 +197,10 @@ class Scene:
             min(lo, self._ends[0]),
             max(hi, self._ends[1]),
         )  # a curve must not jump while a slider moves
-        across = ACROSS if len(samples) == 1 else ACROSS_MANY
-        return pictures.png(pictures.draw_grid(samples, len(samples), title, ends=self._ends, across=across))
+        across, columns = ACROSS if len(samples) == 1 else ACROSS_MANY, len(samples)
+        if pictures.is_signal(self.model.shape):  # whose tiles are twice as wide
+            across, columns = across // 2, min(columns, STEPS // 2)
+        return pictures.png(pictures.draw_grid(samples, columns, title, ends=self._ends, across=across))
 
     def table(self, samples: Tensor) -> tuple[list[str], list[list[str]]]:
         """Names, and their values in each sample: a table's columns, or the features that are largest somewhere."""
