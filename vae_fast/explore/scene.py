@@ -193,13 +193,11 @@ class Scene:
         if not pictures.can_draw(self.model):
             return None
         lo, hi = pictures.limits(samples)
-        self._ends = (
-            min(lo, self._ends[0]),
-            max(hi, self._ends[1]),
-        )  # a curve must not jump while a slider moves
+        # They only get wider: a curve must not jump to another scale while a slider moves.
+        self._ends = min(lo, self._ends[0]), max(hi, self._ends[1])
         across, columns = ACROSS if len(samples) == 1 else ACROSS_MANY, len(samples)
         if pictures.is_signal(self.model.shape):  # whose tiles are twice as wide
-            across, columns = across // 2, min(columns, STEPS // 2)
+            across, columns = min(across, ACROSS // 2), min(columns, STEPS // 2)
         return pictures.png(pictures.draw_grid(samples, columns, title, ends=self._ends, across=across))
 
     def table(self, samples: Tensor) -> tuple[list[str], list[list[str]]]:
