@@ -36,7 +36,7 @@ from vae_fast.training.loop import make_accelerator
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WAIT = 30_000  # milliseconds
+WAIT = 90_000  # milliseconds
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 # The command's process says which other machine it asks: sitecustomize, imported at its start.
 GUARD = """
@@ -157,7 +157,12 @@ def changed(page: Any, section: str, act: Callable[[], Any], what: str = "figure
     before = shown.inner_html()
     act()
     sync_api.expect(shown).not_to_have_js_property("innerHTML", before, timeout=WAIT)
-    page.wait_for_timeout(300)  # what is drawn later
+
+
+def shows(page: Any, section: str, *texts: str) -> None:
+    """Waits until the caption says so."""
+    for text in texts:
+        sync_api.expect(page.locator(f"#{section} figcaption")).to_contain_text(text, timeout=WAIT)
 
 
 def drag(page: Any, section: str, number: int, share: float) -> None:
@@ -171,7 +176,10 @@ def drag(page: Any, section: str, number: int, share: float) -> None:
 
 def assert_decodes(page: Any, model: HubVAE, name: str = "sample", condition: Tensor | None = None) -> Tensor:
     """The sample that is downloaded is that of the z that is downloaded, which is returned."""
-    z, samples = array(download(page, "z.npy")), array(download(page, f"{name}.npy"))
+    before = b""
+    while (content := download(page, "z.npy")) != before:  # another was drawn in between
+        before, samples = content, array(download(page, f"{name}.npy"))
+    z = array(content)
     torch.testing.assert_close(samples, model.decode(z, condition=condition).detach(), rtol=1e-5, atol=1e-6)
     return z
 
@@ -202,16 +210,19 @@ def test_the_page_of_a_run(browser: Any, digits: Path, tmp_path: Path) -> None:
         for share in (0.45, 0.75):
             place = box["x"] + box["width"] * share, box["y"] + 120
             changed(page, "sample", lambda place=place: page.mouse.click(*place))
+            shows(page, "sample", "a point of the map")
             points.append(assert_decodes(page, model)[0])
         assert points[1][0] > points[0][0] + 0.1
         torch.testing.assert_close(points[1][1], points[0][1])
         field = page.locator("#map input[type=text], #map input[type=number]").first
-        changed(page, "sample", lambda: (field.fill("7"), field.press("Enter")))
-        assert f"test sample 7, label {known[7]}" in page.inner_text("#sample figcaption")
+        field.fill("7")
+        field.press("Enter")
+        shows(page, "sample", f"test sample 7, label {known[7]}")
         torch.testing.assert_close(assert_decodes(page, model), mu[7:8])
 
         # Towards another label.
-        changed(page, "towards", lambda: page.locator("#towards select").select_option("4"))
+        page.locator("#towards select").select_option("4")
+        shows(page, "towards", "from test sample 7", "with label 4")
         is_train = labels.find(images, "digits", "train")
         assert is_train is not None
         direction = attribute_direction(
@@ -222,13 +233,15 @@ def test_the_page_of_a_run(browser: Any, digits: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(array(download(page, "steered.npy")), want, rtol=1e-4, atol=1e-5)
 
         # From what is shown to a draw of the prior, along both ways.
-        changed(page, "between", lambda: press(page, "Start at the decoded sample"))
-        changed(page, "sample", lambda: press(page, "Draw from the prior"))
+        press(page, "Start at the decoded sample")
+        press(page, "Draw from the prior")
+        shows(page, "sample", "a draw from the prior, seed 0")
         end = assert_decodes(page, model)
         torch.testing.assert_close(
             model.decode(end).detach(), model.generate(1, generator=torch.Generator().manual_seed(0))
         )
-        changed(page, "between", lambda: press(page, "End at the decoded sample"))
+        press(page, "End at the decoded sample")
+        shows(page, "between", "from test sample 7", "to a draw from the prior, seed 0")
         for spherical in (False, True):
             if spherical:
                 changed(page, "between", lambda: press(page, "Great circle"))
@@ -246,7 +259,8 @@ def test_a_model_without_its_data(browser: Any, alone: Path, tmp_path: Path) -> 
         assert page.locator("#map, #towards").count() == 0
         page.get_by_text("2 more").click()
         sync_api.expect(page.locator("#latents .noUi-target")).to_have_count(12)
-        changed(page, "sample", lambda: press(page, "Draw from the prior"))
+        press(page, "Draw from the prior")
+        shows(page, "sample", "a draw from the prior, seed 0")
         samples = []
         for condition in (0, 1):
             if condition:

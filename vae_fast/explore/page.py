@@ -32,9 +32,10 @@ class Page:
         self.point = scene.zero(0 if scene.model.conditions else None)
         self._is_setting = False  # a slider is moved by the page, not by its visitor
         self._waiting: set[str] = set()
+        kind = "half" if scene.map is None else ""
         sections = [
-            ("sample", "Decoded sample", "", self._sample()),
-            ("latents", "Latents", "", self._latents()),
+            ("sample", "Decoded sample", kind, self._sample()),
+            ("latents", "Latents", kind, self._latents()),
         ]
         if scene.map is not None:
             sections.append(("map", "Map of the test samples", "map", self._map()))

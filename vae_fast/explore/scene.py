@@ -195,13 +195,13 @@ class Scene:
             return None
         are_sounds = pictures.is_of_sounds(self.model)
         lo, hi = pictures.limits(samples, are_sounds)
-        self._ends = (
-            min(lo, self._ends[0]),
-            max(hi, self._ends[1]),
-        )  # a curve must not jump while a slider moves
-        across = ACROSS if len(samples) == 1 else ACROSS_MANY
+        # They only get wider: a curve must not jump to another scale while a slider moves.
+        self._ends = min(lo, self._ends[0]), max(hi, self._ends[1])
+        across, columns = ACROSS if len(samples) == 1 else ACROSS_MANY, len(samples)
+        if pictures.is_signal(self.model.shape):  # whose tiles are twice as wide
+            across, columns = min(across, ACROSS // 2), min(columns, STEPS // 2)
         figure = pictures.draw_grid(
-            samples, len(samples), title, ends=self._ends, across=across, are_sounds=are_sounds
+            samples, columns, title, ends=self._ends, across=across, are_sounds=are_sounds
         )
         return pictures.png(figure)
 
