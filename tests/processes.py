@@ -28,7 +28,8 @@ WORLDS = (1, 2, 4)
 BATCH, FEATURES = 12, 30
 TRAIN = ["train", "--data", "tiny.npy", "--batch-size", "10", "--hidden", "12", "--latent", "3", "--cpu"]
 # Batches of 10 of 32 samples: 2 or 3 for each of four processes, and a last one of 2, of which two have none.
-TRAIN += ["--binarize", "dynamic", "--num-samples", "2"]
+TRAIN += ["--binarize", "dynamic", "--num-samples", "2", "--accumulate", "2", "--clip-grad", "5"]
+TRAIN += ["--ema", "0.5", "--kl-warmup", "2", "--lr-warmup", "1", "--best"]
 
 
 def run_world(size: int, work: Callable[..., Any], *args: Any) -> list[int | None]:

@@ -36,6 +36,7 @@ from vae_fast.training import (
     recipe_file,
     tracking,
 )
+from vae_fast.training.data import batches, count_batches
 from vae_fast.training.loop import make_accelerator
 
 LATENT, FEATURES = 3, 12
@@ -218,7 +219,7 @@ SMALL = replace(RECIPE, hidden=(8,), latent=LATENT)
 
 def test_accumulated_parts_are_the_whole_batch() -> None:
     """To rounding: draws, bits, the KL's weight, which counts steps, and a last batch of 8, in parts of 2 and 3."""
-    recipe = replace(SMALL, num_samples=2, binarize=True, kl_warmup=2, clip_grad=0.5)
+    recipe = replace(SMALL, num_samples=2, binarize="dynamic", kl_warmup=2, clip_grad=0.5)
     whole, parts = (trained(replace(recipe, accumulate=n)) for n in (1, 3))
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -280,6 +281,15 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path) -> None:
     kept = {path.name for path in tmp_path.glob("epoch-*")}
     assert kept == {f"epoch-{n}" for n in range(2, stop + 2, 2)}
     assert -sum(trainer.evaluate("test", load_model(tmp_path / "epoch-4"))) == elbos[3]
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "least"), [(40, 16, 1), (40, 16, 9), (40, 13, 2), (32, 16, 4), (5, 16, 4)]
+)
+def test_batches_are_counted_without_being_made(n: int, size: int, least: int) -> None:
+    order = torch.Generator().manual_seed(0)
+    pools = None if n > 32 else [torch.arange(n)]
+    assert count_batches(n, size, least) == len([*batches(n, size, order, pools, least)])
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
@@ -542,6 +552,16 @@ def test_a_tracker_that_is_missing(
     run("--track", "tensorboard", status=1)
     line = "vae-fast: tensorboard is not installed: pip install 'vae_fast[tensorboard]'\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_tracker_that_cannot_start(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    save_images(Path.cwd())
+    Path("mine").mkdir()
+    Path("mine/vae_fast").write_text("somebody's")
+    run("--data", "tiny.npy", "--track", "tensorboard", "--out", "mine", status=1)
+    line = "vae-fast: tensorboard cannot start: .*; nothing was saved\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_a_text_file_holds_every_string() -> None:

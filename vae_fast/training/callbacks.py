@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..nn import VAE
-from . import checkpoint, outputs, pictures
+from . import checkpoint, outputs, pictures, recipe_file
 from .model import HubVAE
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class Checkpoints(Callback):
     The first save removes the pictures of the model that it replaces. After every `save_every` epochs of the recipe
     the weights are kept in epoch-N/, too.
 
-    config: what config.toml is to hold, beside them."""
+    config: what config.toml is to hold beside the recipe; None: there is to be none."""
 
-    def __init__(self, folder: Path, seconds: float = 5.0, *, config: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, seconds: float = 5.0, *, config: Mapping[str, Any] | None = None
+    ) -> None:
         self._folder, self._seconds, self._config = Path(folder), seconds, config
         self._saved_at, self._saved_epoch = time.perf_counter(), -1
         self._started_at = 0
@@ -121,7 +124,8 @@ class Checkpoints(Callback):
             trainer.save(self._folder)
             write_metrics(self._folder / checkpoint.METRICS, trainer.history)
             if self._config is not None:
-                checkpoint.replace_bytes(self._folder / checkpoint.RECIPE, self._config.encode())
+                text = recipe_file.text(trainer.recipe, self._config)
+                checkpoint.replace_bytes(self._folder / checkpoint.RECIPE, text.encode())
             self._remove_old(trainer)
         self._saved_at, self._saved_epoch = time.perf_counter(), trainer.epoch
 
@@ -160,7 +164,9 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
         condition = _condition(model, trainer, n)
         pictures.save_samples(folder / "samples.png", model, n, condition=condition, generator=generator)
         drawn.insert(0, "samples.png")
-    pictures.save_reconstructions(folder / "reconstructions.png", model, **dataset.test_part(slice(48)))
+    pictures.save_reconstructions(
+        folder / "reconstructions.png", model, **dataset.test_part(dataset.shown(48))
+    )
     drawn.insert(-1, "reconstructions.png")
     model.train(was_training)
     return drawn
@@ -171,7 +177,7 @@ def _write_lines(model: HubVAE, trainer: Trainer, folder: Path) -> list[str]:
     model.eval()
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
-    shown = trainer.dataset.test_part(slice(48))
+    shown = trainer.dataset.test_part(trainer.dataset.shown(48))
     outputs.save_lines(folder / "samples.txt", model, tokens)
     outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
     model.train(was_training)

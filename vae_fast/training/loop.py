@@ -18,10 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import nn
 from ..backends.reference.rng import draw_rng_state, state_of_part
-from . import checkpoint, data, divergence, graph
+from . import checkpoint, data, divergence, graph, preparing
 from .config import Recipe
-from .errors import CheckpointError, DivergenceError, TrainingError, is_out_of_memory
-from .model import HubVAE
+from .errors import CheckpointError, DivergenceError, TrainingError
 from .optimization import lr_of, make_optimizer, set_lr, warm_up_kl
 
 if TYPE_CHECKING:
@@ -88,18 +87,17 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model: nn.VAE
         if model is None:
-            self.model = self._make_model(dataset)
+            self.model = preparing.make_model(recipe, dataset, device)
             data.check_support(dataset, self.model.likelihood.support, recipe.likelihood)
             self.model.validate = False  # all of the data have just been looked at
         else:
             self.model = model.to(device)
             data.check_support(dataset, model.likelihood.support, type(model.likelihood).__name__)
-        self._try_batch(dataset)
+        preparing.try_batch(recipe, dataset, self.accelerator)
         if model is None:
-            self._start_model()
-        self._check_objective()
-        if recipe.lr_schedule != "constant" or recipe.lr_warmup or recipe.kl_warmup:
-            self._steps_per_epoch = sum(1 for _ in self._batches(0))
+            preparing.start(self.model, self.dataset)
+        preparing.check_objective(recipe, self.model, self.accelerator.num_processes)
+        self._steps_per_epoch = data.count_batches(len(dataset.train), recipe.batch_size, self._least)
         if recipe.kl_warmup:
             warm_up_kl(self.model, recipe.kl_warmup, self._steps_per_epoch)
         self._schedules = [module for module in self.model.modules() if isinstance(module, nn.Schedule)]
@@ -242,10 +240,12 @@ class Trainer:
         order = torch.Generator().manual_seed(self.recipe.seed_of(epoch))
         train = self.dataset.train
         pools = None if isinstance(train, Tensor) else train.pools(order)
-        # Batch norm has no variance of one sample.
-        parts = self.accelerator.num_processes * self.recipe.accumulate
-        least = 2 * parts if self.recipe.batch_norm else 1
-        return data.batches(len(train), self.recipe.batch_size, order, pools, least)
+        return data.batches(len(train), self.recipe.batch_size, order, pools, self._least)
+
+    @property
+    def _least(self) -> int:
+        """The samples of the smallest batch: batch norm has no variance of one."""
+        return 2 * self.accelerator.num_processes * self.recipe.accumulate if self.recipe.batch_norm else 1
 
     def _part(self, n: int) -> slice:
         """Which of a batch's n samples are this process's: none, where there are more processes."""
@@ -254,7 +254,7 @@ class Trainer:
 
     def _train_samples(self, indices: Tensor) -> dict[str, Any]:
         """The model's arguments: x and, where there is one, the condition."""
-        samples = {"x": self.dataset.train.index_select(0, indices.to(self.dataset.train.device))}
+        samples = {"x": data.select(self.dataset.train, indices)}
         if (labels := self.dataset.train_labels) is not None:
             samples["condition"] = labels.index_select(0, indices.to(labels.device))
         return samples
@@ -330,64 +330,6 @@ class Trainer:
         ends = [mine.start + count * i // parts for i in range(parts + 1)]
         found = [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
         return found or [mine]
-
-    def _make_model(self, dataset: data.Dataset) -> HubVAE:
-        config = self.recipe.model_config(dataset.shape)
-        try:
-            if dataset.columns:
-                config["columns"] = [column.to_dict() for column in dataset.columns]
-                config["encoder_mask"] = any(bool(part.isnan().any()) for part in dataset.dense_parts)
-            if dataset.vocabulary:
-                config["vocabulary"] = dataset.vocabulary.to_dict()
-            if dataset.sound:  # the bands of a spectrogram are the channels of a signal
-                config["sound"] = dataset.sound.to_dict()
-                config["dims"] = 1 if self.recipe.architecture in ("conv", "resnet") else None
-            model = HubVAE(**config, conditions=dataset.conditions, sparse=dataset.is_sparse)
-            made: HubVAE = model.to(self.accelerator.device)
-            return made
-        except (ValueError, TypeError) as error:
-            raise TrainingError(str(error)) from None
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                "the networks do not fit in memory: a smaller --hidden or --latent may help"
-            ) from None
-
-    def _try_batch(self, dataset: data.Dataset) -> None:
-        """A batch that cannot be had at all is found now, and not after its shuffles were made."""
-        if dataset.is_sparse:
-            return
-        parts = self.accelerator.num_processes * self.recipe.accumulate
-        try:
-            torch.empty(
-                (math.ceil(self.recipe.batch_size / parts), *dataset.shape),
-                device=self.accelerator.device,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"{self.recipe.batch_size:,} samples do not fit in memory: a smaller --batch-size may help"
-            ) from None
-
-    def _start_model(self) -> None:
-        try:
-            for part in self.dataset.dense_parts[:1]:
-                self.model.start(part)
-        except ValueError as error:
-            raise TrainingError(f"{self.dataset.name}: {error}") from None
-
-    def _check_objective(self) -> None:
-        """TrainingError where parts of a batch would not add up to its loss."""
-        objective = self.model.objective
-        world, parts = self.accelerator.num_processes, self.recipe.accumulate
-        if world * parts > 1 and not getattr(objective, "is_mean_of_samples", False):
-            what = f"{world} processes" if world > 1 else f"accumulate={parts}"
-            raise TrainingError(
-                f"expected an objective whose loss is the mean of a term of each sample (is_mean_of_samples = True) "
-                f"with {what}, but got {type(objective).__name__}: it takes the whole batch at once"
-            )
 
     def _copy_model(self) -> None:
         """Makes what keeps weights beside the trained ones. Before Accelerate changes the model's forward: a copy of

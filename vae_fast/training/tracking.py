@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import filter_trackers
 
+from ..nn.pretrained import first_line
 from .callbacks import Callback
 from .errors import TrainingError
 
@@ -54,7 +55,10 @@ class Tracking(Callback):
             if value is not None
         }
         is_new = trainer.steps == 0
-        accelerator.init_trackers(PROJECT, recipe if is_new else None, options)
+        try:
+            accelerator.init_trackers(PROJECT, recipe if is_new else None, options)
+        except Exception as error:  # of each tracker's own: no key, no server, no disk
+            raise TrainingError(f"{' or '.join(names)} cannot start: {first_line(error)}") from None
 
     def on_evaluate(self, trainer: Trainer) -> None:
         row = {name: value for name, value in trainer.history[-1].items() if name != "step"}
