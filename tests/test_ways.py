@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from command import ordinary_process
 from conftest import load
 from vae_fast import cli
-from vae_fast.training import load_model
+from vae_fast.training import data, load_model
 
 ROOT = Path(__file__).parent.parent
 Capture = pytest.CaptureFixture[str]
@@ -133,13 +134,17 @@ def test_cells_with_batches() -> None:
     call("encode run --part all --labels type")
     latents = np.load("run/latents.npz")
     assert latents["labels"].tolist() == kind.astype(str).tolist()
-    of_types, of_batches = example.clusters(latents["mu"], kind, batch)
+    call("encode run --out cells_z.h5ad")
+    with h5py.File("cells_z.h5ad") as file:
+        mu = file["obsm/X_vae"][:]
+    np.testing.assert_allclose(mu, latents["mu"], rtol=1e-5, atol=1e-6)
+    of_types, of_batches = example.clusters(mu, kind, batch)
     assert of_types > 0.7 and abs(of_batches) < 0.05
 
 
 def test_table_with_faults_and_gaps(capsys: Capture) -> None:
-    data = load(ROOT / "scripts" / "tutorial_data.py")
-    table, whole = data.machines(2000), data.machines(2000, missing=0)
+    made = load(ROOT / "scripts" / "tutorial_data.py")
+    table, whole = made.machines(2000), made.machines(2000, missing=0)
     table.to_csv("machines.csv", index=False)
     options = "--columns machine:skip --columns state:skip --columns alarms:poisson --hidden 64,64 --latent 4"
     call(f"train --data machines.csv {options} --batch-size 200 --lr 5e-3 --epochs 70 --out run")
@@ -164,8 +169,8 @@ def test_table_with_faults_and_gaps(capsys: Capture) -> None:
 
 def test_clicks() -> None:
     """Items that were clicked on and not shown are found, better than by what all users click on."""
-    data, metrics = (load(ROOT / path) for path in ("scripts/tutorial_data.py", "examples/train_multvae.py"))
-    clicked, seen, hidden = data.held_out(data.clicks(1500, 200), 300)
+    made, metrics = (load(ROOT / path) for path in ("scripts/tutorial_data.py", "examples/train_multvae.py"))
+    clicked, seen, hidden = made.held_out(made.clicks(1500, 200), 300)
     for name, part in (("clicks", clicked), ("seen", seen)):
         scipy.sparse.save_npz(f"{name}.npz", part)
     options = "--likelihood multinomial --beta 0.2 --dropout 0.5 --hidden 64 --latent 12"
@@ -179,3 +184,45 @@ def test_clicks() -> None:
         each[seen.nonzero()] = -1
         found.append(metrics.metrics(torch.from_numpy(each[has_both]).float(), held_out, ks=(20,)))
     assert all(found[0][name] > 1.15 * found[1][name] for name in ("Recall@20", "NDCG@100")), found
+
+
+def test_sounds() -> None:
+    """A folder for each pitch: latents tell the pitches apart, and a generated sound is one of them."""
+    rate, pitches = 8000, (500, 1000, 2000)
+    rng, time = np.random.default_rng(0), np.arange(2400) / 8000
+    for pitch in pitches:
+        Path(f"tones/{pitch}").mkdir(parents=True)
+        for i in range(40):
+            tone = np.sin(2 * np.pi * pitch * rng.uniform(0.97, 1.03) * time) * rng.uniform(0.3, 1)
+            x = tone + 0.01 * rng.normal(size=len(time))
+            with wave.open(f"tones/{pitch}/{i}.wav", "wb") as file:
+                file.setparams((1, 2, rate, 0, "NONE", ""))
+                file.writeframes((x * 2**14).astype(np.int16).tobytes())
+    options = "--likelihood gaussian --variance learned --hidden 64 --latent 3 --batch-size 24 --lr 3e-3"
+    call(f"train --data tones {options} --epochs 30 --out run")
+    call("encode run --part all")
+    latents = np.load("run/latents.npz")
+    neighbours = KNeighborsClassifier(3).fit(latents["mu"][::2], latents["labels"][::2])
+    assert neighbours.score(latents["mu"][1::2], latents["labels"][1::2]) > 0.9
+    call("reconstruct run --only 0,8,16")
+    for i, label in enumerate(np.load("run/latents.npz")["labels"][data.split_rows("", 120)[1]][[0, 8, 16]]):
+        with wave.open(f"run/reconstructed/{i}-reconstruction.wav") as file:
+            given_back = np.frombuffer(file.readframes(2400), np.int16)
+        loudest = np.abs(np.fft.rfft(given_back)).argmax() * rate / len(given_back)
+        assert abs(loudest / int(label) - 1) < 0.1
+
+
+def test_lines() -> None:
+    """Words of two syllables out of four each: new ones are of these letters in this order, and mostly such words."""
+    syllables = ["ba", "du", "ki", "so"]
+    words = [a + b + c for a in syllables for b in syllables for c in syllables] * 8
+    Path("words.txt").write_text("\n".join(np.random.default_rng(0).permutation(words)) + "\n")
+    options = "--hidden 48 --latent 10 --batch-size 32 --lr 5e-3 --epochs 30 --objective free_bits"
+    call(f"train --data words.txt {options} --out run")
+    call("generate run -n 100 --out new.txt")
+    made = Path("new.txt").read_text().split()
+    assert np.mean([word in words for word in made]) > 0.5 and len(set(made)) > 20
+    call("reconstruct run --out back.txt")
+    pairs = [line.split("\t") for line in Path("back.txt").read_text().splitlines()]
+    right = np.mean([a == b for line in pairs for a, b in zip(*line, strict=False)])
+    assert len(pairs) == 102 and right > 0.7  # of the letters; by chance 0.25
