@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for way in WAYS:
                 speeds[way].append(epoch(path, way))
+                print(f"{way}: {speeds[way][-1]:,.0f} images/s", file=sys.stderr)
     resident = statistics.median(speeds["resident"])
     print("| | images/s | of resident |\n| --- | ---: | ---: |")
     for way, found in speeds.items():

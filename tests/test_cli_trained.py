@@ -335,7 +335,7 @@ ERRORS = {
         ["manifold", "--out", "a.jpeg"],
         "expected --out to be a name that ends in .png or .npy",
     ),
-    "kind of latents": (["encode", "--out", "a.txt"], "to be a name that ends in .npz, .csv or .npy"),
+    "kind of latents": (["encode", "--out", "a.txt"], "to be a name that ends in .npz, .csv, .npy or .h5ad"),
     "picture's size": (["manifold", "-n", "999"], "expected rows times columns to be at most"),
     "folder": (
         ["score", "--out", "no/such.csv"],

@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,9 @@ def test_the_folders_of_classes_are_labels(tmp_path: Path) -> None:
         assert names is not None
         seen += list(zip(data.part(part)[:, 0, 0].tolist(), names.tolist(), strict=True))
     assert sorted(seen) == sorted((grey, name[0]) for name, grey in greys.items())
+    of_train = range(len(data.train))[data.shown(4, "train")]  # what a picture shows has both classes
+    assert list(of_train) == [0, 2, 4, 6] and range(2)[data.shown(48)] == range(2)
+    assert replace(data, labels={}).shown(4, "train") == slice(0, 4, 1)
 
 
 HALF = np.full((4, 3), 128, np.uint8)

@@ -283,8 +283,12 @@ def test_a_resumed_run_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 3 * GREY.nbytes)
     assert cli.run(["train", "--resume", "--out", "half", "--epochs", "3"]) == 0
     assert cli.run([*command, "resident", "--epochs", "3"]) == 0
-    models = [(Path(run) / checkpoint.MODEL).read_bytes() for run in ("whole", "half", "resident")]
-    assert models[0] == models[1] != models[2]
+    repeated = ["train", "--data", "x.npy", "--config", "whole/config.toml", "--out", "repeated"]
+    assert cli.run(repeated) == 0
+    models = [
+        (Path(run) / checkpoint.MODEL).read_bytes() for run in ("whole", "half", "repeated", "resident")
+    ]
+    assert models[0] == models[1] == models[2] != models[3]
     recipes = [checkpoint.read_progress(Path(run))["recipe"]["stream"] for run in ("half", "resident")]
     assert recipes == [True, False]
     assert cli.run(["reconstruct", "half", "-n", "3"]) == 0
@@ -345,7 +349,9 @@ def test_samples_too_large_for_a_device_stay_on_the_host(monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "fits_on", lambda device, size: size < GREY.nbytes)
     moved = dataset.to(torch.device("meta"))
     assert isinstance(moved.train, HostSamples) and moved.shape == dataset.shape
-    batch = moved.train.index_select(0, torch.tensor([3, 1]))
+    batch = data.select(
+        moved.train, torch.tensor([3, 1])
+    )  # numbers that went to the device could not come back
     assert batch.device.type == "meta" and batch.shape == (2, 6, 5)
     assert torch.equal(moved.train.gather(torch.tensor([3, 1])), dataset.train[[3, 1]])  # type: ignore[index]
     assert moved.limits() == dataset.limits() and moved.train.pools(None) is None
@@ -359,16 +365,16 @@ def test_a_set_four_times_as_large_as_the_memory(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     shapes, labels = generator.random((10, 256)) ** 3, generator.integers(0, 10, 31_250)
     some = (shapes[labels] * generator.uniform(0.5, 1, (31_250, 1)) * 255).astype(np.uint8)
-    x, path, limit = np.tile(some, (20, 1)), tmp_path / "x.npy", 40 * 10**6
+    x, path, limit = np.tile(some, (16, 1)), tmp_path / "x.npy", 32 * 10**6
     np.save(path, x)
     assert x.nbytes == 4 * limit
     command = [sys.executable, str(Path(__file__).with_name("streamed_run.py")), str(path), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert "does not fit in memory" in found["refused"]
+    assert "does not fit in memory: --stream" in found["refused"]
     assert found["is_streamed"] and any(n.startswith("streamed:") for n in found["notes"])
-    assert found["seen"] == 615_000 and found["peak"] < limit
+    assert found["seen"] == 490_000 and found["peak"] < limit
     resident = train(data.load(str(path), stream=False)).history[-1]["test_elbo"]
     assert found["elbo"] == pytest.approx(resident, rel=0.01)
 

@@ -320,10 +320,7 @@ def test_few_values_far_away_do_not_make_the_others_grey(tmp_path: Path) -> None
     samples[0, 0, :8] = torch.tensor([-3.0, 9.0]).repeat(4)  # half a percent
     pictures.save_grid(tmp_path / "a.png", samples, 2, "samples")
     pictures.save_grid(tmp_path / "b.png", samples.clamp(0, 1), 2, "samples")
-    pictures.save_grid(tmp_path / "c.png", samples.repeat_interleave(2, 2) * 9, 2, "samples")
-    shown = [image(tmp_path / f"{name}.png") for name in "abc"]
-    assert (shown[0] == shown[1]).all()
-    assert shown[2][:40, :200].min() < 0.5  # a title that says what is white
+    assert (image(tmp_path / "a.png") == image(tmp_path / "b.png")).all()
 
 
 def test_pictures_of_a_model(tmp_path: Path) -> None:

@@ -146,7 +146,10 @@ def train(
             min=1, help="Of all processes together. [default: 1024; digits: 4096, each image many times]"
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 1e-3; digits: 3e-3]")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate. [default: 3e-3, below batch 1024 less: 1.1e-3 at 128]"),
+    ] = None,
     lr_schedule: Annotated[
         str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end.")
     ] = "constant",

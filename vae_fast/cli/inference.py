@@ -102,8 +102,10 @@ def run_reconstruct(
     indices = None
     if only is not None:
         indices = chosen(dataset, part, only)
-    elif n is not None or is_picture(out):
-        indices = torch.arange(n or min(SHOWN, total))
+    elif is_picture(out):
+        indices = torch.arange(total)[dataset.shown(n or SHOWN, part)]
+    elif n is not None:
+        indices = torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
     options: dict[str, Any] = {"sample": sample, "sample_z": sample_z, "generator": generator}
     if is_picture(out) and indices is not None:

@@ -46,6 +46,7 @@ class Run:
         self._source = source
         self._data: tuple[Dataset, str] | None = None
         self._mu: dict[str, Tensor] = {}
+        self._labels: dict[tuple[str, Path | None], np.ndarray | None] = {}
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +78,9 @@ class Run:
     def labels(self, part: str, file: Path | None) -> np.ndarray | None:
         dataset = self.dataset
         assert self._data is not None
-        return labels.find(dataset, self._data[1], part, file)
+        if (part, file) not in self._labels:
+            self._labels[part, file] = labels.find(dataset, self._data[1], part, file)
+        return self._labels[part, file]
 
     def known_labels(self, part: str, file: Path | None) -> np.ndarray:
         found = self.labels(part, file)
@@ -281,7 +284,8 @@ def run_interpolate(
 ) -> None:
     run = Run(folder, source, cpu)
     out = run.grid_out(out, "interpolation")
-    pairs = between or [(2 * i, 2 * i + 1) for i in range(min(PAIRS, len(run.dataset.test) // 2))]
+    shown = range(len(run.dataset.test))[run.dataset.shown(2 * PAIRS)]
+    pairs = between or list(zip(shown[::2], shown[1::2], strict=False))
     start, condition = run.latents([i for i, _ in pairs])
     end, _ = run.latents([j for _, j in pairs])
     z = inference.interpolation(start, end, steps, spherical=spherical)

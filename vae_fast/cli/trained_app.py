@@ -134,7 +134,7 @@ def interpolate(
         typer.Option(
             parser=_pair,
             metavar="I,J",
-            help="Numbers of two test samples, from 0. Again for more rows. [default: 0,1, then 2,3 to 14,15]",
+            help="Numbers of two test samples, from 0. Again for more rows. [default: 8 pairs]",
         ),
     ] = None,
     steps: Steps = 10,

@@ -23,11 +23,10 @@ class MapPlot:
             sizing_mode="stretch_width",
             match_aspect=True,
             tools="pan,wheel_zoom,reset,save",
-            active_scroll="wheel_zoom",
+            active_drag=None,  # else a phone's screen cannot be scrolled over the map
             toolbar_location="above",
             background_fill_color=None,
             border_fill_color=None,
-            stylesheets=[":host(:focus), :host(:focus-visible) { outline: none; }"],
         )
         plot.toolbar.logo = None
         plot.grid.grid_line_color = "#eeeeee"

@@ -164,7 +164,9 @@ def draw(trainer: Trainer, folder: Path) -> list[str]:
         condition = _condition(model, trainer, n)
         pictures.save_samples(folder / "samples.png", model, n, condition=condition, generator=generator)
         drawn.insert(0, "samples.png")
-    pictures.save_reconstructions(folder / "reconstructions.png", model, **dataset.test_part(slice(48)))
+    pictures.save_reconstructions(
+        folder / "reconstructions.png", model, **dataset.test_part(dataset.shown(48))
+    )
     drawn.insert(-1, "reconstructions.png")
     model.train(was_training)
     return drawn
@@ -175,7 +177,7 @@ def _write_lines(model: HubVAE, trainer: Trainer, folder: Path) -> list[str]:
     model.eval()
     generator = torch.Generator().manual_seed(trainer.recipe.seed)
     tokens = model.generate_tokens(n, condition=model.each_condition(n), generator=generator)
-    shown = trainer.dataset.test_part(slice(48))
+    shown = trainer.dataset.test_part(trainer.dataset.shown(48))
     outputs.save_lines(folder / "samples.txt", model, tokens)
     outputs.save_pairs(folder / "reconstructions.txt", model, shown["x"], model.reconstruct(**shown))
     model.train(was_training)

@@ -1,4 +1,4 @@
-"""Data sets: arrays of samples, kept in memory in their own dtype (uint8 stays uint8, meaning 255ths).
+"""Data sets: arrays of samples in their own dtype (uint8 stays uint8, meaning 255ths), in memory or read by chunks.
 
 `load` takes "digits" (in scikit-learn), an IDX file (.gz too) or a folder of MNIST's four, .npy, .npz, a folder of
 images or of sounds (.wav), a table (.csv, .tsv, .parquet), lines of text (.txt, or a folder of train.txt and test.txt),
@@ -126,6 +126,11 @@ class Dataset:
     def count(self, part: str) -> int:
         """The number of samples of "train", "test", "valid" or "all"."""
         return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))
+
+    def shown(self, n: int, part: str = "test") -> slice:
+        """The first n samples of the part; of class folders, which come one after the other, some of each."""
+        step = max(1, self.count(part) // n) if self.labels else 1
+        return slice(0, n * step, step)
 
     def labels_of_condition(self, part: str) -> Tensor | None:
         if part == "all" and self.train_labels is not None and self.test_labels is not None:
@@ -256,6 +261,12 @@ def _kind(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
+def select(x: Samples, indices: Tensor) -> Tensor:
+    """Samples by number, on their device. Those that do not lie there are found by numbers on the host: numbers that
+    came back from the device would have waited for all that it does."""
+    return x.index_select(0, indices.to(x.device) if isinstance(x, Tensor) else indices)
+
+
 def resolve(source: str) -> str:
     """A source that means the same from every folder."""
     return source if source == DIGITS else str(Path(source).expanduser().resolve())
@@ -337,7 +348,8 @@ def load(
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise DataError(f"{source}: does not fit in memory") from None
+        hint = ": --stream reads it by chunks" if stream is False and not is_table else ""
+        raise DataError(f"{source}: does not fit in memory{hint}") from None
     if split_seed and dataset.rows is None:
         note = "the parts are the source's own: --split-seed changes nothing"
         dataset = replace(dataset, notes=(*dataset.notes, note))

@@ -1,6 +1,6 @@
 """The training step as a CUDA graph: what a step launches is recorded once and then replayed by one call of the host.
 
-A step of a small model takes less time on a GPU than the host takes to launch its kernels. `torch.cuda.graph` holds the
+For small models, whose kernels may take less time than the host takes to launch them. `torch.cuda.graph` holds the
 whole step, optimizer included: `torch.cuda.make_graphed_callables` leaves the optimizer out, and
 `torch.compile(mode="reduce-overhead")` compiles, too.
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, nn
-from .data import Dataset
+from .data import Dataset, select
 from .errors import TrainingError
 
 BATCH = 1024  # samples that are encoded at once
@@ -30,7 +30,7 @@ def batches(
     x, labels = dataset.part(part), dataset.labels_of_condition(part)
     order = torch.arange(len(x)) if indices is None else indices
     for rows in order.split(batch_size):
-        batch: Batch = {"x": x.index_select(0, rows.to(x.device))}
+        batch: Batch = {"x": select(x, rows)}
         if labels is not None:
             batch["condition"] = labels.index_select(0, rows.to(labels.device))
         yield batch

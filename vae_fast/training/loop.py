@@ -254,7 +254,7 @@ class Trainer:
 
     def _train_samples(self, indices: Tensor) -> dict[str, Any]:
         """The model's arguments: x and, where there is one, the condition."""
-        samples = {"x": self.dataset.train.index_select(0, indices.to(self.dataset.train.device))}
+        samples = {"x": data.select(self.dataset.train, indices)}
         if (labels := self.dataset.train_labels) is not None:
             samples["condition"] = labels.index_select(0, indices.to(labels.device))
         return samples

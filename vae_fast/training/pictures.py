@@ -69,7 +69,7 @@ def noun(model: nn.VAE, shape: Sequence[int] | None = None) -> str:
 
 
 def save_grid(
-    path: Path,
+    path: Path | str,
     samples: Tensor,
     columns: int,
     title: str,
@@ -323,5 +323,5 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def _save(figure: Figure, path: Path) -> None:
-    checkpoint.replace_file(path, lambda new: figure.savefig(new, format="png"))
+def _save(figure: Figure, path: Path | str) -> None:
+    checkpoint.replace_file(Path(path), lambda new: figure.savefig(new, format="png"))
