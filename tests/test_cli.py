@@ -50,7 +50,7 @@ def run(data: Path) -> Path:
 def test_train_then_generate_and_reconstruct(data: Path, capsys: Capture) -> None:
     run = data.parent / "run"
     assert cli.run(["train", "--data", str(data), "--out", str(run), *QUICK]) == 0
-    names = ["config.json", "loss.png", "metrics.csv", "model.safetensors"]
+    names = ["config.json", "config.toml", "loss.png", "metrics.csv", "model.safetensors"]
     names += ["reconstructions.png", "samples.png", "training.safetensors"]
     assert sorted(path.name for path in run.iterdir()) == names
     printed = capsys.readouterr().out

@@ -140,7 +140,9 @@ def save_state(
         for key, value in state.items():
             if isinstance(value, Tensor):  # else None: SGD's momentum
                 tensors[f"optimizer/{name}/{key}"] = value
-    save_tensors(folder / STATE, tensors, {"progress": json.dumps({**progress, "stateless": stateless})})
+    if stateless:
+        progress = {**progress, "stateless": stateless}
+    save_tensors(folder / STATE, tensors, {"progress": json.dumps(progress)})
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
