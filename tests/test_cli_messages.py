@@ -65,7 +65,7 @@ ADVICE: dict[str, tuple[Callable[[], None], list[str], str, list[str]]] = {
     "kind of output": (
         _trained,
         ["generate", "--out", "a.jpeg"],
-        "expected --out to be a name that ends in .png or .npy (.csv for a table), but got a.jpeg",
+        "expected --out to be a name that ends in .png or .npy (.csv for a table, .txt for text), but got a.jpeg",
         ["generate", "--out", "a.PNG"],
     ),
     "counts": (
