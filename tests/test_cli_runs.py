@@ -297,7 +297,7 @@ sys.exit(cli.run([*sys.argv[2:], "--overwrite", "--latent", "4"]))
     ("size", "file", "latent", "left", "state"),
     [
         (8_000, checkpoint.STATE, 3, WRITTEN, "still holds the run that was to be replaced"),
-        (24_000, "loss.png", 4, WRITTEN - {*PICTURES}, "holds the checkpoint of epoch 2"),
+        (20_000, "loss.png", 4, WRITTEN - {*PICTURES}, "holds the checkpoint of epoch 2"),
     ],
     ids=["state", "pictures"],
 )
