@@ -35,7 +35,7 @@ MNIST = {"train-images-idx3-ubyte": TRAIN, "t10k-images-idx3-ubyte": TEST}
 IDX: dict[str, tuple[dict[str, bytes], str, str]] = {
     "mnist": (MNIST, "", ""),
     "gz": ({f"{k}.gz": gzip.compress(v) for k, v in MNIST.items()}, "", ""),
-    "labels": ({**MNIST, "train-labels-idx1-ubyte": LABELS}, "", "not used: train-labels-idx1-ubyte"),
+    "labels": ({**MNIST, "train-labels-idx1-ubyte": LABELS}, "", "not trained on: train-labels-idx1-ubyte"),
     "dots": ({k.replace("-idx", ".idx"): v for k, v in MNIST.items()}, "", ""),
     "kaggle": ({f"{k}/{k}": v for k, v in MNIST.items()}, "", ""),
     "kaggle twice": (
@@ -72,7 +72,7 @@ IDX: dict[str, tuple[dict[str, bytes], str, str]] = {
     "another below": (
         {**MNIST, "old/train-images-idx3-ubyte": TEST},
         "",
-        "not used: train-images-idx3-ubyte",
+        "not trained on: train-images-idx3-ubyte",
     ),
 }
 
@@ -127,28 +127,28 @@ def test_of_several_sets_one_is_given(tmp_path: Path) -> None:
 # Arrays' names: (train, test (None: train's is split), what is noted)
 KEYS: dict[str, tuple[str, str | None, str]] = {
     "train test": ("train", "test", ""),
-    "x_train y_train x_test y_test": ("x_train", "x_test", "not used: y_train, y_test"),
+    "x_train y_train x_test y_test": ("x_train", "x_test", "not trained on: y_train, y_test"),
     "X_train X_test": ("X_train", "X_test", ""),
     "train_x test_x": ("train_x", "test_x", ""),
-    "trainX testX trainY": ("trainX", "testX", "not used: trainY"),
+    "trainX testX trainY": ("trainX", "testX", "not trained on: trainY"),
     "train_images val_images test_images train_labels": (
         "train_images",
         "test_images",
-        "not used: train_labels$",
+        "not trained on: train_labels$",
     ),
     "train valid test": ("train", "test", ""),
     "train valid": ("train", "valid", "valid is the test part"),
     "x_train x_val": ("x_train", "x_val", "x_val is the test part"),
     "train": ("train", None, ""),
     "data": ("data", None, ""),
-    "images labels": ("images", None, "not used: labels"),
-    "imgs latents_values latents_classes metadata": ("imgs", None, "not used: latents_values"),
+    "images labels": ("images", None, "not trained on: labels"),
+    "imgs latents_values latents_classes metadata": ("imgs", None, "not trained on: latents_values"),
     "data test": ("data", "test", ""),
     "arr_0": ("arr_0", None, ""),
     "faces": ("faces", None, ""),
-    "faces target": ("faces", None, "not used: target"),
+    "faces target": ("faces", None, "not trained on: target"),
     "x_test": ("x_test", None, "x_test is the only part, and is split"),
-    "x_test y_test": ("x_test", None, "not used: y_test"),
+    "x_test y_test": ("x_test", None, "not trained on: y_test"),
     "valid": ("valid", None, "only part"),
 }
 

@@ -147,7 +147,7 @@ def test_resumed_is_as_never_interrupted(tmp_path: Path, changes: dict[str, Any]
         ({}, 2.5),  # from the mean image on
         ({"likelihood": "gaussian", "variance": "decoder"}, 50.0),
         ({"likelihood": "gaussian", "variance": 0.05}, 2.0),
-        ({"architecture": "conv", "hidden": (8, 16)}, 5.0),
+        ({"architecture": "conv", "hidden": (8, 16), "epochs": 30}, 5.0),
         ({"mixed_precision": "bf16"}, 2.5),
         ({"batch_size": 500, "epochs": 400}, 2.5),
     ],

@@ -29,9 +29,9 @@ PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
-TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
+TABLES = ("generated.csv", "reconstructed.csv", "filled.csv")  # of a model of a table
 TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
-OUTPUTS = (*PICTURES, *TABLES, *TEXTS)
+OUTPUTS = (*PICTURES, *TABLES, *TEXTS, "scores.csv", "latents.npz")
 FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *OUTPUTS)
 
 

@@ -51,7 +51,7 @@ def read_folder(folder: Path, files: list[Path], is_stored: bool = False) -> Par
     parts = nearest[0]
     unused = [path.name for path in files if all(path not in copies for copies in parts.values())]
     firsts = {part: copies[0] for part, copies in parts.items()} if "train" in parts else {}
-    notes = (f"not used: {listed(unused)}",) if unused else ()
+    notes = (f"not trained on: {listed(unused)}",) if unused else ()
     return _read_parts(trains[0], held_out_parts(firsts), notes, is_stored)
 
 

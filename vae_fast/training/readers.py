@@ -78,7 +78,7 @@ def _read_npz(path: Path, is_stored: bool) -> Parts:
             notes += (f"{held_out['valid']} is the test part",)
         unused = [name for name in names if name not in (train, *chosen.values())]
         if unused:
-            notes += (f"not used: {listed(unused, most=9)}",)
+            notes += (f"not trained on: {listed(unused, most=9)}",)
         load: Any = archive.__getitem__
         if is_stored:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.zip.infolist()}
