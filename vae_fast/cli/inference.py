@@ -195,8 +195,8 @@ def _check_out(out: Path | None) -> None:
     """Before the model is loaded."""
     if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE, TEXT):
         raise TrainingError(
-            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text), "
-            f"but got {out}"
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text; "
+            f"a .png of sounds has a folder of them beside it), but got {out}"
         )
 
 
