@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_score(run: Path, model: HubVAE, capsys: Capture) -> None:
     assert printed.endswith(f"written      {run / 'scores.csv'}, {run / 'roc.png'}\n")
     pictures.save_roc(run / "want.png", torch.from_numpy(scores), torch.from_numpy(is_anomaly), found)
     assert (run / "roc.png").read_bytes() == (run / "want.png").read_bytes()
+    (run / "roc.png").unlink()
+    call("score", run, "--anomalies", "0", "--out", run / "zeros.csv")
+    assert (run / "zeros_roc.png").exists() and not (run / "roc.png").exists()
+
+
+def test_an_epoch_of_a_run_has_the_run_s_data(run: Path, capsys: Capture) -> None:
+    """A folder that --save-every leaves holds a model alone."""
+    folder = run / "epoch-2"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run / name, folder)
+    printed = []
+    for place in (run, folder):
+        call("evaluate", place, "--draws", 2)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 def test_threshold_of_scores_that_are_worse_than_chance() -> None:

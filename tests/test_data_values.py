@@ -264,7 +264,7 @@ def test_the_start_says_how_data_were_read(tmp_path: Path, capsys: Capture) -> N
     command = ["train", "--data", str(tmp_path / "a.npz"), "--epochs", "1", "--hidden", "4", "--latent", "2"]
     assert cli.run([*command, "--out", str(tmp_path / "flat")]) == 0
     flat = capsys.readouterr().out
-    assert "note: not used: [bold]\n" in flat
+    assert "note: not trained on: [bold]\n" in flat
     assert (
         "nats/sample" in flat
         and "samples/s" in flat

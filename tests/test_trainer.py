@@ -501,6 +501,7 @@ def float32(text: str) -> float:
     [
         ("epochs = ", r"bad.toml: is not TOML \(Invalid value .*\)"),
         ("epoch = 3", "bad.toml: epoch is no option of vae-fast train, is epochs meant\\?"),
+        ('out = "runs/a"', "bad.toml: out is of one call: give --out in the command"),
         ("[train]\nepochs = 3", r"bad.toml: train is no option of vae-fast train.*"),
         ("epochs = 3.5", "bad.toml: expected epochs to be a whole number, but got 3.5"),
         ("epochs = true", "bad.toml: expected epochs to be a whole number, but got true"),

@@ -91,8 +91,10 @@ def run_reconstruct(
     _check_out(out)
     model = load_model(folder, cpu)
     out = _chosen_out(model, out, folder / "reconstructed")
-    if fill and (not model.columns or sample_z):
-        raise TrainingError("--fill is of tables, and takes no --sample-z")
+    if fill and not model.columns:
+        raise TrainingError("--fill is of tables")
+    if fill and sample_z:
+        raise TrainingError("--fill takes no --sample-z: it draws as many z as it needs")
     dataset, _ = load_data(folder, model, source)
     total = dataset.count(part)
     if n is not None and total < n:
@@ -148,7 +150,7 @@ def load_data(folder: Path, model: HubVAE, source: str | None) -> tuple[data.Dat
     source."""
     is_asked = source is None or model.conditions
     # The state is read for other data, too, where there is one: they are drawn as the run's.
-    is_known = (folder / checkpoint.STATE).exists() and isinstance(model.likelihood, Bernoulli)
+    is_known = (_run_of(folder) / checkpoint.STATE).exists() and isinstance(model.likelihood, Bernoulli)
     recipe = _recipe(folder) if is_asked or is_known else {}
     source = data.resolve(str(recipe.get("data", data.DIGITS)) if source is None else source)
     batch_key = recipe.get("batch_key") if model.conditions else None
@@ -184,10 +186,16 @@ def load_model(folder: Path, cpu: bool) -> HubVAE:
     return checkpoint.load_model(folder, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
+def _run_of(folder: Path) -> Path:
+    """The run's folder of one of its epochs."""
+    return folder.resolve().parent if folder.resolve().name.startswith(checkpoint.EPOCH) else folder
+
+
 def _recipe(folder: Path) -> dict[str, Any]:
-    if not (folder / checkpoint.STATE).exists():
-        raise CheckpointError(f"{folder}: holds no {checkpoint.STATE}, which names the data: give --data")
-    recipe: dict[str, Any] = checkpoint.read_progress(folder).get("recipe", {})
+    run = _run_of(folder)
+    if not (run / checkpoint.STATE).exists():
+        raise CheckpointError(f"{run}: holds no {checkpoint.STATE}, which names the data: give --data")
+    recipe: dict[str, Any] = checkpoint.read_progress(run).get("recipe", {})
     return recipe
 
 

@@ -32,6 +32,7 @@ from .inference import (
     save_sounds,
 )
 
+SCORES = "scores.csv"
 PAIRS = 8  # rows of `interpolate`
 OBSM = "X_vae"  # the name of the latents in an .h5ad, as scanpy has X_pca and scvi-tools X_scVI
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
@@ -194,7 +195,7 @@ def run_score(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "scores.csv", ".csv")
+    out, curve = run.out(out, SCORES, ".csv"), None
     known = run.known_labels(part, file) if anomalies else run.labels(part, file)
     if known is not None and (missing := [label for label in anomalies if label not in known]):
         raise DataError(f"{run.dataset.name}: no sample has the label {missing[0]}")
@@ -207,7 +208,8 @@ def run_score(
     if known is not None and anomalies:
         is_anomaly = torch.from_numpy(np.isin(known, anomalies))
         found = inference.detection(scores, is_anomaly)
-        pictures.save_roc(out.with_name("roc.png"), scores, is_anomaly, found)
+        curve = out.with_name("roc.png" if out.name == SCORES else f"{out.stem}_roc.png")
+        pictures.save_roc(curve, scores, is_anomaly, found)
         print(f"AUROC        {found.auroc:.4f}")
         print(
             f"threshold    {found.threshold:.4f}: at or above it are {found.found:.1%} of the anomalies "
@@ -215,8 +217,7 @@ def run_score(
         )
     else:
         print(f"threshold    {scores.quantile(USUAL):.4f}: {1 - USUAL:.0%} of these samples are above it")
-    drawn = f", {out.with_name('roc.png')}" if anomalies else ""
-    print(f"written      {out}{drawn}")
+    print(f"written      {out}{f', {curve}' if curve else ''}")
 
 
 def run_encode(

@@ -27,6 +27,8 @@ def read(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: is not TOML ({error})") from None
     types = {**get_type_hints(Recipe), **EXTRA}
     for name in values:
+        if name in ("config", "out", "overwrite", "resume"):
+            raise TrainingError(f"{path}: {name} is of one call: give --{name} in the command")
         if name not in types:
             near = difflib.get_close_matches(name.replace("-", "_"), types, 1)
             hint = f", is {near[0]} meant?" if near else ""
