@@ -7,6 +7,7 @@ where anndata is installed, cells.h5ad (counts of three batches).
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,11 @@ def held_out(clicked: Any, users: int, seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     machines().to_csv(folder / "machines.csv", index=False)
     for name, part in zip(("clicks", "seen", "hidden"), held_out(clicks(), 500), strict=True):
