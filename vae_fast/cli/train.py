@@ -33,8 +33,8 @@ DEFAULTS = {"epochs": 20, "batch_size": 1024}
 DIGITS = {"epochs": 600, "batch_size": 4096}  # 1438 images: a batch takes each about three times
 # Of Adam, at the batch size beside it. MNIST's test ELBO after 20 epochs of 1024: 1e-3 -108.9; from the mean image on
 # 2e-3 -105.1, 3e-3 -104.3, 4e-3 -104.1: 3e-3 keeps a margin. Falling to 0 as a cosine is worse, -108.9 for -106.3
-# without the mean image (2026-11-30): 20 epochs need their last steps. 3e-3 beats 1e-3 in short runs of a convolutional,
-# a Gaussian, a negative binomial (cells) and a multinomial model (clicks), too.
+# without the mean image (2026-11-30): 20 epochs need their last steps. 3e-3 beats 1e-3 in short runs of a
+# convolutional, a Gaussian, a negative binomial (cells) and a multinomial model (clicks), too.
 LR, LR_BATCH = 3e-3, 1024
 UNUSED = 1.0  # nats of KL: below, reconstructions of text have nothing of their originals
 
