@@ -109,7 +109,7 @@ def test_no_old_picture_beside_a_new_model(way: list[str], monkeypatch: pytest.M
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "_draw", interrupt)
+    monkeypatch.setattr(train_command.callbacks, "draw", interrupt)
     assert cli.run([*(TRAIN if way == ["--overwrite"] else ["train"]), *way]) == 1
     assert not contents(Path("runs/tiny")).keys() & {*PICTURES}
 

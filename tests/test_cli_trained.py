@@ -21,16 +21,15 @@ pytest.importorskip("typer")
 pytest.importorskip("accelerate")
 
 import typer.main
-from accelerate.state import AcceleratorState, GradientState
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from command import save_digits_run
 from conftest import HANG
 from vae_fast import cli, nn
 from vae_fast.cli.app import app
-from vae_fast.training import HubVAE, Recipe, Trainer, data, inference, labels, load_model, pictures
-from vae_fast.training.loop import make_accelerator
+from vae_fast.training import HubVAE, data, inference, labels, load_model, pictures
 
 Capture = pytest.CaptureFixture[str]
 DIGITS = data.load("digits")
@@ -42,12 +41,7 @@ LABELS = load_digits().target[data.split_rows("digits", 1797)[1]].astype(str)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run on digits and two latents."""
     folder = tmp_path_factory.mktemp("run")
-    recipe = Recipe(epochs=6, batch_size=128, lr=5e-3, hidden=(32,), latent=2, beta=0.1)
-    trainer = Trainer(recipe, DIGITS, accelerator=make_accelerator(recipe, cpu=True))
-    trainer.fit()
-    trainer.save(folder)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    save_digits_run(folder)
     return folder
 
 

@@ -32,6 +32,7 @@ from vae_fast.training import (
     callbacks,
     checkpoint,
     config,
+    inference,
     load_model,
     recipe_file,
     tracking,
@@ -109,6 +110,16 @@ def by_hand(model: nn.VAE, dataset: Dataset) -> list[float]:
             total += loss.item() * len(rows)
         losses.append(total / 40)
     return losses
+
+
+def test_every_part_has_its_labels() -> None:
+    x, labels = torch.arange(6.0).view(6, 1), torch.arange(6)
+    parts = {"train": slice(0, 3), "test": slice(3, 5), "valid": slice(5, 6)}
+    of_parts = {f"{name}_labels": labels[part] for name, part in parts.items()}
+    dataset = Dataset.of(*(x[part] for part in parts.values()), **of_parts)
+    for name, part in {**parts, "all": slice(0, 6)}.items():
+        [batch] = inference.batches(dataset, name)
+        assert torch.equal(batch["x"], x[part]) and torch.equal(batch["condition"], labels[part])
 
 
 @pytest.mark.parametrize("kind", [nn.VAE, OwnVAE])
@@ -440,7 +451,7 @@ def test_interrupted_or_repeated_with_everything_it_is_the_same_run(monkeypatch:
     lines = [f"{name} = {json.dumps(value)}" for name, value in EVERYTHING.items()]
     Path("all.toml").write_text("\n".join(lines))
     monkeypatch.setattr(train_command.Checkpoints.__init__, "__defaults__", (0.0,))
-    monkeypatch.setattr(train_command, "_draw", lambda *_: [])
+    monkeypatch.setattr(train_command.callbacks, "draw", lambda *_: [])
     monkeypatch.setattr(train_command, "_print_end", lambda *_: None)
     run("--config", "all.toml", "--out", "whole")
     progress = checkpoint.read_progress(Path("whole"))

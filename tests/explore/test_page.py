@@ -28,11 +28,10 @@ from torch import Tensor
 pytest.importorskip("panel")
 sync_api = pytest.importorskip("playwright.sync_api")
 
-from accelerate.state import AcceleratorState, GradientState
 
+from command import save_digits_run
 from vae_fast.nn import attribute_direction
-from vae_fast.training import HubVAE, Recipe, Trainer, checkpoint, data, inference, labels, load_model
-from vae_fast.training.loop import make_accelerator
+from vae_fast.training import HubVAE, checkpoint, data, inference, labels, load_model
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -59,12 +58,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run on digits and two latents."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     folder.mkdir()
-    recipe = Recipe(epochs=6, batch_size=128, lr=5e-3, hidden=(32,), latent=2, beta=0.1)
-    trainer = Trainer(recipe, data.load("digits"), accelerator=make_accelerator(recipe, cpu=True))
-    trainer.fit()
-    trainer.save(folder)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    save_digits_run(folder)
     return folder
 
 

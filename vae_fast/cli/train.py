@@ -86,7 +86,6 @@ def run_training(
             dataset = dataset.reshaped(recipe.shape)
         if dataset.sound and not resume:
             recipe = _of_sound(recipe, named)
-        recipe = replace(recipe, stream=dataset.is_streamed)  # what was chosen is repeated, by its file too
         console = Console(highlight=False, markup=False, soft_wrap=True)
         progress = ProgressBar(console)
         accelerator = make_accelerator(recipe, cpu)
@@ -105,7 +104,7 @@ def run_training(
                 _print_start(console, trainer)
             try:
                 trainer.fit()
-                drawn = _draw(trainer, folder) if trainer.is_main else []
+                drawn = callbacks.draw(trainer, folder) if trainer.is_main else []
             except KeyboardInterrupt:
                 raise TrainingError(_interrupted(folder, before, recipe)) from None
             except TrainingError as error:
@@ -285,10 +284,6 @@ def _written(folder: Path) -> int | None:
     """When the training state in the folder was written."""
     state = folder / checkpoint.STATE
     return state.stat().st_mtime_ns if state.exists() else None
-
-
-def _draw(trainer: Trainer, folder: Path) -> list[str]:
-    return callbacks.draw(trainer, folder)
 
 
 def _print_start(console: Console, trainer: Trainer) -> None:

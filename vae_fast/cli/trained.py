@@ -32,7 +32,6 @@ from .inference import (
     save_sounds,
 )
 
-SCORES = "scores.csv"
 PAIRS = 8  # rows of `interpolate`
 OBSM = "X_vae"  # the name of the latents in an .h5ad, as scanpy has X_pca and scvi-tools X_scVI
 USUAL = 0.95  # the quantile of the scores that is the threshold where no anomalies are known
@@ -195,7 +194,7 @@ def run_score(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out, curve = run.out(out, SCORES, ".csv"), None
+    out, curve = run.out(out, checkpoint.SCORES, ".csv"), None
     known = run.known_labels(part, file) if anomalies else run.labels(part, file)
     if known is not None and (missing := [label for label in anomalies if label not in known]):
         raise DataError(f"{run.dataset.name}: no sample has the label {missing[0]}")
@@ -208,7 +207,7 @@ def run_score(
     if known is not None and anomalies:
         is_anomaly = torch.from_numpy(np.isin(known, anomalies))
         found = inference.detection(scores, is_anomaly)
-        curve = out.with_name("roc.png" if out.name == SCORES else f"{out.stem}_roc.png")
+        curve = out.with_name("roc.png" if out.name == checkpoint.SCORES else f"{out.stem}_roc.png")
         pictures.save_roc(curve, scores, is_anomaly, found)
         print(f"AUROC        {found.auroc:.4f}")
         print(
@@ -231,7 +230,7 @@ def run_encode(
     cpu: bool,
 ) -> None:
     run = Run(folder, source, cpu)
-    out = run.out(out, "latents.npz", ".npz", ".csv", ".npy", ".h5ad")
+    out = run.out(out, checkpoint.LATENTS, ".npz", ".csv", ".npy", ".h5ad")
     if out.suffix.lower() == ".h5ad":
         _encode_into(run, out, draws)
         return

@@ -29,9 +29,10 @@ PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
-TABLES = ("generated.csv", "reconstructed.csv", "filled.csv")  # of a model of a table
+TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
 TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
-OUTPUTS = (*PICTURES, *TABLES, *TEXTS, "scores.csv", "latents.npz")
+SCORES, LATENTS = "scores.csv", "latents.npz"
+OUTPUTS = (*PICTURES, *TABLES, *TEXTS, SCORES, LATENTS)
 FILES = (CONFIG, MODEL, STATE, METRICS, RECIPE, *OUTPUTS)
 
 

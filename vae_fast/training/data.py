@@ -133,10 +133,13 @@ class Dataset:
         return slice(0, n * step, step)
 
     def labels_of_condition(self, part: str) -> Tensor | None:
-        if part == "all" and self.train_labels is not None and self.test_labels is not None:
-            labels = torch.cat([self.train_labels, self.test_labels])
-            return labels[torch.from_numpy(self.order).to(labels.device)]
-        return {"train": self.train_labels, "test": self.test_labels}.get(part)
+        """(n,) of a part's samples, "all" too; None where there is no condition."""
+        if self.train_labels is None:
+            return None
+        labels = {name: getattr(self, f"{name}_labels") for name in self.parts}
+        if part != "all":
+            return labels[part]
+        return torch.cat(list(labels.values()))[torch.from_numpy(self.order).to(self.train_labels.device)]
 
     @property
     def parts(self) -> dict[str, Samples]:
