@@ -127,11 +127,12 @@ def test_an_epoch_of_a_run_has_the_run_s_data(run: Path, capsys: Capture) -> Non
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(run / name, folder)
+    shutil.copytree(run, own := run.parent / "epoch-9")  # a run of this name
     printed = []
-    for place in (run, folder):
+    for place in (run, folder, own):
         call("evaluate", place, "--draws", 2)
         printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
+    assert printed[0] == printed[1] == printed[2]
 
 
 def test_threshold_of_scores_that_are_worse_than_chance() -> None:

@@ -187,8 +187,9 @@ def load_model(folder: Path, cpu: bool) -> HubVAE:
 
 
 def _run_of(folder: Path) -> Path:
-    """The run's folder of one of its epochs."""
-    return folder.resolve().parent if folder.resolve().name.startswith(checkpoint.EPOCH) else folder
+    """The folder itself, or the run's of one of its epochs."""
+    is_epoch = not (folder / checkpoint.STATE).exists() and folder.resolve().name.startswith(checkpoint.EPOCH)
+    return folder.resolve().parent if is_epoch else folder
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
