@@ -374,7 +374,11 @@ class VAE(Pretrained, WithFusedHead):
         bias = None if isinstance(place, str) else self.decoder[place].bias  # type: ignore[index]
         if bias is None or x.shape[1:] != self.data_shape or not len(x):
             return
-        mean = self.likelihood.encoder_input(spread_rows(x)).mean(0, dtype=torch.float32)
+        rows = spread_rows(x)
+        parts = map(
+            self.likelihood.encoder_input, rows.split(1024)
+        )  # as floats they may be four times the size
+        mean = torch.stack([part.sum(0, dtype=torch.float32) for part in parts]).sum(0) / len(rows)
         output = self.likelihood.output_of_mean(mean)
         if output is not None:
             bias[: output.numel()].copy_(output.flatten())
