@@ -299,6 +299,12 @@ def train(
             help="Read the data by chunks in the background. [default: where they do not fit in memory]",
         ),
     ] = None,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp/--no-fsdp", help="Several processes share weights and optimizer, for large models."
+        ),
+    ] = False,
     cuda_graph: Annotated[
         bool,
         typer.Option(
@@ -373,6 +379,7 @@ def train(
         "seconds": seconds,
         "word_dropout": word_dropout,
         "stream": stream,
+        "fsdp": fsdp,
         "cuda_graph": cuda_graph,
         "mixed_precision": None if mixed_precision is None else mixed_precision.value,
         "evaluate_every": evaluate_every,

@@ -185,7 +185,7 @@ def _of_sound(recipe: Recipe, named: set[str]) -> Recipe:
 
 def _free(recipe: Recipe) -> set[str]:
     """What may change when a run goes on."""
-    free = {"epochs", "evaluate_every", "patience", "save_every", "track"}
+    free = {"epochs", "evaluate_every", "patience", "save_every", "track", "fsdp"}
     if recipe.lr_schedule != "constant":  # which ends with the epochs
         free.remove("epochs")
     if recipe.best or recipe.patience is not None:  # evaluations choose
@@ -293,12 +293,13 @@ def _print_start(console: Console, trainer: Trainer) -> None:
         shape += f", {len(dataset.conditions)} of {recipe.batch_key}"
     count = sum(p.numel() for p in trainer.model.parameters())
     device, world = accelerator.device.type, accelerator.num_processes
+    processes = f", {world} processes{', sharded' if recipe.fsdp else ''}" if world > 1 else ""
     precision = "" if recipe.mixed_precision == "no" else f", {recipe.mixed_precision}"
     used = vae_fast.info()["used"].get(device, "reference")
     console.print(
         f"{dataset.name}: {len(dataset.train):,} to train, {len(dataset.test):,} to test, {shape}; "
         f"{recipe.architecture} VAE, {count:,} parameters, {recipe.likelihood}; batch {recipe.batch_size:,}; "
-        f"{device}{f', {world} processes' if world > 1 else ''}{precision}; fused ops: {used}"
+        f"{device}{processes}{precision}; fused ops: {used}"
     )
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
@@ -338,7 +339,7 @@ def _print_end(console: Console, trainer: Trainer, folder: Path, drawn: list[str
         f"speed         {trainer.images / trainer.seconds:,.0f} {kind}s/s over {trainer.seconds:.1f} s of training"
     )
     batch = trainer.sample_batch()
-    measured = speedup.measure(trainer.model, batch["x"], batch.get("condition"))
+    measured = speedup.measure(trainer.result, batch["x"], batch.get("condition"))
     if measured.backend == "reference":
         why = "as asked" if vae_fast.info()["forced"] else "vae-fast doctor says why"
         console.print(f"fused ops     none here: the reference backend was used ({why})")

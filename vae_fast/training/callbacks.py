@@ -104,15 +104,16 @@ class Checkpoints(Callback):
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def on_evaluate(self, trainer: Trainer) -> None:
-        if time.perf_counter() - self._saved_at >= self._seconds:
+        if trainer.all_as_main(time.perf_counter() - self._saved_at >= self._seconds):
             self._save(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         every = trainer.recipe.save_every
-        if every is not None and trainer.epoch % every == 0 and trainer.is_main:
-            self._remove_old(trainer)
+        if every is not None and trainer.epoch % every == 0:
             folder = self._folder / f"{checkpoint.EPOCH}{trainer.epoch}"
-            folder.mkdir(exist_ok=True)
+            if trainer.is_main:
+                self._remove_old(trainer)
+                folder.mkdir(exist_ok=True)
             trainer.save_weights(folder)
 
     def on_end(self, trainer: Trainer) -> None:
@@ -120,8 +121,8 @@ class Checkpoints(Callback):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        trainer.save(self._folder)
         if trainer.is_main:
-            trainer.save(self._folder)
             write_metrics(self._folder / checkpoint.METRICS, trainer.history)
             if self._config is not None:
                 text = recipe_file.text(trainer.recipe, self._config)

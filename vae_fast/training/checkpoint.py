@@ -18,6 +18,7 @@ from torch.nn import Module
 
 from .. import nn
 from ..nn import files, pretrained
+from . import sharding
 from .errors import CheckpointError
 from .model import HubVAE
 
@@ -69,12 +70,17 @@ def remove_epochs(folder: Path, after: int) -> None:
                 path.rmdir()
 
 
-def save_model(model: nn.VAE, folder: Path | str, config: dict[str, Any] | None = None) -> None:
-    """config.json and model.safetensors, in a folder that exists. `config`: what `config_of` gave. Raises
-    CheckpointError."""
+def save_model(
+    model: nn.VAE, folder: Path | str, config: dict[str, Any] | None = None, *, is_writer: bool = True
+) -> None:
+    """config.json and model.safetensors, in a folder that exists. `config`: what `config_of` gave. Of a sharded model
+    all processes call this, and one is the writer. Raises CheckpointError."""
     folder, state = Path(folder), model.state_dict()
     if isinstance(model, HubVAE):  # its config has the KL's last weight, whatever the schedule was
         state = {name: t for name, t in state.items() if not name.startswith("objective.beta.")}
+    state = sharding.whole(state, is_writer)
+    if not is_writer:
+        return
     with _errors_of(folder):
         pretrained.write(folder, state, config_of(model) if config is None else config)
 
@@ -127,13 +133,16 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
     others: Mapping[str, Module] | None = None,
+    *,
+    is_writer: bool = True,
 ) -> None:
     """All that a run needs to go on: weights, the optimizer's moments, `progress` (anything JSON takes), and the
-    weights of `others` by a name."""
+    weights of `others` by a name. Of a sharded model all processes call this, and one is the writer."""
     modules = {"model": model, **(others or {})}
     tensors = {f"{of}/{name}": t for of, module in modules.items() for name, t in module.state_dict().items()}
     stateless = []  # frozen, not used in the loss, or the optimizer has none
-    for name, parameter in model.named_parameters():
+    [group] = optimizer.param_groups
+    for (name, _), parameter in zip(model.named_parameters(), group["params"], strict=True):
         state = optimizer.state.get(parameter)
         if not state:
             stateless.append(name)
@@ -143,7 +152,9 @@ def save_state(
                 tensors[f"optimizer/{name}/{key}"] = value
     if stateless:
         progress = {**progress, "stateless": stateless}
-    save_tensors(folder / STATE, tensors, {"progress": json.dumps(progress)})
+    tensors = sharding.whole(tensors, is_writer)
+    if is_writer:
+        save_tensors(folder / STATE, tensors, {"progress": json.dumps(progress)})
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -173,14 +184,16 @@ def load_state(
         if not weights:
             raise CheckpointError(f"{path}: holds no {of} weights")
         with _errors_of(path):
-            pretrained.fill(module, weights, path)
+            pretrained.fill(module, sharding.parts_like(weights, module.state_dict()), path)
     state: dict[int, dict[str, Tensor]] = {}
+    [group] = optimizer.param_groups
     for i, (name, _) in enumerate(model.named_parameters()):
         found = _below(tensors, f"optimizer/{name}/")
         if found:
             state[i] = found
         elif name not in stateless:
             raise CheckpointError(f"{path}: holds no optimizer state of {name}")
+    state = sharding.state_parts(state, group["params"])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -72,6 +72,7 @@ class Recipe:
     seconds: float | None = None
     word_dropout: float | None = None  # of a model of text; None is WORD_DROPOUT
     mixed_precision: str = "no"
+    fsdp: bool = False  # several processes share the weights, and not only each batch
     cuda_graph: bool = False  # each step of a whole batch is replayed from a recorded one
     evaluate_every: int | None = None  # epochs; by default a hundredth of them, 100 at most
     patience: int | None = None  # evaluations without a better ELBO that end the run
@@ -155,6 +156,10 @@ class Recipe:
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
+        if self.fsdp and self.cuda_graph:
+            raise TrainingError(
+                "--cuda-graph replays a step of one process, --fsdp shards it: give one of them"
+            )
         self._check_objective()
 
     def _check_objective(self) -> None:

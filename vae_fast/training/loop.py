@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import nn
 from ..backends.reference.rng import draw_rng_state, state_of_part
-from . import checkpoint, data, divergence, graph, preparing
+from . import checkpoint, data, divergence, graph, preparing, sharding
 from .config import Recipe
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .optimization import lr_of, make_optimizer, set_lr, warm_up_kl
@@ -56,6 +58,11 @@ class Trainer:
     Attributes for callbacks: recipe, model (what is trained), result (what is kept of it: averaged weights, the best
     ones), dataset, accelerator, epoch (finished ones), steps, seconds (of training alone), history (a row for each
     evaluation), test (at the end, what `result` gives on the test part).
+
+    With the recipe's `fsdp` and several processes the weights are sharded. `evaluate`, `save`, `save_weights` and
+    `resume` then take all processes, and so does a call of `model`: one process alone would wait for the others for
+    ever. `result` is a whole copy that each process has and may call by itself. It is there in `on_evaluate`, in
+    `on_end` and after `fit`; at other times it raises TrainingError.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
+        sharding.check()
         self._is_given = model is not None
         if model is not None:
             recipe.check_without_model()
@@ -103,12 +111,25 @@ class Trainer:
         self._schedules = [module for module in self.model.modules() if isinstance(module, nn.Schedule)]
         # Now: at the end it would be too late to find that a part has no description.
         self._config = checkpoint.config_of(self.model)
+        self._shards: sharding.Shards | None = None
+        if recipe.fsdp and self.accelerator.num_processes > 1:  # else there is nothing to shard
+            self._shards = sharding.Shards(self.model, self.accelerator)
         self.averaged: AveragedModel | None = None
         self._best: nn.VAE | None = None
+        self._whole: nn.VAE | None = None  # `result` where it is sharded
         self._copy_model()
-        self.optimizer = make_optimizer(recipe, self.model.parameters(), device)
         self._wrapped: Any
-        self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if self._shards is None:
+            self._parameters: list[Tensor] = list(self.model.parameters())
+            self.optimizer = make_optimizer(recipe, self._parameters, device)
+            self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        else:
+            self._shards.shard(self.model)
+            self._parameters = self._shards.parameters(self.model)
+            self.optimizer = make_optimizer(recipe, self._parameters, device, is_sharded=True)
+            # As a model for evaluation: it gets the precision, and no DistributedDataParallel around it.
+            self._wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            self._optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         self._graph: graph.StepGraph | None = None
         if recipe.cuda_graph:
             graph.check(recipe, device, self.accelerator.num_processes, dataset.is_sparse)
@@ -129,7 +150,18 @@ class Trainer:
 
     @property
     def result(self) -> nn.VAE:
-        """The model that `save` writes: the best one, else that of the averaged weights, else the trained one."""
+        """The model that `save` writes: the best one, else that of the averaged weights, else the trained one. Of
+        sharded ones a whole copy. Raises TrainingError where there is none, see above."""
+        if self._shards is None:
+            return self._kept
+        if self._whole is None:
+            raise TrainingError(
+                "sharded weights are gathered for on_evaluate and on_end: result is not there now"
+            )
+        return self._whole
+
+    @property
+    def _kept(self) -> nn.VAE:
         return self._evaluated if self._best is None else self._best
 
     @property
@@ -156,6 +188,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from the last finished epoch to the recipe's last."""
+        self._whole = None
         self._call("on_start")
         self.model.train()
         totals, start = self._totals(), time.perf_counter()
@@ -169,6 +202,7 @@ class Trainer:
                 totals, start = self._totals(), time.perf_counter()
             self._call("on_epoch")
         self._measure_result()
+        self._whole = self._gathered()
         self._call("on_end")
 
     def evaluate(self, part: str = "test", model: nn.VAE | None = None) -> tuple[float, float]:
@@ -187,11 +221,12 @@ class Trainer:
                 output = model(**samples, rng_state=rng_state)
                 self._count(totals, output, place.stop - place.start)
         model.train(was_training)
+        sharding.reshard(model)
         nll, kl, _ = self._means(totals)
         return nll, kl
 
     def save(self, folder: Path) -> None:
-        """The model, and all it takes to resume. Raises CheckpointError."""
+        """The model, and all it takes to resume: the main process writes it. Raises CheckpointError."""
         scaler = self.accelerator.scaler
         progress = {
             "recipe": self.recipe.to_dict(),
@@ -202,12 +237,15 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         # In this order: it is the state that a full disk refuses first, and then the old model is there, too.
-        checkpoint.save_state(folder, self.model, self.optimizer, progress, self._copies)
-        checkpoint.save_model(self.result, folder, self._config)
+        checkpoint.save_state(
+            folder, self.model, self.optimizer, progress, self._copies, is_writer=self.is_main
+        )
+        checkpoint.save_model(self._kept, folder, self._config, is_writer=self.is_main)
 
     def save_weights(self, folder: Path) -> None:
-        """The model as it would be evaluated now, without what it takes to resume. Raises CheckpointError."""
-        checkpoint.save_model(self._evaluated, folder, self._config)
+        """The model as it would be evaluated now, without what it takes to resume: the main process writes it. Raises
+        CheckpointError."""
+        checkpoint.save_model(self._evaluated, folder, self._config, is_writer=self.is_main)
 
     def resume(self, folder: Path) -> None:
         """Goes on where `save` was called last. Raises CheckpointError."""
@@ -220,6 +258,13 @@ class Trainer:
         checkpoint.load_state(folder, self.model, self.optimizer, self._copies)
         if self.accelerator.scaler is not None and progress.get("scaler"):
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+    def all_as_main(self, is_so: bool) -> bool:
+        """What the main process says, for all: whether it is time to do what takes all processes. All ask."""
+        if self.accelerator.num_processes == 1:
+            return is_so
+        said: Any = broadcast(torch.tensor(is_so, dtype=torch.int32, device=self.accelerator.device))
+        return bool(said)
 
     def close(self) -> None:
         """Ends the processes' group, at a run's end: nothing can be trained with this any more.
@@ -294,19 +339,34 @@ class Trainer:
         return counts
 
     def _accumulate(self, indices: Tensor, mine: slice, rng_state: Tensor, totals: Tensor) -> None:
-        n, recipe = len(indices), self.recipe
-        parts = [mine] if recipe.accumulate == 1 else self._parts(mine)
+        n = len(indices)
+        if self._shards is not None:
+            self._shards.share_buffers()
+        parts = self._parts(mine, n)
         for part in parts[:-1]:
-            with self.accelerator.no_sync(self._wrapped):
+            with self._no_sync():
                 self._backward(indices, part, n, rng_state, totals)
             for schedule in self._schedules:  # which count passes: all parts are of one step
                 schedule.step -= 1
         self._backward(indices, parts[-1], n, rng_state, totals)
         self._update()
 
+    @contextmanager
+    def _no_sync(self) -> Iterator[None]:
+        """A pass whose gradients the processes do not share yet."""
+        if self._shards is None:
+            with self.accelerator.no_sync(self._wrapped):
+                yield
+        else:
+            self._wrapped.set_requires_gradient_sync(False)
+            yield
+            self._wrapped.set_requires_gradient_sync(True)
+
     def _update(self) -> None:
-        if self.recipe.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        if self._shards is not None:
+            self._shards.finish_gradients()
+        if self.recipe.clip_grad is not None:  # of sharded gradients the norm is of all shards
+            self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -318,27 +378,40 @@ class Trainer:
             part = part if count else slice(0, 1)
             rng_state = state_of_part(rng_state, part.start, n)
         output = self._wrapped(**self._train_samples(indices[part]), rng_state=rng_state)
-        # The mean over the whole batch, once DistributedDataParallel has averaged the processes' gradients.
+        # The mean over the whole batch, once the processes' gradients are averaged, by DistributedDataParallel or FSDP.
         share = self.accelerator.num_processes * count / n
         self.accelerator.backward(output.loss if share == 1 else output.loss * share)
         if count:
             self._count(totals, output, count)
 
-    def _parts(self, mine: slice) -> list[slice]:
-        """This process's samples of a batch in parts that are computed one after another."""
-        count, parts = mine.stop - mine.start, self.recipe.accumulate
+    def _parts(self, mine: slice, n: int) -> list[slice]:
+        """This process's samples of a batch of n in parts that are computed one after another. Sharded, all processes
+        have as many parts, some without a sample: each pass gathers parameters."""
+        count, most = mine.stop - mine.start, -(-n // self.accelerator.num_processes)
+        parts = min(self.recipe.accumulate, most)
         ends = [mine.start + count * i // parts for i in range(parts + 1)]
-        found = [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
-        return found or [mine]
+        found = [slice(start, stop) for start, stop in pairwise(ends)]
+        return (
+            found
+            if self._shards is not None
+            else [part for part in found if part.start < part.stop] or [mine]
+        )
 
     def _copy_model(self) -> None:
         """Makes what keeps weights beside the trained ones. Before Accelerate changes the model's forward: a copy of
-        that would compute with the original's weights."""
+        that would compute with the original's weights. Each is sharded before the next one is made."""
         if self.recipe.ema is not None:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+            average = get_ema_multi_avg_fn(self.recipe.ema)
+            if self._shards is not None:
+                average = sharding.by_parts(average)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=average)
             self.averaged.requires_grad_(False).eval()
+            if self._shards is not None:
+                self._shards.shard(self._evaluated)
         if self.recipe.best:
             self._best = copy.deepcopy(self.model).requires_grad_(False).eval()
+            if self._shards is not None:
+                self._shards.shard(self._best)
 
     @property
     def _copies(self) -> dict[str, torch.nn.Module]:
@@ -370,12 +443,18 @@ class Trainer:
         self.history.append(row)
         if self._best is not None and self.best_row is row:
             self._best.load_state_dict(self._evaluated.state_dict())
+        if self.callbacks:
+            self._whole = self._gathered()
         self._call("on_evaluate")
+        self._whole = None
+
+    def _gathered(self) -> nn.VAE | None:
+        return None if self._shards is None else self._shards.whole(self._kept)
 
     def _measure_result(self) -> None:
         """`test`: that of the evaluation which is kept, or of the test part where it was not looked at until now."""
         if self.monitor == "valid":
-            self.test = self._measures("test", *self.evaluate("test", self.result))
+            self.test = self._measures("test", *self.evaluate("test", self._kept))
         elif self.history:
             row = self.history[-1] if self._best is None else self.best_row
             self.test = {name: value for name, value in row.items() if name.startswith("test_")}

@@ -18,12 +18,13 @@ _FUSED = ("adam", "adamw", "sgd")  # those of which torch has one kernel for a w
 
 
 def make_optimizer(
-    recipe: Recipe, parameters: Iterable[Tensor], device: torch.device
+    recipe: Recipe, parameters: Iterable[Tensor], device: torch.device, is_sharded: bool = False
 ) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": recipe.lr}
     if recipe.weight_decay is not None:
         options["weight_decay"] = recipe.weight_decay
-    if recipe.optimizer in _FUSED:
+    has_kernel = recipe.optimizer in _FUSED
+    if has_kernel and not (is_sharded and recipe.optimizer == "sgd"):  # whose kernel takes no DTensors
         options["fused"] = device.type in ("cpu", "cuda")
     if recipe.cuda_graph and device.type == "cuda":
         if recipe.optimizer != "sgd":  # which has no state that steps on the host
