@@ -166,7 +166,7 @@ def train(rank: int, size: int, epochs: int, *arguments: str) -> None:
     sys.exit(cli.run([*TRAIN, "--epochs", str(epochs), *arguments]))
 
 
-def train_until_killed(rank: int, size: int, epochs: int, folder: str) -> None:
+def train_until_killed(rank: int, size: int, epochs: int, folder: str, *arguments: str) -> None:
     """The last rank is killed when the first checkpoint is there."""
     from vae_fast.training import checkpoint, loop
 
@@ -179,7 +179,7 @@ def train_until_killed(rank: int, size: int, epochs: int, folder: str) -> None:
 
     loop.Trainer._train_epoch = or_die  # type: ignore[method-assign]
     sys.stderr = Path(f"error-{rank}").open("w")  # noqa: SIM115
-    train(rank, size, epochs, "--out", folder)
+    train(rank, size, epochs, "--out", folder, *arguments)
 
 
 if __name__ == "__main__":
@@ -189,14 +189,19 @@ if __name__ == "__main__":
         exits = [run_world(size, ops) for size in WORLDS]
         assert not any(map(any, exits)), exits
     else:
+        import torch.distributed.fsdp
+
         import vae_fast.cli.app
         import vae_fast.cli.train
 
         exits = [run_world(size, train, 3, "--out", f"runs/{size}") for size in WORLDS]
+        exits += [run_world(2, train, 3, "--fsdp", "--out", "runs/fsdp")]
         assert not any(map(any, exits)), exits
-        start = time.monotonic()
-        exits = [run_world(2, train_until_killed, 50, "runs/killed")]
-        assert exits == [[1, -signal.SIGKILL]] and time.monotonic() - start < 60, exits
-        shutil.copytree("runs/killed", "runs/resumed")
-        exits = [run_world(1, train, 3, "--resume", "--out", "runs/resumed")]
-        assert exits == [[0]], exits
+        for name, options in (("killed", []), ("killed-fsdp", ["--fsdp"])):
+            start = time.monotonic()
+            exits = [run_world(2, train_until_killed, 50, f"runs/{name}", *options)]
+            assert exits == [[1, -signal.SIGKILL]] and time.monotonic() - start < 60, exits
+            Path("error-0").rename(f"error-{name}")
+            shutil.copytree(f"runs/{name}", f"runs/{name}-resumed")
+            exits = [run_world(1, train, 3, "--resume", "--out", f"runs/{name}-resumed")]
+            assert exits == [[0]], exits

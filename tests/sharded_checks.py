@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import linear_heads
 import vae_fast
-from vae_fast.nn import VAE, Log1p, MLPDecoder, MLPEncoder
+from vae_fast.nn import VAE, Log1p, MLPDecoder, MLPEncoder, VampPrior
 from vae_fast.ops import chunks
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,21 @@ def check_fsdp_methods(unit: str, mesh: DeviceMesh) -> None:
 
 for _unit in ("model", "all"):
     check(f"fsdp-methods-{_unit}")(partial(check_fsdp_methods, _unit))
+
+
+def make_vamp() -> VAE:
+    """Its prior encodes within the forward, and the likelihood has a parameter that is read after that."""
+    pseudo_inputs = torch.rand((3, FEATURES), generator=torch.Generator().manual_seed(2))
+    return make("gaussian", variance="feature", prior=VampPrior(pseudo_inputs), fused_head=False)
+
+
+@check("fsdp-vamp")
+def _(mesh: DeviceMesh) -> None:
+    one, x = make_vamp(), data()
+    one(x, rng_state=states()).loss.backward()
+    model = shard(make_vamp(), "model", mesh)
+    model(mine(x), rng_state=mine(states())).loss.backward()
+    assert_same_gradients(model, one)
 
 
 @check("fsdp-draws")

@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("typer")
 pytest.importorskip("accelerate")
 
+import fsdp_processes
 import processes
 from command import save_images
 from conftest import HANG
@@ -24,18 +25,17 @@ if not torch.distributed.is_available() or sys.platform == "win32":
     pytest.skip("no torch.distributed, or no fork", allow_module_level=True)
 
 
-def run(what: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, processes.__file__, what], cwd=folder, capture_output=True, text=True, timeout=HANG
-    )
+def run(folder: Path, script: Any, *what: str) -> None:
+    command = [sys.executable, script.__file__, *what]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.fixture(scope="module")
 def ops(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank of each world found."""
     folder = tmp_path_factory.mktemp("ops")
-    process = run("ops", folder)
-    assert process.returncode == 0, process.stderr
+    run(folder, processes, "ops")
     return {n: [torch.load(folder / f"{n}-{rank}.pt") for rank in range(n)] for n in WORLDS}
 
 
@@ -102,8 +102,7 @@ def test_aggregate_posterior_of_all_ranks(ops: dict[int, list[dict[str, Any]]], 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     save_images(folder)
-    process = run("train", folder)
-    assert process.returncode == 0, process.stderr
+    run(folder, processes, "train")
     return folder / "runs"
 
 
@@ -112,20 +111,67 @@ def losses(folder: Path) -> Tensor:
     return torch.tensor([[row[k] for k in names] for row in checkpoint.read_progress(folder)["history"]])
 
 
-@pytest.mark.parametrize("name", ["2", "4", "resumed"])
+@pytest.mark.parametrize("name", ["2", "4", "fsdp", "killed-resumed", "killed-fsdp-resumed"])
 def test_train_on_several_processes_equals_one(trained: Path, name: str) -> None:
-    """Of one --batch-size. The resumed run is of two, one of which was killed; one process goes on with it."""
+    """Of one --batch-size. The resumed runs are of two, one of which was killed; one process goes on with them."""
     one, other = checkpoint.read_progress(trained / "1"), checkpoint.read_progress(trained / name)
-    assert one["recipe"] == other["recipe"] and one["steps"] == other["steps"] == 12
+    assert one["recipe"] == {**other["recipe"], "fsdp": False} and one["steps"] == other["steps"] == 12
+    assert other["recipe"]["fsdp"] == ("fsdp" in name)
     torch.testing.assert_close(losses(trained / name), losses(trained / "1"), rtol=2e-6, atol=2e-6)
-    (a, _), (b, _) = (checkpoint.load_tensors(trained / n / checkpoint.STATE) for n in ("1", name))
-    assert {k: (t.shape, t.dtype) for k, t in a.items()} == {k: (t.shape, t.dtype) for k, t in b.items()}
+    assert_same_kinds(state(trained / "1"), state(trained / name))
 
 
-def test_a_killed_process_ends_the_other(trained: Path) -> None:
+@pytest.mark.parametrize("name", ["killed", "killed-fsdp"])
+def test_a_killed_process_ends_the_other(trained: Path, name: str) -> None:
     """By SIGKILL, within a minute (tests/processes.py), in one line that says how to go on; the run goes on."""
-    epoch = checkpoint.read_progress(trained / "killed")["epoch"]
-    way = f"--resume --out runs/killed resumes from epoch {epoch} of 50"
+    epoch = checkpoint.read_progress(trained / name)["epoch"]
+    way = f"--resume --out runs/{name} resumes from epoch {epoch} of 50"
     assert epoch < 3
-    errors = (trained.parent / "error-0").read_text().splitlines()
+    errors = (trained.parent / f"error-{name}").read_text().splitlines()
     assert errors[-1] == f"vae-fast: another process of this run has ended; {way}", errors
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    run(folder, fsdp_processes)
+    return folder
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    return checkpoint.load_tensors(folder / checkpoint.STATE)[0]
+
+
+def assert_same_kinds(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert {k: (t.shape, t.dtype) for k, t in one.items()} == {
+        k: (t.shape, t.dtype) for k, t in other.items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses of each epoch, weights, copies of them and moments, to rounding."""
+    torch.testing.assert_close(losses(other), losses(one), rtol=5e-6, atol=5e-6)
+    want, got = state(one), state(other)
+    assert_same_kinds(want, got)
+    for name, t in want.items():
+        torch.testing.assert_close(got[name], t, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["all", *fsdp_processes.OPTIMIZERS, *fsdp_processes.MODELS])
+def test_sharded_training_equals_one_process(sharded: Path, name: str) -> None:
+    """With every option; with every optimizer; models of one's own, whose weights process 0 has."""
+    assert_same_run(sharded / f"{name}-1", sharded / f"{name}-2")
+
+
+def test_sharded_runs_resume(sharded: Path) -> None:
+    """On as many processes bit for bit; on one process, without sharding, and with it after that, to rounding."""
+    want, got = state(sharded / "all-2"), state(sharded / "again-2")
+    assert want.keys() == got.keys() and all(torch.equal(t, got[name]) for name, t in want.items())
+    assert checkpoint.read_progress(sharded / "again-2")["steps"] == 16
+    for name in ("turned-1", "turn-2", "turned-2"):
+        assert_same_run(sharded / "all-2", sharded / name)
+
+
+def test_sharded_statistics_are_those_of_ddp(sharded: Path) -> None:
+    """Batch norm's, those of process 0, in mixed precision."""
+    assert_same_run(sharded / "statistics-ddp", sharded / "statistics-fsdp")

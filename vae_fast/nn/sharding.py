@@ -38,37 +38,41 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 def gather_around(kind: type, names: Iterable[str]) -> None:
     """Has FSDP gather the parameters around these methods of its class `kind`, too."""
     for name in names:
-        setattr(kind, name, _registering(kind, name))
+        setattr(kind, name, _gathering(kind, name))
 
 
-def _registering(kind: type, name: str) -> Callable[..., Any]:
-    """The method, which registers itself with FSDP in its first call: that takes an instance."""
+def _gathering(kind: type, name: str) -> Callable[..., Any]:
+    """The method with its parameters gathered. Within another one it is called as it is: FSDP would take the end of the
+    inner one for the outer one's, and free the parameters too early."""
 
     @wraps(getattr(kind, name))
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from torch.distributed.fsdp import register_fsdp_forward_method
-
-        setattr(self, name, getattr(super(kind, self), name))
-        register_fsdp_forward_method(self, name)
-        return getattr(self, name)(*args, **kwargs)
+        own = getattr(super(kind, self), name)
+        if self.__dict__.get("_is_gathered", False):
+            return own(*args, **kwargs)
+        self._is_gathered = True
+        try:
+            return run_as_forward(self, own, *args, **kwargs)
+        finally:
+            self._is_gathered = False
 
     return method
 
 
-def run_as_forward(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """function(*inputs) in place of the forward of `module`, whose parameters FSDP gathers for it."""
+def run_as_forward(module: nn.Module, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """function(*inputs, **options) in place of the forward of `module`, whose parameters FSDP gathers for it."""
     if not is_fsdp(type(module)):
-        return function(*inputs)
+        return function(*inputs, **options)
     if "_run_gathered" not in module.__dict__:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         module._run_gathered = MethodType(_run_gathered, module)  # type: ignore[assignment]
         register_fsdp_forward_method(module, "_run_gathered")
-    return module._run_gathered(function, *inputs)  # type: ignore[operator]
+    return module._run_gathered(function, *inputs, **options)  # type: ignore[operator]
 
 
-def _run_gathered(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    return function(*inputs)
+def _run_gathered(module: nn.Module, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    return function(*inputs, **options)
 
 
 def run_head(linear: nn.Module, function: Callable[..., Any], hidden: Any) -> Any:
