@@ -77,6 +77,7 @@ FEATURES: dict[str, list[Feature]] = {
         feature("ranks share no noise", "processes::test_ranks_*"),
         feature("DDP with fused heads", "processes::test_ddp_*", "sharded::test_two_processes[ddp]"),
         feature("FSDP2: forward, encode, elbo, generate, reconstruct", "sharded::test_two_processes[fsdp-[!a]*]"),
+        feature("FSDP2 by vae-fast train --fsdp: one process, 2; resumed", "processes::test_sharded_*"),
         feature("ZeRO", "sharded::test_two_processes[zero]"),
         feature("DTensor batches through every op", "sharded::test_two_processes[op-*]"),
         feature("fused heads on a sharded weight", "sharded::test_two_processes[head-*]"),

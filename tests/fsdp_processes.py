@@ -25,6 +25,7 @@ from vae_fast.nn import (
 )
 from vae_fast.training import Dataset, Recipe, Trainer, TrainingError, callbacks, sharding
 from vae_fast.training.checkpoint import load_model
+from vae_fast.training.loop import make_accelerator
 
 LATENT, FEATURES = 3, 13
 # Batches of 15 of 46 samples, a last one of 1: parts of 1 and 2 samples, and a process that has none.
@@ -107,7 +108,11 @@ class Alone(callbacks.Callback):
 
     def on_evaluate(self, trainer: Trainer) -> None:
         if trainer.is_main:
-            assert trainer.result.generate(2).shape == (2, FEATURES)
+            model = trainer.result
+            was_training = model.training
+            model.eval()  # else batch norm would count these samples
+            assert model.generate(2).shape == (2, FEATURES)
+            model.train(was_training)
             self.seen += 1
 
 
@@ -122,23 +127,35 @@ class SaveAt(callbacks.Callback):
 
 
 def run(
-    name: str, recipe: Recipe, start: str | None = None, at: int = 0, model: VAE | None = None
-) -> Trainer:
+    name: str,
+    recipe: Recipe,
+    start: str | None = None,
+    at: int = 0,
+    model: VAE | None = None,
+    scale: float | None = None,
+) -> None:
     """A run that is saved in folder `name`, and after epoch `at` in `name`-`at`; resumed from folder `start`."""
     AcceleratorState._reset_state()  # the precision may be another run's
     alone = Alone()
     told = (alone, SaveAt(at, Path(f"{name}-{at}")), SaveAt(recipe.epochs, Path(name)))
-    trainer = Trainer(recipe, data(name.partition("-")[0]), model=model, callbacks=told)
+    accelerator = make_accelerator(recipe)
+    if scale is not None:  # fp16's, which Accelerate has on GPUs alone
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=0.1)
+    trainer = Trainer(
+        recipe, data(name.partition("-")[0]), model=model, callbacks=told, accelerator=accelerator
+    )
     if start is not None:
         trainer.resume(Path(start))
-    first = trainer.epoch
+    first, dtypes = trainer.epoch, set[torch.dtype]()
+    if recipe.mixed_precision == "bf16":
+        trainer.model.encoder.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     trainer.fit()
+    assert dtypes == ({torch.bfloat16} if recipe.mixed_precision == "bf16" else set())
     assert alone.seen == (recipe.epochs - first) * trainer.is_main
     if model is None:  # every process has the model that is saved
         torch.distributed.barrier() if trainer.accelerator.num_processes > 1 else None
         for a, b in zip(trainer.result.parameters(), load_model(name).parameters(), strict=True):
             assert torch.equal(a, b)
-    return trainer
 
 
 def work(rank: int, size: int) -> None:
@@ -149,14 +166,17 @@ def work(rank: int, size: int) -> None:
         run("again-2", sharded, start="all-2-2")
         run("turn-2", ALL, start="all-2-2", at=3)
         run("turned-2", sharded, start="turn-2-3")
-        statistics = {"mixed_precision": "bf16", "optimizer": "sgd", "batch_norm": True, "epochs": 2, **MLP}
-        run("statistics-ddp", replace(BASE, **statistics))
-        run("statistics-fsdp", replace(BASE, **statistics, fsdp=True))
+        for name, fsdp in (("ddp", False), ("fsdp", True)):
+            recipe = replace(BASE, optimizer="sgd", fsdp=fsdp, **MLP)
+            run(f"statistics-{name}", replace(recipe, batch_norm=True, epochs=2))
+            run(f"precision-{name}", replace(recipe, mixed_precision="bf16"))
     else:
         run("all-1", ALL)
         run("turned-1", sharded, start="all-2-2")
     for name in OPTIMIZERS:
-        run(f"{name}-{size}", replace(BASE, optimizer=name, lr=1e-3, fsdp=True, **LEARNED))
+        run(f"{name}-{size}", replace(BASE, optimizer=name, lr=1e-3, clip_grad=None, fsdp=True, **LEARNED))
+    # Of the first step's gradients some are infinite, in the shards of one process: all leave the step out.
+    run(f"scaled-{size}", replace(BASE, clip_grad=None, fsdp=True, **LEARNED), scale=1e38)
     for name, make in MODELS.items():
         torch.manual_seed(rank)  # process 0 has the weights that count
         run(f"{name}-{size}", replace(BASE, fsdp=True, ema=0.5), model=make())

@@ -157,7 +157,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(got[name], t, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("name", ["all", *fsdp_processes.OPTIMIZERS, *fsdp_processes.MODELS])
+@pytest.mark.parametrize("name", ["all", "scaled", *fsdp_processes.OPTIMIZERS, *fsdp_processes.MODELS])
 def test_sharded_training_equals_one_process(sharded: Path, name: str) -> None:
     """With every option; with every optimizer; models of one's own, whose weights process 0 has."""
     assert_same_run(sharded / f"{name}-1", sharded / f"{name}-2")
@@ -172,6 +172,8 @@ def test_sharded_runs_resume(sharded: Path) -> None:
         assert_same_run(sharded / "all-2", sharded / name)
 
 
-def test_sharded_statistics_are_those_of_ddp(sharded: Path) -> None:
-    """Batch norm's, those of process 0, in mixed precision."""
+def test_sharded_statistics_and_precision_are_those_of_ddp(sharded: Path) -> None:
+    """Batch norm's statistics are those of process 0. In bfloat16 a rounding may go another way."""
     assert_same_run(sharded / "statistics-ddp", sharded / "statistics-fsdp")
+    one, other = (losses(sharded / f"precision-{name}") for name in ("ddp", "fsdp"))
+    torch.testing.assert_close(other, one, rtol=2e-3, atol=2e-3)

@@ -394,6 +394,7 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"patience": 0}, "expected patience to be from 1 to .* but got 0"),
         ({"track": ("visdom",)}, "expected track to be some of tensorboard, wandb, mlflow, but got 'visdom'"),
         ({"objective": "free_bits", "accumulate": 2}, "with accumulate=2, but got FreeBits"),
+        ({"fsdp": True, "cuda_graph": True}, "--cuda-graph replays a step of one process, --fsdp shards it"),
     ],
     ids=str,
 )
@@ -410,6 +411,19 @@ def test_what_a_given_model_has_is_not_in_the_recipe() -> None:
         Trainer(replace(RECIPE, latent=7), data(), model=own())
     with pytest.raises(TrainingError, match="a model whose beta is a schedule already"):
         Trainer(replace(RECIPE, kl_warmup=1), data(), model=own())
+
+
+def test_one_process_has_nothing_to_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is the same; it goes on with or without. Accelerate's own way is refused, where --fsdp is named."""
+    trainer = trained(replace(SMALL, fsdp=True))
+    assert_same(trainer.result, trained(SMALL).result)
+    trainer.save(tmp_path)
+    for fsdp in (True, False):
+        recipe = train_command.resumed_recipe(tmp_path, {"fsdp": fsdp}, {"fsdp"})
+        assert recipe == replace(SMALL, fsdp=fsdp, stream=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match=r"accelerate launch without --use_fsdp.*: --fsdp, .* shards"):
+        Trainer(SMALL, data())
 
 
 EVERYTHING = {

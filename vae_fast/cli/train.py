@@ -303,6 +303,8 @@ def _print_start(console: Console, trainer: Trainer) -> None:
     )
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
+    if recipe.fsdp and world == 1:
+        console.print("note: --fsdp shards over several processes: this one has all of the weights")
     if dataset.valid is not None:
         console.print(
             f"note: {len(dataset.valid):,} to validate: the test part is looked at in the end alone"

@@ -27,9 +27,8 @@ from ..nn.sharding import is_fsdp
 from ..ops._common import is_dtensor
 from .errors import TrainingError
 
-UNIT = (
-    1 << 20
-)  # parameters (4 MiB of float32) of a layer that is gathered by itself; smaller ones are with others
+# Parameters of a layer that is gathered by itself (4 MiB of float32); smaller ones are gathered with their network.
+UNIT = 1 << 20
 
 
 def check() -> None:
@@ -55,7 +54,8 @@ class Shards:
         self._device, self._processes = accelerator.device, accelerator.num_processes
         self._mesh = init_device_mesh(self._device.type, (self._processes,))
         for t in chain(model.parameters(), model.buffers()):
-            broadcast(t.detach(), 0)
+            t.data = t.data.contiguous()  # FSDP takes no other memory format
+            broadcast(t.data, 0)
         self._empty = _copy(model, torch.device("meta"))
         self._scalars: list[tuple[Tensor, Tensor]] = []
         self._buffers: list[Tensor] = []
@@ -70,11 +70,8 @@ class Shards:
                 fully_shard(unit, mesh=self._mesh, ignored_params=scalars)
         except (ValueError, NotImplementedError, AssertionError) as error:
             raise TrainingError(f"--fsdp does not take this model: {first_line(error)}") from None
-        for unit in (
-            model.encoder,
-            model.decoder,
-            model,
-        ):  # whose outputs this package changes nothing of in place
+        # FSDP warns of outputs that are views: of these nothing is changed in place here.
+        for unit in (model.encoder, model.decoder, model):
             kind = f"FSDP2-wrapped module \\({type(unit).__name__}\\) returned a view tensor"
             warnings.filterwarnings("ignore", kind, UserWarning)
 
