@@ -157,6 +157,13 @@ class MixedColumns(Likelihood):
             if likelihood.support in ("real", "unit") and seen.any():
                 likelihood.start((part - part.nanmean(0))[seen])  # the start is one of deviations alone
 
+    def start_bias(self, bias: Tensor, x: Tensor) -> None:
+        """Each group's own, of the entries that are there."""
+        parts = bias.split(self._outputs)
+        for likelihood, columns, part in zip(self._likelihoods(), self.slices, parts, strict=True):
+            values = x[:, columns]
+            likelihood.start_bias(part, values.nan_to_num(-1) if likelihood.over_classes else values)
+
     def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         seen = x == x  # not NaN
         parts = []
