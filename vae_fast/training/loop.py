@@ -391,11 +391,9 @@ class Trainer:
         parts = min(self.recipe.accumulate, most)
         ends = [mine.start + count * i // parts for i in range(parts + 1)]
         found = [slice(start, stop) for start, stop in pairwise(ends)]
-        return (
-            found
-            if self._shards is not None
-            else [part for part in found if part.start < part.stop] or [mine]
-        )
+        if self._shards is not None:
+            return found
+        return [part for part in found if part.start < part.stop] or [mine]
 
     def _copy_model(self) -> None:
         """Makes what keeps weights beside the trained ones. Before Accelerate changes the model's forward: a copy of
