@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -372,10 +372,12 @@ class VAE(Pretrained, WithFusedHead):
         """
         self.likelihood.start(x)
         place = find_head(self.decoder)
-        bias = None if isinstance(place, str) else self.decoder[place].bias  # type: ignore[index]
-        if bias is None or x.shape[1:] != self.data_shape or not len(x):
+        if isinstance(place, str) or x.shape[1:] != self.data_shape or not len(x):
             return
-        self.likelihood.start_bias(bias, spread_rows(x))
+        linear, *unflatten = cast(Any, list(cast(nn.Sequential, self.decoder))[place:])
+        if linear.bias is not None:
+            bias = unflatten[0](linear.bias.unsqueeze(0))[0] if unflatten else linear.bias
+            self.likelihood.start_bias(bias, spread_rows(x))
 
     @property
     def takes_condition(self) -> bool:

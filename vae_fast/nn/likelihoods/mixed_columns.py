@@ -161,8 +161,11 @@ class MixedColumns(Likelihood):
         """Each group's own, of the entries that are there."""
         parts = bias.split(self._outputs)
         for likelihood, columns, part in zip(self._likelihoods(), self.slices, parts, strict=True):
-            values = x[:, columns]
-            likelihood.start_bias(part, values.nan_to_num(-1) if likelihood.over_classes else values)
+            values, classes = x[:, columns], _classes(likelihood)
+            if classes is None:
+                likelihood.start_bias(part, values)
+            else:
+                likelihood.start_bias(part.view(-1, classes), values.nan_to_num(-1))
 
     def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         seen = x == x  # not NaN
