@@ -373,7 +373,11 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
             {"lr_schedule": "step"},
             "expected lr_schedule to be one of constant, cosine, linear, but got 'step'",
         ),
-        ({"objective": "vae"}, "expected objective to be one of elbo, .* but got 'vae'"),
+        (
+            {"objective": "vae"},
+            "expected objective to be one of elbo, free_bits, capacity, beta_tc, iwae, but got 'vae'",
+        ),
+        ({"likelihood": "cauchy"}, "expected likelihood to be one of (?!.*categorical).* but got 'cauchy'"),
         ({"objective": "kl_balance"}, "expected an objective for the prior N\\(0, 1\\)"),
         ({"objective": "iwae"}, "expected num_samples to be given for the objective iwae"),
         (
@@ -390,6 +394,10 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"weight_decay": -1.0}, "expected weight_decay to be a number from 0 to .* but got -1.0"),
         ({"clip_grad": 0.0}, "expected clip_grad to be a number above 0 .* but got 0.0"),
         ({"ema": 1.0}, "expected ema to be a number from 0 to below 1, but got 1.0"),
+        (
+            {"accumulate": 17, "batch_size": 16},
+            "expected accumulate to be at most the batch size 16, but got 17",
+        ),
         ({"accumulate": 0}, "expected accumulate to be from 1 to .* but got 0"),
         ({"patience": 0}, "expected patience to be from 1 to .* but got 0"),
         ({"track": ("visdom",)}, "expected track to be some of tensorboard, wandb, mlflow, but got 'visdom'"),

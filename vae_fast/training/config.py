@@ -25,6 +25,10 @@ OPTIMIZERS = {
     "sgd": "SGD",
 }
 LR_SCHEDULES = ("constant", "cosine", "linear")
+# What a recipe can ask for by name. kl_balance takes a learned prior; text and tables have a likelihood of their own.
+OBJECTIVES = tuple(name for name in nn.OBJECTIVES if name != "kl_balance")
+LIKELIHOODS = tuple(name for name in nn.LIKELIHOODS if name != "categorical")
+_OF_DATA = ("categorical", "mixed_columns")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
 _OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
@@ -132,12 +136,16 @@ class Recipe:
             )
 
     def _check_training(self) -> None:
-        chosen = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "objective": nn.OBJECTIVES}
+        if self.objective == "kl_balance":
+            raise TrainingError(
+                "expected an objective for the prior N(0, 1), but got 'kl_balance': give Trainer a model of your own"
+            )
+        chosen = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "objective": OBJECTIVES}
+        chosen["likelihood"] = LIKELIHOODS
         for name, known in chosen.items():
-            if getattr(self, name) not in known:
-                raise TrainingError(
-                    f"expected {name} to be one of {', '.join(known)}, but got {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if value not in known and not (name == "likelihood" and value in _OF_DATA):
+                raise TrainingError(f"expected {name} to be one of {', '.join(known)}, but got {value!r}")
         if unknown := [name for name in self.track if name not in TRACKERS]:
             raise TrainingError(f"expected track to be some of {', '.join(TRACKERS)}, but got {unknown[0]!r}")
         for name in ("lr_warmup", "kl_warmup"):
@@ -153,16 +161,16 @@ class Recipe:
             raise TrainingError(
                 f"expected clip_grad to be a number above 0 and at most {LARGEST:g}, but got {self.clip_grad}"
             )
+        if self.accumulate > self.batch_size:
+            raise TrainingError(
+                f"expected accumulate to be at most the batch size {self.batch_size}, but got {self.accumulate}"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
         self._check_objective()
 
     def _check_objective(self) -> None:
         name = self.objective
-        if name == "kl_balance":
-            raise TrainingError(
-                "expected an objective for the prior N(0, 1), but got 'kl_balance': give Trainer a model of your own"
-            )
         if name == "iwae" and self.num_samples is None:
             raise TrainingError("expected num_samples to be given for the objective iwae")
         if name == "beta_tc" and self.num_samples is not None:
