@@ -225,6 +225,11 @@ NAMED: dict[str, tuple[str, list[str], str]] = {
         ["--objective", "beta_tc"],
         "with accumulate=2, but got BetaTC",
     ),
+    "an option of an objective": (
+        "",
+        ["--free-bits", "2"],
+        "the objective elbo does not take --free-bits: free_bits does",
+    ),
     "a weight": ("", ["--objective", "iwae", "--num-samples", "2", "--beta", "2"], "but got --beta 2.0"),
     "a value of a field's name": (
         "",

@@ -402,6 +402,23 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"patience": 0}, "expected patience to be from 1 to .* but got 0"),
         ({"track": ("visdom",)}, "expected track to be some of tensorboard, wandb, mlflow, but got 'visdom'"),
         ({"objective": "free_bits", "accumulate": 2}, "with accumulate=2, but got FreeBits"),
+        ({"free_bits": 2.0}, "the objective elbo does not take free_bits: free_bits does"),
+        (
+            {"gamma": 2.0, "objective": "free_bits"},
+            "the objective free_bits does not take gamma: capacity and beta_tc do",
+        ),
+        (
+            {"objective": "free_bits", "free_bits": -1.0},
+            "expected free_bits to be a number from 0 to .* got -1.0",
+        ),
+        (
+            {"objective": "free_bits", "free_bits_per": "batch"},
+            "expected free_bits_per to be one of dimension, element, sample, but got 'batch'",
+        ),
+        (
+            {"objective": "capacity", "capacity_steps": 0},
+            "expected capacity_steps to be from 1 to .* but got 0",
+        ),
     ],
     ids=str,
 )
@@ -418,6 +435,45 @@ def test_what_a_given_model_has_is_not_in_the_recipe() -> None:
         Trainer(replace(RECIPE, latent=7), data(), model=own())
     with pytest.raises(TrainingError, match="a model whose beta is a schedule already"):
         Trainer(replace(RECIPE, kl_warmup=1), data(), model=own())
+
+
+# The options of a recipe; what its model's objective then is, as it describes itself.
+OBJECTIVES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"objective": "free_bits", "free_bits": 8.0, "free_bits_per": "sample", "beta": 0.5},
+        'FreeBits(8, per="sample") 0.5',
+    ),
+    ({"objective": "free_bits", "free_bits": 0.0}, 'FreeBits(0, per="dimension") 1.0'),
+    ({"objective": "capacity", "capacity": 3.0, "capacity_steps": 50, "gamma": 10.0}, "gamma=10 50, 0, 3"),
+    ({"objective": "capacity", "capacity": 3.0}, "gamma=1000 100000, 0, 3"),
+    ({"objective": "capacity", "capacity_steps": 7}, "gamma=1000 7, 0, 25"),
+    ({"objective": "beta_tc", "alpha": 0.5, "beta": 6.0, "gamma": 2.0}, "0.5 6.0 2.0"),
+    ({"objective": "iwae", "num_samples": 2, "iwae_gradient": "dreg"}, 'IWAE(None, gradient="dreg")'),
+]
+
+
+def objective_of(model: nn.VAE) -> str:
+    found = model.objective
+    if isinstance(found, nn.FreeBits):
+        return f"{found} {found.beta}"
+    if isinstance(found, nn.Capacity):
+        assert isinstance(found.capacity, nn.Schedule)
+        return f"{found.extra_repr()} {found.capacity.extra_repr()}"
+    return f"{found.alpha} {found.beta} {found.gamma}" if isinstance(found, nn.BetaTC) else str(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "objective"), OBJECTIVES, ids=lambda x: str(x) if isinstance(x, str) else ""
+)
+def test_options_of_the_objective(options: dict[str, Any], objective: str) -> None:
+    """They come to the model, are kept in its config and in the options' file, and train."""
+    trainer = trained(replace(SMALL, **options, epochs=1))
+    assert objective_of(trainer.model) == objective
+    Path("run").mkdir()
+    trainer.save(Path("run"))
+    assert objective_of(checkpoint.load_model(Path("run"))) == objective
+    Path("kept.toml").write_text(recipe_file.text(trainer.recipe, {}))
+    assert Recipe(**recipe_file.read(Path("kept.toml"))) == trainer.recipe
 
 
 EVERYTHING = {

@@ -52,6 +52,18 @@ class Binarize(StrEnum):
     static = "static"
 
 
+class FreeBitsPer(StrEnum):
+    dimension = "dimension"
+    element = "element"
+    sample = "sample"
+
+
+class IwaeGradient(StrEnum):
+    total = "total"
+    path = "path"
+    dreg = "dreg"
+
+
 class MixedPrecision(StrEnum):
     no = "no"
     bf16 = "bf16"
@@ -232,6 +244,37 @@ def train(
         typer.Option(metavar="NAME", help="elbo, iwae (with --num-samples), free_bits, capacity or beta_tc."),
     ] = "elbo",
     beta: Annotated[float, typer.Option(min=0, help="Weight of the KL.")] = 1.0,
+    free_bits: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Of free_bits: the KL that costs nothing. [default: 0.5]"),
+    ] = None,
+    free_bits_per: Annotated[
+        FreeBitsPer | None,
+        typer.Option(
+            help="Of free_bits: what each has those nats. [default: dimension, of the batch's mean]"
+        ),
+    ] = None,
+    capacity: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Of capacity: the KL that is aimed at in the end. [default: 25]"),
+    ] = None,
+    capacity_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of capacity: steps in which it grows from 0. [default: 100000]"),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of beta_tc: weight of the mutual information. [default: 1]")
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Of capacity: weight of the distance from it. [default: 1000] "
+            "Of beta_tc: weight of the dimension-wise KL; --beta is the total correlation's. [default: 1]"
+        ),
+    ] = None,
+    iwae_gradient: Annotated[
+        IwaeGradient | None, typer.Option(help="Of iwae: the encoder's gradient. [default: total]")
+    ] = None,
     kl_warmup: Annotated[
         float, typer.Option(metavar="EPOCHS", help="Epochs in which the KL's weight grows from 0 to --beta.")
     ] = 0.0,
@@ -362,6 +405,13 @@ def train(
         "objective": objective,
         "beta": beta,
         "kl_warmup": kl_warmup,
+        "free_bits": free_bits,
+        "free_bits_per": None if free_bits_per is None else free_bits_per.value,
+        "capacity": capacity,
+        "capacity_steps": capacity_steps,
+        "alpha": alpha,
+        "gamma": gamma,
+        "iwae_gradient": None if iwae_gradient is None else iwae_gradient.value,
         "clamp": clamp,
         "num_samples": num_samples,
         "batch_norm": batch_norm,

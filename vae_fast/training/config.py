@@ -31,6 +31,15 @@ LIKELIHOODS = tuple(name for name in nn.LIKELIHOODS if name != "categorical")
 _OF_DATA = ("categorical", "mixed_columns")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
+# The arguments of nn.OBJECTIVES' classes by the options that give them. `steps` is of Capacity's schedule.
+OBJECTIVE_OPTIONS = {
+    "free_bits": {"free_bits": "nats", "free_bits_per": "per"},
+    "capacity": {"capacity": "capacity", "capacity_steps": "steps", "gamma": "gamma"},
+    "beta_tc": {"alpha": "alpha", "gamma": "gamma"},
+    "iwae": {"iwae_gradient": "gradient"},
+}
+_WORDS = {"free_bits_per": ("dimension", "element", "sample"), "iwae_gradient": ("total", "path", "dreg")}
+_OF_OBJECTIVES = tuple(dict.fromkeys(name for options in OBJECTIVE_OPTIONS.values() for name in options))
 _OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
 MODEL = (*_OF_ALL, "batch_norm", "dropout", "word_dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
 
@@ -63,6 +72,15 @@ class Recipe:
     objective: str = "elbo"
     beta: float = 1.0
     kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
+    free_bits: float | None = (
+        None  # these are OBJECTIVE_OPTIONS of one or some objectives; None is their default
+    )
+    free_bits_per: str | None = None
+    capacity: float | None = None
+    capacity_steps: int | None = None
+    alpha: float | None = None
+    gamma: float | None = None
+    iwae_gradient: str | None = None
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
     batch_norm: bool = False
@@ -84,7 +102,15 @@ class Recipe:
     track: tuple[str, ...] = ()  # what else is told of each evaluation: TRACKERS
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "latent", "components", "num_samples")
+        counts = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "latent",
+            "components",
+            "num_samples",
+            "capacity_steps",
+        )
         more = ("evaluate_every", "patience", "save_every", "max_length", "sample_rate")
         for name in (*counts, *more):
             value = getattr(self, name)
@@ -111,8 +137,10 @@ class Recipe:
             )
         if self.seconds is not None and not 0 < self.seconds <= MOST:
             raise TrainingError(f"expected seconds to be a number above 0, but got {self.seconds}")
-        if not 0 <= self.beta <= LARGEST:
-            raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
+        for name in ("beta", "free_bits", "capacity", "alpha", "gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= LARGEST:
+                raise TrainingError(f"expected {name} to be a number from 0 to {LARGEST:g}, but got {value}")
         for name in ("variance", "scale", "theta"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 1 / LARGEST <= value <= LARGEST:
@@ -181,15 +209,43 @@ class Recipe:
             changed = f"beta={self.beta}" if self.beta != 1 else f"kl_warmup={self.kl_warmup}"
             raise TrainingError(f"the objective {name} has no weight of the KL, but got {changed}")
 
+        for option in _OF_OBJECTIVES:
+            value, takers = getattr(self, option), [n for n, of in OBJECTIVE_OPTIONS.items() if option in of]
+            if value is None:
+                continue
+            if name not in takers:
+                raise TrainingError(
+                    f"the objective {name} does not take {option}: {' and '.join(takers)} "
+                    f"{'do' if len(takers) > 1 else 'does'}"
+                )
+            if value not in _WORDS.get(option, (value,)):
+                raise TrainingError(
+                    f"expected {option} to be one of {', '.join(_WORDS[option])}, but got {value!r}"
+                )
+
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
         config = {name: getattr(self, name) for name in MODEL}
         is_dynamic = True if self.binarize == "dynamic" else None
-        return {"shape": shape, **config, "word_dropout": self.word_dropout or 0.0, "binarize": is_dynamic}
+        options = {
+            argument: value
+            for name, argument in OBJECTIVE_OPTIONS.get(self.objective, {}).items()
+            if (value := getattr(self, name)) is not None
+        }
+        config |= {
+            "objective_options": options,
+            "word_dropout": self.word_dropout or 0.0,
+            "binarize": is_dynamic,
+        }
+        return {"shape": shape, **config}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""
-        own = (f.name for f in fields(self) if f.name in MODEL and getattr(self, f.name) != f.default)
+        own = (
+            f.name
+            for f in fields(self)
+            if f.name in (*MODEL, *_OF_OBJECTIVES) and getattr(self, f.name) != f.default
+        )
         if (name := next(own, None)) is not None:
             raise TrainingError(
                 f"expected {name} to be left out where a model is given, but got {getattr(self, name)!r}"
