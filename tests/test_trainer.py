@@ -39,6 +39,7 @@ from vae_fast.training import (
 )
 from vae_fast.training.data import batches, count_batches
 from vae_fast.training.loop import make_accelerator
+from vae_fast.training.optimization import top_lr
 
 LATENT, FEATURES = 3, 12
 RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-2, seed=5, evaluate_every=1)
@@ -327,6 +328,71 @@ def test_learning_rates_are_those_of_torch(name: str) -> None:
     assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, *want], rel=1e-6)
 
 
+class EpochRates(callbacks.Callback):
+    """The learning rate of each epoch."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+
+def reduced(elbos: list[float], lr: float, factor: float, patience: int) -> list[float]:
+    """torch's own rates after each evaluation."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor, patience, threshold=0.0)
+    rates = []
+    for elbo in elbos:
+        schedule.step(elbo)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize(("factor", "patience"), [(0.1, 10), (0.5, 1), (0.0, 3), (1e-3, 2)])
+def test_rate_on_a_plateau_is_that_of_torch(factor: float, patience: int) -> None:
+    """Exactly, on ELBOs of either sign that rise, stay, fall and are as high as the best again."""
+    generator = torch.Generator().manual_seed(0)
+    recipe = replace(SMALL, lr_schedule="plateau", lr_factor=factor, lr_patience=patience)
+    for shift in (-1000, 0, 1000):
+        drawn = torch.randint(0, 4, (60,), generator=generator) + torch.arange(60) // 20 + shift
+        elbos = (drawn.double() / 8).tolist()
+        want = reduced(elbos, recipe.lr, factor, patience)
+        assert [top_lr(recipe, elbos[: n + 1]) for n in range(60)] == want
+        assert len(set(want)) > 1
+
+
+def test_rate_falls_on_a_plateau_and_goes_on_where_it_was() -> None:
+    """Bit for bit where the run is interrupted between two falls."""
+    recipe = replace(SMALL, lr=0.2, epochs=16, lr_schedule="plateau", lr_factor=0.5, lr_patience=1)
+    whole = trained(recipe, callbacks=[rates := EpochRates()])
+    want = reduced([row["test_elbo"] for row in whole.history], 0.2, 0.5, 1)
+    assert rates.rates == [0.2, *want[:-1]]
+    falls = [n for n in range(1, 16) if want[n] < want[n - 1]]
+    assert len(falls) > 1
+    first = Trainer(recipe, data(), callbacks=[Ends(at := falls[1])])
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second = Trainer(recipe, data(), callbacks=[rates := EpochRates()])
+    second.resume(Path.cwd())
+    second.fit()
+    assert second.history[:at] == first.history
+    assert rates.rates == [0.2, *want[:-1]][at:]
+    assert_same(whole.model, second.model)
+
+
+class Ends(callbacks.Callback):
+    """Saves and interrupts the run after so many epochs."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        if trainer.epoch == self.after:
+            trainer.save(Path.cwd())
+            raise KeyboardInterrupt
+
+
 def test_every_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     found = set()
     for name, kind in config.OPTIMIZERS.items():
@@ -371,7 +437,7 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"optimizer": "lion"}, "expected optimizer to be one of adam, adamw, .* but got 'lion'"),
         (
             {"lr_schedule": "step"},
-            "expected lr_schedule to be one of constant, cosine, linear, but got 'step'",
+            "expected lr_schedule to be one of constant, cosine, linear, plateau, but got 'step'",
         ),
         (
             {"objective": "vae"},
@@ -388,6 +454,13 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         (
             {"objective": "beta_tc", "num_samples": 2},
             "expected num_samples to be None for .* beta_tc, but got 2",
+        ),
+        ({"lr_factor": 0.5}, "lr_schedule constant does not take lr_factor: plateau does"),
+        ({"lr_schedule": "cosine", "lr_patience": 3}, "lr_schedule cosine does not take lr_patience"),
+        ({"lr_schedule": "plateau", "lr_factor": 1.0}, "expected lr_factor to be a number from 0 to below 1"),
+        (
+            {"lr_schedule": "plateau", "patience": 10},
+            "expected patience to be above lr_patience 10, .* but got 10",
         ),
         ({"lr_warmup": 4}, "expected lr_warmup to be from 0 to the 3 epochs, but got 4"),
         ({"kl_warmup": -1}, "expected kl_warmup to be from 0 to the 3 epochs, but got -1"),

@@ -163,8 +163,18 @@ def train(
         typer.Option(help="Learning rate. [default: 3e-3, below batch 1024 less: 1.1e-3 at 128]"),
     ] = None,
     lr_schedule: Annotated[
-        str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end.")
+        str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end; or plateau.")
     ] = "constant",
+    lr_factor: Annotated[
+        float | None,
+        typer.Option(help="Of plateau: what the rate is multiplied by where the ELBO stays. [default: 0.1]"),
+    ] = None,
+    lr_patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of plateau: so many evaluations without a better ELBO leave the rate. [default: 10]"
+        ),
+    ] = None,
     lr_warmup: Annotated[
         float, typer.Option(metavar="EPOCHS", help="Epochs in which the learning rate grows from 0.")
     ] = 0.0,
@@ -384,6 +394,8 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "lr_schedule": lr_schedule,
+        "lr_factor": lr_factor,
+        "lr_patience": lr_patience,
         "lr_warmup": lr_warmup,
         "optimizer": optimizer,
         "weight_decay": weight_decay,

@@ -24,7 +24,8 @@ OPTIMIZERS = {
     "rmsprop": "RMSprop",
     "sgd": "SGD",
 }
-LR_SCHEDULES = ("constant", "cosine", "linear")
+LR_SCHEDULES = ("constant", "cosine", "linear", "plateau")
+PLATEAU = {"lr_factor": 0.1, "lr_patience": 10}  # the defaults of torch's ReduceLROnPlateau
 # What a recipe can ask for by name. kl_balance takes a learned prior; text and tables have a likelihood of their own.
 OBJECTIVES = tuple(name for name in nn.OBJECTIVES if name != "kl_balance")
 LIKELIHOODS = tuple(name for name in nn.LIKELIHOODS if name != "categorical")
@@ -51,7 +52,11 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 1024  # of all processes together
     lr: float = 1e-3
-    lr_schedule: str = "constant"  # or "cosine", "linear": to 0 at the end of the epochs
+    lr_schedule: str = (
+        "constant"  # or "cosine", "linear": to 0 at the end of the epochs; "plateau": by the evaluations
+    )
+    lr_factor: float | None = None  # of plateau; None is PLATEAU's
+    lr_patience: int | None = None  # evaluations without a better ELBO
     lr_warmup: float = 0.0  # epochs in which the learning rate grows from 0
     optimizer: str = "adam"
     weight_decay: float | None = None  # None is the optimizer's own
@@ -111,7 +116,7 @@ class Recipe:
             "num_samples",
             "capacity_steps",
         )
-        more = ("evaluate_every", "patience", "save_every", "max_length", "sample_rate")
+        more = ("evaluate_every", "patience", "lr_patience", "save_every", "max_length", "sample_rate")
         for name in (*counts, *more):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
@@ -195,7 +200,28 @@ class Recipe:
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
+        self._check_plateau()
         self._check_objective()
+
+    def _check_plateau(self) -> None:
+        if self.lr_schedule != "plateau":
+            if (name := next((n for n in PLATEAU if getattr(self, n) is not None), None)) is not None:
+                raise TrainingError(f"lr_schedule {self.lr_schedule} does not take {name}: plateau does")
+            return
+        factor, patience = self.plateau
+        if not 0 <= factor < 1:
+            raise TrainingError(f"expected lr_factor to be a number from 0 to below 1, but got {factor}")
+        if self.patience is not None and self.patience <= patience:
+            raise TrainingError(
+                f"expected patience to be above lr_patience {patience}, for the learning rate to fall before the run "
+                f"ends, but got {self.patience}"
+            )
+
+    @property
+    def plateau(self) -> tuple[float, int]:
+        """The factor and the patience of the schedule plateau."""
+        factor, patience = (PLATEAU[n] if getattr(self, n) is None else getattr(self, n) for n in PLATEAU)
+        return float(factor), int(patience)
 
     def _check_objective(self) -> None:
         name = self.objective
