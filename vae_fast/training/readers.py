@@ -86,6 +86,18 @@ def _read_npz(path: Path, is_stored: bool) -> Parts:
         return Parts(load(train), notes=notes, **{part: load(name) for part, name in chosen.items()})
 
 
+def labels_of(names: list[str]) -> dict[str, str]:
+    """The arrays of an .npz with the labels of the parts that `_read_npz` makes of it: those named after the same part
+    as the samples ("test": y_val where x_val is the test part), or else the only one beside the only samples."""
+    train, held_out = _choose(names)
+    if train is None:
+        return {}
+    samples = {"train": train, **held_out_parts(held_out)}
+    labels = {part_of(name)[0]: name for name in names if part_of(name)[1] in LABELS}
+    found = {part: labels[own] for part, name in samples.items() if (own := part_of(name)[0]) in labels}
+    return found or ({"train": next(iter(labels.values()))} if len(samples) == len(labels) == 1 else {})
+
+
 def _choose(names: list[str]) -> tuple[str | None, dict[str, str]]:
     """The names of the arrays with the train part and the held-out ones; None where they do not tell."""
     parts: dict[str, list[str]] = {"train": [], "test": [], "valid": [], "": []}
