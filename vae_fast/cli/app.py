@@ -517,13 +517,15 @@ def reconstruct(
     ] = False,
     fill: Annotated[
         bool,
-        typer.Option("--fill", help="Of a table: keep what is there, fill in what is missing."),
+        typer.Option(
+            "--fill", help="Of a table: fill in what is missing, leave all else as the file has it."
+        ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv, of text a .txt of originals and "
-            "reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv (with --fill also .tsv or .parquet), of text "
+            "a .txt of originals and reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
         ),
     ] = None,
     seed: Seed = 0,
