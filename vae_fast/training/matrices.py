@@ -14,7 +14,7 @@ import numpy as np
 
 from . import stored
 from .csr import Csr
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import listed
 from .stored import NotStreamableError, StoredArray
 
@@ -220,6 +220,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+_OTHER = "not as its format has it"
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     try:
@@ -229,7 +232,6 @@ def _errors_of(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.strerror:
             raise
-        raise DataError(f"{path}: truncated or damaged ({str(error).partition(chr(10))[0]})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, _OTHER)})") from None
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: truncated or damaged ({reason})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, _OTHER)})") from None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import idx, images, stored
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import Parts, held_out_parts, listed, part_of, visible_files
 from .stored import StoredArray
 
@@ -122,5 +122,4 @@ def numpy_errors(path: Path) -> Iterator[None]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{path}: expected numbers, but got Python objects") from None
-        reason = str(error).partition("\n")[0] or "it ends too early"
-        raise DataError(f"{path}: truncated or damaged ({reason})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, 'not as NumPy writes it')})") from None
