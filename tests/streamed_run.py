@@ -38,9 +38,7 @@ def train(dataset: data.Dataset, **options: Any) -> Trainer:
 
 def main(path: str, limit: int) -> None:
     torch.set_num_threads(1)
-    threading.stack_size(
-        1 << 18
-    )  # RLIMIT_DATA counts the 8 MB that a thread may take, a quarter of the limit here
+    threading.stack_size(1 << 18)  # by default 8 MB, all of which RLIMIT_DATA counts
     few = torch.from_numpy(np.load(path, mmap_mode="r")[:4096].copy())
     train(data.Dataset("few", few, few))  # what torch takes for itself: threads, libraries, buffers
     before = memory()

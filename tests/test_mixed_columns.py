@@ -240,6 +240,28 @@ def test_start_is_that_of_what_is_there() -> None:
     torch.testing.assert_close(p.groups[0].logvar.detach(), torch.tensor(0.0))
 
 
+def test_start_is_at_the_means_of_what_is_there() -> None:
+    torch.manual_seed(0)
+    p_x, x = likelihood(), table(50)
+    x[:, [6, 7]] = NAN  # a column of numbers, one of classes
+    decoder = MLPDecoder(2, 4, p_x.decoder_features)
+    model = VAE(MLPEncoder(p_x.encoder_features, 4, 2), decoder, p_x)
+    linear = decoder[-2]
+    assert isinstance(linear, torch.nn.Linear)
+    with torch.no_grad():
+        linear.weight.zero_()
+        before = linear.bias.clone()
+        model.start(x)
+        found = p_x.expectation(p_x.split(decoder(torch.zeros(1, 2))))[0]
+    shares = [(x[:, c] == k).sum() / (~x[:, c].isnan()).sum() for c in (2, 3) for k in range(3)]
+    torch.testing.assert_close(found[:2], x[:, :2].nanmean(0))
+    torch.testing.assert_close(found[2:8], torch.stack(shares))
+    torch.testing.assert_close(found[8:10], x[:, 4:6].nanmean(0))
+    torch.testing.assert_close(found[-3:], x[:, 8:].nanmean(0))
+    stays = linear.bias == before
+    assert stays.nonzero().flatten().tolist() == [10, 11, *range(12, 17), 20]  # nothing there, or no mean
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: MixedColumns([]), "expected groups to have at least one"),
     "name": (lambda: MixedColumns([("normal", 2)]), "expected likelihood to be one of .* got 'normal'"),

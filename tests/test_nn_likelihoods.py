@@ -23,6 +23,8 @@ from vae_fast.nn import (
     ConvEncoder,
     DiscretizedLogisticMixture,
     Gaussian,
+    GRUDecoder,
+    GRUEncoder,
     Likelihood,
     MLPDecoder,
     MLPEncoder,
@@ -589,6 +591,8 @@ MEANS: list[tuple[str, Options, Tensor]] = [
     *(("poisson", {"link": link}, RATES) for link in ("exp", "softplus", "softmax")),
     ("negative_binomial", {}, RATES),
     ("multinomial", {}, RATES),
+    ("continuous_bernoulli", {}, torch.tensor([0.02, 0.2, 0.5, 0.9])),
+    ("negative_binomial_mixture", {}, RATES),
 ]
 
 
@@ -611,6 +615,36 @@ def test_a_start_is_at_the_mean(name: str, options: Options, mean: Tensor) -> No
     library = x_mean.sum() if likelihood.library(x) is not None else None
     found = model.decode(torch.zeros(1, 3), library=None if library is None else library.expand(1))[0]
     torch.testing.assert_close(found, x_mean, rtol=1e-4, atol=2e-4)
+
+
+def test_a_start_is_at_the_frequencies_of_classes() -> None:
+    torch.manual_seed(0)
+    model = VAE(torch.nn.Embedding(3, 1), MLPDecoder(2, 8, (3, 3)), "categorical")
+    linear = next(layer for layer in reversed(model.decoder) if isinstance(layer, torch.nn.Linear))
+    x = torch.tensor([[0, 2, -100], [0, 2, -100], [1, -100, -100], [2, 2, 7]])
+    with torch.no_grad():
+        linear.weight.zero_()
+        before = linear.bias.clone()
+        model.start(x)
+        found = model.decode(torch.zeros(1, 2))[0]
+    torch.testing.assert_close(found[0], torch.tensor([0.5, 0.25, 0.25]))
+    torch.testing.assert_close(found[1], torch.tensor([0, 0, 1.0]), atol=3e-4, rtol=0)  # at least 1e-4 each
+    assert torch.equal(linear.bias[6:], before[6:])  # where no class is
+
+
+def test_a_start_of_a_layer_that_makes_one_position_at_a_time() -> None:
+    """Of classes all positions have the frequencies of all; other likelihoods are left alone."""
+    decoder = torch.nn.Sequential(torch.nn.Unflatten(1, (3, 2)), torch.nn.Linear(2, 4))
+    before = decoder[1].bias.detach().clone()
+    for name, x in (("bernoulli", torch.rand(5, 3, 4)), ("gaussian", torch.rand(5, 3, 4))):
+        VAE(torch.nn.Flatten(), decoder, name).start(x)
+        assert torch.equal(decoder[1].bias, before)
+    words = GRUDecoder(2, 5, (3, 4))
+    VAE(GRUEncoder(4, 5, 2), words, "categorical").start(torch.tensor([[0, 1, 1], [1, 2, -100]]))
+    frequencies = torch.tensor([1, 3, 1, 0]) / 5
+    torch.testing.assert_close(
+        words[-1].bias.softmax(0), frequencies, atol=2e-4, rtol=0
+    )  # at least 1e-4 each
 
 
 def test_a_start_leaves_a_decoder_of_ones_own_alone() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -360,8 +360,9 @@ class VAE(Pretrained, WithFusedHead):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Starts from what is best where nothing is known of a sample: the likelihood's own parameters
-        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias: p(x | z) starts
-        around the mean of x. Training then need not find it: with batches of thousands that is much of a run.
+        (`Likelihood.start`) and, of a decoder whose last layer is linear with a bias, that bias
+        (`Likelihood.start_bias`): p(x | z) starts around the mean of x. Training then need not find it: with batches of
+        thousands that is much of a run.
 
         Args:
             x: training samples, dense. Of more than 10,000 some 10,000 are looked at, evenly spaced.
@@ -371,17 +372,12 @@ class VAE(Pretrained, WithFusedHead):
         """
         self.likelihood.start(x)
         place = find_head(self.decoder)
-        bias = None if isinstance(place, str) else self.decoder[place].bias  # type: ignore[index]
-        if bias is None or x.shape[1:] != self.data_shape or not len(x):
+        if isinstance(place, str) or x.shape[1:] != self.data_shape or not len(x):
             return
-        rows = spread_rows(x)
-        parts = map(
-            self.likelihood.encoder_input, rows.split(1024)
-        )  # as floats they may be four times the size
-        mean = torch.stack([part.sum(0, dtype=torch.float32) for part in parts]).sum(0) / len(rows)
-        output = self.likelihood.output_of_mean(mean)
-        if output is not None:
-            bias[: output.numel()].copy_(output.flatten())
+        linear, *unflatten = cast(Any, list(cast(nn.Sequential, self.decoder))[place:])
+        if linear.bias is not None:
+            bias = unflatten[0](linear.bias.unsqueeze(0))[0] if unflatten else linear.bias
+            self.likelihood.start_bias(bias, spread_rows(x))
 
     @property
     def takes_condition(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -71,9 +72,23 @@ class Likelihood(Described, nn.Module, ABC):
         """Sets the likelihood's own parameters to their optimum under a decoder that returns the mean of x."""
 
     def output_of_mean(self, mean: Tensor) -> Tensor | None:
-        """The decoder's first parameter under which p(x | z) has this mean, up to what it cannot reach: probabilities
-        of 0 and 1, rates of 0. None where there is no closed form."""
+        """The decoder's first parameter, or first ones, under which p(x | z) has this mean, up to what it cannot reach:
+        probabilities of 0 and 1, rates of 0. None where that is not known."""
         return None
+
+    def start_bias(self, bias: Tensor, x: Tensor) -> None:
+        """Fills the bias of a decoder's last layer, in the output's shape, so that p(x | z) starts around the mean of
+        the samples x; NaN counts in no mean. What has no mean stays as it is, and so does the whole bias of a layer
+        that makes one part of a sample at a time."""
+        if bias.numel() != self.num_parameters * math.prod(self.parameter_shape(x.shape[1:])):
+            return
+        total = count = torch.zeros(())
+        for part in x.split(1024):  # as floats they may be four times the size
+            values = self.encoder_input(part)
+            total, count = total + values.nansum(0, dtype=torch.float32), count + values.isfinite().sum(0)
+        output = self.output_of_mean(total / count)
+        if output is not None:
+            set_finite(bias.view(-1)[: output.numel()], output.flatten())
 
     def observe(self, x: Tensor, rng_state: Tensor) -> Tensor:
         """The x that encoder and likelihood get: a draw under `binarize`, else x itself."""
@@ -146,6 +161,11 @@ class Likelihood(Described, nn.Module, ABC):
 def spread_rows(x: Tensor) -> Tensor:
     """At most LOOKED_AT samples of x, evenly spaced."""
     return x[:: max(1, -(-len(x) // LOOKED_AT))]
+
+
+def set_finite(out: Tensor, values: Tensor) -> None:
+    """Fills `out` where the values are finite."""
+    out.copy_(torch.where(values.isfinite(), values, out))
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -65,7 +65,7 @@ class Counts(Likelihood):
     def mean(self, params: Params, library: Library = None) -> Tensor:
         return self.rate(params[0], library)
 
-    def output_of_mean(self, mean: Tensor) -> Tensor | None:
+    def output_of_mean(self, mean: Tensor) -> Tensor:
         """Of the counts before any dropout."""
         mean = mean.clamp_min(RARE)
         if self.link == "softplus":

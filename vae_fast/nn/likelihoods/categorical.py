@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import functional
 from ...checks import number_of
-from .base import Library, Likelihood, Params, uniform
+from .base import RARE, Library, Likelihood, Params, set_finite, uniform
 
 
 class Categorical(Likelihood):
@@ -51,6 +51,16 @@ class Categorical(Likelihood):
         if x.is_floating_point():
             raise TypeError(f"expected class numbers of an integer dtype for the encoder, but got {x.dtype}")
         return x.long() if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else x
+
+    def start_bias(self, bias: Tensor, x: Tensor) -> None:
+        """To the frequencies of the classes at each position; of a bias (classes,), at all positions together."""
+        positions = x.flatten(1).T.long() if bias.ndim > 1 else x.reshape(1, -1).long()
+        classes = bias.shape[-1]
+        is_class = (positions >= 0) & (positions < classes)
+        counts = torch.zeros(len(positions), classes, device=x.device)
+        counts.scatter_add_(1, positions.where(is_class, 0), is_class.float())
+        logits = (counts / counts.sum(1, keepdim=True)).clamp_min(RARE).log()
+        set_finite(bias, (logits - logits.mean(1, keepdim=True)).view_as(bias))
 
     def nll(self, params: Params, x: Tensor, mask: Tensor | None = None, reduction: str = "sample") -> Tensor:
         return functional.categorical_nll(params[0], x, mask=mask, reduction=reduction)

@@ -9,6 +9,10 @@ from torch import Tensor
 from ... import functional
 from .base import Library, Likelihood, Params, uniform
 
+# The least mean, and the least distance to 1, that a start takes from the data. A pixel that is 0 in all samples has no
+# best l, and one that it is not 0 in costs as much as |l|, which is its inverse.
+LEAST = 0.01
+
 
 class ContinuousBernoulli(Likelihood):
     """The decoder gives logits l. x is in [0, 1], and its density is proportional to exp(l x).
@@ -27,6 +31,16 @@ class ContinuousBernoulli(Likelihood):
 
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_continuous_bernoulli_nll(hidden, weight, bias, x)
+
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        """By bisection: the mean grows with l, and near 0 and 1 it is -1 / l and 1 - 1 / l."""
+        mean = mean.clamp(LEAST, 1 - LEAST)
+        low, high = torch.full_like(mean, -1 / LEAST), torch.full_like(mean, 1 / LEAST)
+        for _ in range(40):
+            middle = (low + high) / 2
+            is_low = self.mean((middle,)) < mean
+            low, high = middle.where(is_low, low), high.where(is_low, middle)
+        return (low + high) / 2
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         logits = params[0]

@@ -157,6 +157,16 @@ class MixedColumns(Likelihood):
             if likelihood.support in ("real", "unit") and seen.any():
                 likelihood.start((part - part.nanmean(0))[seen])  # the start is one of deviations alone
 
+    def start_bias(self, bias: Tensor, x: Tensor) -> None:
+        """Each group's own, of the entries that are there."""
+        parts = bias.split(self._outputs)
+        for likelihood, columns, part in zip(self._likelihoods(), self.slices, parts, strict=True):
+            values, classes = x[:, columns], _classes(likelihood)
+            if classes is None:
+                likelihood.start_bias(part, values)
+            else:
+                likelihood.start_bias(part.view(-1, classes), values.nan_to_num(-1))
+
     def encoder_input(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         seen = x == x  # not NaN
         parts = []

@@ -48,8 +48,11 @@ class NegativeBinomialMixture(NegativeBinomial):
     def linear_nll(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return functional.linear_negative_binomial_mixture_nll(hidden, weight, bias, x, self.own_theta(x))
 
-    def output_of_mean(self, mean: Tensor) -> None:
-        """Two components that start alike would stay so."""
+    def output_of_mean(self, mean: Tensor) -> Tensor:
+        """Two components that start alike would stay so: theirs are half the mean and one and a half times it, each of
+        probability 1/2."""
+        first, second = super().output_of_mean(mean / 2), super().output_of_mean(mean * 1.5)
+        return torch.cat([first, second, torch.zeros_like(mean)])
 
     def mean(self, params: Params, library: Library = None) -> Tensor:
         mean_1, mean_2, logits = params
