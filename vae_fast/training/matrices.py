@@ -128,6 +128,18 @@ def labels_of(path: Path, key: str) -> np.ndarray:
     return np.array(names)[codes]
 
 
+def feature_names(path: Path) -> list[str]:
+    """What an .h5ad's var calls its features, the genes; none where it does not, or of another file."""
+    if path.suffix.lower() != ".h5ad":
+        return []
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        var = file.get("var")
+        index = var.get(var.attrs.get("_index", "_index")) if isinstance(var, h5py.Group) else None
+        return [] if not isinstance(index, h5py.Dataset) else list(map(_text, index[:]))
+
+
 def _column(
     path: Path, file: Any, key: str, option: str = "--batch-key"
 ) -> tuple[np.ndarray, tuple[str, ...]]:
