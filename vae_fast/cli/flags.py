@@ -21,26 +21,31 @@ _PLACES = re.compile(
     r"|( (?:with|but got) )([a-z_]+)(=)"
 )
 
+# Of other commands, the options that the functions behind them name in their errors.
+OTHERS = {"steer": {"strength"}, "traverse": {"dims", "span"}}
+
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def as_written(message: str, in_file: Collection[str] = (), file: Path | None = None) -> str:
-    """The message, in which the recipe's fields are called as the user wrote them: those `in_file` by their keys, after
-    the file's name, all others by the command's flags."""
+def as_written(
+    message: str, in_file: Collection[str] = (), file: Path | None = None, names: Collection[str] = _FIELDS
+) -> str:
+    """The message, in which these options, by default the recipe's fields, are called as the user wrote them: those
+    `in_file` by their keys, after the file's name, all others by the command's flags."""
     found: set[str] = set()
 
     def name_as_written(word: re.Match[str]) -> str:
         name = word[0]
-        if name not in _FIELDS:
+        if name not in names:
             return name
         found.add(name)
         return name if name in in_file else flag(name)
 
     def replace(match: re.Match[str]) -> str:
-        before, names, equals = [*filter(None, match.groups()), ""][:3]
-        written = re.sub("[a-z_]+", name_as_written, names)
+        before, words, equals = [*filter(None, match.groups()), ""][:3]
+        written = re.sub("[a-z_]+", name_as_written, words)
         return f"{before}{written}{' ' if equals and written.startswith('--') else equals}"
 
     text = _PLACES.sub(replace, message)
