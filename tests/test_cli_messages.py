@@ -186,3 +186,72 @@ def test_warnings_are_one_line_without_a_place() -> None:
     process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert process.returncode == 0
     assert re.fullmatch(r"vae-fast: warning: halves: holds fractions, .*\n", process.stderr), process.stderr
+
+
+NAMED: dict[str, tuple[str, list[str], str]] = {
+    "of the command": (
+        "",
+        ["--clip-grad", "0"],
+        "expected --clip-grad to be a number above 0 and at most 1e+38, but got 0.0",
+    ),
+    "of a file": ("clip_grad = 0", [], "o.toml: expected clip_grad to be a number above 0 and at most 1e+38"),
+    "of the command beside a file": (
+        "ema = 0.5",
+        ["--clip-grad", "0"],
+        "expected --clip-grad to be a number",
+    ),
+    "of both": (
+        f"batch_size = {2**31 - 1}",
+        ["--num-samples", "3"],
+        "o.toml: expected batch_size times --num-samples, the draws of z in a batch, to be fewer",
+    ),
+    "a list": (
+        "",
+        ["--likelihood", "poisson", "--components", "3", "--variance", "2"],
+        "likelihood 'poisson' does not take --variance, --components (it takes --link, ",
+    ),
+    "a list for another": (
+        "",
+        ["--architecture", "conv", "--batch-norm"],
+        "expected --architecture to be 'mlp' for --batch-norm, but got 'conv'",
+    ),
+    "with its value": (
+        "",
+        ["--objective", "beta_tc", "--accumulate", "2"],
+        "(is_mean_of_samples = True) with --accumulate 2, but got BetaTC",
+    ),
+    "its value in a file": (
+        "accumulate = 2",
+        ["--objective", "beta_tc"],
+        "with accumulate=2, but got BetaTC",
+    ),
+    "an option of an objective": (
+        "",
+        ["--free-bits", "2"],
+        "the objective elbo does not take --free-bits: free_bits does",
+    ),
+    "a weight": ("", ["--objective", "iwae", "--num-samples", "2", "--beta", "2"], "but got --beta 2.0"),
+    "a value of a field's name": (
+        "",
+        ["--optimizer", "clip_grad"],
+        "expected --optimizer to be one of adam, adamw, nadam, radam, rmsprop, sgd, but got 'clip_grad'",
+    ),
+    "a path of a field's name": (
+        "",
+        ["--data", "latent/seed to batch_size.npy"],
+        "/latent/seed to batch_size.npy: no",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "options", "line"), NAMED.values(), ids=NAMED)
+def test_options_are_named_as_they_were_given(
+    file: str, options: list[str], line: str, capsys: Capture
+) -> None:
+    Path("o.toml").write_text(file)
+    data = [] if "--data" in options else ["--data", "tiny.npy"]
+    arguments = ["train", *data, "--epochs", "1", "--hidden", "4", "--latent", "2", *options]
+    assert cli.run([*arguments, *(["--config", "o.toml"] if file else [])]) == 1
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.startswith("vae-fast: o.toml: ") == bool(file and "--clip" not in line)

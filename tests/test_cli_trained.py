@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,64 @@ def test_part_all_is_in_the_order_of_the_file(run: Path, model: HubVAE, tmp_path
     assert saved["labels"].tolist() == y[:12].astype(str).tolist()
 
 
+# What is in the .npz; from where each part's samples, and so its labels, are: "split" ones of the name are split.
+NPZ_LABELS: dict[str, dict[str, str]] = {
+    "x y": {"split": "x"},
+    "x_test y_test": {"split": "x_test"},
+    "x_val y_val": {"split": "x_val"},
+    "x_train y": {"split": "x_train"},
+    "images y_test": {"split": "images"},
+    "arr_0 labels": {"split": "arr_0"},
+    "x_train y_train x_test y_test": {"train": "x_train", "test": "x_test"},
+    "x_train y_train x_val y_val": {"train": "x_train", "test": "x_val"},
+    "x y x_test y_test": {"train": "x", "test": "x_test"},
+    "x_train y_train x_test y_test x_val y_val": {"train": "x_train", "test": "x_test", "valid": "x_val"},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("names", NPZ_LABELS)
+def test_labels_in_an_npz(names: str, stream: bool, tmp_path: Path) -> None:
+    """Each sample's label is its own number, whatever the arrays are called; read by chunks too."""
+    arrays: dict[str, np.ndarray] = {}
+    numbers = np.arange(0)
+    for start, name in enumerate(names.split()):
+        if name.startswith(("y", "labels")):
+            arrays[name] = numbers.astype(float)[:, None]
+        else:
+            numbers = 100 * start + np.arange(20)
+            arrays[name] = np.repeat(numbers[:, None], 4, 1).astype(np.float32)
+    np.savez(tmp_path / "a.npz", **arrays)
+    dataset = data.load(str(tmp_path / "a.npz"), stream=stream)
+    sources = NPZ_LABELS[names]
+    assert dataset.parts.keys() == (sources if "split" not in sources else {"train": 0, "test": 0}).keys()
+    for part in dataset.parts:
+        x = dataset.part(part)[:][:, 0].int()
+        found = labels.find(dataset, str(tmp_path / "a.npz"), part)
+        assert found is not None and found.tolist() == [str(n) for n in x.tolist()], part
+        assert set(x.tolist()) <= set(arrays[sources.get("split") or sources[part]][:, 0].astype(int))
+
+
+def test_labels_beside_one_idx_file(tmp_path: Path) -> None:
+    """Of a test part that comes alone, which is split, and of a train part in a folder without a test part."""
+
+    def save(name: str, values: np.ndarray) -> None:
+        sizes = struct.pack(f">{values.ndim}I", *values.shape)
+        (tmp_path / name).write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes())
+
+    for sub, prefix, path in (("a", "t10k", "a/t10k-images-idx3-ubyte"), ("b", "train", "b")):
+        (tmp_path / sub).mkdir()
+        images = np.repeat(np.arange(30, dtype=np.uint8), 4).reshape(30, 2, 2) + np.uint8(100)
+        save(f"{sub}/{prefix}-images-idx3-ubyte", images)
+        save(f"{sub}/{prefix}-labels-idx1-ubyte", images[:, 0, 0])
+        dataset = data.load(str(tmp_path / path))
+        for part in ("train", "test"):
+            found = labels.find(dataset, str(tmp_path / path), part)
+            assert found is not None and found.tolist() == [
+                str(x) for x in dataset.part(part)[:, 0, 0].tolist()
+            ]
+
+
 def test_labels(tmp_path: Path) -> None:
     """Those that come with the data, and those of a file: of the part's samples or of all."""
     images = np.arange(20 * 4, dtype=np.float32).reshape(20, 2, 2) / 100
@@ -331,12 +390,12 @@ ERRORS = {
     "chosen": (["reconstruct", "--only", "3,359"], "expected numbers of test samples, 0 to 358, but got 359"),
     "chosen and first": (["reconstruct", "--only", "3", "-n", "1"], "give one of them"),
     "pair": (["interpolate", "--between", "0"], "'0' is not two samples' numbers like 0,1"),
-    "dimension": (["traverse", "--dims", "2"], "expected dims to be less than 2"),
-    "span": (["traverse", "--span", "inf"], "expected span to be finite, but got -inf, inf"),
+    "dimension": (["traverse", "--dims", "2"], "expected --dims to be less than 2"),
+    "span": (["traverse", "--span", "inf"], "expected --span to be finite, but got -inf, inf"),
     "temperature": (["generate", "--temperature", "inf"], "inf is not finite"),
     "strength": (
         ["steer", "--label", "4", "--strength", "nan"],
-        "expected strength to be finite, but got nan",
+        "expected --strength to be finite, but got nan",
     ),
     "label": (["steer", "--label", "ten"], "digits: no sample of the train part has the label ten"),
     "no label": (["steer"], "Missing option"),

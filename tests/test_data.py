@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "folder empty": (lambda folder: folder, "holds no images"),
     "images of two sizes": (_images((4, 3), (4, 5)), "expected 3x4 pixels like 0.png, but got 5x4"),
     "image truncated": (_images((40, 30), (40, 30), cut=200), "is not a readable image"),
+    "image of text": (
+        lambda folder: _write("0.png", b"hello")(folder).parent,
+        r"0.png: is not a readable image \(of no format that Pillow knows, or cut off\)$",
+    ),
     "a single image": (_write("0.png", b"hello"), "is not IDX"),
 }
 
@@ -236,6 +241,7 @@ def test_bad_data_is_one_line(tmp_path: Path, write: Callable[[Path], Path], mat
         load(source)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+    assert not re.search(r"""<_|object at|\bb['"]|local variable""", str(caught.value))  # of Python's own
 
 
 def generator() -> torch.Generator:

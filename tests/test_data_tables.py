@@ -3,7 +3,11 @@ wrong with a file."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,9 +241,9 @@ def test_asked_columns_and_options_are_checked(capsys: Capture, monkeypatch: pyt
     fails("train", "--data", "t.csv", "--likelihood", "gaussian")
     assert "a table takes no --likelihood: --columns NAME:KIND is of one column" in capsys.readouterr().err
     fails("train", "--data", "t.csv", "--variance", "0.1")
-    assert "expected no variance for a table, whose columns have their own" in capsys.readouterr().err
+    assert "expected no --variance for a table, whose columns have their own" in capsys.readouterr().err
     fails("train", "--data", "t.csv", "--architecture", "conv")
-    assert "expected architecture to be 'mlp' for a table, but got 'conv'" in capsys.readouterr().err
+    assert "expected --architecture to be 'mlp' for a table, but got 'conv'" in capsys.readouterr().err
     fails("train", "--data", "digits", "--columns", "a:poisson")
     assert "--columns is of tables: .csv" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -253,3 +257,86 @@ def test_divergence_names_the_column() -> None:
     is_in_train = 0 in data.split_rows("t.csv", 500)[0]
     text = divergence.explain(Recipe(data="t.csv", likelihood="mixed_columns"), found)
     assert is_in_train and text == "an entry of column b is 20 deviations from its mean: leave such rows out"
+
+
+# Cells that pandas reads as something else: 007, 1.50, true, "a, b"; and gaps of every kind.
+ODD = """id,code,ok,price,kind,"note, one",visits,empty,land
+p0,007,true,1.50,a,"a, b",3,,CH
+p1,010,false,2.0,b,x,,,CH
+p2,007,,,a,NA,1,,
+p3,010,true,1e1,,"say ""yes"" ",0,,
+"""
+SKIPPED = ["--columns", "id:skip", "--columns", "note, one:skip", "--columns", "visits:poisson"]
+
+
+def odd_table(path: str, text: str = ODD) -> list[list[str]]:
+    """Ten times the rows of ODD, each with an id of its own; returns its cells."""
+    header, *lines = text.splitlines(keepends=True)
+    rows = [line.replace("p", f"p{i}", 1) for i in range(10) for line in lines]
+    content = "".join([header, *rows]).encode()
+    Path(path).write_bytes(gzip.compress(content) if path.endswith(".gz") else content)
+    return [*csv.reader(io.StringIO(content.decode(), newline=""), delimiter="\t" if "\t" in header else ",")]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv.gz", "windows.csv"])
+def test_only_gaps_are_filled(name: str) -> None:
+    text = ODD
+    if ".tsv" in name:
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerows(csv.reader(io.StringIO(ODD)))
+        text = file.getvalue()
+    text = text.replace("\n", "\r\n") if name == "windows.csv" else text
+    [header, *rows] = odd_table(name, text)
+    quick = ["--epochs", "1", "--batch-size", "8", "--latent", "2", "--hidden", "8", *SKIPPED]
+    assert cli.run(["train", "--data", name, "--out", "run", *quick]) == 0
+    assert cli.run(["reconstruct", "run", "--part", "all", "--fill", "--out", "f.csv"]) == 0
+    content = Path("f.csv").read_bytes().decode()
+    assert content.count("\r\n") == (41 if name == "windows.csv" else 0)
+    [found_header, *found] = csv.reader(io.StringIO(content, newline=""))
+    assert found_header == header and len(found) == len(rows)
+    filled: dict[str, set[str]] = {}
+    for before, after in zip(rows, found, strict=True):
+        for column, a, b in zip(header, before, after, strict=True):
+            if a in ("", "NA") and column not in ("empty", "note, one"):
+                filled.setdefault(column, set()).add(b)
+            else:
+                assert a == b, column
+    assert filled.keys() == {"ok", "price", "kind", "visits", "land"}
+    assert filled["ok"] <= {"true", "false"} and filled["kind"] <= {"a", "b"} and filled["land"] == {"CH"}
+    assert all(math.isfinite(float(number)) for number in filled["price"] | filled["visits"])
+
+    assert cli.run(["reconstruct", "run", "--only", "3,1", "--fill", "--out", "some.tsv"]) == 0
+    test = data.split_rows(name, 40)[1]
+    some = [*csv.reader(io.StringIO(Path("some.tsv").read_text()), delimiter="\t")]
+    assert [row[:2] for row in some[1:]] == [rows[test[i]][:2] for i in (3, 1)]
+
+
+def test_gaps_of_parquet_are_filled_in_their_types(capsys: Capture) -> None:
+    pytest.importorskip("pyarrow")
+    table = people()
+    age = table.age.copy()
+    table["city"] = table.city.astype("category").where(age != 33)
+    table["age"] = table.age.astype("Int64").mask(age > 60)
+    table["member"] = table.member.astype("boolean").mask(age == 30)
+    table["visits"] = table.visits.astype("Int16").mask(age == 31)
+    table["since"] = pd.date_range("2020-01-01", periods=ROWS).where(age != 32)
+    table.to_parquet("t.parquet")
+    quick = ["--epochs", "1", "--hidden", "8", "--columns", "id:skip", "--columns", "since:skip"]
+    assert (
+        cli.run(["train", "--data", "t.parquet", "--out", "run", *quick, "--columns", "visits:poisson"]) == 0
+    )
+    fill = ["reconstruct", "run", "--part", "all", "--fill", "--out"]
+    assert cli.run([*fill, "f.parquet"]) == 0
+    found = pd.read_parquet("f.parquet")
+    assert found.dtypes.drop("visits").equals(table.dtypes.drop("visits"))  # means of counts are fractions
+    assert found.visits.dtype == "Float64"
+    for name in table:
+        there = table[name].notna()
+        assert (found[name][there] == table[name][there]).all(), name
+        assert found[name].notna().all() == (name != "since")
+    assert cli.run([*fill, "f.csv"]) == 0
+    text = pd.read_csv("f.csv")
+    assert list(text) == list(table) and (text.city == found.city.astype(str)).all() and text.age.dtype == int
+    fails(*fill, "f.png")
+    assert "expected --out to be a name that ends in .csv or .tsv or .parquet" in capsys.readouterr().err

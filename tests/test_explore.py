@@ -121,6 +121,14 @@ def test_a_model_without_data_and_one_of_a_table(tmp_path: Path) -> None:
     torch.testing.assert_close(means, counts.model.decode(z, condition=torch.tensor([1, 1])).detach())
     header, rows = counts.table(means)
     assert header[0] == f"feature {means[0].argmax()}" and len(header) == len(rows[0]) == 20
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:  # as AnnData writes it
+        file["X"] = np.random.default_rng(0).poisson(1.0, (20, 50)).astype(np.float32)
+        file["var/gene"] = [f"GENE{i}" for i in range(50)]
+        file["var"].attrs["_index"] = "gene"
+    cells = scene_of(tmp_path / "cells", str(tmp_path / "cells.h5ad"), shape=(50,), likelihood="poisson")
+    means = cells.decode(cells.sample(3).z, None)
+    assert cells.table(means)[0][0] == f"GENE{means[0].argmax()}"
     assert isinstance(counts.two()[0], Point) and counts.two()[0].condition == 0
 
 

@@ -39,6 +39,7 @@ from vae_fast.training import (
 )
 from vae_fast.training.data import batches, count_batches
 from vae_fast.training.loop import make_accelerator
+from vae_fast.training.optimization import top_lr
 
 LATENT, FEATURES = 3, 12
 RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-2, seed=5, evaluate_every=1)
@@ -327,6 +328,71 @@ def test_learning_rates_are_those_of_torch(name: str) -> None:
     assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, *want], rel=1e-6)
 
 
+class EpochRates(callbacks.Callback):
+    """The learning rate of each epoch."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+
+def reduced(elbos: list[float], lr: float, factor: float, patience: int) -> list[float]:
+    """torch's own rates after each evaluation."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor, patience, threshold=0.0)
+    rates = []
+    for elbo in elbos:
+        schedule.step(elbo)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize(("factor", "patience"), [(0.1, 10), (0.5, 1), (0.0, 3), (1e-3, 2)])
+def test_rate_on_a_plateau_is_that_of_torch(factor: float, patience: int) -> None:
+    """Exactly, on ELBOs of either sign that rise, stay, fall and are as high as the best again."""
+    generator = torch.Generator().manual_seed(0)
+    recipe = replace(SMALL, lr_schedule="plateau", lr_factor=factor, lr_patience=patience)
+    for shift in (-1000, 0, 1000):
+        drawn = torch.randint(0, 4, (60,), generator=generator) + torch.arange(60) // 20 + shift
+        elbos = (drawn.double() / 8).tolist()
+        want = reduced(elbos, recipe.lr, factor, patience)
+        assert [top_lr(recipe, elbos[: n + 1]) for n in range(60)] == want
+        assert len(set(want)) > 1
+
+
+def test_rate_falls_on_a_plateau_and_goes_on_where_it_was() -> None:
+    """Bit for bit where the run is interrupted between two falls."""
+    recipe = replace(SMALL, lr=0.2, epochs=16, lr_schedule="plateau", lr_factor=0.5, lr_patience=1)
+    whole = trained(recipe, callbacks=[rates := EpochRates()])
+    want = reduced([row["test_elbo"] for row in whole.history], 0.2, 0.5, 1)
+    assert rates.rates == [0.2, *want[:-1]]
+    falls = [n for n in range(1, 16) if want[n] < want[n - 1]]
+    assert len(falls) > 1
+    first = Trainer(recipe, data(), callbacks=[Ends(at := falls[1])])
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second = Trainer(recipe, data(), callbacks=[rates := EpochRates()])
+    second.resume(Path.cwd())
+    second.fit()
+    assert second.history[:at] == first.history
+    assert rates.rates == [0.2, *want[:-1]][at:]
+    assert_same(whole.model, second.model)
+
+
+class Ends(callbacks.Callback):
+    """Saves and interrupts the run after so many epochs."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        if trainer.epoch == self.after:
+            trainer.save(Path.cwd())
+            raise KeyboardInterrupt
+
+
 def test_every_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     found = set()
     for name, kind in config.OPTIMIZERS.items():
@@ -371,9 +437,13 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"optimizer": "lion"}, "expected optimizer to be one of adam, adamw, .* but got 'lion'"),
         (
             {"lr_schedule": "step"},
-            "expected lr_schedule to be one of constant, cosine, linear, but got 'step'",
+            "expected lr_schedule to be one of constant, cosine, linear, plateau, but got 'step'",
         ),
-        ({"objective": "vae"}, "expected objective to be one of elbo, .* but got 'vae'"),
+        (
+            {"objective": "vae"},
+            "expected objective to be one of elbo, free_bits, capacity, beta_tc, iwae, but got 'vae'",
+        ),
+        ({"likelihood": "cauchy"}, "expected likelihood to be one of (?!.*categorical).* but got 'cauchy'"),
         ({"objective": "kl_balance"}, "expected an objective for the prior N\\(0, 1\\)"),
         ({"objective": "iwae"}, "expected num_samples to be given for the objective iwae"),
         (
@@ -385,16 +455,44 @@ def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path) -> None:
             {"objective": "beta_tc", "num_samples": 2},
             "expected num_samples to be None for .* beta_tc, but got 2",
         ),
+        ({"lr_factor": 0.5}, "lr_schedule constant does not take lr_factor: plateau does"),
+        ({"lr_schedule": "cosine", "lr_patience": 3}, "lr_schedule cosine does not take lr_patience"),
+        ({"lr_schedule": "plateau", "lr_factor": 1.0}, "expected lr_factor to be a number from 0 to below 1"),
+        (
+            {"lr_schedule": "plateau", "patience": 10},
+            "expected patience to be above lr_patience 10, .* but got 10",
+        ),
         ({"lr_warmup": 4}, "expected lr_warmup to be from 0 to the 3 epochs, but got 4"),
         ({"kl_warmup": -1}, "expected kl_warmup to be from 0 to the 3 epochs, but got -1"),
         ({"weight_decay": -1.0}, "expected weight_decay to be a number from 0 to .* but got -1.0"),
         ({"clip_grad": 0.0}, "expected clip_grad to be a number above 0 .* but got 0.0"),
         ({"ema": 1.0}, "expected ema to be a number from 0 to below 1, but got 1.0"),
+        (
+            {"accumulate": 17, "batch_size": 16},
+            "expected accumulate to be at most the batch size 16, but got 17",
+        ),
         ({"accumulate": 0}, "expected accumulate to be from 1 to .* but got 0"),
         ({"patience": 0}, "expected patience to be from 1 to .* but got 0"),
         ({"track": ("visdom",)}, "expected track to be some of tensorboard, wandb, mlflow, but got 'visdom'"),
         ({"objective": "free_bits", "accumulate": 2}, "with accumulate=2, but got FreeBits"),
-        ({"fsdp": True, "cuda_graph": True}, "--cuda-graph replays a step of one process, --fsdp shards it"),
+        ({"fsdp": True, "cuda_graph": True}, "expected cuda_graph to be False for fsdp, but got True"),
+        ({"free_bits": 2.0}, "the objective elbo does not take free_bits: free_bits does"),
+        (
+            {"gamma": 2.0, "objective": "free_bits"},
+            "the objective free_bits does not take gamma: capacity and beta_tc do",
+        ),
+        (
+            {"objective": "free_bits", "free_bits": -1.0},
+            "expected free_bits to be a number from 0 to .* got -1.0",
+        ),
+        (
+            {"objective": "free_bits", "free_bits_per": "batch"},
+            "expected free_bits_per to be one of dimension, element, sample, but got 'batch'",
+        ),
+        (
+            {"objective": "capacity", "capacity_steps": 0},
+            "expected capacity_steps to be from 1 to .* but got 0",
+        ),
     ],
     ids=str,
 )
@@ -424,6 +522,45 @@ def test_one_process_has_nothing_to_shard(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(TrainingError, match=r"accelerate launch without --use_fsdp.*: --fsdp, .* shards"):
         Trainer(SMALL, data())
+
+
+# The options of a recipe; what its model's objective then is, as it describes itself.
+OBJECTIVES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"objective": "free_bits", "free_bits": 8.0, "free_bits_per": "sample", "beta": 0.5},
+        'FreeBits(8, per="sample") 0.5',
+    ),
+    ({"objective": "free_bits", "free_bits": 0.0}, 'FreeBits(0, per="dimension") 1.0'),
+    ({"objective": "capacity", "capacity": 3.0, "capacity_steps": 50, "gamma": 10.0}, "gamma=10 50, 0, 3"),
+    ({"objective": "capacity", "capacity": 3.0}, "gamma=1000 100000, 0, 3"),
+    ({"objective": "capacity", "capacity_steps": 7}, "gamma=1000 7, 0, 25"),
+    ({"objective": "beta_tc", "alpha": 0.5, "beta": 6.0, "gamma": 2.0}, "0.5 6.0 2.0"),
+    ({"objective": "iwae", "num_samples": 2, "iwae_gradient": "dreg"}, 'IWAE(None, gradient="dreg")'),
+]
+
+
+def objective_of(model: nn.VAE) -> str:
+    found = model.objective
+    if isinstance(found, nn.FreeBits):
+        return f"{found} {found.beta}"
+    if isinstance(found, nn.Capacity):
+        assert isinstance(found.capacity, nn.Schedule)
+        return f"{found.extra_repr()} {found.capacity.extra_repr()}"
+    return f"{found.alpha} {found.beta} {found.gamma}" if isinstance(found, nn.BetaTC) else str(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "objective"), OBJECTIVES, ids=lambda x: str(x) if isinstance(x, str) else ""
+)
+def test_options_of_the_objective(options: dict[str, Any], objective: str) -> None:
+    """They come to the model, are kept in its config and in the options' file, and train."""
+    trainer = trained(replace(SMALL, **options, epochs=1))
+    assert objective_of(trainer.model) == objective
+    Path("run").mkdir()
+    trainer.save(Path("run"))
+    assert objective_of(checkpoint.load_model(Path("run"))) == objective
+    Path("kept.toml").write_text(recipe_file.text(trainer.recipe, {}))
+    assert Recipe(**recipe_file.read(Path("kept.toml"))) == trainer.recipe
 
 
 EVERYTHING = {

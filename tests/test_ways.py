@@ -147,7 +147,9 @@ def test_table_with_faults_and_gaps(capsys: Capture) -> None:
     table, whole = made.machines(2000), made.machines(2000, missing=0)
     table.to_csv("machines.csv", index=False)
     options = "--columns machine:skip --columns state:skip --columns alarms:poisson --hidden 64,64 --latent 4"
-    call(f"train --data machines.csv {options} --batch-size 200 --lr 5e-3 --epochs 70 --kl-warmup 30 --out run")
+    call(
+        f"train --data machines.csv {options} --batch-size 200 --lr 5e-3 --epochs 70 --kl-warmup 30 --out run"
+    )
     capsys.readouterr()
     call("score run --part all --labels state --anomalies fault")
     assert float(capsys.readouterr().out.split()[1]) > 0.75

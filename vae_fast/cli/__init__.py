@@ -65,9 +65,10 @@ def _user_error(error: Exception, command: str) -> str | None:
     import typer
 
     from ..training.errors import TrainingError, is_lost_process, is_out_of_memory
+    from .flags import OTHERS, as_written
 
     if isinstance(error, TrainingError):
-        return str(error)
+        return as_written(str(error), names=OTHERS.get(command, ()))
     if isinstance(error, typer.Abort):
         return "aborted"
     if hasattr(error, "format_message"):  # a usage error, which typer keeps under changing names

@@ -52,6 +52,18 @@ class Binarize(StrEnum):
     static = "static"
 
 
+class FreeBitsPer(StrEnum):
+    dimension = "dimension"
+    element = "element"
+    sample = "sample"
+
+
+class IwaeGradient(StrEnum):
+    total = "total"
+    path = "path"
+    dreg = "dreg"
+
+
 class MixedPrecision(StrEnum):
     no = "no"
     bf16 = "bf16"
@@ -151,8 +163,18 @@ def train(
         typer.Option(help="Learning rate. [default: 3e-3, below batch 1024 less: 1.1e-3 at 128]"),
     ] = None,
     lr_schedule: Annotated[
-        str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end.")
+        str, typer.Option(metavar="NAME", help="constant, cosine or linear: to 0 at the end; or plateau.")
     ] = "constant",
+    lr_factor: Annotated[
+        float | None,
+        typer.Option(help="Of plateau: what the rate is multiplied by where the ELBO stays. [default: 0.1]"),
+    ] = None,
+    lr_patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of plateau: so many evaluations without a better ELBO leave the rate. [default: 10]"
+        ),
+    ] = None,
     lr_warmup: Annotated[
         float, typer.Option(metavar="EPOCHS", help="Epochs in which the learning rate grows from 0.")
     ] = 0.0,
@@ -232,6 +254,37 @@ def train(
         typer.Option(metavar="NAME", help="elbo, iwae (with --num-samples), free_bits, capacity or beta_tc."),
     ] = "elbo",
     beta: Annotated[float, typer.Option(min=0, help="Weight of the KL.")] = 1.0,
+    free_bits: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Of free_bits: the KL that costs nothing. [default: 0.5]"),
+    ] = None,
+    free_bits_per: Annotated[
+        FreeBitsPer | None,
+        typer.Option(
+            help="Of free_bits: what each has those nats. [default: dimension, of the batch's mean]"
+        ),
+    ] = None,
+    capacity: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Of capacity: the KL that is aimed at in the end. [default: 25]"),
+    ] = None,
+    capacity_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of capacity: steps in which it grows from 0. [default: 100000]"),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of beta_tc: weight of the mutual information. [default: 1]")
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Of capacity: weight of the distance from it. [default: 1000] "
+            "Of beta_tc: weight of the dimension-wise KL; --beta is the total correlation's. [default: 1]"
+        ),
+    ] = None,
+    iwae_gradient: Annotated[
+        IwaeGradient | None, typer.Option(help="Of iwae: the encoder's gradient. [default: total]")
+    ] = None,
     kl_warmup: Annotated[
         float, typer.Option(metavar="EPOCHS", help="Epochs in which the KL's weight grows from 0 to --beta.")
     ] = 0.0,
@@ -347,6 +400,8 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "lr_schedule": lr_schedule,
+        "lr_factor": lr_factor,
+        "lr_patience": lr_patience,
         "lr_warmup": lr_warmup,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
@@ -368,6 +423,13 @@ def train(
         "objective": objective,
         "beta": beta,
         "kl_warmup": kl_warmup,
+        "free_bits": free_bits,
+        "free_bits_per": None if free_bits_per is None else free_bits_per.value,
+        "capacity": capacity,
+        "capacity_steps": capacity_steps,
+        "alpha": alpha,
+        "gamma": gamma,
+        "iwae_gradient": None if iwae_gradient is None else iwae_gradient.value,
         "clamp": clamp,
         "num_samples": num_samples,
         "batch_norm": batch_norm,
@@ -462,13 +524,15 @@ def reconstruct(
     ] = False,
     fill: Annotated[
         bool,
-        typer.Option("--fill", help="Of a table: keep what is there, fill in what is missing."),
+        typer.Option(
+            "--fill", help="Of a table: fill in what is missing, leave all else as the file has it."
+        ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv, of text a .txt of originals and "
-            "reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
+            help="A .png, or .npy for the values; of a table a .csv (with --fill also .tsv or .parquet), of text "
+            "a .txt of originals and reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
         ),
     ] = None,
     seed: Seed = 0,

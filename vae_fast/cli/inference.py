@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..nn import Bernoulli
-from ..training import checkpoint, data, inference, outputs, pictures, tables
+from ..training import checkpoint, data, filled_tables, inference, outputs, pictures, tables
 from ..training.config import Recipe
 from ..training.errors import CheckpointError, DataError, TrainingError
 from ..training.model import HubVAE
@@ -36,7 +36,7 @@ def run_generate(
     folder = folder or runs.newest(checkpoint.MODEL)
     _check_out(out)
     model = load_model(folder, cpu)
-    out = _chosen_out(model, out, folder / "generated")
+    out = _chosen_out(outputs.suffixes(model), out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
     options |= {"temperature": temperature}
@@ -88,14 +88,16 @@ def run_reconstruct(
     if n is not None and only is not None:
         raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
     folder = folder or runs.newest(checkpoint.MODEL)
-    _check_out(out)
+    if not fill:
+        _check_out(out)
     model = load_model(folder, cpu)
-    out = _chosen_out(model, out, folder / "reconstructed")
     if fill and not model.columns:
         raise TrainingError("--fill is of tables")
+    suffixes = filled_tables.SUFFIXES if fill else outputs.suffixes(model)
+    out = _chosen_out(suffixes, out, folder / "reconstructed")
     if fill and sample_z:
         raise TrainingError("--fill takes no --sample-z: it draws as many z as it needs")
-    dataset, _ = load_data(folder, model, source)
+    dataset, source = load_data(folder, model, source)
     total = dataset.count(part)
     if n is not None and total < n:
         raise DataError(
@@ -123,8 +125,12 @@ def run_reconstruct(
         samples = inference.batches(dataset, part, indices)
         if fill:
             x = inference.fill(model, samples, sample=sample, generator=generator)
-        else:
-            x = inference.reconstruct(model, samples, **options)
+            rows = dataset.numbers(part)
+            rows = rows if indices is None else rows[indices.numpy()]
+            filled_tables.save(out, Path(source), rows, x.float().cpu().numpy(), model.columns)
+            print(out)
+            return
+        x = inference.reconstruct(model, samples, **options)
         if model.columns:
             _save_table(out, model, x)
         elif out.suffix.lower() == TEXT:
@@ -209,8 +215,7 @@ def _check_out(out: Path | None) -> None:
         )
 
 
-def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
-    suffixes = outputs.suffixes(model)
+def _chosen_out(suffixes: tuple[str, ...], out: Path | None, default: Path) -> Path:
     if out is not None and out.suffix.lower() not in suffixes:
         raise TrainingError(
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"

@@ -27,7 +27,7 @@ from ..training.config import Recipe
 from ..training.errors import TrainingError, is_lost_process
 from ..training.loop import Trainer, make_accelerator
 from ..training.malloc import set_up_process
-from . import runs
+from . import flags, runs
 
 DEFAULTS = {"epochs": 20, "batch_size": 1024}
 DIGITS = {"epochs": 600, "batch_size": 4096}  # 1438 images: a batch takes each about three times
@@ -53,18 +53,18 @@ def run_training(
     """Trains by the options, of which `given` names those that the user wrote; the others are as `config` has them."""
     if resume and overwrite:
         raise TrainingError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    named = given
+    read: dict[str, Any] = {}
     if config is not None:
         if resume:
             raise TrainingError("--resume goes on by the run's own recipe: leave --config out")
         read = {name: v for name, v in recipe_file.read(config).items() if name not in given}
         backend, cpu = read.pop("backend", backend), read.pop("cpu", cpu)
-        options, named = {**options, **read}, given | read.keys()
+    options, named = {**options, **read}, given | read.keys()
     set_up_process()
     options = {**options, "data": data.resolve(options["data"])}
     name = data.name_of(options["data"])
     is_chosen = out is not None
-    with choose_backend(backend):
+    with flags.naming(read, config), choose_backend(backend):
         if resume:
             out = out or runs.newest(checkpoint.STATE, name if "data" in given else None)
             recipe = resumed_recipe(out, options, given)
@@ -73,7 +73,7 @@ def run_training(
                 out = out or runs.RUNS / name
             elif out is not None:
                 runs.check_free(out)  # before the data are read, which may take a while
-            recipe = _of_file(config, options)
+            recipe = new_recipe(options)
         tracking.check_installed(recipe.track)
         dataset = data.load(recipe.data, **recipe.reading())
         if dataset.columns and not resume and "likelihood" in given:
@@ -136,14 +136,6 @@ def default_lr(batch_size: int) -> float:
     return LR * math.sqrt(min(1.0, batch_size / LR_BATCH))
 
 
-def _of_file(config: Path | None, options: dict[str, Any]) -> Recipe:
-    """`new_recipe`, whose errors name the file where there is one."""
-    try:
-        return new_recipe(options)
-    except TrainingError as error:
-        raise TrainingError(f"{config}: {error}" if config else str(error)) from None
-
-
 def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Recipe:
     """The recipe that the run was started with. Options that would make it another run are refused."""
     progress = checkpoint.read_progress(folder)
@@ -154,12 +146,12 @@ def resumed_recipe(folder: Path, options: dict[str, Any], given: set[str]) -> Re
         before = getattr(recipe, name)
         if asked[name] != before:
             raise TrainingError(
-                f"expected --{name.replace('_', '-')} to be {before} like the run in {folder}, but got {asked[name]}"
+                f"expected {name} to be {before} like the run in {folder}, but got {asked[name]}"
             )
     recipe = replace(recipe, **{name: asked[name] for name in asked.keys() & free})
     if recipe.epochs < progress.get("epoch", 0):
         raise TrainingError(
-            f"expected --epochs to be at least {progress['epoch']}, which the run in {folder} has done, "
+            f"expected epochs to be at least {progress['epoch']}, which the run in {folder} has done, "
             f"but got {recipe.epochs}"
         )
     return recipe
@@ -170,7 +162,7 @@ def _of_text(recipe: Recipe, named: set[str]) -> Recipe:
     for name in ("likelihood", "architecture"):
         if name in named and getattr(recipe, name) != (only := getattr(found, name)):
             raise TrainingError(
-                f"{recipe.data}: expected --{name} to be left out for lines of text, where it is {only}, "
+                f"{recipe.data}: expected {name} to be left out for lines of text, where it is {only}, "
                 f"but got {getattr(recipe, name)}"
             )
     return found
@@ -186,9 +178,11 @@ def _of_sound(recipe: Recipe, named: set[str]) -> Recipe:
 def _free(recipe: Recipe) -> set[str]:
     """What may change when a run goes on."""
     free = {"epochs", "evaluate_every", "patience", "save_every", "track", "fsdp"}
-    if recipe.lr_schedule != "constant":  # which ends with the epochs
+    if (
+        recipe.lr_schedule != "constant"
+    ):  # ends with the epochs, or goes by evaluations, whose number they set
         free.remove("epochs")
-    if recipe.best or recipe.patience is not None:  # evaluations choose
+    if recipe.best or recipe.patience is not None or recipe.lr_schedule == "plateau":  # evaluations choose
         free.remove("evaluate_every")
     return free
 

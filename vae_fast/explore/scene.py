@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import nn
 from ..cli.trained import Run
-from ..training import checkpoint, inference, pictures, tables
+from ..training import checkpoint, inference, matrices, pictures, tables
 from ..training.errors import CheckpointError, TrainingError
 
 STEPS = 8  # samples of a way
@@ -77,6 +77,7 @@ class Scene:
         self._labels: np.ndarray | None = None
         self._directions: dict[str, Tensor] = {}  # by label
         self.missing = run.missing_data()
+        self._features: list[str] = []  # their names, where the data have any
         if self.missing is None:
             self._look_at_data()
         first = 0 if self.model.conditions else None
@@ -95,6 +96,8 @@ class Scene:
         largest = found.mu.flatten(1).abs().amax(0).tolist()
         self.spans = [max(SPAN, float(math.ceil(most))) for most in largest]
         self._labels = self.run.labels("test", self._labels_file)
+        named = matrices.feature_names(self.run.source)
+        self._features = named if (len(named),) == self.model.shape else []
         if self._labels is not None:
             self.names = sorted(set(self._labels.tolist()), key=pictures.natural)
         try:
@@ -215,7 +218,8 @@ class Scene:
             return header, rows
         values = samples.flatten(1).float().cpu()
         top = values.amax(0).sort(descending=True, stable=True).indices[:TOP]
-        return [f"feature {i}" for i in top.tolist()], [
+        named = self._features
+        return [named[i] if named else f"feature {i}" for i in top.tolist()], [
             [f"{v:.4g}" for v in row] for row in values[:, top].tolist()
         ]
 

@@ -24,9 +24,23 @@ OPTIMIZERS = {
     "rmsprop": "RMSprop",
     "sgd": "SGD",
 }
-LR_SCHEDULES = ("constant", "cosine", "linear")
+LR_SCHEDULES = ("constant", "cosine", "linear", "plateau")
+PLATEAU = {"lr_factor": 0.1, "lr_patience": 10}  # the defaults of torch's ReduceLROnPlateau
+# What a recipe can ask for by name. kl_balance takes a learned prior; text and tables have a likelihood of their own.
+OBJECTIVES = tuple(name for name in nn.OBJECTIVES if name != "kl_balance")
+LIKELIHOODS = tuple(name for name in nn.LIKELIHOODS if name != "categorical")
+_OF_DATA = ("categorical", "mixed_columns")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 LIKELIHOOD_OPTIONS = ("variance", "scale", "theta", "link", "components", "binarize")
+# The arguments of nn.OBJECTIVES' classes by the options that give them. `steps` is of Capacity's schedule.
+OBJECTIVE_OPTIONS = {
+    "free_bits": {"free_bits": "nats", "free_bits_per": "per"},
+    "capacity": {"capacity": "capacity", "capacity_steps": "steps", "gamma": "gamma"},
+    "beta_tc": {"alpha": "alpha", "gamma": "gamma"},
+    "iwae": {"iwae_gradient": "gradient"},
+}
+_WORDS = {"free_bits_per": ("dimension", "element", "sample"), "iwae_gradient": ("total", "path", "dreg")}
+_OF_OBJECTIVES = tuple(dict.fromkeys(name for options in OBJECTIVE_OPTIONS.values() for name in options))
 _OF_ALL = ("architecture", "hidden", "latent", "likelihood", "objective", "beta", "clamp", "num_samples")
 MODEL = (*_OF_ALL, "batch_norm", "dropout", "word_dropout", *LIKELIHOOD_OPTIONS)  # the arguments of HubVAE
 
@@ -38,7 +52,11 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 1024  # of all processes together
     lr: float = 1e-3
-    lr_schedule: str = "constant"  # or "cosine", "linear": to 0 at the end of the epochs
+    lr_schedule: str = (
+        "constant"  # or "cosine", "linear": to 0 at the end of the epochs; "plateau": by the evaluations
+    )
+    lr_factor: float | None = None  # of plateau; None is PLATEAU's
+    lr_patience: int | None = None  # evaluations without a better ELBO
     lr_warmup: float = 0.0  # epochs in which the learning rate grows from 0
     optimizer: str = "adam"
     weight_decay: float | None = None  # None is the optimizer's own
@@ -59,6 +77,15 @@ class Recipe:
     objective: str = "elbo"
     beta: float = 1.0
     kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
+    free_bits: float | None = (
+        None  # these are OBJECTIVE_OPTIONS of one or some objectives; None is their default
+    )
+    free_bits_per: str | None = None
+    capacity: float | None = None
+    capacity_steps: int | None = None
+    alpha: float | None = None
+    gamma: float | None = None
+    iwae_gradient: str | None = None
     clamp: tuple[float, float] | None = None
     num_samples: int | None = None
     batch_norm: bool = False
@@ -81,8 +108,16 @@ class Recipe:
     track: tuple[str, ...] = ()  # what else is told of each evaluation: TRACKERS
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "latent", "components", "num_samples")
-        more = ("evaluate_every", "patience", "save_every", "max_length", "sample_rate")
+        counts = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "latent",
+            "components",
+            "num_samples",
+            "capacity_steps",
+        )
+        more = ("evaluate_every", "patience", "lr_patience", "save_every", "max_length", "sample_rate")
         for name in (*counts, *more):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
@@ -108,8 +143,10 @@ class Recipe:
             )
         if self.seconds is not None and not 0 < self.seconds <= MOST:
             raise TrainingError(f"expected seconds to be a number above 0, but got {self.seconds}")
-        if not 0 <= self.beta <= LARGEST:
-            raise TrainingError(f"expected beta to be a number from 0 to {LARGEST:g}, but got {self.beta}")
+        for name in ("beta", "free_bits", "capacity", "alpha", "gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= LARGEST:
+                raise TrainingError(f"expected {name} to be a number from 0 to {LARGEST:g}, but got {value}")
         for name in ("variance", "scale", "theta"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 1 / LARGEST <= value <= LARGEST:
@@ -133,12 +170,16 @@ class Recipe:
             )
 
     def _check_training(self) -> None:
-        chosen = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "objective": nn.OBJECTIVES}
+        if self.objective == "kl_balance":
+            raise TrainingError(
+                "expected an objective for the prior N(0, 1), but got 'kl_balance': give Trainer a model of your own"
+            )
+        chosen = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES, "objective": OBJECTIVES}
+        chosen["likelihood"] = LIKELIHOODS
         for name, known in chosen.items():
-            if getattr(self, name) not in known:
-                raise TrainingError(
-                    f"expected {name} to be one of {', '.join(known)}, but got {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if value not in known and not (name == "likelihood" and value in _OF_DATA):
+                raise TrainingError(f"expected {name} to be one of {', '.join(known)}, but got {value!r}")
         if unknown := [name for name in self.track if name not in TRACKERS]:
             raise TrainingError(f"expected track to be some of {', '.join(TRACKERS)}, but got {unknown[0]!r}")
         for name in ("lr_warmup", "kl_warmup"):
@@ -154,20 +195,41 @@ class Recipe:
             raise TrainingError(
                 f"expected clip_grad to be a number above 0 and at most {LARGEST:g}, but got {self.clip_grad}"
             )
+        if self.accumulate > self.batch_size:
+            raise TrainingError(
+                f"expected accumulate to be at most the batch size {self.batch_size}, but got {self.accumulate}"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
         if self.fsdp and self.cuda_graph:
             raise TrainingError(
-                "--cuda-graph replays a step of one process, --fsdp shards it: give one of them"
+                "expected cuda_graph to be False for fsdp, but got True: it replays a step of one process"
             )
+        self._check_plateau()
         self._check_objective()
+
+    def _check_plateau(self) -> None:
+        if self.lr_schedule != "plateau":
+            if (name := next((n for n in PLATEAU if getattr(self, n) is not None), None)) is not None:
+                raise TrainingError(f"lr_schedule {self.lr_schedule} does not take {name}: plateau does")
+            return
+        factor, patience = self.plateau
+        if not 0 <= factor < 1:
+            raise TrainingError(f"expected lr_factor to be a number from 0 to below 1, but got {factor}")
+        if self.patience is not None and self.patience <= patience:
+            raise TrainingError(
+                f"expected patience to be above lr_patience {patience}, for the learning rate to fall before the run "
+                f"ends, but got {self.patience}"
+            )
+
+    @property
+    def plateau(self) -> tuple[float, int]:
+        """The factor and the patience of the schedule plateau."""
+        factor, patience = (PLATEAU[n] if getattr(self, n) is None else getattr(self, n) for n in PLATEAU)
+        return float(factor), int(patience)
 
     def _check_objective(self) -> None:
         name = self.objective
-        if name == "kl_balance":
-            raise TrainingError(
-                "expected an objective for the prior N(0, 1), but got 'kl_balance': give Trainer a model of your own"
-            )
         if name == "iwae" and self.num_samples is None:
             raise TrainingError("expected num_samples to be given for the objective iwae")
         if name == "beta_tc" and self.num_samples is not None:
@@ -178,15 +240,43 @@ class Recipe:
             changed = f"beta={self.beta}" if self.beta != 1 else f"kl_warmup={self.kl_warmup}"
             raise TrainingError(f"the objective {name} has no weight of the KL, but got {changed}")
 
+        for option in _OF_OBJECTIVES:
+            value, takers = getattr(self, option), [n for n, of in OBJECTIVE_OPTIONS.items() if option in of]
+            if value is None:
+                continue
+            if name not in takers:
+                raise TrainingError(
+                    f"the objective {name} does not take {option}: {' and '.join(takers)} "
+                    f"{'do' if len(takers) > 1 else 'does'}"
+                )
+            if value not in _WORDS.get(option, (value,)):
+                raise TrainingError(
+                    f"expected {option} to be one of {', '.join(_WORDS[option])}, but got {value!r}"
+                )
+
     def model_config(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of HubVAE."""
         config = {name: getattr(self, name) for name in MODEL}
         is_dynamic = True if self.binarize == "dynamic" else None
-        return {"shape": shape, **config, "word_dropout": self.word_dropout or 0.0, "binarize": is_dynamic}
+        options = {
+            argument: value
+            for name, argument in OBJECTIVE_OPTIONS.get(self.objective, {}).items()
+            if (value := getattr(self, name)) is not None
+        }
+        config |= {
+            "objective_options": options,
+            "word_dropout": self.word_dropout or 0.0,
+            "binarize": is_dynamic,
+        }
+        return {"shape": shape, **config}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""
-        own = (f.name for f in fields(self) if f.name in MODEL and getattr(self, f.name) != f.default)
+        own = (
+            f.name
+            for f in fields(self)
+            if f.name in (*MODEL, *_OF_OBJECTIVES) and getattr(self, f.name) != f.default
+        )
         if (name := next(own, None)) is not None:
             raise TrainingError(
                 f"expected {name} to be left out where a model is given, but got {getattr(self, name)!r}"

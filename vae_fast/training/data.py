@@ -123,6 +123,11 @@ class Dataset:
         """For each of all samples, as they stand in the file, its place in the parts one after the other."""
         return np.arange(self.count("all")) if self.rows is None else np.argsort(np.concatenate(self.rows))
 
+    def numbers(self, part: str) -> np.ndarray:
+        """The numbers in the file of a part's samples, "all" too, of a set that was split."""
+        assert self.rows is not None
+        return np.arange(self.count("all")) if part == "all" else self.rows[part == "test"]
+
     def count(self, part: str) -> int:
         """The number of samples of "train", "test", "valid" or "all"."""
         return sum(map(len, self.parts.values())) if part == "all" else len(self.part(part))

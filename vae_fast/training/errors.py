@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+
 import torch
 
 
@@ -19,6 +22,17 @@ class CheckpointError(TrainingError):
 
 class DivergenceError(TrainingError):
     """The loss is infinite or NaN."""
+
+
+# What says nothing to a user: an object, bytes, a name in the library's code.
+_REPR = re.compile(r"""<\w[^>]*>|\bb['"]|local variable|invalid literal""")
+_OF_CODE = (ArithmeticError, AttributeError, LookupError, NameError, TypeError, struct.error)
+
+
+def reason(error: BaseException, otherwise: str = "damaged") -> str:
+    """Why a library cannot read a file, as it says it in its first line; `otherwise` where that is of its own code."""
+    text = str(error).strip().partition("\n")[0]
+    return otherwise if not text or isinstance(error, _OF_CODE) or _REPR.search(text) else text
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import Parts, folder_parts, listed
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"}
@@ -159,7 +159,7 @@ class DecodedRows:
 def _open(path: Path) -> tuple[np.ndarray, str, list[str]]:
     """An image, its mode where that has no white, and what was done to it. Raises DataError."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise DataError("a folder of images takes Pillow: pip install pillow") from None
     try:
@@ -170,8 +170,12 @@ def _open(path: Path) -> tuple[np.ndarray, str, list[str]]:
             return array, mode, changes
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path}: is not a readable image (of no format that Pillow knows, or cut off)"
+        ) from None
     except Exception as error:  # of nearly any type: a damaged file meets the decoders' own indexing
-        raise DataError(f"{path}: is not a readable image ({error or type(error).__name__})") from None
+        raise DataError(f"{path}: is not a readable image ({reason(error)})") from None
 
 
 def _to_array(image: Any) -> tuple[np.ndarray, list[str]]:

@@ -49,7 +49,7 @@ def find(
     if dataset.labels:
         return dataset.labels.get(part)
     labels_or_none = _beside(dataset, source, part)
-    return labels_or_none if labels_or_none is None or len(labels_or_none) == n else None
+    return labels_or_none if labels_or_none is not None and labels_or_none.shape == (n,) else None
 
 
 def _column(source: Path, name: str) -> np.ndarray | None:
@@ -86,20 +86,31 @@ def _beside(dataset: Dataset, source: str, part: str) -> np.ndarray | None:
     if path.suffix.lower() == ".npz":
         return _in_npz(dataset, path, part)
     files = [path, *path.parent.iterdir()] if path.is_file() else [*path.rglob("*")] if path.is_dir() else []
-    wanted = {"train": "train", "test": "t10k|test", "valid": "val"}[part]
-    for file in sorted(files):
-        if re.search(rf"({wanted}).*label.*idx1", file.name.lower()) and file.is_file():
-            return idx.read(file).astype(str)
-    return None
+    files = sorted(file for file in files if re.search("label.*idx1", file.name.lower()) and file.is_file())
+    if dataset.rows is not None:  # of one file, with the labels of the same name
+        own = part_of(path.name)[0] if path.is_file() else None
+        for file in files:
+            if own in (None, part_of(file.name)[0]) and len(found := _text(idx.read(file))) == dataset.count(
+                "all"
+            ):
+                return _part(dataset, found, part)
+        return None
+    of_part = [file for file in files if part_of(file.name)[0] == part]
+    return _text(idx.read(of_part[0])) if of_part else None
 
 
 def _in_npz(dataset: Dataset, path: Path, part: str) -> np.ndarray | None:
-    """y_train and y_test, or y of samples that are split."""
+    """y_train and y_test, or those of the samples that are split; or y of all samples."""
     with readers.numpy_errors(path), np.load(path, allow_pickle=False) as archive:
-        found = {part_of(n)[0]: n for n in archive.files if part_of(n)[1] in readers.LABELS}
-        if part in found:
-            return archive[found[part]].astype(str)
-        return _part(dataset, archive[found[""]].astype(str), part) if "" in found else None
+        found = readers.labels_of(archive.files)
+        name = found.get(part if dataset.rows is None else "train")
+        if name is not None:
+            labels = _text(archive[name])
+            return labels if dataset.rows is None else _part(dataset, labels, part)
+        whole = next(
+            (n for n in archive.files if part_of(n) in {("", word) for word in readers.LABELS}), None
+        )
+        return None if whole is None else _part(dataset, _text(archive[whole]), part)
 
 
 def read(file: Path) -> np.ndarray:
@@ -119,8 +130,14 @@ def read(file: Path) -> np.ndarray:
         raise DataError(f"{file}: is no text, .npy, .npz or IDX") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-    if array.ndim != 1:
+    if array.ndim != 1 and array.shape[1:] != (1,):
         raise DataError(f"{file}: expected one label for each sample, but got shape {array.shape}")
+    return _text(array)
+
+
+def _text(array: np.ndarray) -> np.ndarray:
+    """Labels as text: whole numbers without a point, a column of them as a row."""
+    array = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
     if array.dtype.kind == "f" and (array == array.round()).all():
         array = array.astype(np.int64)
     return np.char.strip(array.astype(str))

@@ -23,7 +23,7 @@ from ..backends.reference.rng import draw_rng_state, state_of_part
 from . import checkpoint, data, divergence, graph, preparing, sharding
 from .config import Recipe
 from .errors import CheckpointError, DivergenceError, TrainingError
-from .optimization import lr_of, make_optimizer, set_lr, warm_up_kl
+from .optimization import lr_of, make_optimizer, set_lr, top_lr, warm_up_kl
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -138,6 +138,7 @@ class Trainer:
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
         self.history: list[Row] = []
         self.test: Row = {}
+        self._top_lr = recipe.lr
 
     @property
     def is_main(self) -> bool:
@@ -311,6 +312,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, totals: Tensor) -> None:
         torch.manual_seed(self.recipe.seed_of(epoch, 0, 1))  # the latents' noise
+        self._top_lr = top_lr(self.recipe, [row[f"{self.monitor}_elbo"] for row in self.history])
         for indices in self._batches(epoch):
             self._train_step(indices, totals)
             self.steps += 1
@@ -320,7 +322,7 @@ class Trainer:
         recipe = self.recipe
         n, mine = len(indices), self._part(len(indices))
         if recipe.lr_schedule != "constant" or recipe.lr_warmup:
-            set_lr(self.optimizer, lr_of(recipe, self.steps, self._steps_per_epoch))
+            set_lr(self.optimizer, lr_of(recipe, self.steps, self._steps_per_epoch, self._top_lr))
         rng_state = draw_rng_state(self.accelerator.device, None)
         if self._graph is not None and n == recipe.batch_size:
             totals += self._graph(self._train_samples(indices), rng_state)

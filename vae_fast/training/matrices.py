@@ -14,7 +14,7 @@ import numpy as np
 
 from . import stored
 from .csr import Csr
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import listed
 from .stored import NotStreamableError, StoredArray
 
@@ -128,6 +128,18 @@ def labels_of(path: Path, key: str) -> np.ndarray:
     return np.array(names)[codes]
 
 
+def feature_names(path: Path) -> list[str]:
+    """What an .h5ad's var calls its features, the genes; none where it does not, or of another file."""
+    if path.suffix.lower() != ".h5ad":
+        return []
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        var = file.get("var")
+        index = var.get(var.attrs.get("_index", "_index")) if isinstance(var, h5py.Group) else None
+        return [] if not isinstance(index, h5py.Dataset) else list(map(_text, index[:]))
+
+
 def _column(
     path: Path, file: Any, key: str, option: str = "--batch-key"
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -220,6 +232,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+_OTHER = "not as its format has it"
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     try:
@@ -229,7 +244,6 @@ def _errors_of(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.strerror:
             raise
-        raise DataError(f"{path}: truncated or damaged ({str(error).partition(chr(10))[0]})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, _OTHER)})") from None
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: truncated or damaged ({reason})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, _OTHER)})") from None

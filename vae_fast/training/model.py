@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,6 +33,8 @@ class HubVAE(nn.VAE):
         blocks: residual blocks at each size, for "resnet".
         word_dropout: tokens that a "gru" decoder does not read in training.
         objective: a name in `vae_fast.nn.OBJECTIVES`.
+        objective_options: its arguments other than beta. The capacity of "capacity" grows from 0 to the number
+            `capacity` in `steps` steps.
         beta, clamp, num_samples: as in `vae_fast.nn.VAE`.
         options: the likelihood's own, such as variance="learned" of "gaussian". None is its default.
     """
@@ -59,6 +61,7 @@ class HubVAE(nn.VAE):
         blocks: int | None = None,
         word_dropout: float = 0.0,
         objective: str = "elbo",
+        objective_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         options = {name: python_value(value) for name, value in options.items() if value is not None}
@@ -98,9 +101,11 @@ class HubVAE(nn.VAE):
         )
         hidden = check_sizes("hidden", nn.ARCHITECTURES[architecture] if hidden is None else hidden)
         bounds = check_clamp(clamp)
-        super().__init__(
-            encoder, decoder, p_x, objective=objective, beta=beta, clamp=bounds, num_samples=num_samples
-        )
+        if objective_options:
+            loss: dict[str, Any] = {"objective": _objective(objective, beta, **objective_options)}
+        else:
+            loss = {"objective": objective, "beta": beta}
+        super().__init__(encoder, decoder, p_x, clamp=bounds, num_samples=num_samples, **loss)
         self.config: dict[str, Any] = {
             "shape": list(shape),
             "architecture": architecture,
@@ -112,6 +117,7 @@ class HubVAE(nn.VAE):
             "num_samples": self.num_samples,
             **extras,
             **({"objective": objective} if objective != "elbo" else {}),
+            **({"objective_options": dict(objective_options)} if objective_options else {}),
             **({"conditions": conditions} if conditions else {}),
             **({"columns": list(columns)} if columns else {}),
             **({"vocabulary": vocabulary} if vocabulary else {}),
@@ -153,3 +159,15 @@ class HubVAE(nn.VAE):
         if not self.conditions:
             return None
         return torch.arange(n, device=next(self.parameters()).device) % len(self.conditions)
+
+
+def _objective(name: str, beta: float, **options: Any) -> nn.Objective:
+    kind = nn.OBJECTIVES[name]
+    if kind is nn.Capacity and options.keys() & {"capacity", "steps"}:
+        usual = nn.Capacity().capacity
+        assert isinstance(usual, nn.LinearSchedule)
+        steps, end = options.pop("steps", usual.steps), options.get("capacity", usual.end)
+        options["capacity"] = nn.LinearSchedule(steps, 0.0, end)
+    if "beta" in kind.__annotations__:
+        options["beta"] = beta
+    return kind(**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..checks import number_of
 from .config import OPTIMIZERS, Recipe
 from .errors import TrainingError
 
+_LEAST_STEP = 1e-8  # of a learning rate that falls, as ReduceLROnPlateau has it
 _FUSED = ("adam", "adamw", "sgd")  # those of which torch has one kernel for a whole step
 
 
@@ -39,14 +40,29 @@ def make_optimizer(
     return optimizer
 
 
-def lr_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, from the step's number alone: there is nothing of it to save."""
+def lr_of(recipe: Recipe, step: int, steps_per_epoch: int, top: float) -> float:
+    """The learning rate of a step, from the step's number alone: there is nothing of it to save. `top`: `top_lr`'s."""
     warmup, last = recipe.lr_warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
-        return recipe.lr * min(1.0, (step + 1) / warmup)
+        return top * min(1.0, (step + 1) / warmup)
     way = (step - warmup) / max(1, last - warmup)
     factor = {"cosine": (1 + math.cos(math.pi * way)) / 2, "linear": 1 - way}.get(recipe.lr_schedule, 1.0)
-    return recipe.lr * max(0.0, factor)
+    return top * max(0.0, factor)
+
+
+def top_lr(recipe: Recipe, elbos: Sequence[float]) -> float:
+    """The recipe's learning rate, after evaluations with these ELBOs. It changes with the schedule plateau: to what
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` makes of it where every higher ELBO is better, mode="max", threshold=0.
+    (Its own threshold, 1e-4 of the best one, takes lower ELBOs for better where they are negative.)"""
+    if recipe.lr_schedule != "plateau":
+        return recipe.lr
+    (factor, patience), lr, best, bad = recipe.plateau, recipe.lr, -math.inf, 0
+    for elbo in elbos:
+        bad = 0 if elbo > best else bad + 1
+        best = max(best, elbo)
+        if bad > patience:
+            lr, bad = (lr * factor if lr - lr * factor > _LEAST_STEP else lr), 0
+    return lr
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

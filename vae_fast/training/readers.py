@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import idx, images, stored
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import Parts, held_out_parts, listed, part_of, visible_files
 from .stored import StoredArray
 
@@ -86,6 +86,18 @@ def _read_npz(path: Path, is_stored: bool) -> Parts:
         return Parts(load(train), notes=notes, **{part: load(name) for part, name in chosen.items()})
 
 
+def labels_of(names: list[str]) -> dict[str, str]:
+    """The arrays of an .npz with the labels of the parts that `_read_npz` makes of it: those named after the same part
+    as the samples ("test": y_val where x_val is the test part), or else the only one beside the only samples."""
+    train, held_out = _choose(names)
+    if train is None:
+        return {}
+    samples = {"train": train, **held_out_parts(held_out)}
+    labels = {part_of(name)[0]: name for name in names if part_of(name)[1] in LABELS}
+    found = {part: labels[own] for part, name in samples.items() if (own := part_of(name)[0]) in labels}
+    return found or ({"train": next(iter(labels.values()))} if len(samples) == len(labels) == 1 else {})
+
+
 def _choose(names: list[str]) -> tuple[str | None, dict[str, str]]:
     """The names of the arrays with the train part and the held-out ones; None where they do not tell."""
     parts: dict[str, list[str]] = {"train": [], "test": [], "valid": [], "": []}
@@ -110,5 +122,4 @@ def numpy_errors(path: Path) -> Iterator[None]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{path}: expected numbers, but got Python objects") from None
-        reason = str(error).partition("\n")[0] or "it ends too early"
-        raise DataError(f"{path}: truncated or damaged ({reason})") from None
+        raise DataError(f"{path}: truncated or damaged ({reason(error, 'not as NumPy writes it')})") from None

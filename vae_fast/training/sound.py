@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import images
-from .errors import DataError
+from .errors import DataError, reason
 from .parts import FolderParts, folder_parts, listed, visible_files
 
 SUFFIXES = (".wav", ".wave")
@@ -203,8 +203,8 @@ def _read(path: Path, done: Counter[str]) -> tuple[int, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # a damaged header meets the reader's own arithmetic
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: is not a readable WAV file ({reason})") from None
+        header = "its header is not that of a WAV file, or cut off"
+        raise DataError(f"{path}: is not a readable WAV file ({reason(error, header)})") from None
     if sound.size == 0 or rate < 1:
         raise DataError(f"{path}: holds no sound")
     if sound.dtype == np.uint8:

@@ -34,6 +34,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 KINDS = (*_OPTIONS, SKIP)  # what a user may ask for
 _STANDARDIZED, _CHOICES = ("gaussian", "laplace"), ("bernoulli", "categorical")
+NUMBERS = tuple(kind for kind in _OPTIONS if kind not in _CHOICES)
 _WORDS = {
     "gaussian": "numbers",
     "laplace": "numbers (laplace)",
@@ -95,8 +96,7 @@ def read(path: Path) -> tuple[Any, tuple[str, ...]]:
         if path.suffix.lower() == ".parquet":
             frame = pd.read_parquet(path)
         else:
-            separator = "\t" if ".tsv" in path.name.lower() else ","
-            frame = pd.read_csv(path, sep=separator, low_memory=False, encoding="utf-8-sig")
+            frame = pd.read_csv(path, sep=separator(path), low_memory=False, encoding="utf-8-sig")
     except ImportError:
         raise DataError(f"{path}: .parquet takes pyarrow: pip install 'vae_fast[tables]'") from None
     except UnicodeDecodeError:
@@ -118,6 +118,19 @@ def read(path: Path) -> tuple[Any, tuple[str, ...]]:
     return _without_numbering(frame) if is_text and len(frame.columns) else (frame, ())
 
 
+def cells(path: Path) -> np.ndarray:
+    """A text file that `read` has read as the texts of its cells, (1 + rows, columns) of str, the header first."""
+    import pandas as pd
+
+    options: dict[str, Any] = {"header": None, "dtype": str, "na_filter": False, "encoding": "utf-8-sig"}
+    found: np.ndarray = pd.read_csv(path, sep=separator(path), **options).fillna("").to_numpy(object)
+    return found
+
+
+def separator(path: Path) -> str:
+    return "\t" if ".tsv" in path.name.lower() else ","
+
+
 def labels_of(path: Path, name: str) -> np.ndarray:
     """A column, as text. Raises DataError."""
     frame, _ = read(path)
@@ -125,7 +138,7 @@ def labels_of(path: Path, name: str) -> np.ndarray:
         raise DataError(
             f"{path}: expected --labels to be a column ({listed(frame.columns, 9)}), but got {name}"
         )
-    return np.array(frame[name].map(_text), dtype=str)
+    return np.array(frame[name].map(text_of), dtype=str)
 
 
 def describe(
@@ -164,7 +177,7 @@ def encode(path: Path, frame: Any, columns: Sequence[Column]) -> np.ndarray:
         entries = frame[column.name]
         if column.kind in _CHOICES:
             numbers = {value: float(number) for number, value in enumerate(column.values)}
-            x[:, i] = _texts(entries).map(numbers).to_numpy(np.float32, na_value=np.nan)
+            x[:, i] = texts(entries).map(numbers).to_numpy(np.float32, na_value=np.nan)
             known = f"one of {listed(column.values, most=9)}"
             _refuse(path, column.name, entries, entries.notna().to_numpy() & np.isnan(x[:, i]), known)
             continue
@@ -181,7 +194,7 @@ def to_csv(x: np.ndarray, columns: Sequence[Column]) -> bytes:
     """x as the table was: its names, categories and units. Of a probability the more probable value."""
     of_x = {column.name: i for i, column in enumerate(order(columns))}
     texts = [
-        [column.values[0]] * len(x) if column.kind == CONSTANT else _decoded(x[:, of_x[column.name]], column)
+        [column.values[0]] * len(x) if column.kind == CONSTANT else decoded(x[:, of_x[column.name]], column)
         for column in columns
     ]
     file = io.StringIO()
@@ -191,7 +204,8 @@ def to_csv(x: np.ndarray, columns: Sequence[Column]) -> bytes:
     return file.getvalue().encode()
 
 
-def _decoded(x: np.ndarray, column: Column) -> list[str]:
+def decoded(x: np.ndarray, column: Column) -> list[str]:
+    """Entries of a column of x as text."""
     if column.kind in _CHOICES:
         return [column.values[int(number)] for number in np.rint(x)]
     values = x.astype(np.float64) * column.deviation + column.mean
@@ -233,7 +247,7 @@ def _describe(path: Path, name: str, entries: Any, kind: str | None, train: np.n
     except TypeError:
         raise _not_used(path, name, "its entries are lists") from None
     if kind is None and len(distinct) == 1:
-        return Column(name, CONSTANT, (_text(distinct[0]),))
+        return Column(name, CONSTANT, (text_of(distinct[0]),))
     if kind is None and (pd.api.types.is_datetime64_any_dtype(entries) or entries.dtype.kind in "mc"):
         raise _not_used(path, name, f"{entries.dtype} is neither a number nor a category")
     if kind is None and len(distinct) == 2:
@@ -243,7 +257,7 @@ def _describe(path: Path, name: str, entries: Any, kind: str | None, train: np.n
         if kind == "categorical" and len(distinct) > min(_MOST, max(_FEW, len(entries) / 2)):
             raise _not_used(path, name, f"{len(distinct):,} different texts in {len(entries):,} rows")
     if kind in _CHOICES:
-        values = tuple(_text(value) for value in _sorted(distinct))
+        values = tuple(text_of(value) for value in _sorted(distinct))
         if len(values) < 2 or (kind == "bernoulli" and len(values) > 2):
             wanted = "two values" if kind == "bernoulli" else "several values"
             raise DataError(f"{path}: column {name}: expected {wanted} for {kind}, but got {len(values)}")
@@ -289,15 +303,16 @@ def _refuse(path: Path, name: str, entries: Any, wrong: np.ndarray, expected: st
     """DataError where an entry is wrong. Row 1 is the first after the header."""
     if wrong.any():
         row = int(wrong.argmax())
-        entry = _text(entries.iloc[row])
+        entry = text_of(entries.iloc[row])
         raise DataError(f"{path}: column {name}, row {row + 1}: expected {expected}, but got {entry}")
 
 
-def _texts(entries: Any) -> Any:
-    return entries.astype(object).map(_text, na_action="ignore")
+def texts(entries: Any) -> Any:
+    """A column's entries as text; those that are missing stay so."""
+    return entries.astype(object).map(text_of, na_action="ignore")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """As a CSV has it. Whole floats are so: pandas makes floats of whole numbers where some are missing."""
     if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == round(value):
         return str(int(value))
