@@ -52,9 +52,7 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 1024  # of all processes together
     lr: float = 1e-3
-    lr_schedule: str = (
-        "constant"  # or "cosine", "linear": to 0 at the end of the epochs; "plateau": by the evaluations
-    )
+    lr_schedule: str = "constant"  # "cosine", "linear": to 0 at the end; "plateau": by the evaluations
     lr_factor: float | None = None  # of plateau; None is PLATEAU's
     lr_patience: int | None = None  # evaluations without a better ELBO
     lr_warmup: float = 0.0  # epochs in which the learning rate grows from 0
@@ -77,9 +75,7 @@ class Recipe:
     objective: str = "elbo"
     beta: float = 1.0
     kl_warmup: float = 0.0  # epochs in which the KL's weight grows from 0 to beta
-    free_bits: float | None = (
-        None  # these are OBJECTIVE_OPTIONS of one or some objectives; None is their default
-    )
+    free_bits: float | None = None  # these are of one or some objectives; None is their default
     free_bits_per: str | None = None
     capacity: float | None = None
     capacity_steps: int | None = None
@@ -258,25 +254,16 @@ class Recipe:
         """The arguments of HubVAE."""
         config = {name: getattr(self, name) for name in MODEL}
         is_dynamic = True if self.binarize == "dynamic" else None
-        options = {
-            argument: value
-            for name, argument in OBJECTIVE_OPTIONS.get(self.objective, {}).items()
-            if (value := getattr(self, name)) is not None
-        }
-        config |= {
-            "objective_options": options,
-            "word_dropout": self.word_dropout or 0.0,
-            "binarize": is_dynamic,
-        }
-        return {"shape": shape, **config}
+        arguments = OBJECTIVE_OPTIONS.get(self.objective, {})
+        options = {argument: getattr(self, name) for name, argument in arguments.items()}
+        options = {argument: value for argument, value in options.items() if value is not None}
+        config |= {"objective_options": options, "word_dropout": self.word_dropout or 0.0}
+        return {"shape": shape, **config, "binarize": is_dynamic}
 
     def check_without_model(self) -> None:
         """TrainingError where the recipe says something of a model that is given."""
-        own = (
-            f.name
-            for f in fields(self)
-            if f.name in (*MODEL, *_OF_OBJECTIVES) and getattr(self, f.name) != f.default
-        )
+        of_models = {*MODEL, *_OF_OBJECTIVES}
+        own = (f.name for f in fields(self) if f.name in of_models and getattr(self, f.name) != f.default)
         if (name := next(own, None)) is not None:
             raise TrainingError(
                 f"expected {name} to be left out where a model is given, but got {getattr(self, name)!r}"
