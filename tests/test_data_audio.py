@@ -147,6 +147,13 @@ def test_what_is_no_sound(tmp_path: Path, content: bytes | np.ndarray, message: 
         data.load(str(tmp_path / "a" / "good.wav"))
 
 
+def test_a_sound_that_was_cut_off_is_told(tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.wav", tone(440)).read_bytes()
+    (tmp_path / "b.wav").write_bytes(whole[: len(whole) // 2])
+    dataset = data.load(str(tmp_path))
+    assert any("1 of 2 sounds are shorter than their headers say" in note for note in dataset.notes)
+
+
 def test_train_and_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two tones, the sounds that a model gives back are those tones."""
     tones = {"low": 300, "high": 1200}

@@ -131,6 +131,17 @@ def test_images(tmp_path: Path, name: str) -> None:
     assert re.search(note, "; ".join(said)) if note else not said
 
 
+def test_a_damaged_png_is_refused(tmp_path: Path) -> None:
+    """Also where the damage is met when Pillow looks for the EXIF block, after which the rest of it would be black."""
+    good = of(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8))
+    bad = bytearray(good)
+    bad[good.index(b"IDAT") + 30] ^= 255
+    for name, content in (("a", good), ("b", bytes(bad))):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"b\.png: is not a readable image"):
+        load(str(tmp_path))
+
+
 def folder(tmp_path: Path, files: dict[str, bytes]) -> str:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

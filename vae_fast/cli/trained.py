@@ -85,7 +85,7 @@ class Run:
     def known_labels(self, part: str, file: Path | None) -> np.ndarray:
         found = self.labels(part, file)
         if found is None:
-            raise DataError(f"{self.dataset.name}: {labels.NO_LABELS}")
+            raise DataError(f"{self.dataset.name}: {labels.NO_LABELS.format(part=part)}")
         return found
 
     def mu(self, part: str) -> Tensor:
@@ -374,7 +374,7 @@ def run_embed(
         save_array(out, points)
     print(out)
     if known is None:
-        print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS}", file=sys.stderr)
+        print(f"vae-fast: warning: {run.dataset.name}: {labels.NO_LABELS.format(part=part)}", file=sys.stderr)
 
 
 def _used_dims(run: Run) -> list[int]:

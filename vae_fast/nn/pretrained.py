@@ -188,7 +188,7 @@ def build(config: dict[str, Any], source: Path, parts: dict[str, Any] | None = N
             f"formats up to {FORMAT}: a newer vae_fast loads it"
         )
     if "class" not in config and not is_known("HubVAE"):
-        raise ValueError(f"{source}: is the config of a run: import vae_fast.training before")
+        raise ValueError(f"{source}: is the model of a run: import vae_fast.training before")
     try:
         model = make(config if "class" in config else {"class": "HubVAE", "arguments": config}, "", parts)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:

@@ -199,7 +199,7 @@ class Recipe:
             raise TrainingError(f"expected ema to be a number from 0 to below 1, but got {self.ema}")
         if self.fsdp and self.cuda_graph:
             raise TrainingError(
-                "expected cuda_graph to be False for fsdp, but got True: it replays a step of one process"
+                "expected cuda_graph to be off for fsdp, but got True: it replays a step of one process"
             )
         self._check_plateau()
         self._check_objective()
@@ -207,7 +207,9 @@ class Recipe:
     def _check_plateau(self) -> None:
         if self.lr_schedule != "plateau":
             if (name := next((n for n in PLATEAU if getattr(self, n) is not None), None)) is not None:
-                raise TrainingError(f"lr_schedule {self.lr_schedule} does not take {name}: plateau does")
+                raise TrainingError(
+                    f"expected lr_schedule to be plateau for {name}, but got {self.lr_schedule!r}"
+                )
             return
         factor, patience = self.plateau
         if not 0 <= factor < 1:
@@ -230,7 +232,7 @@ class Recipe:
             raise TrainingError("expected num_samples to be given for the objective iwae")
         if name == "beta_tc" and self.num_samples is not None:
             raise TrainingError(
-                f"expected num_samples to be None for the objective beta_tc, but got {self.num_samples}"
+                f"expected num_samples to be left out for the objective beta_tc, but got {self.num_samples}"
             )
         if "beta" not in nn.OBJECTIVES[name].__annotations__ and (self.beta != 1 or self.kl_warmup):
             changed = f"beta={self.beta}" if self.beta != 1 else f"kl_warmup={self.kl_warmup}"

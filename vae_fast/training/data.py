@@ -318,8 +318,8 @@ def load(
         raise DataError(f"{source}: --batch-key is a column of an .h5ad's obs")
     is_table = source != DIGITS and tables.is_table(path)
     if (columns or known) and not is_table:
-        what = "--columns is of tables" if columns else "expected a table, as the model was trained on"
-        raise DataError(f"{source}: {what}: {', '.join(tables.SUFFIXES)}")
+        expected = "no columns for what is no table" if columns else "a table, as the model was trained on"
+        raise DataError(f"{source}: expected {expected}: {', '.join(tables.SUFFIXES)}")
     if source != DIGITS and not path.exists():
         raise DataError(f"{source}: no such file or folder (the embedded set is: {DIGITS})")
     is_other = source != DIGITS and matrix is None and not is_table

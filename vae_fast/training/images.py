@@ -186,6 +186,8 @@ def _to_array(image: Any) -> tuple[np.ndarray, list[str]]:
     raw = str(image.tile)  # what the decoder makes of the file's bytes; empty once they are read
     if getattr(image, "is_animated", False):
         changes.append("several frames, the first is read")
+    if image.format != "TIFF":  # which turns itself, and then has no orientation
+        image.load()  # before the EXIF block is asked for: for that Pillow decodes a PNG, whose error would be lost
     as_it_is, is_16_bit = _is_as_it_is(image), image.mode.startswith("I")
     if ";16" in raw and not is_16_bit:
         changes.append("16 bits a channel, read with 8")

@@ -12,7 +12,9 @@ from .data import Dataset
 from .errors import DataError
 from .parts import part_of
 
-NO_LABELS = "has no labels that are known: give --labels, a file with one for each sample"
+NO_LABELS = (
+    "has no labels of its {part} part that are known, one for each sample: give --labels, a file with them"
+)
 
 
 def find(

@@ -197,9 +197,10 @@ def _read(path: Path, done: Counter[str]) -> tuple[int, np.ndarray]:
     from scipy.io import wavfile
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no sound
+        with warnings.catch_warnings(record=True) as told:  # also of chunks that hold no sound
+            warnings.simplefilter("always", wavfile.WavFileWarning)
             rate, sound = wavfile.read(path)
+        done["shorter than their headers say"] += any("prematurely" in str(w.message) for w in told)
     except OSError:
         raise
     except Exception as error:  # a damaged header meets the reader's own arithmetic
