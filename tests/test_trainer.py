@@ -4,6 +4,7 @@ and that a run which is interrupted or repeated with all of them is the same, bi
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -19,6 +20,8 @@ from torch import Tensor
 
 pytest.importorskip("accelerate")
 pytest.importorskip("typer")
+
+from rich.console import Console
 
 from command import ordinary_process, save_images
 from vae_fast import cli, nn
@@ -365,9 +368,14 @@ def test_rate_on_a_plateau_is_that_of_torch(factor: float, patience: int) -> Non
 def test_rate_falls_on_a_plateau_and_goes_on_where_it_was() -> None:
     """Bit for bit where the run is interrupted between two falls."""
     recipe = replace(SMALL, lr=0.2, epochs=16, lr_schedule="plateau", lr_factor=0.5, lr_patience=1)
-    whole = trained(recipe, callbacks=[rates := EpochRates()])
+    printed = io.StringIO()
+    whole = trained(
+        recipe, callbacks=[rates := EpochRates(), callbacks.ProgressBar(Console(file=printed, width=200))]
+    )
     want = reduced([row["test_elbo"] for row in whole.history], 0.2, 0.5, 1)
     assert rates.rates == [0.2, *want[:-1]]
+    said = re.findall(r"epoch (\d+) of 16: .* lr ([\d.e-]+) ", printed.getvalue())
+    assert said == [(n, f"{rates.rates[int(n) - 1]:.2g}") for n, _ in said] and len(said) == 10
     falls = [n for n in range(1, 16) if want[n] < want[n - 1]]
     assert len(falls) > 1
     first = Trainer(recipe, data(), callbacks=[Ends(at := falls[1])])

@@ -81,7 +81,9 @@ class ProgressBar(Callback):
         row = trainer.history[-1]
         speed = trainer.images / max(trainer.seconds, 1e-9)
         elbo = f"{trainer.monitor} ELBO {row[f'{trainer.monitor}_elbo']:.2f}"
-        return f"loss {row['train_loss']:.2f}  {elbo}  {speed:,.0f} {noun(trainer)}s/s"
+        is_constant = trainer.recipe.lr_schedule == "constant"
+        rate = "" if is_constant else f"  lr {float(trainer.optimizer.param_groups[0]['lr']):.2g}"
+        return f"loss {row['train_loss']:.2f}  {elbo}{rate}  {speed:,.0f} {noun(trainer)}s/s"
 
 
 class Checkpoints(Callback):
