@@ -178,7 +178,7 @@ def test_train_and_what_follows(
         ),
         (["train", "--data", source, "--architecture", "mlp"], "where it is gru, but got mlp"),
         (["train", "--data", "digits", "--max-length", "3"], "--max-length is of lines of text"),
-        (["train", "--data", "digits", "--word-dropout", "0.1"], "'gru' for word_dropout"),
+        (["train", "--data", "digits", "--word-dropout", "0.1"], "'gru' for --word-dropout"),
     ):
         assert cli.run([*arguments, "--cpu"]) == 1
         printed = capsys.readouterr().err
