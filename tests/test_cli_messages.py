@@ -65,7 +65,7 @@ ADVICE: dict[str, tuple[Callable[[], None], list[str], str, list[str]]] = {
     "kind of output": (
         _trained,
         ["generate", "--out", "a.jpeg"],
-        "expected --out to be a name that ends in .png or .npy (.csv for a table, .txt for text; "
+        "expected --out to be a name that ends in .png or .npy (.csv, .tsv, .parquet for a table, .txt for text; "
         "a .png of sounds has a folder of them beside it), but got a.jpeg",
         ["generate", "--out", "a.PNG"],
     ),

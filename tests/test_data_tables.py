@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def test_from_csv_to_csv(capsys: Capture) -> None:
     before = Path("run/generated.csv").read_bytes()
     assert cli.run(["generate", "run", "-n", "2000", "--seed", "1", "--out", "again.csv"]) == 0
     assert Path("again.csv").read_bytes() == before
+    for name, read in (("a.tsv", partial(pd.read_csv, sep="\t")), ("a.parquet", pd.read_parquet)):
+        assert cli.run(["generate", "run", "-n", "2000", "--seed", "1", "--out", name]) == 0
+        pd.testing.assert_frame_equal(read(name), made, check_dtype=False)
 
     assert cli.run(["reconstruct", "run"]) == 0
     test = table.iloc[data.split_rows("people.csv", ROWS)[1]].reset_index()
@@ -117,6 +121,15 @@ def test_from_csv_to_csv(capsys: Capture) -> None:
     assert ((sent.city == "Bern") == is_in_bern).mean() > 0.9 and (sent.sex == test.sex).mean() > 0.9
     assert (sent.income - test.income).abs().median() < 5000
 
+    assert cli.run(["interpolate", "run", "--between", "3,5", "--steps", "4"]) == 0
+    way = pd.read_csv("run/interpolation.csv")
+    assert list(way) == ["row", "column", *sent] and way.row.tolist() == [0] * 4
+    assert way.column.tolist() == [0, 1, 2, 3]
+    for place, sample in ((0, 3), (3, 5)):
+        for name in sent:
+            end, whole = way[name][place], sent[name][sample]
+            assert end == pytest.approx(whole, rel=1e-5) if sent[name].dtype == float else end == whole
+
     table.assign(city="Basel").to_csv("others.csv", index=False)
     fails("reconstruct", "run", "--data", "others.csv")
     error = capsys.readouterr().err
@@ -125,7 +138,7 @@ def test_from_csv_to_csv(capsys: Capture) -> None:
     )
     fails("generate", "run", "--out", "a.png")
     assert (
-        "expected --out to be a name that ends in .csv for this model, but got a.png"
+        "expected --out to be a name that ends in .csv or .tsv or .parquet for this model, but got a.png"
         in capsys.readouterr().err
     )
 

@@ -469,7 +469,7 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv, of text a .txt. "
+            help="A .png, or .npy for the values; of a table a .csv, .tsv or .parquet, of text a .txt. "
             "[default: generated.png, .csv or .txt in the folder]"
         ),
     ] = None,
@@ -531,7 +531,7 @@ def reconstruct(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .png, or .npy for the values; of a table a .csv (with --fill also .tsv or .parquet), of text "
+            help="A .png, or .npy for the values; of a table a .csv, .tsv or .parquet, of text "
             "a .txt of originals and reconstructions. [default: reconstructed.png, .csv or .txt in the folder]"
         ),
     ] = None,

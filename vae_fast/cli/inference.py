@@ -19,7 +19,7 @@ from ..training.parts import listed
 from . import runs
 
 SHOWN = 48  # reconstructions
-SUFFIXES, TABLE, TEXT = (".png", ".npy"), ".csv", ".txt"  # of what is written
+SUFFIXES, TEXT = (".png", ".npy"), ".txt"  # of what is written
 MOST_PIXELS, MOST_SIDE = 80_000_000, 60_000  # of a picture: Pillow and matplotlib take little more
 
 
@@ -55,7 +55,7 @@ def run_generate(
         if model.sound:
             save_sounds(out, folder, model, samples, outputs.numbered(n))
     elif model.columns:
-        _save_table(out, model, model.generate(n, **options))
+        outputs.save_table(out, model, model.generate(n, **options))
     else:
         save_array(out, model.generate(n, **options))
     print(out)
@@ -93,7 +93,7 @@ def run_reconstruct(
     model = load_model(folder, cpu)
     if fill and not model.columns:
         raise TrainingError("--fill is of tables")
-    suffixes = filled_tables.SUFFIXES if fill else outputs.suffixes(model)
+    suffixes = tables.WRITTEN if fill else outputs.suffixes(model)
     out = _chosen_out(suffixes, out, folder / "reconstructed")
     if fill and sample_z:
         raise TrainingError("--fill takes no --sample-z: it draws as many z as it needs")
@@ -132,7 +132,7 @@ def run_reconstruct(
             return
         x = inference.reconstruct(model, samples, **options)
         if model.columns:
-            _save_table(out, model, x)
+            outputs.save_table(out, model, x)
         elif out.suffix.lower() == TEXT:
             originals = torch.cat([batch["x"] for batch in inference.batches(dataset, part, indices)])
             outputs.save_pairs(out, model, originals, x)
@@ -208,10 +208,11 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 def _check_out(out: Path | None) -> None:
     """Before the model is loaded."""
-    if out is not None and out.suffix.lower() not in (*SUFFIXES, TABLE, TEXT):
+    if out is not None and out.suffix.lower() not in (*SUFFIXES, *tables.WRITTEN, TEXT):
+        of_tables = ", ".join(tables.WRITTEN)
         raise TrainingError(
-            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({TABLE} for a table, {TEXT} for text; "
-            f"a .png of sounds has a folder of them beside it), but got {out}"
+            f"expected --out to be a name that ends in {' or '.join(SUFFIXES)} ({of_tables} for a table, {TEXT} for "
+            f"text; a .png of sounds has a folder of them beside it), but got {out}"
         )
 
 
@@ -252,10 +253,6 @@ def check_picture(
             f"expected {option} to be at most {most // tiles} for a picture, but got {n}: "
             "give --out a name that ends in .npy for more"
         )
-
-
-def _save_table(path: Path, model: HubVAE, x: Tensor) -> None:
-    checkpoint.replace_bytes(path, tables.to_csv(x.float().cpu().numpy(), model.columns))
 
 
 def save_array(path: Path, values: Tensor) -> None:

@@ -122,6 +122,8 @@ class Run:
         samples = inference.decode_grid(self.model, z, condition)
         if out.suffix.lower() == TEXT:
             outputs.save_lines(out, self.model, samples)
+        elif self.model.columns:
+            outputs.save_table(out, self.model, samples)
         elif is_picture(out):
             flat = samples.flatten(0, 1)
             pictures.save_grid(out, flat, columns, title, are_sounds=self.model.sound is not None)

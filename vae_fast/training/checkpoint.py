@@ -30,7 +30,7 @@ PICTURES = (
     *("samples.png", "reconstructions.png", "loss.png", "generated.png", "reconstructed.png"),
     *("interpolation.png", "traversal.png", "steered.png", "manifold.png", "embedding.png", "roc.png"),
 )
-TABLES = ("generated.csv", "reconstructed.csv")  # of a model of a table
+TABLES = tuple(str(Path(name).with_suffix(".csv")) for name in PICTURES)  # of a model of a table
 TEXTS = tuple(str(Path(name).with_suffix(".txt")) for name in PICTURES)  # of a model of text
 SCORES, LATENTS = "scores.csv", "latents.npz"
 OUTPUTS = (*PICTURES, *TABLES, *TEXTS, SCORES, LATENTS)

@@ -14,8 +14,6 @@ import numpy as np
 from . import checkpoint, tables
 from .tables import Column
 
-SUFFIXES = (".csv", ".tsv", ".parquet")  # of what is written
-
 
 def save(out: Path, source: Path, rows: np.ndarray, x: np.ndarray, columns: Sequence[Column]) -> None:
     """The rows of these numbers of the table `source`, their gaps filled from x. `out`: by its suffix text, whose cells

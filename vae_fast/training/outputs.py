@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from . import checkpoint, sound
+from . import checkpoint, sound, tables
 from .errors import CheckpointError, DataError
 from .model import HubVAE
 
@@ -17,8 +18,25 @@ from .model import HubVAE
 def suffixes(model: HubVAE) -> tuple[str, ...]:
     """What names of a file of samples may end in, the default first."""
     if model.columns:
-        return (".csv",)
+        return tables.WRITTEN
     return (".txt" if model.vocabulary else ".png", ".npy")
+
+
+def save_table(path: Path, model: HubVAE, x: Tensor) -> None:
+    """Rows of a table (n, columns), as text or Parquet by the path's suffix; those of a grid (rows, columns, columns of
+    the table) by their places in it."""
+    places = {}
+    if x.ndim == 3:
+        rows, columns = x.shape[:2]
+        places = {"row": np.repeat(range(rows), columns), "column": np.tile(range(columns), rows)}
+    values = x.flatten(0, -2).float().cpu().numpy()
+    content = tables.to_csv(values, model.columns, tables.separator(path), places)
+    if path.suffix.lower() != ".parquet":
+        return checkpoint.replace_bytes(path, content)
+    import pandas as pd
+
+    frame = pd.read_csv(io.BytesIO(content), keep_default_na=False)
+    return checkpoint.replace_file(path, lambda new: frame.to_parquet(new, engine="pyarrow"))
 
 
 def save_lines(path: Path, model: HubVAE, tokens: Tensor) -> None:

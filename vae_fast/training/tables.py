@@ -21,6 +21,7 @@ from .errors import DataError
 from .parts import listed
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+WRITTEN = (".csv", ".tsv", ".parquet")
 SKIP, CONSTANT = "skip", "constant"
 # The groups of x, in this order, with their likelihoods' options.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -190,17 +191,24 @@ def encode(path: Path, frame: Any, columns: Sequence[Column]) -> np.ndarray:
     return x
 
 
-def to_csv(x: np.ndarray, columns: Sequence[Column]) -> bytes:
-    """x as the table was: its names, categories and units. Of a probability the more probable value."""
+def to_csv(
+    x: np.ndarray,
+    columns: Sequence[Column],
+    separator: str = ",",
+    before: Mapping[str, Iterable[Any]] | None = None,
+) -> bytes:
+    """x as the table was: its names, categories and units. Of a probability the more probable value. `before`: other
+    columns, which come first."""
+    before = before or {}
     of_x = {column.name: i for i, column in enumerate(order(columns))}
     texts = [
         [column.values[0]] * len(x) if column.kind == CONSTANT else decoded(x[:, of_x[column.name]], column)
         for column in columns
     ]
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
-    writer.writerows(zip(*texts, strict=True))
+    writer = csv.writer(file, delimiter=separator, lineterminator="\n")
+    writer.writerow([*before, *(column.name for column in columns)])
+    writer.writerows(zip(*before.values(), *texts, strict=True))
     return file.getvalue().encode()
 
 
