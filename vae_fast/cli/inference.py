@@ -36,7 +36,7 @@ def run_generate(
     folder = folder or runs.newest(checkpoint.MODEL)
     _check_out(out)
     model = load_model(folder, cpu)
-    out = _chosen_out(outputs.suffixes(model), out, folder / "generated")
+    out = _chosen_out(model, out, folder / "generated")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same samples on every device
     options: dict[str, Any] = {"condition": labels_of(model, condition, n), "generator": generator}
     options |= {"temperature": temperature}
@@ -88,13 +88,11 @@ def run_reconstruct(
     if n is not None and only is not None:
         raise TrainingError("-n takes the first samples, --only those of these numbers: give one of them")
     folder = folder or runs.newest(checkpoint.MODEL)
-    if not fill:
-        _check_out(out)
+    _check_out(out)
     model = load_model(folder, cpu)
     if fill and not model.columns:
         raise TrainingError("--fill is of tables")
-    suffixes = tables.WRITTEN if fill else outputs.suffixes(model)
-    out = _chosen_out(suffixes, out, folder / "reconstructed")
+    out = _chosen_out(model, out, folder / "reconstructed")
     if fill and sample_z:
         raise TrainingError("--fill takes no --sample-z: it draws as many z as it needs")
     dataset, source = load_data(folder, model, source)
@@ -216,7 +214,8 @@ def _check_out(out: Path | None) -> None:
         )
 
 
-def _chosen_out(suffixes: tuple[str, ...], out: Path | None, default: Path) -> Path:
+def _chosen_out(model: HubVAE, out: Path | None, default: Path) -> Path:
+    suffixes = outputs.suffixes(model)
     if out is not None and out.suffix.lower() not in suffixes:
         raise TrainingError(
             f"expected --out to be a name that ends in {' or '.join(suffixes)} for this model, but got {out}"

@@ -178,9 +178,7 @@ def _of_sound(recipe: Recipe, named: set[str]) -> Recipe:
 def _free(recipe: Recipe) -> set[str]:
     """What may change when a run goes on."""
     free = {"epochs", "evaluate_every", "patience", "save_every", "track", "fsdp"}
-    if (
-        recipe.lr_schedule != "constant"
-    ):  # ends with the epochs, or goes by evaluations, whose number they set
+    if recipe.lr_schedule != "constant":  # ends with the epochs, or goes by evaluations: they set how many
         free.remove("epochs")
     if recipe.best or recipe.patience is not None or recipe.lr_schedule == "plateau":  # evaluations choose
         free.remove("evaluate_every")

@@ -237,7 +237,6 @@ class Recipe:
         if "beta" not in nn.OBJECTIVES[name].__annotations__ and (self.beta != 1 or self.kl_warmup):
             changed = f"beta={self.beta}" if self.beta != 1 else f"kl_warmup={self.kl_warmup}"
             raise TrainingError(f"the objective {name} has no weight of the KL, but got {changed}")
-
         for option in _OF_OBJECTIVES:
             value, takers = getattr(self, option), [n for n, of in OBJECTIVE_OPTIONS.items() if option in of]
             if value is None:

@@ -91,10 +91,9 @@ def _beside(dataset: Dataset, source: str, part: str) -> np.ndarray | None:
     files = sorted(file for file in files if re.search("label.*idx1", file.name.lower()) and file.is_file())
     if dataset.rows is not None:  # of one file, with the labels of the same name
         own = part_of(path.name)[0] if path.is_file() else None
+        total = dataset.count("all")
         for file in files:
-            if own in (None, part_of(file.name)[0]) and len(found := _text(idx.read(file))) == dataset.count(
-                "all"
-            ):
+            if own in (None, part_of(file.name)[0]) and len(found := _text(idx.read(file))) == total:
                 return _part(dataset, found, part)
         return None
     of_part = [file for file in files if part_of(file.name)[0] == part]
